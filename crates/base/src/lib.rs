@@ -1,0 +1,15 @@
+//! Floor 0: the words every other crate speaks. Ids, time as a plain number, seeded randomness, ordered key
+//! codecs and the hash that replicas compare.
+//!
+//! Nothing here reads a clock, draws from a global random source, opens a socket or spawns a task: time and
+//! seeds come in as arguments, so that everything built on this floor can be replayed.
+
+pub mod codec;
+pub mod hash;
+pub mod ids;
+pub mod rng;
+pub mod time;
+
+pub use ids::{ClusterId, GroupId, NodeId, PeerId};
+pub use rng::Rng;
+pub use time::Time;

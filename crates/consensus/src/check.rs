@@ -1,0 +1,107 @@
+//! The raft crate trusts its messages and stops the process at absurd ones. So each message is checked first: a
+//! damaged, forged or misdirected one is dropped and reported, and can neither crash the host nor make it
+//! contradict itself.
+
+use base::PeerId;
+use raft::Raft;
+use raft::eraftpb::{Message, MessageType};
+
+use crate::log::{LogReader, LogView};
+
+/// The raft crate's mark on votes that a leader asked for.
+pub(crate) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+const CONTEXT_BYTES_MAX: usize = 64;
+
+/// `Err` says in words why the message must not be stepped.
+pub(crate) fn raft_message(
+    message: &Message,
+    from: PeerId,
+    to: PeerId,
+    raft: &Raft<LogView>,
+    log: &LogReader,
+) -> Result<(), String> {
+    let fail = |why: &str| Err(format!("{why} in {:?}", message.msg_type));
+    if message.from != from.0 || message.to != to.0 || from.is_none() || from == to {
+        return fail("wrong sender or receiver");
+    }
+    let Some(kind) = message_type(message.msg_type) else {
+        return fail("unknown type");
+    };
+    if message.term == 0 {
+        return fail("no term");
+    }
+    if message.context.len() > CONTEXT_BYTES_MAX {
+        return fail("oversized context");
+    }
+    if kind != MessageType::MsgAppend && !message.entries.is_empty() {
+        return fail("unexpected entries");
+    }
+    match kind {
+        MessageType::MsgAppend => append(message, raft, log),
+        MessageType::MsgHeartbeat => {
+            if message.term >= raft.term && message.commit > log.last() {
+                return fail("commit beyond the log");
+            }
+            Ok(())
+        }
+        MessageType::MsgAppendResponse => {
+            if message.index > log.last() && message.term == raft.term && !message.reject {
+                return fail("acknowledged index beyond the log");
+            }
+            if message.commit > log.last() && message.term == raft.term {
+                return fail("commit beyond the log");
+            }
+            Ok(())
+        }
+        MessageType::MsgSnapshot => {
+            let metadata = message.get_snapshot().get_metadata();
+            if metadata.index == 0 || metadata.term == 0 || metadata.term > message.term {
+                return fail("absurd snapshot");
+            }
+            Ok(())
+        }
+        MessageType::MsgHeartbeatResponse
+        | MessageType::MsgRequestVote
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse
+        | MessageType::MsgTimeoutNow => Ok(()),
+        // Proposals, reads and transfers travel in messages of our own.
+        _ => fail("a type that does not travel"),
+    }
+}
+
+fn append(message: &Message, raft: &Raft<LogView>, log: &LogReader) -> Result<(), String> {
+    let fail = |why: &str| Err(format!("{why} in an append after {}", message.index));
+    if message.log_term > message.term {
+        return fail("a term from the future");
+    }
+    let mut index = message.index;
+    let mut term = message.log_term;
+    for entry in &message.entries {
+        if index.checked_add(1) != Some(entry.index) {
+            return fail("a gap");
+        }
+        if entry.term < term || entry.term > message.term || !(0..=2).contains(&entry.entry_type) {
+            return fail("an entry out of order");
+        }
+        (index, term) = (entry.index, entry.term);
+    }
+    if message.term >= raft.term {
+        let committed = raft.raft_log.committed;
+        let contradicts = message
+            .entries
+            .iter()
+            .take_while(|entry| entry.index <= committed)
+            .any(|entry| log.term_of(entry.index).is_ok_and(|ours| ours != entry.term));
+        if contradicts {
+            return fail("a contradiction to what is committed");
+        }
+    }
+    Ok(())
+}
+
+fn message_type(raw: i32) -> Option<MessageType> {
+    (0..=18).contains(&raw).then(|| MessageType::from_i32(raw)).flatten()
+}

@@ -1,0 +1,582 @@
+//! One Raft group on this host: the raft crate's node, and around it what the crate leaves open. This file holds
+//! the group's state and its reaction to inputs; what follows from them in the same turn is in `ready.rs`,
+//! membership changes are in `change.rs`, the check of raft messages in `check.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base::{GroupId, NodeId, PeerId, Time};
+use bytes::Bytes;
+use raft::eraftpb::{self, MessageType, Snapshot, SnapshotMetadata};
+use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
+use storage::log::{HardState, LogStart};
+use storage::{GroupWrite, LogStore};
+
+use crate::api::{CreateGroup, Event, GroupStatus, HostConfig, LeaderLease, Output, Refusal, Role};
+use crate::change::Transfer;
+use crate::check;
+use crate::entry::Commands;
+use crate::log::{LogReader, LogView};
+use crate::machine::Mark;
+use crate::membership::{ChangeRecord, Membership, MembershipChange};
+use crate::proposals::{Proposal, Proposals, What};
+use crate::reads::{Read, Reads};
+use crate::ready::{Effects, Held, Installing};
+use crate::timing::Timing;
+use crate::wire::{Body, Message};
+
+/// Rolling hashes remembered for comparison with the other replicas'.
+const HASHES_MAX: usize = 64;
+/// Peers remembered that are no members.
+const CONTACTS_MAX: usize = 64;
+
+pub(crate) struct Group {
+    pub id: GroupId,
+    pub peer: PeerId,
+    pub generation: u64,
+    pub config: HostConfig,
+    pub timing: Timing,
+    /// Nodes behind peers that the membership does not name (yet), learnt from their messages.
+    pub contacts: BTreeMap<PeerId, NodeId>,
+    pub raw: RawNode<LogView>,
+    pub log: Arc<LogReader>,
+    pub membership: Membership,
+    pub proposals: Proposals,
+    pub reads: Reads,
+    pub transfers: Vec<Transfer>,
+    pub now: Time,
+    last_subtick: Time,
+    pub last_round: Time,
+    /// Before this, votes are refused to everyone but a leader's chosen heir.
+    vote_guard_until: Time,
+    /// What the leader last said no to is not sent again before this.
+    pub forward_not_before: Time,
+    /// (term, leader, role) as last reported.
+    pub known: (u64, PeerId, StateRole),
+    /// The term that is on disk.
+    pub persisted_term: u64,
+    /// Readies that wait for a persist.
+    pub held: usize,
+    pub applied: u64,
+    pub durable: u64,
+    /// No membership change is proposed before this index is committed.
+    pub change_barrier: u64,
+    pub compact_to: Option<u64>,
+    pub installing: Option<Installing>,
+    /// Snapshots being built for or sent to peers: the index the log must be kept from.
+    pub snapshots: BTreeMap<PeerId, SnapshotOut>,
+    hashes: BTreeMap<u64, u64>,
+    hashes_of_others: BTreeMap<(u64, PeerId), u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SnapshotOut {
+    /// Zero while it is being built.
+    pub snapshot: u64,
+    pub index: u64,
+}
+
+impl Group {
+    /// The group as it stands after a start. Where the state machine is ahead of the log (it was founded, or a
+    /// snapshot was installed and the node stopped before the log followed), the log begins anew at the mark.
+    pub fn open(
+        create: &CreateGroup,
+        generation: u64,
+        config: HostConfig,
+        store: Arc<dyn LogStore>,
+        now: Time,
+        effects: &mut Effects,
+    ) -> Group {
+        let CreateGroup { group: id, peer, mark, membership, fresh } = create;
+        let timing = Timing::new(&config);
+        let conf = membership.conf_state();
+        let log = LogReader::open(*id, store, conf, config.cache_bytes_max);
+        let mut hard = log.hard();
+        let mut held = 0;
+        if mark.index > log.last() {
+            let start = LogStart { index: mark.index, term: mark.term };
+            log.reset(start);
+            if hard.term < mark.term {
+                hard = HardState { term: mark.term, vote: 0, commit: mark.index };
+            }
+            hard.commit = mark.index;
+            effects.writes.push(GroupWrite {
+                group: *id,
+                reset: Some(start),
+                hard: Some(hard),
+                ..GroupWrite::default()
+            });
+            effects.held.push(Held::bare(*id, generation, hard.term));
+            held = 1;
+        }
+        hard.commit = hard.commit.max(mark.index).min(log.last());
+        log.set_hard(hard);
+        let raft_config = raft::Config {
+            id: peer.0,
+            election_tick: timing.election_subticks,
+            heartbeat_tick: timing.election_subticks - 1,
+            min_election_tick: timing.election_subticks,
+            max_election_tick: timing.election_subticks_max() + 1,
+            applied: mark.index,
+            max_size_per_msg: config.message_bytes_max,
+            max_inflight_msgs: config.inflight_messages_max,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            max_committed_size_per_ready: 4 << 20,
+            ..raft::Config::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&raft_config, LogView(log.clone()), &logger)
+            .expect("the configuration is derived and the log was reconciled");
+        let known = (raw.raft.term, PeerId::NONE, raw.raft.state);
+        let seed = base::rng::mix(config.seed ^ peer.0 ^ now.as_nanos());
+        let mut group = Group {
+            id: *id,
+            peer: *peer,
+            generation,
+            timing,
+            contacts: BTreeMap::new(),
+            raw,
+            log,
+            membership: membership.clone(),
+            proposals: Proposals::default(),
+            reads: Reads::new(seed),
+            transfers: Vec::new(),
+            now,
+            last_subtick: now,
+            last_round: Time::ZERO,
+            vote_guard_until: if *fresh { now } else { now + timing.vote_guard },
+            forward_not_before: Time::ZERO,
+            known,
+            persisted_term: hard.term,
+            held,
+            applied: mark.index,
+            durable: mark.index,
+            change_barrier: 0,
+            compact_to: None,
+            installing: None,
+            snapshots: BTreeMap::new(),
+            hashes: BTreeMap::new(),
+            hashes_of_others: BTreeMap::new(),
+            config,
+        };
+        group.pin_election_timeout();
+        if group.membership.voters == [group.peer] && !group.membership.is_joint() {
+            group.campaign_alone();
+        }
+        group
+    }
+
+    /// Why a state machine that stands at `mark` cannot go with the log in the store; `None` when it can.
+    pub fn mismatch(id: GroupId, mark: Mark, store: &dyn LogStore) -> Option<String> {
+        let log = store.state(id)?;
+        if mark.index < log.start.index {
+            return Some(format!("the state ends at {} but the log begins after {}", mark.index, log.start.index));
+        }
+        if mark.index > log.last {
+            return None;
+        }
+        match store.term(id, mark.index) {
+            Ok(term) if term == mark.term => None,
+            Ok(term) => Some(format!("at {} the state is of term {}, the log of term {term}", mark.index, mark.term)),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    pub fn transferring(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    pub fn leader(&self) -> PeerId {
+        PeerId(self.raw.raft.leader_id)
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub fn committed(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    pub fn propose(&mut self, seq: u64, what: What, deadline: Time, effects: &mut Effects) {
+        let size = if let What::Command(command) = &what { command.len() } else { 0 };
+        let refusal = if size > crate::wire::MESSAGE_BYTES_MAX / 4 {
+            Some(Refusal::TooLarge)
+        } else if self.proposals.len() >= self.config.proposals_max
+            || self.proposals.bytes() + size > self.config.proposal_bytes_max
+            || self.committed().saturating_sub(self.applied) > self.config.apply_lag_entries_max
+        {
+            Some(Refusal::Busy)
+        } else {
+            None
+        };
+        match refusal {
+            Some(why) => effects.refuse(self.id, vec![seq], why),
+            None => self.proposals.push(Proposal { seq, what, deadline }),
+        }
+    }
+
+    pub fn read(&mut self, seq: u64, deadline: Time, effects: &mut Effects) {
+        if self.reads.len() >= self.config.reads_max {
+            effects.refuse(self.id, vec![seq], Refusal::Busy);
+        } else {
+            self.reads.waiting.push(Read { seq, deadline });
+        }
+    }
+
+    pub fn message(&mut self, message: Message, effects: &mut Effects) {
+        if message.to != self.peer {
+            return;
+        }
+        let from = message.from;
+        if self.membership.by_peer(from).is_none() {
+            if self.contacts.len() >= CONTACTS_MAX && !self.contacts.contains_key(&from) {
+                self.contacts.pop_first();
+            }
+            self.contacts.insert(from, message.from_node);
+        }
+        match message.body {
+            Body::Raft(raft) => self.raft_message(from, *raft, effects),
+            Body::Forward { term, data } => self.forwarded(from, term, data, effects),
+            Body::ForwardChange { term, record } => self.forwarded_change(from, term, &record, effects),
+            Body::ForwardTransfer { term, seq, to } => {
+                let target = (to != 0).then_some(NodeId(to));
+                let begun = if term == self.term() { self.begin_transfer(target) } else { Err(Refusal::NoLeader) };
+                if let Err(why) = begun {
+                    self.send(from, Body::ForwardRefused { seqs: vec![seq], why }, effects);
+                }
+            }
+            Body::ForwardRefused { seqs, why } => {
+                self.forward_not_before = self.now + self.timing.subtick;
+                let mut ended = self.proposals.refused(&seqs, why);
+                let transfers = self.transfers.extract_if(.., |transfer| seqs.contains(&transfer.seq));
+                ended.extend(transfers.map(|transfer| transfer.seq));
+                if !ended.is_empty() {
+                    effects.refuse(self.id, ended, why);
+                }
+            }
+            Body::ReadQuery { term, context } => {
+                let taken = self.is_leader() && term == self.term() && self.reads.push_remote(from, context);
+                if !taken {
+                    self.send(from, Body::ReadAnswer { context, index: None }, effects);
+                }
+            }
+            Body::ReadAnswer { context, index } => self.read_answer(from, context, index, effects),
+            Body::HashReport { index, hash } => {
+                self.hashes_of_others.insert((index, from), hash);
+                self.compare_hashes(effects);
+            }
+        }
+    }
+
+    pub fn tick_due(&self, now: Time) -> bool {
+        now >= self.next_tick()
+    }
+
+    pub fn next_tick(&self) -> Time {
+        self.last_subtick + self.timing.subtick
+    }
+
+    pub fn tick(&mut self, now: Time, effects: &mut Effects) {
+        self.now = now;
+        let subticks = self.timing.subticks(self.last_subtick, now);
+        self.last_subtick = self.last_subtick + self.timing.subtick * u32::try_from(subticks).unwrap_or(u32::MAX);
+        if self.installing.is_some() {
+            return;
+        }
+        // After a pause there is no use in more ticks than an election takes.
+        for _ in 0..subticks.min(self.timing.election_subticks_max() as u64) {
+            let was = self.raw.raft.state;
+            self.raw.tick();
+            self.pin_election_timeout();
+            let campaigns = matches!(self.raw.raft.state, StateRole::PreCandidate | StateRole::Candidate);
+            if campaigns && was == StateRole::Follower {
+                effects.event(Event::ElectionTimeout { group: self.id, term: self.term() });
+            }
+        }
+        self.expire(effects);
+        if self.is_leader() {
+            self.tend_membership();
+        }
+    }
+
+    pub fn applied(&mut self, index: u64, hashes: Vec<(u64, u64)>, effects: &mut Effects) {
+        self.applied = self.applied.max(index);
+        self.log.applied(index);
+        let leader = self.leader();
+        for (index, hash) in hashes {
+            if !leader.is_none() && leader != self.peer {
+                self.send(leader, Body::HashReport { index, hash }, effects);
+            }
+            self.hashes.insert(index, hash);
+            while self.hashes.len() > HASHES_MAX {
+                self.hashes.pop_first();
+            }
+        }
+        self.compare_hashes(effects);
+    }
+
+    /// The state up to `index` is durable: decides how far the log is cut.
+    pub fn durable(&mut self, index: u64) {
+        self.durable = self.durable.max(index);
+        let by_count = self.log.last().saturating_sub(self.config.log_entries_kept);
+        let by_size = self.log.index_for_bytes(self.config.log_bytes_kept);
+        let mut cut = self.durable.min(self.applied).min(by_count.max(by_size));
+        let far = self.log.index_for_bytes(self.config.log_bytes_kept.saturating_mul(4));
+        if let Some(needed) = self.snapshots.values().map(|out| out.index).min() {
+            cut = cut.min(needed.max(far));
+        }
+        if cut > self.log.start().index + self.config.log_entries_kept / 16 && self.log.compact(cut).is_ok() {
+            self.compact_to = Some(cut);
+        }
+    }
+
+    pub fn snapshot_built(&mut self, to: PeerId, snapshot: u64, mark: Mark, membership: &Membership) {
+        let Some(out) = self.snapshots.get_mut(&to) else { return };
+        *out = SnapshotOut { snapshot, index: mark.index };
+        let metadata = SnapshotMetadata {
+            conf_state: Some(membership.conf_state()),
+            index: mark.index,
+            term: mark.term,
+        };
+        let data = mark.encode().to_vec();
+        self.log.offer_snapshot(to, Snapshot { data, metadata: Some(metadata) });
+    }
+
+    pub fn snapshot_sent(&mut self, to: PeerId, ok: bool) {
+        self.log.withdraw_snapshot(to);
+        if self.snapshots.remove(&to).is_some() {
+            self.raw.report_snapshot(to.0, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+        }
+    }
+
+    pub fn unreachable(&mut self, node: NodeId) {
+        if !self.is_leader() {
+            return;
+        }
+        if let Some(member) = self.membership.members.get(&node) {
+            for peer in [member.peer, member.successor] {
+                if self.raw.raft.prs().get(peer.0).is_some_and(|pr| pr.state == ProgressState::Replicate) {
+                    self.raw.report_unreachable(peer.0);
+                }
+            }
+        }
+    }
+
+    /// Ends everything that waits here.
+    pub fn close(&mut self, effects: &mut Effects) {
+        let mut seqs = self.proposals.drain();
+        seqs.extend(self.reads.drain());
+        seqs.extend(self.transfers.drain(..).map(|transfer| transfer.seq));
+        if !seqs.is_empty() {
+            effects.refuse(self.id, seqs, Refusal::NoGroup);
+        }
+    }
+
+    pub fn lease(&self) -> LeaderLease {
+        let valid_until = match self.reads.lease_from {
+            Some(from) if self.is_leader() && !self.transferring() && !self.reads.lease_void => {
+                from + self.timing.lease
+            }
+            _ => return LeaderLease::default(),
+        };
+        LeaderLease { index: self.committed(), valid_until }
+    }
+
+    pub fn status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        let learner = !self.membership.voters.contains(&self.peer) && !raft.promotable();
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if learner => Role::Learner,
+            StateRole::Follower => Role::Follower,
+        };
+        let mut followers = Vec::new();
+        if role == Role::Leader {
+            let others = raft.prs().iter().filter(|(id, _)| **id != self.peer.0);
+            followers = others.map(|(id, pr)| (PeerId(*id), pr.matched, pr.recent_active)).collect();
+            followers.sort_unstable();
+        }
+        GroupStatus {
+            peer: self.peer,
+            term: raft.term,
+            role,
+            leader: self.leader(),
+            leader_node: self.node_of(self.leader()).unwrap_or_default(),
+            first: self.log.first(),
+            last: self.log.last(),
+            committed: self.committed(),
+            applied: self.applied,
+            durable: self.durable,
+            followers,
+            pending_proposals: self.proposals.len(),
+        }
+    }
+
+    /// The raft crate would draw a timeout of its own at every change of term or role.
+    pub fn pin_election_timeout(&mut self) {
+        let timeout = self.timing.election_timeout(self.peer, self.raw.raft.term);
+        self.raw.raft.set_randomized_election_timeout(timeout);
+    }
+
+    pub fn send(&self, to: PeerId, body: Body, effects: &mut Effects) {
+        if let Some(node) = self.node_of(to) {
+            let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
+            effects.out.push(Output::Send { to: node, message });
+        }
+    }
+
+    /// The node behind a peer, as far as it can be known.
+    pub fn node_of(&self, peer: PeerId) -> Option<NodeId> {
+        self.membership.node_of(peer).or_else(|| self.contacts.get(&peer).copied())
+    }
+
+    fn campaign_alone(&mut self) {
+        // A lone voter has nobody to ask; an error only means that it leads already.
+        let _ = self.raw.campaign();
+        self.pin_election_timeout();
+    }
+
+    fn raft_message(&mut self, from: PeerId, message: eraftpb::Message, effects: &mut Effects) {
+        if self.installing.is_some() {
+            return;
+        }
+        if let Err(why) = check::raft_message(&message, from, self.peer, &self.raw.raft, &self.log) {
+            effects.event(Event::BadMessage { group: self.id, from, why });
+            return;
+        }
+        let kind = message.get_msg_type();
+        let asks_for_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        if asks_for_vote && message.context != check::CAMPAIGN_TRANSFER && self.now < self.vote_guard_until {
+            return;
+        }
+        let rejection = kind == MessageType::MsgAppendResponse && message.reject;
+        // A message that the raft crate has no use for (an unknown peer's answer, say) is not an error of ours.
+        let _ = self.raw.step(message);
+        self.pin_election_timeout();
+        if rejection && self.is_leader() {
+            self.clamp_progress(from);
+        }
+        let of_leader = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot);
+        if of_leader && self.leader() == from {
+            self.vote_guard_until = self.now + self.timing.vote_guard;
+        }
+    }
+
+    /// raft 0.7: a stale rejection may put the next index to or below what the follower is known to have.
+    fn clamp_progress(&mut self, peer: PeerId) {
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.0)
+            && progress.next_idx <= progress.matched
+        {
+            progress.next_idx = progress.matched + 1;
+        }
+    }
+
+    fn forwarded(&mut self, from: PeerId, term: u64, data: Bytes, effects: &mut Effects) {
+        let Some(commands) = Commands::decode(data.clone()).filter(|commands| commands.origin == from) else {
+            let why = "a forwarded entry cannot be decoded".to_owned();
+            return effects.event(Event::BadMessage { group: self.id, from, why });
+        };
+        let lag = self.committed().saturating_sub(self.applied);
+        let why = if !self.is_leader() || term != self.term() || self.transferring() {
+            Refusal::NoLeader
+        } else if lag > self.config.apply_lag_entries_max {
+            Refusal::Busy
+        } else if self.raw.propose(Vec::new(), data.into()).is_ok() {
+            return;
+        } else {
+            Refusal::NoLeader
+        };
+        self.send(from, Body::ForwardRefused { seqs: commands.seqs().collect(), why }, effects);
+    }
+
+    fn forwarded_change(&mut self, from: PeerId, term: u64, record: &[u8], effects: &mut Effects) {
+        let Some(record) = ChangeRecord::decode(record).filter(|record| record.origin == from) else {
+            let why = "a forwarded membership change cannot be decoded".to_owned();
+            return effects.event(Event::BadMessage { group: self.id, from, why });
+        };
+        let seq = record.seq;
+        // Only the leader itself decides that a successor has caught up.
+        let outcome = if matches!(record.change, MembershipChange::Succeed { .. }) {
+            Err(Refusal::UnknownMember)
+        } else if !self.is_leader() || term != self.term() {
+            Err(Refusal::NoLeader)
+        } else {
+            self.propose_change(record)
+        };
+        if let Err(why) = outcome {
+            self.send(from, Body::ForwardRefused { seqs: vec![seq], why }, effects);
+        }
+    }
+
+    fn read_answer(&mut self, from: PeerId, context: u64, index: Option<u64>, effects: &mut Effects) {
+        let Some(query) = self.reads.end_query(context) else { return };
+        match index {
+            Some(index) if from == self.leader() => {
+                let seqs = query.reads.iter().map(|read| read.seq).collect();
+                effects.out.push(Output::ReadReady { group: self.id, seqs, index, valid_until: None });
+            }
+            _ => {
+                self.reads.waiting.extend(query.reads);
+                self.reads.query_not_before = self.now + self.timing.subtick;
+            }
+        }
+    }
+
+    fn expire(&mut self, effects: &mut Effects) {
+        let (never_sent, unknown) = self.proposals.expire(self.now);
+        if !never_sent.is_empty() {
+            effects.refuse(self.id, never_sent, Refusal::NoLeader);
+        }
+        if !unknown.is_empty() {
+            effects.refuse(self.id, unknown, Refusal::TimedOut);
+        }
+        self.reads.requeue_queries(self.now - self.timing.heartbeat * 2);
+        let reads = self.reads.expire(self.now);
+        if !reads.is_empty() {
+            let why = if self.leader().is_none() { Refusal::NoLeader } else { Refusal::TimedOut };
+            effects.refuse(self.id, reads, why);
+        }
+        let now = self.now;
+        let late: Vec<u64> =
+            self.transfers.extract_if(.., |transfer| now >= transfer.deadline).map(|late| late.seq).collect();
+        if !late.is_empty() {
+            effects.refuse(self.id, late, Refusal::TimedOut);
+        }
+    }
+
+    fn compare_hashes(&mut self, effects: &mut Effects) {
+        let Some(newest) = self.hashes.last_key_value().map(|(index, _)| *index) else {
+            while self.hashes_of_others.len() > HASHES_MAX * 8 {
+                self.hashes_of_others.pop_first();
+            }
+            return;
+        };
+        while let Some((&(index, peer), &theirs)) = self.hashes_of_others.first_key_value() {
+            if index > newest && self.hashes_of_others.len() <= HASHES_MAX * 8 {
+                break;
+            }
+            self.hashes_of_others.pop_first();
+            match self.hashes.get(&index) {
+                Some(&ours) if ours != theirs => {
+                    effects.event(Event::HashMismatch { group: self.id, peer, index, ours, theirs });
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// For [`Installing`]: what the raft crate gave with a snapshot.
+pub(crate) fn snapshot_mark(snapshot: &Snapshot) -> Mark {
+    let metadata = snapshot.get_metadata();
+    Mark { index: metadata.index, term: metadata.term, hash: 0 }
+}
+

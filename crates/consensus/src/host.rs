@@ -1,0 +1,214 @@
+//! All groups of a node, and the turn that drives them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use base::{GroupId, Time};
+use storage::{GroupWrite, LogBatch, LogStore};
+
+use crate::api::{CreateGroup, GroupStatus, HostConfig, Input, LeaderLease, Output, Refusal};
+use crate::group::Group;
+use crate::log::LogReader;
+use crate::machine::Mark;
+use crate::membership::Membership;
+use crate::proposals::What;
+use crate::ready::{Effects, Held};
+
+pub struct Host {
+    config: HostConfig,
+    store: Arc<dyn LogStore>,
+    groups: BTreeMap<GroupId, Group>,
+    persists: VecDeque<(u64, Vec<Held>)>,
+    persist_number: u64,
+    generation: u64,
+    now: Time,
+}
+
+impl Host {
+    pub fn new(config: HostConfig, store: Arc<dyn LogStore>, now: Time) -> Host {
+        Host {
+            config,
+            store,
+            groups: BTreeMap::new(),
+            persists: VecDeque::new(),
+            persist_number: 0,
+            generation: 0,
+            now,
+        }
+    }
+
+    /// Why a state machine at `mark` does not go with the log in the store; to be asked before
+    /// [`Input::Create`].
+    pub fn mismatch(&self, group: GroupId, mark: Mark) -> Option<String> {
+        Group::mismatch(group, mark, self.store.as_ref())
+    }
+
+    /// Drains everything that waits, steps every group that was touched, and gathers what all of them must make
+    /// durable into one [`Output::Persist`].
+    pub fn turn(&mut self, now: Time, inputs: Vec<Input>) -> Vec<Output> {
+        self.now = self.now.max(now);
+        let mut effects = Effects::default();
+        let mut touched = BTreeSet::new();
+        for (id, group) in &mut self.groups {
+            group.now = self.now;
+            let due = group.tick_due(self.now);
+            if due {
+                group.tick(self.now, &mut effects);
+                touched.insert(*id);
+            }
+        }
+        for input in inputs {
+            self.input(input, &mut effects, &mut touched);
+        }
+        for id in touched {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.finish_turn(&mut effects);
+            }
+        }
+        self.persist(&mut effects);
+        effects.out
+    }
+
+    /// When a turn is due even if nothing happens.
+    pub fn next_turn(&self) -> Time {
+        self.groups.values().map(Group::next_tick).min().unwrap_or(self.now + self.config.tick_interval)
+    }
+
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.groups.keys().copied()
+    }
+
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.groups.get(&group).map(Group::status)
+    }
+
+    pub fn membership(&self, group: GroupId) -> Option<&Membership> {
+        self.groups.get(&group).map(|group| &group.membership)
+    }
+
+    /// What lets reads be served without asking the host; to be published after each turn, before its outputs are
+    /// carried out.
+    pub fn lease(&self, group: GroupId) -> LeaderLease {
+        self.groups.get(&group).map(Group::lease).unwrap_or_default()
+    }
+
+    /// For the group's applier.
+    pub fn log_reader(&self, group: GroupId) -> Option<Arc<LogReader>> {
+        self.groups.get(&group).map(|group| group.log.clone())
+    }
+
+    fn input(&mut self, input: Input, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {
+        match input {
+            Input::Persisted { number } => self.persisted(number, effects, touched),
+            Input::Create(create) => {
+                touched.insert(create.group);
+                self.create(&create, effects);
+            }
+            Input::Destroy { group } => {
+                if let Some(mut gone) = self.groups.remove(&group) {
+                    gone.close(effects);
+                }
+                effects.writes.push(GroupWrite { group, destroy: true, ..GroupWrite::default() });
+            }
+            Input::Unreachable { node } => self.groups.values_mut().for_each(|group| group.unreachable(node)),
+            Input::Message(message) => {
+                if let Some(group) = touch(&mut self.groups, touched, message.group) {
+                    group.message(message, effects);
+                }
+            }
+            Input::Propose { group, seq, command, deadline } => {
+                match touch(&mut self.groups, touched, group) {
+                    Some(found) => found.propose(seq, What::Command(command), deadline, effects),
+                    None => effects.refuse(group, vec![seq], Refusal::NoGroup),
+                }
+            }
+            Input::Change { group, seq, change, deadline } => match touch(&mut self.groups, touched, group) {
+                Some(found) => found.propose(seq, What::Change(change), deadline, effects),
+                None => effects.refuse(group, vec![seq], Refusal::NoGroup),
+            },
+            Input::Read { group, seq, deadline } => match touch(&mut self.groups, touched, group) {
+                Some(found) => found.read(seq, deadline, effects),
+                None => effects.refuse(group, vec![seq], Refusal::NoGroup),
+            },
+            Input::Transfer { group, seq, to, deadline } => match touch(&mut self.groups, touched, group) {
+                Some(found) => found.transfer(seq, to, deadline, effects),
+                None => effects.refuse(group, vec![seq], Refusal::NoGroup),
+            },
+            Input::Applied { group, index, hashes } => {
+                if let Some(found) = touch(&mut self.groups, touched, group) {
+                    found.applied(index, hashes, effects);
+                }
+            }
+            Input::Durable { group, index } => {
+                if let Some(found) = self.groups.get_mut(&group) {
+                    found.durable(index);
+                }
+            }
+            Input::SnapshotBuilt { group, to, snapshot, mark, membership } => {
+                if let Some(found) = touch(&mut self.groups, touched, group) {
+                    found.snapshot_built(to, snapshot, mark, &membership);
+                }
+            }
+            Input::SnapshotSent { group, to, ok } => {
+                if let Some(found) = touch(&mut self.groups, touched, group) {
+                    found.snapshot_sent(to, ok);
+                }
+            }
+            Input::SnapshotReceived { message, staged } => match touch(&mut self.groups, touched, message.group) {
+                Some(found) => found.snapshot_received(message, staged, effects),
+                None => effects.out.push(Output::DiscardSnapshot { staged }),
+            },
+            Input::Installed { group, mark, membership } => {
+                if let Some(found) = touch(&mut self.groups, touched, group) {
+                    found.installed(mark, membership, effects);
+                }
+            }
+        }
+    }
+
+    fn create(&mut self, create: &CreateGroup, effects: &mut Effects) {
+        assert!(!self.groups.contains_key(&create.group), "a group is created once");
+        self.generation += 1;
+        let group = Group::open(create, self.generation, self.config, self.store.clone(), self.now, effects);
+        self.groups.insert(create.group, group);
+    }
+
+    fn persisted(&mut self, number: u64, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {
+        while self.persists.front().is_some_and(|(done, _)| *done <= number) {
+            let (_, held) = self.persists.pop_front().expect("just seen");
+            for held in held {
+                let group = touch(&mut self.groups, touched, held.group);
+                if let Some(group) = group.filter(|group| group.generation == held.generation) {
+                    group.persisted(held, effects);
+                }
+            }
+        }
+    }
+
+    fn persist(&mut self, effects: &mut Effects) {
+        let held = std::mem::take(&mut effects.held);
+        if effects.writes.is_empty() {
+            // These wait for a persist that is under way.
+            if let Some((_, last)) = self.persists.back_mut() {
+                last.extend(held);
+            } else {
+                assert!(held.is_empty(), "nothing is held when nothing is being persisted");
+            }
+            return;
+        }
+        self.persist_number += 1;
+        self.persists.push_back((self.persist_number, held));
+        let batch = LogBatch { groups: std::mem::take(&mut effects.writes) };
+        effects.out.push(Output::Persist { number: self.persist_number, batch });
+    }
+}
+
+fn touch<'a>(
+    groups: &'a mut BTreeMap<GroupId, Group>,
+    touched: &mut BTreeSet<GroupId>,
+    id: GroupId,
+) -> Option<&'a mut Group> {
+    let group = groups.get_mut(&id)?;
+    touched.insert(id);
+    Some(group)
+}

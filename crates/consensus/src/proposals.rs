@@ -1,0 +1,155 @@
+//! What this host's clients wait for: commands and membership changes between the asking and the commit.
+//!
+//! A proposal *waits* until a leader is known, is then *in flight* under the term of that leader, and ends when an
+//! entry that holds it is committed. A leader appends only what was sent to it in its own term, and terms never
+//! fall along the log. So when an entry of a later term is committed first, what is in flight under an earlier
+//! term can no longer be: it goes back to waiting and is sent again, without the client noticing. What is still
+//! open at its deadline is refused; only what was in flight has an unknown outcome.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use base::Time;
+use bytes::Bytes;
+
+use crate::api::Refusal;
+use crate::membership::MembershipChange;
+
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Command(Bytes),
+    Change(MembershipChange),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Proposal {
+    pub seq: u64,
+    pub what: What,
+    pub deadline: Time,
+}
+
+#[derive(Default)]
+pub(crate) struct Proposals {
+    waiting: VecDeque<Proposal>,
+    in_flight: BTreeMap<u64, (u64, Proposal)>,
+    bytes: usize,
+    /// No open deadline is earlier than this.
+    earliest: Option<Time>,
+}
+
+impl Proposals {
+    /// Proposals open in all.
+    pub fn len(&self) -> usize {
+        self.waiting.len() + self.in_flight.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub fn push(&mut self, proposal: Proposal) {
+        self.bytes += proposal.bytes();
+        self.earliest = Some(self.earliest.map_or(proposal.deadline, |time| time.min(proposal.deadline)));
+        self.waiting.push_back(proposal);
+    }
+
+    pub fn take_waiting(&mut self) -> VecDeque<Proposal> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Gives back what could not be sent, ahead of what came since.
+    pub fn put_back(&mut self, mut proposals: VecDeque<Proposal>) {
+        proposals.append(&mut self.waiting);
+        self.waiting = proposals;
+    }
+
+    pub fn sent(&mut self, term: u64, proposal: Proposal) {
+        self.in_flight.insert(proposal.seq, (term, proposal));
+    }
+
+    /// An entry with this one is committed.
+    pub fn committed(&mut self, seq: u64) {
+        if let Some((_, proposal)) = self.in_flight.remove(&seq) {
+            self.bytes -= proposal.bytes();
+        }
+    }
+
+    /// An entry of `term` is committed: what is in flight under an earlier term never will be.
+    pub fn lost_before(&mut self, term: u64) {
+        if self.in_flight.values().all(|(sent, _)| *sent >= term) {
+            return;
+        }
+        let lost: Vec<u64> =
+            self.in_flight.iter().filter(|(_, (sent, _))| *sent < term).map(|(seq, _)| *seq).collect();
+        let lost = lost.iter().filter_map(|seq| self.in_flight.remove(seq)).map(|(_, proposal)| proposal);
+        let lost = lost.collect();
+        self.put_back(lost);
+    }
+
+    /// The leader said that it did not take these. What may be tried again goes back to waiting; the rest is
+    /// returned, ended.
+    pub fn refused(&mut self, seqs: &[u64], why: Refusal) -> Vec<u64> {
+        let mut again = VecDeque::new();
+        let mut ended = Vec::new();
+        for seq in seqs {
+            let Some((_, proposal)) = self.in_flight.remove(seq) else { continue };
+            if why == Refusal::NoLeader {
+                again.push_back(proposal);
+            } else {
+                self.bytes -= proposal.bytes();
+                ended.push(*seq);
+            }
+        }
+        self.put_back(again);
+        ended
+    }
+
+    /// Ends everything.
+    pub fn drain(&mut self) -> Vec<u64> {
+        self.bytes = 0;
+        let waiting = std::mem::take(&mut self.waiting).into_iter().map(|proposal| proposal.seq);
+        waiting.chain(std::mem::take(&mut self.in_flight).into_keys()).collect()
+    }
+
+    /// Ends what is past its deadline: (never sent, outcome unknown).
+    pub fn expire(&mut self, now: Time) -> (Vec<u64>, Vec<u64>) {
+        if self.earliest.is_none_or(|earliest| now < earliest) {
+            return (Vec::new(), Vec::new());
+        }
+        let mut bytes = 0;
+        let mut never_sent = Vec::new();
+        self.waiting.retain(|proposal| {
+            let keep = now < proposal.deadline;
+            if !keep {
+                bytes += proposal.bytes();
+                never_sent.push(proposal.seq);
+            }
+            keep
+        });
+        let mut unknown = Vec::new();
+        self.in_flight.retain(|seq, (_, proposal)| {
+            let keep = now < proposal.deadline;
+            if !keep {
+                bytes += proposal.bytes();
+                unknown.push(*seq);
+            }
+            keep
+        });
+        self.bytes -= bytes;
+        let open = self.waiting.iter().chain(self.in_flight.values().map(|(_, proposal)| proposal));
+        self.earliest = open.map(|proposal| proposal.deadline).min();
+        (never_sent, unknown)
+    }
+}
+
+impl Proposal {
+    fn bytes(&self) -> usize {
+        match &self.what {
+            What::Command(command) => command.len() + 64,
+            What::Change(_) => 256,
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! What follows from a turn's inputs: proposals and reads go out, and what the raft crate has ready is turned into
+//! effects.
+//!
+//! Order is everything here. A leader's messages leave at once; everyone else's wait for the disk, because they
+//! promise what it must hold. Entries are committed only when this host has them on disk, and membership is changed
+//! in the same moment as raft's configuration: when the entry's commit is seen.
+
+use base::{GroupId, PeerId};
+use raft::eraftpb::{self, ConfChangeV2, Entry, EntryType, MessageType};
+use raft::{Ready, StateRole};
+use storage::log::{HardState, LogStart};
+use storage::{GroupWrite, LogEntry};
+
+use crate::api::{Event, Output, Refusal};
+use crate::entry::{CommandsBuilder, EntryData};
+use crate::group::{Group, SnapshotOut, snapshot_mark};
+use crate::log::{KIND_NORMAL, from_raft};
+use crate::machine::Mark;
+use crate::membership::{ChangeRecord, Membership};
+use crate::proposals::{Proposal, What};
+use crate::wire::{Body, Message};
+
+/// What a turn has gathered so far.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub out: Vec<Output>,
+    pub writes: Vec<GroupWrite>,
+    pub held: Vec<Held>,
+}
+
+/// What may happen only when a persist is done.
+pub(crate) struct Held {
+    pub group: GroupId,
+    pub generation: u64,
+    /// The ready's number.
+    pub ready: u64,
+    /// The last entry in it.
+    pub last: Option<(u64, u64)>,
+    pub term: u64,
+    pub messages: Vec<eraftpb::Message>,
+}
+
+/// A snapshot that is being put in place.
+pub(crate) struct Installing {
+    ready: Ready,
+    messages: Vec<eraftpb::Message>,
+    hard: HardState,
+}
+
+impl Held {
+    pub fn bare(group: GroupId, generation: u64, term: u64) -> Held {
+        Held { group, generation, ready: 0, last: None, term, messages: Vec::new() }
+    }
+}
+
+impl Effects {
+    pub fn refuse(&mut self, group: GroupId, seqs: Vec<u64>, why: Refusal) {
+        self.out.push(Output::Refused { group, seqs, why });
+    }
+
+    pub fn event(&mut self, event: Event) {
+        self.out.push(Output::Event(event));
+    }
+
+    /// Adds entries to the turn's write of a group, where they follow on one another.
+    fn write(&mut self, write: GroupWrite) {
+        if let Some(last) = self.writes.last_mut() {
+            let follows = match (last.entries.last(), write.entries.first()) {
+                (Some(before), Some(after)) => before.index + 1 == after.index,
+                _ => true,
+            };
+            if last.group == write.group && follows && write.reset.is_none() && write.compact_to.is_none() {
+                last.entries.extend(write.entries);
+                last.hard = write.hard.or(last.hard);
+                return;
+            }
+        }
+        self.writes.push(write);
+    }
+}
+
+impl Group {
+    /// Brings a turn to its end: everything that can go out does.
+    pub fn finish_turn(&mut self, effects: &mut Effects) {
+        self.observe(effects);
+        self.flush_proposals(effects);
+        self.flush_reads(effects);
+        self.drain_readies(effects);
+        self.want_snapshots(effects);
+    }
+
+    pub fn persisted(&mut self, held: Held, effects: &mut Effects) {
+        self.held -= 1;
+        self.persisted_term = self.persisted_term.max(held.term);
+        if let Some((index, term)) = held.last
+            && self.log.term_of(index) == Ok(term)
+        {
+            self.log.synced(index);
+        }
+        if held.ready > 0 {
+            self.raw.on_persist_ready(held.ready);
+            self.pin_election_timeout();
+        }
+        self.send_raft(held.messages, effects);
+    }
+
+    /// The staged snapshot is in place: the log begins anew behind it, and its acceptance may be told.
+    pub fn installed(&mut self, mark: Mark, membership: Membership, effects: &mut Effects) {
+        let Some(Installing { ready, messages, hard }) = self.installing.take() else { return };
+        let start = LogStart { index: mark.index, term: mark.term };
+        assert_eq!(ready.snapshot().get_metadata().index, mark.index, "what was received is what is installed");
+        self.log.reset(start);
+        self.log.set_hard(hard);
+        self.log.set_conf(membership.conf_state());
+        self.membership = membership;
+        self.applied = mark.index;
+        self.durable = mark.index;
+        self.compact_to = None;
+        effects.write(GroupWrite {
+            group: self.id,
+            reset: Some(start),
+            hard: Some(hard),
+            ..GroupWrite::default()
+        });
+        self.hold(ready.number(), None, messages, effects);
+        self.raw.advance_append_async(ready);
+        self.raw.advance_apply_to(mark.index);
+        effects.event(Event::Membership {
+            group: self.id,
+            index: mark.index,
+            membership: self.membership.clone(),
+        });
+    }
+
+    /// Reports changes of leader and role, and what they mean for those who wait.
+    fn observe(&mut self, effects: &mut Effects) {
+        let (term, leader, role) = (self.term(), self.leader(), self.raw.raft.state);
+        let (known_term, known_leader, known_role) = self.known;
+        if (term, leader, role) == self.known {
+            return;
+        }
+        self.known = (term, leader, role);
+        if term != known_term || (role == StateRole::Leader) != (known_role == StateRole::Leader) {
+            for (peer, context) in self.reads.reset() {
+                self.send(peer, Body::ReadAnswer { context, index: None }, effects);
+            }
+            if role == StateRole::Leader {
+                self.change_barrier = self.log.last().max(self.raw.raft.raft_log.last_index());
+                self.last_round = base::Time::ZERO;
+            }
+            self.snapshots.clear();
+        }
+        if leader.is_none() && !known_leader.is_none() {
+            effects.event(Event::NoLeader { group: self.id, term });
+        }
+        if !leader.is_none() && (leader, term) != (known_leader, known_term) {
+            self.reads.requeue_queries(base::Time::MAX);
+            let node = self.node_of(leader).unwrap_or_default();
+            effects.event(Event::Leader { group: self.id, term, leader, node });
+            let done = self.transfers.extract_if(.., |transfer| transfer.fulfilled(leader, node));
+            for transfer in done {
+                effects.out.push(Output::TransferDone { group: self.id, seq: transfer.seq });
+            }
+        }
+    }
+
+    fn flush_proposals(&mut self, effects: &mut Effects) {
+        let leader = self.leader();
+        let leads = self.is_leader();
+        let may_send = if leads { !self.transferring() } else { !leader.is_none() };
+        if !self.proposals.has_waiting() || !may_send || self.installing.is_some() || self.now < self.forward_not_before
+        {
+            return;
+        }
+        let term = self.term();
+        let mut waiting = self.proposals.take_waiting();
+        let mut packed: Vec<Proposal> = Vec::new();
+        let mut builder = CommandsBuilder::new(self.peer);
+        while let Some(proposal) = waiting.pop_front() {
+            match &proposal.what {
+                What::Command(command) => {
+                    builder.push(proposal.seq, command);
+                    packed.push(proposal);
+                    let more = waiting.front().is_some_and(|next| matches!(next.what, What::Command(_)));
+                    if more && builder.bytes() < self.config.entry_bytes_max {
+                        continue;
+                    }
+                    let full = std::mem::replace(&mut builder, CommandsBuilder::new(self.peer)).finish();
+                    if leads && self.raw.propose(Vec::new(), full.clone().into()).is_err() {
+                        // The raft crate is full for the moment.
+                        packed.append(&mut waiting.into());
+                        self.proposals.put_back(packed.into());
+                        self.forward_not_before = self.now + self.timing.subtick;
+                        return;
+                    }
+                    if !leads {
+                        self.send(leader, Body::Forward { term, data: full }, effects);
+                    }
+                    packed.drain(..).for_each(|proposal| self.proposals.sent(term, proposal));
+                }
+                What::Change(change) => {
+                    let record = ChangeRecord { origin: self.peer, seq: proposal.seq, change: change.clone() };
+                    if !leads {
+                        self.send(leader, Body::ForwardChange { term, record: record.encode().into() }, effects);
+                        self.proposals.sent(term, proposal);
+                        continue;
+                    }
+                    let (seq, outcome) = (proposal.seq, self.propose_change(record));
+                    self.proposals.sent(term, proposal);
+                    if let Err(why) = outcome {
+                        self.forward_not_before = self.now + self.timing.subtick;
+                        let ended = self.proposals.refused(&[seq], why);
+                        if !ended.is_empty() {
+                            effects.refuse(self.id, ended, why);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn flush_reads(&mut self, effects: &mut Effects) {
+        if self.installing.is_some() {
+            return;
+        }
+        if !self.is_leader() {
+            let leader = self.leader();
+            if !leader.is_none() && self.reads.may_query(self.now) {
+                let context = self.reads.begin_query(self.now);
+                self.send(leader, Body::ReadQuery { term: self.term(), context }, effects);
+            }
+            return;
+        }
+        // Before its first commit of the term a leader does not know what is committed.
+        if !self.raw.raft.commit_to_current_term() {
+            return;
+        }
+        let asked = !self.reads.waiting.is_empty() || !self.reads.remote_waiting.is_empty();
+        let lease = self.lease();
+        if asked && self.now < lease.valid_until {
+            let seqs: Vec<u64> = std::mem::take(&mut self.reads.waiting).iter().map(|read| read.seq).collect();
+            if !seqs.is_empty() {
+                let valid_until = Some(lease.valid_until);
+                effects.out.push(Output::ReadReady { group: self.id, seqs, index: lease.index, valid_until });
+            }
+            for (peer, context) in std::mem::take(&mut self.reads.remote_waiting) {
+                self.send(peer, Body::ReadAnswer { context, index: Some(lease.index) }, effects);
+            }
+        }
+        let asked = !self.reads.waiting.is_empty() || !self.reads.remote_waiting.is_empty();
+        if asked || self.now.since(self.last_round) >= self.timing.heartbeat {
+            self.last_round = self.now;
+            let context = self.reads.begin_round(self.now);
+            self.raw.read_index(context.to_le_bytes().to_vec());
+        }
+    }
+
+    fn drain_readies(&mut self, effects: &mut Effects) {
+        while self.installing.is_none() && self.raw.has_ready() {
+            let mut ready = self.raw.ready();
+            let messages = ready.take_messages();
+            self.send_raft(messages, effects);
+            let held = ready.take_persisted_messages();
+            for state in ready.take_read_states() {
+                self.round_done(&state.request_ctx, state.index, effects);
+            }
+            let hard = match ready.hs() {
+                Some(hard) => HardState { term: hard.term, vote: hard.vote, commit: hard.commit },
+                None => self.log.hard(),
+            };
+            if !ready.snapshot().is_empty() {
+                // The group stands still until the state machine holds the snapshot.
+                self.installing = Some(Installing { ready, messages: held, hard });
+                return;
+            }
+            self.log.set_hard(hard);
+            let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(from_raft).collect();
+            self.log.append(&entries);
+            let committed = ready.take_committed_entries();
+            let (number, must_sync) = (ready.number(), ready.must_sync());
+            let last = entries.last().map(|entry| (entry.index, entry.term));
+            self.raw.advance_append_async(ready);
+            if must_sync {
+                let compact_to = self.compact_to.take();
+                let write = GroupWrite { group: self.id, compact_to, entries, hard: Some(hard), ..Default::default() };
+                effects.write(write);
+                self.hold(number, last, held, effects);
+            } else if self.held > 0 {
+                let held = self.send_unbound(held, effects);
+                self.hold(number, None, held, effects);
+            } else {
+                self.raw.on_persist_ready(number);
+                self.send_raft(held, effects);
+            }
+            self.commit(committed, effects);
+            self.pin_election_timeout();
+            self.observe(effects);
+        }
+    }
+
+    fn hold(
+        &mut self,
+        ready: u64,
+        last: Option<(u64, u64)>,
+        messages: Vec<eraftpb::Message>,
+        effects: &mut Effects,
+    ) {
+        self.held += 1;
+        let (group, generation, term) = (self.id, self.generation, self.log.hard().term);
+        effects.held.push(Held { group, generation, ready, last, term, messages });
+    }
+
+    /// Answers to heartbeats promise nothing but their term: once that is on disk they need not wait.
+    fn send_unbound(&self, messages: Vec<eraftpb::Message>, effects: &mut Effects) -> Vec<eraftpb::Message> {
+        let unbound = |message: &eraftpb::Message| {
+            message.msg_type == MessageType::MsgHeartbeatResponse as i32 && message.term <= self.persisted_term
+        };
+        let (free, bound) = messages.into_iter().partition(unbound);
+        self.send_raft(free, effects);
+        bound
+    }
+
+    fn commit(&mut self, entries: Vec<Entry>, effects: &mut Effects) {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
+        let (first, last) = (first.index, last.index);
+        for entry in entries {
+            self.proposals.lost_before(entry.term);
+            if entry.entry_type == EntryType::EntryNormal as i32 {
+                self.commit_normal(entry, effects);
+            } else {
+                self.commit_conf_change(entry, effects);
+            }
+        }
+        self.raw.advance_apply_to(last);
+        effects.out.push(Output::Committed { group: self.id, first, last });
+    }
+
+    fn commit_normal(&mut self, entry: Entry, effects: &mut Effects) {
+        let index = entry.index;
+        match EntryData::decode(entry.data.into()) {
+            Some(EntryData::Commands(commands)) if commands.origin == self.peer => {
+                commands.seqs().for_each(|seq| self.proposals.committed(seq));
+            }
+            Some(EntryData::Membership(record)) => {
+                if let Some(record) = ChangeRecord::decode(&record) {
+                    self.membership.apply(&record.change);
+                    self.membership_changed(index, Some(record), effects);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn commit_conf_change(&mut self, entry: Entry, effects: &mut Effects) {
+        let index = entry.index;
+        let change = <ConfChangeV2 as prost::Message>::decode(entry.data.as_slice())
+            .expect("the leader encoded it and the log is checksummed");
+        let conf = self.raw.apply_conf_change(&change).expect("the leader checked it against this configuration");
+        let record = if change.context.is_empty() { None } else { ChangeRecord::decode(&change.context) };
+        if let Some(record) = &record {
+            self.membership.apply(&record.change);
+        }
+        self.membership.set_peers(&conf);
+        self.log.set_conf(conf);
+        self.membership_changed(index, record, effects);
+    }
+
+    fn membership_changed(&mut self, index: u64, record: Option<ChangeRecord>, effects: &mut Effects) {
+        let done = record.map(|record| (record.origin, record.seq)).filter(|(origin, _)| !origin.is_none());
+        if let Some((origin, seq)) = done
+            && origin == self.peer
+        {
+            self.proposals.committed(seq);
+        }
+        self.log.membership_committed(index, self.membership.encode().into(), done);
+        effects.event(Event::Membership { group: self.id, index, membership: self.membership.clone() });
+    }
+
+    fn round_done(&mut self, context: &[u8], index: u64, effects: &mut Effects) {
+        let Ok(context) = context.try_into().map(u64::from_le_bytes) else { return };
+        let Some(round) = self.reads.end_round(context) else { return };
+        if !round.local.is_empty() {
+            let seqs = round.local.iter().map(|read| read.seq).collect();
+            effects.out.push(Output::ReadReady { group: self.id, seqs, index, valid_until: None });
+        }
+        for (peer, context) in round.remote {
+            self.send(peer, Body::ReadAnswer { context, index: Some(index) }, effects);
+        }
+    }
+
+    fn send_raft(&self, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
+        for message in messages {
+            let to = PeerId(message.to);
+            let Some(node) = self.node_of(to) else { continue };
+            let is_snapshot = message.msg_type == MessageType::MsgSnapshot as i32;
+            let body = Body::Raft(Box::new(message));
+            let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
+            if is_snapshot {
+                let snapshot = self.snapshots.get(&to).map_or(0, |out| out.snapshot);
+                effects.out.push(Output::SendSnapshot { to: node, message, snapshot });
+            } else {
+                effects.out.push(Output::Send { to: node, message });
+            }
+        }
+    }
+
+    fn want_snapshots(&mut self, effects: &mut Effects) {
+        for (to, index_min) in self.log.take_snapshots_wanted() {
+            let to = PeerId(to);
+            if self.is_leader() && !self.snapshots.contains_key(&to) {
+                self.snapshots.insert(to, SnapshotOut { snapshot: 0, index: self.log.start().index });
+                effects.out.push(Output::BuildSnapshot { group: self.id, to, index_min });
+            }
+        }
+    }
+
+    /// A staged snapshot and the message that came with it.
+    pub fn snapshot_received(&mut self, message: Message, staged: u64, effects: &mut Effects) {
+        let busy = self.installing.is_some();
+        self.message(message, effects);
+        self.observe(effects);
+        self.drain_readies(effects);
+        match &self.installing {
+            Some(installing) if !busy => {
+                let mark = snapshot_mark(installing.ready.snapshot());
+                effects.out.push(Output::InstallSnapshot { group: self.id, staged, mark });
+            }
+            _ => effects.out.push(Output::DiscardSnapshot { staged }),
+        }
+    }
+
+    /// For proposals of the leader's own.
+    pub fn propose_record(&mut self, record: &ChangeRecord) -> Result<(), Refusal> {
+        let data = EntryData::membership(&record.encode());
+        debug_assert_eq!(KIND_NORMAL, EntryType::EntryNormal as u8);
+        self.raw.propose(Vec::new(), data.into()).map_err(|_| Refusal::NoLeader)
+    }
+}
