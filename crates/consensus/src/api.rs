@@ -38,6 +38,8 @@ pub enum Input {
     Durable { group: GroupId, index: u64 },
     /// A group comes to live on this host.
     Create(CreateGroup),
+    /// Ask for votes at once, if this peer may vote and knows no leader: a founder need not wait for a timeout.
+    Campaign { group: GroupId },
     /// A group leaves this host for good: its log is forgotten.
     Destroy { group: GroupId },
     /// Hand leadership to `to`, or to the best follower. Ends in [`Output::TransferDone`] or a refusal.

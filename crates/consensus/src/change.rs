@@ -79,6 +79,12 @@ impl Group {
             return Err(Refusal::ChangeInFlight);
         }
         let step = self.membership.plan(&record.change, self.config.learners_max)?;
+        if let MembershipChange::Arrive { node, .. } = record.change
+            && self.membership.members.get(&node).is_some_and(|member| self.heard_of(member.peer))
+        {
+            // Whoever claims to be a member that is alive is a clone, or came back before it was missed.
+            return Err(Refusal::DuplicateMember);
+        }
         if let MembershipChange::Promote { .. } = record.change
             && let RaftStep::AddVoter(peer) = step
             && !self.caught_up(peer)
@@ -142,6 +148,10 @@ impl Group {
         }
     }
 
+    fn heard_of(&self, peer: PeerId) -> bool {
+        peer == self.peer || self.raw.raft.prs().get(peer.0).is_some_and(|progress| progress.recent_active)
+    }
+
     fn caught_up(&self, peer: PeerId) -> bool {
         let last = self.raw.raft.raft_log.last_index();
         self.raw.raft.prs().get(peer.0).is_some_and(|progress| {
@@ -154,11 +164,8 @@ impl Group {
     fn may_remove(&mut self, peers: &[PeerId]) -> Result<(), Refusal> {
         let staying: Vec<PeerId> =
             self.membership.voters.iter().copied().filter(|voter| !peers.contains(voter)).collect();
-        let alive = |peer: &&PeerId| {
-            **peer == self.peer || self.raw.raft.prs().get(peer.0).is_some_and(|progress| progress.recent_active)
-        };
         let removes_voter = staying.len() < self.membership.voters.len();
-        if removes_voter && staying.iter().filter(alive).count() < staying.len() / 2 + 1 {
+        if removes_voter && staying.iter().filter(|peer| self.heard_of(**peer)).count() < staying.len() / 2 + 1 {
             return Err(Refusal::WouldLoseQuorum);
         }
         if peers.contains(&self.peer) {

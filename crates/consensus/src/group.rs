@@ -122,7 +122,8 @@ impl Group {
             max_inflight_msgs: config.inflight_messages_max,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // Its merging joins entries to a message that they do not follow on; see `ready::merge_appends`.
+            batch_append: false,
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };
@@ -163,7 +164,7 @@ impl Group {
         };
         group.pin_election_timeout();
         if group.membership.voters == [group.peer] && !group.membership.is_joint() {
-            group.campaign_alone();
+            group.campaign();
         }
         group
     }
@@ -230,6 +231,14 @@ impl Group {
         }
     }
 
+    pub fn campaign(&mut self) {
+        if self.leader().is_none() && self.membership.voters.contains(&self.peer) && self.installing.is_none() {
+            // An error only means that there is nothing to campaign for.
+            let _ = self.raw.campaign();
+            self.pin_election_timeout();
+        }
+    }
+
     pub fn message(&mut self, message: Message, effects: &mut Effects) {
         if message.to != self.peer {
             return;
@@ -249,12 +258,12 @@ impl Group {
                 let target = (to != 0).then_some(NodeId(to));
                 let begun = if term == self.term() { self.begin_transfer(target) } else { Err(Refusal::NoLeader) };
                 if let Err(why) = begun {
-                    self.send(from, Body::ForwardRefused { seqs: vec![seq], why }, effects);
+                    self.send(from, Body::ForwardRefused { term, seqs: vec![seq], why }, effects);
                 }
             }
-            Body::ForwardRefused { seqs, why } => {
+            Body::ForwardRefused { term, seqs, why } => {
                 self.forward_not_before = self.now + self.timing.subtick;
-                let mut ended = self.proposals.refused(&seqs, why);
+                let mut ended = self.proposals.refused(term, &seqs, why);
                 let transfers = self.transfers.extract_if(.., |transfer| seqs.contains(&transfer.seq));
                 ended.extend(transfers.map(|transfer| transfer.seq));
                 if !ended.is_empty() {
@@ -438,11 +447,6 @@ impl Group {
         self.membership.node_of(peer).or_else(|| self.contacts.get(&peer).copied())
     }
 
-    fn campaign_alone(&mut self) {
-        // A lone voter has nobody to ask; an error only means that it leads already.
-        let _ = self.raw.campaign();
-        self.pin_election_timeout();
-    }
 
     fn raft_message(&mut self, from: PeerId, message: eraftpb::Message, effects: &mut Effects) {
         if self.installing.is_some() {
@@ -494,7 +498,7 @@ impl Group {
         } else {
             Refusal::NoLeader
         };
-        self.send(from, Body::ForwardRefused { seqs: commands.seqs().collect(), why }, effects);
+        self.send(from, Body::ForwardRefused { term, seqs: commands.seqs().collect(), why }, effects);
     }
 
     fn forwarded_change(&mut self, from: PeerId, term: u64, record: &[u8], effects: &mut Effects) {
@@ -512,7 +516,7 @@ impl Group {
             self.propose_change(record)
         };
         if let Err(why) = outcome {
-            self.send(from, Body::ForwardRefused { seqs: vec![seq], why }, effects);
+            self.send(from, Body::ForwardRefused { term, seqs: vec![seq], why }, effects);
         }
     }
 

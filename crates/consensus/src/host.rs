@@ -39,8 +39,8 @@ impl Host {
 
     /// Why a state machine at `mark` does not go with the log in the store; to be asked before
     /// [`Input::Create`].
-    pub fn mismatch(&self, group: GroupId, mark: Mark) -> Option<String> {
-        Group::mismatch(group, mark, self.store.as_ref())
+    pub fn mismatch(store: &dyn LogStore, group: GroupId, mark: Mark) -> Option<String> {
+        Group::mismatch(group, mark, store)
     }
 
     /// Drains everything that waits, steps every group that was touched, and gathers what all of them must make
@@ -103,6 +103,11 @@ impl Host {
             Input::Create(create) => {
                 touched.insert(create.group);
                 self.create(&create, effects);
+            }
+            Input::Campaign { group } => {
+                if let Some(group) = touch(&mut self.groups, touched, group) {
+                    group.campaign();
+                }
             }
             Input::Destroy { group } => {
                 if let Some(mut gone) = self.groups.remove(&group) {

@@ -244,7 +244,12 @@ impl Membership {
 
     /// Takes over Raft's configuration as the raft crate computed it.
     pub(crate) fn set_peers(&mut self, conf: &raft::eraftpb::ConfState) {
-        let peers = |raw: &[u64]| raw.iter().copied().map(PeerId).collect();
+        // The crate keeps sets whose order depends on their past; replicas must agree on every byte.
+        let peers = |raw: &[u64]| -> Vec<PeerId> {
+            let mut peers: Vec<PeerId> = raw.iter().copied().map(PeerId).collect();
+            peers.sort_unstable();
+            peers
+        };
         self.voters = peers(&conf.voters);
         self.learners = peers(&conf.learners);
         self.voters_outgoing = peers(&conf.voters_outgoing);

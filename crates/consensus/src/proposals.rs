@@ -89,12 +89,15 @@ impl Proposals {
         self.put_back(lost);
     }
 
-    /// The leader said that it did not take these. What may be tried again goes back to waiting; the rest is
-    /// returned, ended.
-    pub fn refused(&mut self, seqs: &[u64], why: Refusal) -> Vec<u64> {
+    /// The leader of `term` said that it did not take these. What may be tried again goes back to waiting; the rest is
+    /// returned, ended. A refusal that comes late says nothing about what was sent again in a later term.
+    pub fn refused(&mut self, term: u64, seqs: &[u64], why: Refusal) -> Vec<u64> {
         let mut again = VecDeque::new();
         let mut ended = Vec::new();
         for seq in seqs {
+            if self.in_flight.get(seq).is_none_or(|(sent, _)| *sent != term) {
+                continue;
+            }
             let Some((_, proposal)) = self.in_flight.remove(seq) else { continue };
             if why == Refusal::NoLeader {
                 again.push_back(proposal);

@@ -20,6 +20,29 @@ use crate::membership::{ChangeRecord, Membership};
 use crate::proposals::{Proposal, What};
 use crate::wire::{Body, Message};
 
+/// Joins appends to the same peer that follow on one another, as those of one turn do: one to tell the commit, one with
+/// the turn's entries.
+fn merge_appends(messages: Vec<eraftpb::Message>) -> Vec<eraftpb::Message> {
+    let is_append = |message: &eraftpb::Message| message.msg_type == MessageType::MsgAppend as i32;
+    let mut merged: Vec<eraftpb::Message> = Vec::with_capacity(messages.len());
+    for message in messages {
+        let before = merged.iter_mut().rev().find(|before| before.to == message.to);
+        match before {
+            Some(before)
+                if is_append(before)
+                    && is_append(&message)
+                    && before.term == message.term
+                    && before.index + before.entries.len() as u64 == message.index =>
+            {
+                before.commit = before.commit.max(message.commit);
+                before.entries.extend(message.entries);
+            }
+            _ => merged.push(message),
+        }
+    }
+    merged
+}
+
 /// What a turn has gathered so far.
 #[derive(Default)]
 pub(crate) struct Effects {
@@ -122,8 +145,12 @@ impl Group {
             hard: Some(hard),
             ..GroupWrite::default()
         });
-        self.hold(ready.number(), None, messages, effects);
+        let number = ready.number();
+        self.hold(number, None, messages, effects);
         self.raw.advance_append_async(ready);
+        // The state machine holds it durably, which is all that raft means by a persisted snapshot; only the answer
+        // waits for the log.
+        self.raw.on_persist_ready(number);
         self.raw.advance_apply_to(mark.index);
         effects.event(Event::Membership {
             group: self.id,
@@ -209,7 +236,7 @@ impl Group {
                     self.proposals.sent(term, proposal);
                     if let Err(why) = outcome {
                         self.forward_not_before = self.now + self.timing.subtick;
-                        let ended = self.proposals.refused(&[seq], why);
+                        let ended = self.proposals.refused(term, &[seq], why);
                         if !ended.is_empty() {
                             effects.refuse(self.id, ended, why);
                         }
@@ -389,10 +416,11 @@ impl Group {
     }
 
     fn send_raft(&self, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
-        for message in messages {
+        for mut message in messages {
             let to = PeerId(message.to);
             let Some(node) = self.node_of(to) else { continue };
             let is_snapshot = message.msg_type == MessageType::MsgSnapshot as i32;
+            self.mend_append(&mut message);
             let body = Body::Raft(Box::new(message));
             let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
             if is_snapshot {
@@ -401,6 +429,18 @@ impl Group {
             } else {
                 effects.out.push(Output::Send { to: node, message });
             }
+        }
+    }
+
+    /// raft 0.7 may batch entries onto an empty append that stands elsewhere: it has to begin where its entries do.
+    fn mend_append(&self, message: &mut eraftpb::Message) {
+        let Some(before) = message.entries.first().map(|first| first.index - 1) else { return };
+        if message.msg_type == MessageType::MsgAppend as i32
+            && message.index != before
+            && let Ok(term) = self.log.term_of(before)
+        {
+            message.index = before;
+            message.log_term = term;
         }
     }
 

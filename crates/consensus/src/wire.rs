@@ -41,8 +41,8 @@ pub enum Body {
     ForwardChange { term: u64, record: Bytes },
     /// To the leader of `term`: begin a transfer.
     ForwardTransfer { term: u64, seq: u64, to: u64 },
-    /// From the leader: these were not appended and never will be.
-    ForwardRefused { seqs: Vec<u64>, why: Refusal },
+    /// From who was taken for the leader of `term`: these, forwarded in that term, were not appended and never will be.
+    ForwardRefused { term: u64, seqs: Vec<u64>, why: Refusal },
     /// To the leader: at which index is a read linearizable?
     ReadQuery { term: u64, context: u64 },
     /// The answer; `None` when the asked is no leader.
@@ -68,7 +68,8 @@ impl Message {
             Body::ForwardTransfer { term, seq, to } => {
                 [*term, *seq, *to].into_iter().for_each(|number| out.put_u64_le(number));
             }
-            Body::ForwardRefused { seqs, why } => {
+            Body::ForwardRefused { term, seqs, why } => {
+                out.put_u64_le(*term);
                 out.put_u8(refusal_code(*why));
                 seqs.iter().for_each(|seq| out.put_u64_le(*seq));
             }
@@ -111,11 +112,13 @@ impl Message {
                 Body::ForwardTransfer { term: bytes.get_u64_le(), seq: bytes.get_u64_le(), to: bytes.get_u64_le() }
             }
             5 => {
+                let term = bytes.try_get_u64_le().ok()?;
                 let why = refusal_from(bytes.try_get_u8().ok()?)?;
                 if bytes.len() % 8 != 0 || bytes.len() / 8 > REFUSED_SEQS_MAX {
                     return None;
                 }
-                Body::ForwardRefused { seqs: bytes.chunks_exact(8).map(|mut raw| raw.get_u64_le()).collect(), why }
+                let seqs = bytes.chunks_exact(8).map(|mut raw| raw.get_u64_le()).collect();
+                Body::ForwardRefused { term, seqs, why }
             }
             6 => {
                 exactly(16)?;
@@ -154,7 +157,7 @@ impl Message {
         match &self.body {
             Body::Raft(message) => 64 + message.entries.iter().map(|entry| entry.data.len() + 32).sum::<usize>(),
             Body::Forward { data, .. } | Body::ForwardChange { record: data, .. } => 8 + data.len(),
-            Body::ForwardRefused { seqs, .. } => 1 + seqs.len() * 8,
+            Body::ForwardRefused { seqs, .. } => 9 + seqs.len() * 8,
             _ => 32,
         }
     }
@@ -178,10 +181,10 @@ const REFUSALS: [Refusal; 15] = [
     Refusal::BadTransferee,
 ];
 
-fn refusal_code(why: Refusal) -> u8 {
+pub fn refusal_code(why: Refusal) -> u8 {
     REFUSALS.iter().position(|known| *known == why).expect("every refusal is in the table") as u8
 }
 
-fn refusal_from(code: u8) -> Option<Refusal> {
+pub fn refusal_from(code: u8) -> Option<Refusal> {
     REFUSALS.get(usize::from(code)).copied()
 }

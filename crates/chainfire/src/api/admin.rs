@@ -1,0 +1,169 @@
+//! Our own admin service: what operators ask beyond etcd's API. Status needs neither a leader nor a quorum.
+
+use std::sync::Arc;
+
+use base::{NodeId, PeerId};
+use bytes::Bytes;
+use consensus::{GroupStatus, Member, MemberRole, Membership, MembershipChange, Refusal, Role};
+use proto::admin as pb;
+use proto::etcdserverpb::AlarmType;
+use rpc::{Code, Status};
+
+use super::header::{decode, encode};
+use super::{Api, ETCD_VERSION, refused, status_of};
+use crate::error::ApiError;
+
+impl Api {
+    pub(super) fn admin_status(&self) -> Result<Bytes, Status> {
+        let group = self.handle.status();
+        let stats = self.stores.get().map(|store| store.reader.stats()).unwrap_or_default();
+        let applied = self.stores.get().map_or(0, |store| store.reader.current().mark.index);
+        let membership = self.handle.membership();
+        let node = self.handle.node();
+        let mut notes = Vec::new();
+        if self.handle.cluster().0 == 0 {
+            notes.push("this node belongs to no cluster yet; its log says what it waits for".to_owned());
+        } else if group.leader.is_none() {
+            notes.push("no leader elected; start a majority of the members".to_owned());
+        }
+        for (kind, member) in self.alarms() {
+            let kind = AlarmType::try_from(kind).map_or("unknown", |kind| kind.as_str_name());
+            notes.push(format!("alarm {kind} is raised by node {member}"));
+        }
+        encode(&pb::StatusResponse {
+            cluster_id: self.handle.cluster().0,
+            node_id: node.0,
+            peer_id: self.handle.peer().0,
+            name: membership.members.get(&node).map(|member| member.name.clone()).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            etcd_version: ETCD_VERSION.to_owned(),
+            role: role(group.role) as i32,
+            leader_node_id: group.leader_node.0,
+            raft_term: group.term,
+            raft_index: group.committed,
+            raft_applied_index: applied,
+            raft_last_index: group.last,
+            raft_durable_index: group.durable,
+            revision: stats.revision,
+            compact_revision: stats.compacted,
+            db_size_bytes: stats.engine.total_bytes,
+            db_size_in_use_bytes: stats.engine.live_bytes,
+            db_quota_bytes: self.limits.quota_bytes,
+            notes,
+            members: members(&membership, &group),
+            uptime_seconds: self.started.elapsed().as_secs(),
+        })
+    }
+
+    pub(super) async fn admin_member_add(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
+        let request: pb::MemberAddRequest = decode(message)?;
+        if request.peer_urls.is_empty() {
+            return Err(status_of(ApiError::MemberBadUrls));
+        }
+        let drawn = request.node_id == 0;
+        let node = NodeId(if drawn { node::clock::random_u64() >> 1 } else { request.node_id });
+        if self.handle.membership().members.contains_key(&node) {
+            return Err(status_of(ApiError::MemberExists));
+        }
+        let member = Member {
+            node,
+            name: request.name,
+            peer_urls: request.peer_urls,
+            client_urls: request.client_urls,
+            promote_when_ready: !request.learner,
+            ..Member::default()
+        };
+        tracing::info!(target: "chainfire_raft", "Adding node, node={node} addr={}", member.peer_urls.join(","));
+        self.changed(Some(node), MembershipChange::Add(member), "").await
+    }
+
+    pub(super) async fn admin_member_promote(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
+        let request: pb::MemberPromoteRequest = decode(message)?;
+        let node = NodeId(request.node_id);
+        match self.handle.change(MembershipChange::Promote { node }).await {
+            Ok(membership) => self.members_response(Some(node), &membership, ""),
+            Err(Refusal::NotALearner) => {
+                self.members_response(Some(node), &self.handle.membership(), "the member is a voter already")
+            }
+            Err(why) => Err(refused(why)),
+        }
+    }
+
+    pub(super) async fn admin_member_remove(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
+        let request: pb::MemberRemoveRequest = decode(message)?;
+        self.changed(None, MembershipChange::Remove { node: NodeId(request.node_id) }, "").await
+    }
+
+    pub(super) async fn admin_member_replace(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
+        let request: pb::MemberReplaceRequest = decode(message)?;
+        let node = NodeId(request.node_id);
+        if request.peer_id == 0 {
+            // A folder that lost its log presents itself without being asked.
+            let membership = self.handle.membership();
+            if !membership.members.contains_key(&node) {
+                return Err(status_of(ApiError::MemberNotFound));
+            }
+            let note = "start the node with an empty data folder: it presents itself and is rebuilt";
+            return self.members_response(Some(node), &membership, note);
+        }
+        self.changed(Some(node), MembershipChange::Arrive { node, peer: PeerId(request.peer_id) }, "").await
+    }
+
+    async fn changed(&self, node: Option<NodeId>, change: MembershipChange, note: &str) -> Result<Bytes, Status> {
+        let membership = self.handle.change(change).await.map_err(|why| match why {
+            Refusal::WouldLoseQuorum => Status::new(
+                Code::FailedPrecondition,
+                "the change would leave no quorum; start the stopped members first",
+            ),
+            Refusal::ChangeInFlight => Status::unavailable("a membership change is in flight; try again in a moment"),
+            why => refused(why),
+        })?;
+        self.members_response(node, &membership, note)
+    }
+
+    fn members_response(&self, node: Option<NodeId>, membership: &Membership, note: &str) -> Result<Bytes, Status> {
+        let group = self.handle.status();
+        let member = node.and_then(|node| membership.members.get(&node)).map(|member| to_wire(member, &group));
+        encode(&pb::MembersResponse {
+            cluster_id: self.handle.cluster().0,
+            answered_by_node_id: self.handle.node().0,
+            member,
+            members: members(membership, &group),
+            note: note.to_owned(),
+        })
+    }
+}
+
+fn members(membership: &Membership, group: &GroupStatus) -> Vec<pb::Member> {
+    membership.members.values().map(|member| to_wire(member, group)).collect()
+}
+
+fn to_wire(member: &Member, group: &GroupStatus) -> pb::Member {
+    let progress = group.followers.iter().find(|(peer, _, _)| *peer == member.peer).map(|(_, matched, active)| {
+        pb::Progress {
+            match_index: *matched,
+            lag_entries: group.last.saturating_sub(*matched),
+            active: *active,
+        }
+    });
+    pb::Member {
+        node_id: member.node.0,
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        client_urls: member.client_urls.clone(),
+        learner: member.role == MemberRole::Learner,
+        promote_when_ready: member.promote_when_ready,
+        peer_id: member.peer.0,
+        successor_peer_id: member.successor.0,
+        progress,
+    }
+}
+
+fn role(role: Role) -> pb::Role {
+    match role {
+        Role::Follower => pb::Role::Follower,
+        Role::Candidate => pb::Role::Candidate,
+        Role::Leader => pb::Role::Leader,
+        Role::Learner => pb::Role::Learner,
+    }
+}

@@ -1,0 +1,166 @@
+//! The KV service.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::etcdserverpb as pb;
+use rpc::Status;
+use rpc::server::{Answer, RequestStream, ResponseSink};
+
+use super::header::decode;
+use super::{Api, check, status_of};
+use crate::command::{self, Kind};
+use crate::error::ApiError;
+use crate::read::RangePages;
+
+/// Ranges of up to so many keys are read on the connection's own thread; longer ones on a thread for blocking work.
+const KEYS_INLINE_MAX: i64 = 1_000;
+/// About how much one message of a RangeStream carries.
+const PAGE_BYTES: usize = 512 << 10;
+
+impl Api {
+    pub(super) fn range(self: &Arc<Self>, message: Bytes) -> Answer {
+        let request: pb::RangeRequest = match decode(message) {
+            Ok(request) => request,
+            Err(error) => return Answer::Ready(Err(error)),
+        };
+        if let Err(error) = check::range(&request) {
+            return Answer::Ready(Err(status_of(error)));
+        }
+        let short = request.range_end.is_empty() || (1..=KEYS_INLINE_MAX).contains(&request.limit);
+        let filtered = request.sort_order != 0 || request.sort_target != 0;
+        if !short || filtered {
+            return Answer::later(self.clone().range_apart(request));
+        }
+        if request.serializable {
+            return Answer::Ready(self.read_range(&request));
+        }
+        // Under the leader's lease the answer is at hand.
+        if let Some(grant) = self.handle.lease_read() {
+            let answer = self.read_range(&request);
+            if self.handle.still_valid(&grant) {
+                return Answer::Ready(answer);
+            }
+        }
+        Answer::later(self.clone().range_linearizable(request))
+    }
+
+    pub(super) fn put(self: &Arc<Self>, message: Bytes) -> Answer {
+        let checked = self.sized(&message).and_then(|()| {
+            let request: pb::PutRequest = decode(message.clone())?;
+            check::put(&request).map_err(status_of)
+        });
+        self.replicate(Kind::Put, checked, &message)
+    }
+
+    pub(super) fn delete_range(self: &Arc<Self>, message: Bytes) -> Answer {
+        let checked = self.sized(&message).and_then(|()| {
+            let request: pb::DeleteRangeRequest = decode(message.clone())?;
+            check::delete_range(&request).map_err(status_of)
+        });
+        self.replicate(Kind::DeleteRange, checked, &message)
+    }
+
+    pub(super) fn txn(self: &Arc<Self>, message: Bytes) -> Answer {
+        let checked = self.sized(&message).and_then(|()| {
+            let request: pb::TxnRequest = decode(message.clone())?;
+            check::txn(&request, self.limits.txn_ops_max).map_err(status_of)
+        });
+        self.replicate(Kind::Txn, checked, &message)
+    }
+
+    pub(super) fn compact(self: &Arc<Self>, message: Bytes) -> Answer {
+        let checked = decode::<pb::CompactionRequest>(message.clone()).map(|_| ());
+        self.replicate(Kind::Compact, checked, &message)
+    }
+
+    pub(super) async fn range_stream(
+        self: Arc<Self>,
+        mut requests: RequestStream,
+        mut responses: ResponseSink,
+    ) -> Result<(), Status> {
+        let Some(message) = requests.next().await else { return Ok(()) };
+        let request: pb::RangeRequest = decode(message?)?;
+        check::range(&request).map_err(status_of)?;
+        if !request.serializable {
+            self.linearize().await?;
+        }
+        let mut pages = RangePages::new(&*self.current()?, request).map_err(status_of)?;
+        let revision = pages.revision;
+        loop {
+            let api = self.clone();
+            let (page, back) = blocking(move || {
+                let view = api.current()?;
+                let page = pages.next(&view, PAGE_BYTES).map_err(status_of)?;
+                Ok((page, pages))
+            })
+            .await?;
+            pages = back;
+            let Some(page) = page else { return Ok(()) };
+            // Only the last message carries the header.
+            let answer = if page.last { self.behind_header(revision, &page.body) } else { page.body.into() };
+            responses.send(wrap(&answer)).await?;
+            if page.last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn sized(&self, message: &Bytes) -> Result<(), Status> {
+        let fits = message.len() <= self.limits.request_bytes_max;
+        if fits { Ok(()) } else { Err(status_of(ApiError::RequestTooLarge)) }
+    }
+
+    fn replicate(self: &Arc<Self>, kind: Kind, checked: Result<(), Status>, message: &Bytes) -> Answer {
+        if let Err(error) = checked {
+            return Answer::Ready(Err(error));
+        }
+        let command = command::raw(kind, message);
+        let api = self.clone();
+        Answer::later(async move { api.propose(command).await })
+    }
+
+    fn read_range(&self, request: &pb::RangeRequest) -> Result<Bytes, Status> {
+        let view = self.current()?;
+        let answer = view.range(request).map_err(status_of)?;
+        Ok(self.behind_header(view.revision, &answer.body))
+    }
+
+    async fn range_linearizable(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {
+        loop {
+            let grant = self.linearize().await?;
+            let answer = self.read_range(&request);
+            if self.handle.still_valid(&grant) {
+                return answer;
+            }
+        }
+    }
+
+    async fn range_apart(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {
+        loop {
+            let grant = if request.serializable { None } else { Some(self.linearize().await?) };
+            let (api, asked) = (self.clone(), request.clone());
+            let answer = blocking(move || api.read_range(&asked)).await;
+            // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
+            if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
+                return answer;
+            }
+        }
+    }
+}
+
+/// Runs what may read much from the disk on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Status::internal("a read failed")))
+}
+
+/// `RangeStreamResponse { range_response = 1 }` around an encoded response.
+fn wrap(response: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(response.len() + 6);
+    out.push(1 << 3 | 2);
+    prost::encoding::encode_varint(response.len() as u64, &mut out);
+    out.extend_from_slice(response);
+    out.into()
+}

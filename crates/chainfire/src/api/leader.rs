@@ -1,0 +1,89 @@
+//! What only the leader can answer: other nodes ask for it through calls, this node's own API through the same door.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus::{Refusal, Role};
+use node::GroupHandle;
+use node::transport::{CallFuture, CallService};
+
+use crate::command::Command;
+use crate::lessor::Renewal;
+use crate::store::Stores;
+
+/// Renew a lease: 8 bytes id in; 8 bytes TTL in seconds out, zero when it is gone.
+pub const RENEW: u8 = node::FIRST_METHOD;
+/// 8 bytes id in; 8 bytes remaining seconds out, −1 when it is gone.
+pub const REMAINING: u8 = node::FIRST_METHOD + 1;
+
+const WAIT: Duration = Duration::from_millis(5);
+
+pub struct LeaderCalls {
+    pub handle: GroupHandle,
+    pub stores: Arc<Stores>,
+}
+
+impl CallService for LeaderCalls {
+    fn call(&self, method: u8, mut body: Bytes) -> CallFuture {
+        let (handle, stores) = (self.handle.clone(), self.stores.clone());
+        Box::pin(async move {
+            let id = body.try_get_i64_le().map_err(|_| Refusal::UnknownMember)?;
+            let answer = match method {
+                RENEW => renew(&handle, &stores, id).await?,
+                REMAINING => remaining(&handle, &stores, id).await?,
+                _ => return Err(Refusal::NoGroup),
+            };
+            let mut out = BytesMut::with_capacity(8);
+            out.put_i64_le(answer);
+            Ok(out.freeze())
+        })
+    }
+}
+
+async fn renew(handle: &GroupHandle, stores: &Stores, id: i64) -> Result<i64, Refusal> {
+    let store = stores.get().ok_or(Refusal::NoLeader)?;
+    loop {
+        let (renewal, term) = {
+            let mut lessor = store.lessor.lock();
+            (lessor.renew(id, handle.now()), lessor.term())
+        };
+        match renewal {
+            Renewal::Renewed { ttl_s } => {
+                confirm(handle, term).await?;
+                return Ok(ttl_s);
+            }
+            Renewal::ClearFirst => {
+                let term = term.ok_or(Refusal::NoLeader)?;
+                let clear = Box::new(Command::LeaseCheckpoint(vec![(id, 0)]));
+                handle.propose(Command::InTerm { term, command: clear }.encode()).await?;
+            }
+            Renewal::Wait => tokio::time::sleep(WAIT).await,
+            Renewal::Gone => {
+                confirm(handle, term).await?;
+                return Ok(0);
+            }
+            Renewal::NotLeading => return Err(Refusal::NoLeader),
+        }
+    }
+}
+
+async fn remaining(handle: &GroupHandle, stores: &Stores, id: i64) -> Result<i64, Refusal> {
+    let store = stores.get().ok_or(Refusal::NoLeader)?;
+    let (remaining, term) = {
+        let mut lessor = store.lessor.lock();
+        (lessor.remaining_s(id, handle.now()), lessor.term())
+    };
+    if term.is_none() {
+        return Err(Refusal::NoLeader);
+    }
+    confirm(handle, term).await?;
+    Ok(remaining.map_or(-1, |(_, remaining_s)| remaining_s))
+}
+
+/// What this node said as the leader counts only if it still is: a successor may have revoked the lease already.
+async fn confirm(handle: &GroupHandle, term: Option<u64>) -> Result<(), Refusal> {
+    handle.read().await?;
+    let status = handle.status();
+    if status.role == Role::Leader && Some(status.term) == term { Ok(()) } else { Err(Refusal::NoLeader) }
+}

@@ -1,0 +1,227 @@
+//! What goes on by itself while a node runs: the lease clock, the quota and the room on the disk, auto-compaction, and the
+//! watch hub's own tasks. All of it proposes commands like any client.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consensus::{Refusal, Role};
+use node::GroupHandle;
+use proto::etcdserverpb::{AlarmType, CompactionRequest, alarm_request::AlarmAction};
+
+use crate::command::Command;
+use crate::config::AutoCompaction;
+use crate::store::{Store, Stores};
+use storage::rocks::EngineEvent;
+
+const LEASE_TICK: Duration = Duration::from_millis(100);
+const SPACE_TICK: Duration = Duration::from_millis(500);
+/// Room that is kept on the disk for the log to go on: an alarm is raised below the first and taken back above the second.
+const FREE_BYTES_MIN: u64 = 128 << 20;
+/// … but no more than this part of a small disk.
+const FREE_PART_OF_DISK: u64 = 16;
+
+/// Starts all of it.
+pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
+    let runtime = tokio::runtime::Handle::current();
+    runtime.spawn(hub(handle.clone(), stores.clone()));
+    runtime.spawn(leases(handle.clone(), stores.clone()));
+    runtime.spawn(space(handle.clone(), stores.clone(), rules.clone()));
+    runtime.spawn(compaction(handle.clone(), stores.clone(), rules));
+    runtime.spawn(engine_events(stores.clone()));
+}
+
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub data_dir: PathBuf,
+    /// Zero: unlimited.
+    pub quota_bytes: u64,
+    pub auto_compaction: AutoCompaction,
+}
+
+async fn ready(stores: &Stores) -> Arc<Store> {
+    loop {
+        if let Some(store) = stores.get() {
+            return store;
+        }
+        tokio::time::sleep(LEASE_TICK).await;
+    }
+}
+
+async fn hub(handle: GroupHandle, stores: Arc<Stores>) {
+    let hub = ready(&stores).await.hub.clone();
+    let dispatching = hub.clone();
+    tokio::spawn(async move { dispatching.run().await });
+    loop {
+        hub.set_raft_term(handle.term());
+        hub.tick(handle.now());
+        tokio::time::sleep(LEASE_TICK).await;
+    }
+}
+
+/// Ends leases that ran out, on the leader.
+async fn leases(handle: GroupHandle, stores: Arc<Stores>) {
+    let store = ready(&stores).await;
+    loop {
+        tokio::time::sleep(LEASE_TICK).await;
+        let status = handle.status();
+        let leads = status.role == Role::Leader;
+        let due = {
+            let mut lessor = store.lessor.lock();
+            if !leads {
+                lessor.follow();
+                continue;
+            }
+            if lessor.term() != Some(status.term) {
+                // The leases are known once an entry of this leader's own term has been applied.
+                let view = store.reader.current();
+                if view.mark.term != status.term {
+                    continue;
+                }
+                let Ok(leases) = view.leases() else { continue };
+                let leases = leases.into_iter().map(|lease| (lease.id, lease.ttl_s, lease.remaining_s));
+                lessor.lead(status.term, leases, handle.now());
+            }
+            lessor.due(handle.now())
+        };
+        let term = due.term;
+        let in_term = |command| Command::InTerm { term, command: Box::new(command) }.encode();
+        for id in due.revoke {
+            // Offered again until it is applied.
+            drop(tokio::spawn(handle.propose(in_term(Command::LeaseRevoke { id }))));
+        }
+        if !due.checkpoint.is_empty() {
+            let ids: Vec<i64> = due.checkpoint.iter().map(|(id, _)| *id).collect();
+            let command = in_term(Command::LeaseCheckpoint(due.checkpoint));
+            tokio::spawn(checkpoint(handle.clone(), store.lessor.clone(), term, ids, command));
+        }
+    }
+}
+
+async fn checkpoint(
+    handle: GroupHandle,
+    lessor: Arc<parking_lot::Mutex<crate::lessor::Lessor>>,
+    term: u64,
+    ids: Vec<i64>,
+    command: bytes::Bytes,
+) {
+    match handle.propose(command).await {
+        Ok(_) => return,
+        Err(Refusal::TimedOut) => {
+            // Its outcome is open: what is applied in the same term after it settles that.
+            let clear = Command::LeaseCheckpoint(ids.iter().map(|id| (*id, 0)).collect());
+            let clear = Command::InTerm { term, command: Box::new(clear) };
+            if handle.propose(clear.encode()).await.is_err() {
+                return;
+            }
+        }
+        Err(_) => {}
+    }
+    lessor.lock().abandoned(ids, handle.now());
+}
+
+/// Raises NOSPACE when the quota or the disk is used up; takes back what the disk's state raised once there is room.
+async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
+    let store = ready(&stores).await;
+    let mut raised_for_disk = false;
+    loop {
+        tokio::time::sleep(SPACE_TICK).await;
+        let member = handle.node().0;
+        let kind = AlarmType::Nospace as i32;
+        let raised = store.reader.current().alarms.contains(&(kind, member));
+        let over_quota = rules.quota_bytes > 0 && store.reader.stats().engine.total_bytes > rules.quota_bytes;
+        let room = room(&rules.data_dir);
+        let full = room.is_some_and(|(free, total)| free < wanted(total));
+        let roomy = room.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
+        let action = if !raised && (over_quota || full) {
+            raised_for_disk = full && !over_quota;
+            tracing::error!(
+                target: "chainfire_storage",
+                "No space left, writes are refused, quota_exceeded={over_quota} disk_full={full} code=CF1002"
+            );
+            AlarmAction::Activate
+        } else if raised && raised_for_disk && roomy && !over_quota {
+            tracing::info!(target: "chainfire_storage", "There is space again, writes are taken");
+            AlarmAction::Deactivate
+        } else {
+            continue;
+        };
+        // Tried again at the next look.
+        let _ = handle.propose(Command::Alarm { action: action as i32, member, kind }.encode()).await;
+    }
+}
+
+fn wanted(total: u64) -> u64 {
+    FREE_BYTES_MIN.min(total / FREE_PART_OF_DISK)
+}
+
+/// (free, total) bytes of the disk under a folder.
+fn room(dir: &std::path::Path) -> Option<(u64, u64)> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a zero byte and `stat` has room for the answer.
+    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded and filled it.
+    let stat = unsafe { stat.assume_init() };
+    Some((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+}
+
+/// Compacts by itself, on the leader, as etcd's two modes do.
+async fn compaction(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
+    let store = ready(&stores).await;
+    // Periodic: the revision of each tenth of the period, oldest first.
+    let mut seen = std::collections::VecDeque::new();
+    loop {
+        let (pause, keep) = match rules.auto_compaction {
+            AutoCompaction::Off => return,
+            AutoCompaction::Periodic(period) => (period / 10, None),
+            AutoCompaction::Revision(keep) => (Duration::from_secs(300), Some(keep)),
+        };
+        tokio::time::sleep(pause).await;
+        let view = store.reader.current();
+        let target = match keep {
+            Some(keep) => view.revision - keep,
+            None => {
+                seen.push_back(view.revision);
+                if seen.len() <= 10 { 0 } else { seen.pop_front().unwrap_or(0) }
+            }
+        };
+        if handle.is_leader() && target > view.compacted.max(0) {
+            let request = CompactionRequest { revision: target, physical: false };
+            // Another node, or a client, may have compacted further.
+            let _ = handle.propose(Command::Compact(request).encode()).await;
+            tracing::info!(target: "chainfire_storage", "Compacted, revision={target}");
+        }
+    }
+}
+
+/// Puts into the log what the engine met in the background.
+async fn engine_events(stores: Arc<Stores>) {
+    loop {
+        tokio::time::sleep(SPACE_TICK).await;
+        let Some(store) = stores.get() else { continue };
+        for event in store.engine.take_events() {
+            match event {
+                EngineEvent::StallBegan { family, stopped } => {
+                    tracing::warn!(target: "chainfire_storage", "RocksDB stall began, family={family} stopped={stopped}");
+                }
+                EngineEvent::StallEnded { duration_ms } => {
+                    tracing::warn!(target: "chainfire_storage", "RocksDB stall detected, duration={duration_ms}ms");
+                }
+                EngineEvent::BackgroundError { during, message } => {
+                    tracing::error!(target: "chainfire_storage", "RocksDB failed, during={during} why={message} code=CF1003");
+                }
+                EngineEvent::Recovered => tracing::info!(target: "chainfire_storage", "RocksDB recovered"),
+                EngineEvent::SlowCompaction { family, duration_ms, bytes_read, bytes_written } => {
+                    tracing::warn!(
+                        target: "chainfire_storage",
+                        "Compaction is slow, duration={duration_ms}ms family={family} read={bytes_read} written={bytes_written}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The read side: what API threads, watchers and tools see of the state machine.
+//!
+//! After every batch it wrote, the machine publishes a [`StateView`]: an engine view and beside it the revision, the
+//! mark, the counts and the alarms as of the same moment. A reader takes the view that is current
+//! ([`Reader::current`]) and asks it as often as it likes; all answers come from one moment, and the machine never
+//! waits for a reader.
+//!
+//! Invariants
+//! 1. Everything in a view is of one moment: one `mark`, one `revision`.
+//! 2. Views are published in order; a reader never sees time run backwards.
+//! 3. No answer depends on what the engine has physically cleaned up: what lies at or below `compacted` and is not
+//!    live there is refused before it is looked for.
+//!
+//! A view held for long keeps old data on disk, and the machine waits for it before it puts a received snapshot in
+//! place. Long work ([`RangePages`], history) is therefore cut into steps, each of which takes the view as an argument.
+//!
+//! | file | what it answers |
+//! |---|---|
+//! | [`range`] | Range: options, limits, sorting, pages |
+//! | [`history`] | what changed between two revisions |
+//! | [`digest`] | HashKV |
+
+pub mod digest;
+pub mod history;
+pub mod range;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use consensus::{MachineError, Mark};
+use parking_lot::{RwLock, RwLockWriteGuard};
+use proto::etcdserverpb::RangeRequest;
+use storage::engine::EngineStats;
+use storage::{Engine, View};
+
+use crate::error::ApiError;
+use crate::machine::count::CountIndex;
+pub use crate::machine::layout::Lease;
+use crate::machine::layout::{self, META};
+use crate::machine::source::{Source, Span};
+pub use digest::KvHash;
+pub use history::History;
+pub use range::{RangeAnswer, RangePage, RangePages};
+
+/// The read side of a machine. Cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Reader(Arc<Shared>);
+
+struct Shared {
+    /// `None` only while a snapshot is put in place.
+    current: RwLock<Option<Arc<StateView>>>,
+    engine: Arc<dyn Engine>,
+}
+
+impl Reader {
+    pub(crate) fn new(engine: Arc<dyn Engine>, first: StateView) -> Reader {
+        Reader(Arc::new(Shared { current: RwLock::new(Some(Arc::new(first))), engine }))
+    }
+
+    /// The picture as of the last applied batch. Waits while a received snapshot is put in place, which in turn waits
+    /// for views that are held: who holds one must not ask for another.
+    pub fn current(&self) -> Arc<StateView> {
+        self.0.current.read().clone().expect("a view is missing only while the lock is held for writing")
+    }
+
+    /// Sizes and counters, for metrics and the quota.
+    pub fn stats(&self) -> StoreStats {
+        let (revision, compacted, keys) = {
+            let view = self.current();
+            (view.revision, view.compacted, view.keys())
+        };
+        StoreStats { engine: self.0.engine.stats(), revision, compacted, keys }
+    }
+
+    pub(crate) fn publish(&self, view: StateView) {
+        let next = Some(Arc::new(view));
+        let last = std::mem::replace(&mut *self.0.current.write(), next);
+        drop(last);
+    }
+
+    /// Takes the current view away; readers wait until the guard is given a view and dropped.
+    pub(crate) fn suspend(&self) -> RwLockWriteGuard<'_, Option<Arc<StateView>>> {
+        let mut guard = self.0.current.write();
+        *guard = None;
+        guard
+    }
+}
+
+/// Sizes and counters of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    pub engine: EngineStats,
+    pub revision: i64,
+    pub compacted: i64,
+    /// Live keys.
+    pub keys: u64,
+}
+
+/// The store at one moment.
+pub struct StateView {
+    /// The store's revision. An empty store has 1.
+    pub revision: i64,
+    /// The compacted revision; -1 when nothing was ever compacted. Reads at it are allowed, below it refused.
+    pub compacted: i64,
+    /// How far the log is applied.
+    pub mark: Mark,
+    /// As kept by the machine; empty before the founding.
+    pub membership: Bytes,
+    /// Raised alarms as (kind, member), ordered; kinds are numbers of `AlarmType`.
+    pub alarms: Arc<Vec<(i32, u64)>>,
+    pub(crate) counts: CountIndex,
+    pub(crate) view: Arc<dyn View>,
+}
+
+impl StateView {
+    /// Answers a Range with etcd's semantics: `count` ignores limit and filters; filters and sorting come before the
+    /// limit. Errors: `Compacted`, `FutureRevision`, `InvalidSortOption`, `Storage`.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, ApiError> {
+        range::check_sort(request)?;
+        let at = range::check_revision(request.revision, self.revision, self.compacted)?;
+        Ok(range::answer(&self.source(), at, self.revision, request)?)
+    }
+
+    /// The live version of one key as an encoded `mvccpb.KeyValue`.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ApiError> {
+        Ok(self.source().get(key)?)
+    }
+
+    /// How many keys of the range are live.
+    pub fn count(&self, key: &[u8], range_end: &[u8]) -> Result<u64, ApiError> {
+        Ok(self.source().count(&Span::new(key, range_end))?)
+    }
+
+    /// How many keys are live in all.
+    pub fn keys(&self) -> u64 {
+        self.counts.total()
+    }
+
+    /// The changes from revision `from` up to and including `to` in the key range, as etcd writes ranges (`end` empty:
+    /// the key alone; one zero byte: to the end). Stops after about `bytes_max` bytes of events, but never within a
+    /// revision, and after a bounded number of changes that lie outside the range; [`History::next`] says where to go
+    /// on. Errors: `Compacted` when `from` lies below the compacted revision, `Storage`.
+    pub fn history(&self, from: i64, to: i64, key: &[u8], end: &[u8], bytes_max: usize) -> Result<History, ApiError> {
+        if from < self.compacted {
+            return Err(ApiError::Compacted);
+        }
+        let range = Span::new(key, end);
+        Ok(history::read(&self.source(), self.compacted, from, to.min(self.revision), &range, bytes_max)?)
+    }
+
+    /// A checksum of all keys and versions from the compacted revision up to `revision` (zero: the current one), equal
+    /// on all replicas with the same `compacted`. Reads everything. Errors: `Compacted`, `FutureRevision`, `Storage`.
+    pub fn hash_kv(&self, revision: i64) -> Result<KvHash, ApiError> {
+        let at = range::check_revision(revision, self.revision, self.compacted)?.unwrap_or(self.revision);
+        Ok(digest::hash_kv(&self.source(), self.compacted, at)?)
+    }
+
+    /// A short form of the rolling hash: equal on replicas that applied the same entries.
+    pub fn hash(&self) -> u32 {
+        (self.mark.hash ^ (self.mark.hash >> 32)) as u32
+    }
+
+    pub fn lease(&self, id: i64) -> Result<Option<Lease>, ApiError> {
+        let value = self.view.get(META, &layout::lease_key(id))?;
+        Ok(value.map(|value| Lease::read(id, &value)).transpose()?)
+    }
+
+    /// All leases in the order of their ids (as unsigned numbers).
+    pub fn leases(&self) -> Result<Vec<Lease>, ApiError> {
+        let mut leases = Vec::new();
+        let mut walk = self.view.scan(META, &[layout::LEASE], Some(&[layout::LEASE + 1]));
+        while walk.valid() {
+            leases.push(Lease::read(layout::read_lease_key(walk.key())?, walk.value())?);
+            walk.advance();
+        }
+        walk.status()?;
+        Ok(leases)
+    }
+
+    /// The keys attached to a lease, in order.
+    pub fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError> {
+        Ok(self.source().lease_keys(id)?)
+    }
+
+    /// Whether an alarm of this kind is raised by any member.
+    pub fn alarmed(&self, kind: i32) -> bool {
+        self.alarms.iter().any(|(raised, _)| *raised == kind)
+    }
+
+    pub(crate) fn source(&self) -> Source<'_> {
+        Source::new(&*self.view, &self.counts)
+    }
+}
+
+impl From<MachineError> for ApiError {
+    fn from(error: MachineError) -> ApiError {
+        tracing::error!(%error, "a read of the state failed");
+        ApiError::Storage
+    }
+}

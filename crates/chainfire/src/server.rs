@@ -1,0 +1,147 @@
+//! A Chainfire process: a node, its API on the client listeners, housekeeping, and an orderly end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base::NodeId;
+use node::{Node, NodeConfig};
+use rpc::server::{Server, ServerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::leader::LeaderCalls;
+use crate::api::{Api, ApiLimits};
+use crate::config::Settings;
+use crate::housekeeping::{self, Rules};
+use crate::lessor::LessorOptions;
+use crate::metrics::{Metrics, Sources};
+use crate::store::{self, Stores};
+
+/// Bytes a message may have beyond the largest request.
+const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// Runs until a signal ends it. The error is one line for people; nothing was started then.
+pub fn run(settings: Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(8))
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), String> {
+    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
+    let stores: Arc<Stores> = Arc::default();
+    let metrics = Arc::new(Metrics::default());
+    let lessor = LessorOptions { election_timeout: settings.node.host.election_timeout(), ..Default::default() };
+    let node = start_node(settings.node.clone(), &settings, &lessor, &stores)?;
+    let handle = node.handle();
+    let server_config = ServerConfig {
+        message_bytes_max: settings.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
+        ..ServerConfig::default()
+    };
+    let node = Arc::new(node);
+    let sources = {
+        let (node, stores, metrics) = (node.clone(), stores.clone(), metrics.clone());
+        move || {
+            let store = stores.get();
+            metrics.render(&Sources {
+                driver: &node.stats(),
+                group: &node.handle().status(),
+                membership: &node.handle().membership(),
+                log: &node.log_stats(),
+                store: store.as_ref().map(|store| store.reader.stats()),
+                watch: store.as_ref().map(|store| store.hub.stats()),
+            })
+        }
+    };
+    let api = Arc::new(Api {
+        handle: handle.clone(),
+        stores: stores.clone(),
+        limits: ApiLimits {
+            request_bytes_max: settings.request_bytes_max,
+            txn_ops_max: settings.txn_ops_max,
+            quota_bytes: settings.quota_bytes,
+        },
+        metrics,
+        sources: Arc::new(sources),
+        started: Instant::now(),
+    });
+    let rules = Rules {
+        data_dir: settings.node.data_dir.clone(),
+        quota_bytes: settings.quota_bytes,
+        auto_compaction: settings.auto_compaction.clone(),
+    };
+    housekeeping::start(&handle, &stores, rules);
+    let server = Server::new(api, server_config);
+    let mut serving = Vec::new();
+    for listener in listeners {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        tracing::info!(target: "chainfire_api", "Serving clients, addr={address}");
+        let server = server.clone();
+        serving.push(tokio::spawn(async move { server.serve(listener).await }));
+    }
+    tokio::spawn(say_when_ready(handle));
+    wait_for_signal().await;
+    tracing::info!(target: "chainfire_api", "Stopping");
+    // Leadership first: the others go on while this node's clients finish.
+    let handle = node.handle();
+    if handle.is_leader() && handle.membership().voters.len() > 1 {
+        let _ = tokio::time::timeout(Duration::from_secs(2), handle.transfer(None)).await;
+    }
+    server.stop();
+    for listener in serving {
+        let _ = listener.await;
+    }
+    drop(server);
+    node.stop().await;
+    tracing::info!(target: "chainfire_api", "Stopped");
+    Ok(())
+}
+
+fn start_node(
+    config: NodeConfig,
+    settings: &Settings,
+    lessor: &LessorOptions,
+    stores: &Arc<Stores>,
+) -> Result<Node, String> {
+    let open_machine = {
+        let (dir, options) = (config.data_dir.clone(), settings.storage.clone());
+        let (lessor, stores) = (lessor.clone(), stores.clone());
+        Box::new(move |cluster, node: NodeId| store::open(&dir, &options, &lessor, (cluster, node), &stores))
+    };
+    let stores = stores.clone();
+    let fatal = |why: String| {
+        tracing::error!(target: "chainfire_storage", "The node cannot go on and stops, why={why} code=CF1000");
+        std::process::exit(70);
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let service = move |handle| Some(Arc::new(LeaderCalls { handle, stores }) as Arc<dyn node::transport::CallService>);
+    Node::start(config, &runtime, open_machine, service, Arc::new(fatal)).map_err(|error| error.to_string())
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", node::node::holder(address)))?;
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+async fn say_when_ready(handle: node::GroupHandle) {
+    while handle.read().await.is_err() {
+        tokio::time::sleep(READY_POLL).await;
+    }
+    tracing::info!(target: "chainfire_api", "ready to serve client requests");
+}
+
+async fn wait_for_signal() {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

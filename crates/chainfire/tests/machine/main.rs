@@ -1,0 +1,7 @@
+//! The state machine as a whole, over both engines, against a reference model.
+
+mod errors;
+mod model;
+mod properties;
+mod snapshots;
+mod world;

@@ -1,0 +1,350 @@
+//! How a cluster begins, and how a member comes (back) to it.
+//!
+//! *Founding.* Every initial member must answer, and say that it is empty; then the one with the smallest node id draws a
+//! cluster id, writes the founding membership (who votes, under which peer ids) as its state, and tells the others,
+//! who write the same. A lone initial member founds by itself. A founder that was wiped meets members that belong to
+//! a cluster, and therefore founds nothing.
+//!
+//! *Coming.* A folder without a cluster that meets one asks to be let in: as a member that is awaited there, or as the new
+//! incarnation of a member whose log was lost. Only the leader decides, and never while the member it claims to be
+//! is alive. Until then the node waits, says so, and votes for nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{ClusterId, NodeId, PeerId};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus::{Member, MemberRole, Membership, MembershipChange, Refusal};
+
+use crate::clock;
+use crate::handle::GroupHandle;
+use crate::node::Shell;
+use crate::transport::{CallFuture, CallService, bare_address};
+
+const PROBE: u8 = 1;
+const FOUND: u8 = 2;
+const ARRIVE: u8 = 3;
+/// Calls from here on belong to floor 5.
+pub const FIRST_METHOD: u8 = 16;
+
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(200);
+/// While nothing changes, waiting is mentioned this often.
+const SAY_EVERY: u32 = 50;
+
+/// What a node says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    cluster: ClusterId,
+    node: NodeId,
+    peer: PeerId,
+    bootstrap: bool,
+}
+
+/// Brings this node into a cluster, then tells the cluster what there is to know of it. Runs until both are done.
+pub(crate) async fn settle(shell: Arc<Shell>) {
+    let mut round: u32 = 0;
+    loop {
+        let said = round.is_multiple_of(SAY_EVERY);
+        round += 1;
+        let identity = shell.identity();
+        if identity.cluster == ClusterId::default() {
+            if let Err(why) = enter(&shell).await
+                && said
+            {
+                tracing::info!(target: "chainfire_raft", "Waiting for a cluster, {why}");
+            }
+        } else if shell.handle.membership().by_peer(identity.peer).is_some() {
+            break;
+        } else {
+            let addresses = shell.known_addresses();
+            if let Err(why) = come_back(&shell, &addresses).await
+                && said
+            {
+                tracing::info!(target: "chainfire_raft", "Waiting to be let into the cluster, {why}");
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    tell_founders(&shell).await;
+    describe(&shell).await;
+}
+
+async fn enter(shell: &Arc<Shell>) -> Result<(), String> {
+    let config = &shell.config;
+    let identity = shell.identity();
+    let others: Vec<_> = config
+        .initial
+        .iter()
+        .filter(|member| bare_address(&member.address) != bare_address(&config.advertise_peer))
+        .collect();
+    if others.is_empty() && config.bootstrap {
+        return found(shell, vec![shell.as_member()]);
+    }
+    let mut members = vec![shell.as_member()];
+    let mut missing = Vec::new();
+    for other in &others {
+        match probe(shell, &other.address).await {
+            Ok(standing) if standing.cluster != ClusterId::default() => {
+                return arrive(shell, &other.address).await;
+            }
+            Ok(standing) if standing.bootstrap => {
+                if standing.node == identity.node {
+                    return Err(format!("two members claim to be node {}", identity.node));
+                }
+                members.push(Member {
+                    node: standing.node,
+                    peer: standing.peer,
+                    peer_urls: vec![other.address.clone()],
+                    role: MemberRole::Voter,
+                    ..Member::default()
+                });
+            }
+            Ok(_) => missing.push(format!("{} founds no cluster", other.address)),
+            Err(why) => missing.push(why),
+        }
+    }
+    if !config.bootstrap {
+        return Err(format!("no initial member knows one: {}", missing.join("; ")));
+    }
+    if !missing.is_empty() {
+        return Err(format!("not all initial members are there: {}", missing.join("; ")));
+    }
+    if members.iter().any(|member| member.node < identity.node) {
+        return Err("another member founds it".to_owned());
+    }
+    found(shell, members.clone())?;
+    let membership = shell.founding_membership(members);
+    for other in others {
+        send_found(shell, &other.address, &membership.encode()).await;
+    }
+    // The links to those that were just told stand in a moment; a vote asked for earlier is lost.
+    tokio::time::sleep(RETRY).await;
+    shell.campaign();
+    Ok(())
+}
+
+fn found(shell: &Arc<Shell>, members: Vec<Member>) -> Result<(), String> {
+    let membership = shell.founding_membership(members);
+    tracing::info!(
+        target: "chainfire_raft",
+        "Founding a cluster, cluster={} members={}",
+        membership.cluster,
+        membership.members.len()
+    );
+    shell.join(membership.cluster, shell.identity().node, Some(membership))
+}
+
+/// Tells a member that was not reached in time; a founder that stopped in between does it at its next start, and
+/// then without the membership: the member gets it from the leader.
+async fn tell_founders(shell: &Arc<Shell>) {
+    let membership = shell.handle.membership();
+    for member in membership.members.values().filter(|member| member.peer != shell.identity().peer) {
+        for url in &member.peer_urls {
+            let empty = |standing: &Standing| standing.cluster == ClusterId::default() && standing.peer == member.peer;
+            if probe(shell, url).await.is_ok_and(|standing| empty(&standing)) {
+                send_found(shell, url, &[]).await;
+            }
+        }
+    }
+}
+
+async fn send_found(shell: &Arc<Shell>, address: &str, membership: &[u8]) {
+    let mut body = BytesMut::new();
+    body.put_u64_le(shell.identity().cluster.0);
+    body.put_slice(membership);
+    let sent = shell.transport.call_address(address.to_owned(), FOUND, body.freeze(), PROBE_TIMEOUT).await;
+    if let Err(why) = sent {
+        tracing::warn!(target: "chainfire_network", "Founding not told, addr={address} why={why}");
+    }
+}
+
+async fn probe(shell: &Arc<Shell>, address: &str) -> Result<Standing, String> {
+    let asked = shell.transport.call_address(address.to_owned(), PROBE, Bytes::new(), PROBE_TIMEOUT).await;
+    let answer = asked.map_err(|why| format!("{address}: {why}"))?;
+    let answer = answer.map_err(|why| format!("{address}: {why}"))?;
+    Standing::decode(answer).ok_or_else(|| format!("{address}: an answer that cannot be decoded"))
+}
+
+async fn come_back(shell: &Arc<Shell>, addresses: &[String]) -> Result<(), String> {
+    let mut failure = "no other member's address is known".to_owned();
+    for address in addresses {
+        match arrive(shell, address).await {
+            Ok(()) => {
+                // Let in; the leader brings the membership with the state.
+                tokio::time::sleep(RETRY * 5).await;
+                return Ok(());
+            }
+            Err(why) => failure = why,
+        }
+    }
+    Err(failure)
+}
+
+async fn arrive(shell: &Arc<Shell>, address: &str) -> Result<(), String> {
+    let identity = shell.identity();
+    let mut body = BytesMut::new();
+    body.put_u64_le(identity.node.0);
+    body.put_u64_le(identity.peer.0);
+    body.put_slice(shell.config.advertise_peer.as_bytes());
+    let asked = shell.transport.call_address(address.to_owned(), ARRIVE, body.freeze(), PROBE_TIMEOUT * 5).await;
+    let answer = asked.map_err(|why| format!("{address}: {why}"))?;
+    let mut answer = answer.map_err(|why| match why {
+        Refusal::UnknownMember => format!("{address}: its cluster does not know this node; add it with member-add"),
+        Refusal::DuplicateMember => format!("{address}: the member that this node claims to be is alive"),
+        why => format!("{address}: {why}"),
+    })?;
+    if answer.len() < 16 {
+        return Err(format!("{address}: an answer that cannot be decoded"));
+    }
+    let (cluster, node) = (ClusterId(answer.get_u64_le()), NodeId(answer.get_u64_le()));
+    let membership = Membership::decode(&answer).ok_or("a membership that cannot be decoded")?;
+    shell.transport.learn(&membership);
+    if identity.cluster == ClusterId::default() {
+        tracing::info!(target: "chainfire_raft", "Joining a cluster, cluster={cluster} node={node}");
+        shell.join(cluster, node, None)?;
+    }
+    Ok(())
+}
+
+/// Makes the name and the addresses that clients use known to all.
+async fn describe(shell: &Arc<Shell>) {
+    let config = &shell.config;
+    loop {
+        let membership = shell.handle.membership();
+        let node = shell.identity().node;
+        let Some(member) = membership.members.get(&node) else { return };
+        if member.name == config.name && member.client_urls == config.client_urls {
+            return;
+        }
+        let change = MembershipChange::Describe {
+            node,
+            name: Some(config.name.clone()),
+            peer_urls: None,
+            client_urls: Some(config.client_urls.clone()),
+        };
+        if shell.handle.change(change).await.is_err() {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Answers the shell's own calls and passes the others on.
+pub(crate) struct Answers {
+    pub shell: Arc<Shell>,
+    pub service: Option<Arc<dyn CallService>>,
+}
+
+impl CallService for Answers {
+    fn call(&self, method: u8, body: Bytes) -> CallFuture {
+        let shell = self.shell.clone();
+        match method {
+            PROBE => Box::pin(std::future::ready(Ok(shell.standing().encode()))),
+            FOUND => Box::pin(std::future::ready(told(&shell, body))),
+            ARRIVE => Box::pin(async move { admit(&shell.handle, body).await }),
+            _ => match &self.service {
+                Some(service) if method >= FIRST_METHOD => service.call(method, body),
+                _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
+            },
+        }
+    }
+}
+
+/// A founder says that this node is one of its cluster.
+fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
+    let cluster = ClusterId(body.try_get_u64_le().map_err(|_| Refusal::UnknownMember)?);
+    let identity = shell.identity();
+    if identity.cluster == cluster {
+        return Ok(Bytes::new());
+    }
+    if identity.cluster != ClusterId::default() || !shell.config.bootstrap {
+        return Err(Refusal::DuplicateMember);
+    }
+    let membership = Membership::decode(&body).ok_or(Refusal::UnknownMember)?;
+    let founding = !membership.is_empty();
+    if founding {
+        let listed = membership.members.get(&identity.node).is_some_and(|member| member.peer == identity.peer);
+        if !listed || membership.cluster != cluster {
+            return Err(Refusal::UnknownMember);
+        }
+    }
+    shell.transport.learn(&membership);
+    let joined = shell.join(cluster, identity.node, founding.then_some(membership));
+    joined.map(|()| Bytes::new()).map_err(|why| {
+        tracing::error!(target: "chainfire_raft", "Could not join the founded cluster, why={why}");
+        Refusal::Damaged
+    })
+}
+
+async fn admit(handle: &GroupHandle, mut body: Bytes) -> Result<Bytes, Refusal> {
+    if body.len() < 16 {
+        return Err(Refusal::UnknownMember);
+    }
+    let (node, peer) = (NodeId(body.get_u64_le()), PeerId(body.get_u64_le()));
+    let url = String::from_utf8_lossy(&body).into_owned();
+    let membership = handle.membership();
+    let by_url = || {
+        let same = |known: &String| bare_address(known) == bare_address(&url);
+        membership.members.values().find(|member| member.peer_urls.iter().any(same))
+    };
+    let member = membership.members.get(&node).or_else(by_url).ok_or(Refusal::UnknownMember)?;
+    let node = member.node;
+    if member.peer != peer && member.successor != peer {
+        handle.change(MembershipChange::Arrive { node, peer }).await?;
+        tracing::info!(target: "chainfire_raft", "Adding a node's data folder, node={node} peer={peer} addr={url}");
+    }
+    let mut answer = BytesMut::new();
+    answer.put_u64_le(handle.cluster().0);
+    answer.put_u64_le(node.0);
+    answer.put_slice(&handle.membership().encode());
+    Ok(answer.freeze())
+}
+
+impl Shell {
+    fn standing(&self) -> Standing {
+        let identity = self.identity();
+        Standing {
+            cluster: identity.cluster,
+            node: identity.node,
+            peer: identity.peer,
+            bootstrap: self.config.bootstrap,
+        }
+    }
+
+    fn as_member(&self) -> Member {
+        let identity = self.identity();
+        Member {
+            node: identity.node,
+            peer: identity.peer,
+            name: self.config.name.clone(),
+            peer_urls: vec![self.config.advertise_peer.clone()],
+            client_urls: self.config.client_urls.clone(),
+            role: MemberRole::Voter,
+            ..Member::default()
+        }
+    }
+
+    fn founding_membership(&self, members: Vec<Member>) -> Membership {
+        let cluster = self.identity().cluster;
+        let cluster = if cluster == ClusterId::default() { ClusterId(clock::random_u64()) } else { cluster };
+        Membership::founding(cluster, members)
+    }
+}
+
+impl Standing {
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(25);
+        [self.cluster.0, self.node.0, self.peer.0].into_iter().for_each(|number| out.put_u64_le(number));
+        out.put_u8(u8::from(self.bootstrap));
+        out.freeze()
+    }
+
+    fn decode(mut bytes: Bytes) -> Option<Standing> {
+        (bytes.len() == 25).then(|| Standing {
+            cluster: ClusterId(bytes.get_u64_le()),
+            node: NodeId(bytes.get_u64_le()),
+            peer: PeerId(bytes.get_u64_le()),
+            bootstrap: bytes.get_u8() == 1,
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! One Raft group as the threads of floor 5 see it: propose, read, change membership, hand over, look.
+//!
+//! All calls may be made on any node: what only the leader can do is forwarded by the floors below. Each ends
+//! within the request timeout, in an answer or a refusal that says whether it may yet take effect.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use base::{ClusterId, GroupId, NodeId, PeerId, Time};
+use bytes::Bytes;
+use consensus::{Event, GroupStatus, Input, Membership, MembershipChange, Outcome, Refusal, Role};
+use tokio::sync::broadcast;
+
+use crate::clock;
+use crate::identity::Identity;
+use crate::inbox::Inbox;
+use crate::transport::Transport;
+use crate::waiters::{Answer, Waiters};
+
+/// Inputs that may wait for the driver before new requests are refused.
+const INBOX_MAX: usize = 100_000;
+
+/// A point from which a read is linearizable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadGrant {
+    /// What this node had applied at least when the grant was given.
+    pub index: u64,
+    /// When the leader's lease ends under which it was given; a read that ends later must be done again.
+    pub valid_until: Option<Time>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct GroupHandle(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub group: GroupId,
+    pub identity: ArcSwap<Identity>,
+    pub inbox: Arc<Inbox<Input>>,
+    pub waiters: Arc<Waiters>,
+    pub status: ArcSwap<GroupStatus>,
+    pub membership: ArcSwap<Membership>,
+    pub events: broadcast::Sender<Event>,
+    pub transport: Transport,
+    pub request_timeout: Duration,
+}
+
+impl Shared {
+    /// Whether this node belongs to a cluster yet; before, nobody could answer.
+    fn belongs(&self) -> bool {
+        self.identity.load().cluster != ClusterId::default()
+    }
+}
+
+impl GroupHandle {
+    /// Replicates a command and waits until this node has applied it.
+    pub fn propose(&self, command: Bytes) -> impl Future<Output = Result<Outcome, Refusal>> + Send + 'static {
+        let asked = self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline });
+        async move {
+            match asked?.await {
+                Ok(Answer::Outcome(outcome)) => Ok(outcome),
+                other => Err(refusal(other)),
+            }
+        }
+    }
+
+    /// Changes the membership; ends when the change is applied here.
+    pub fn change(
+        &self,
+        change: MembershipChange,
+    ) -> impl Future<Output = Result<Membership, Refusal>> + Send + 'static {
+        let asked = self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline });
+        async move {
+            match asked?.await {
+                Ok(Answer::Changed(membership)) => Ok(Membership::decode(&membership).unwrap_or_default()),
+                other => Err(refusal(other)),
+            }
+        }
+    }
+
+    /// Hands leadership to `to`, or to the follower that is furthest.
+    pub fn transfer(&self, to: Option<NodeId>) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
+        let asked = self.ask(|group, seq, deadline| Input::Transfer { group, seq, to, deadline });
+        async move {
+            match asked?.await {
+                Ok(Answer::Transferred) => Ok(()),
+                other => Err(refusal(other)),
+            }
+        }
+    }
+
+    /// Waits until this node has applied everything that was committed before the call. On a leader with a valid
+    /// lease that is at once.
+    pub fn read(&self) -> impl Future<Output = Result<ReadGrant, Refusal>> + Send + 'static {
+        let shared = &self.0;
+        let now = clock::now();
+        let asked = match shared.waiters.lease_grant(now) {
+            Some(grant) => Ok(Err(grant)),
+            None if !shared.belongs() => Err(Refusal::NoLeader),
+            None if shared.inbox.len() >= INBOX_MAX => Err(Refusal::Busy),
+            None => {
+                let (seq, receiver) = shared.waiters.reader();
+                let deadline = now + shared.request_timeout;
+                shared.inbox.push(Input::Read { group: shared.group, seq, deadline });
+                Ok(Ok(receiver))
+            }
+        };
+        async move {
+            match asked? {
+                Err(grant) => Ok(grant),
+                Ok(receiver) => receiver.await.unwrap_or(Err(Refusal::Stopping)),
+            }
+        }
+    }
+
+    /// The grant that a leader with a valid lease can give on the spot.
+    pub fn lease_read(&self) -> Option<ReadGrant> {
+        self.0.waiters.lease_grant(clock::now())
+    }
+
+    /// Whether a read done under `grant` and finished by now is linearizable.
+    pub fn still_valid(&self, grant: &ReadGrant) -> bool {
+        grant.valid_until.is_none_or(|until| clock::now() < until)
+    }
+
+    /// As of the last turn.
+    pub fn status(&self) -> Arc<GroupStatus> {
+        self.0.status.load_full()
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.0.status.load().role == Role::Leader
+    }
+
+    /// The term as of the last turn.
+    pub fn term(&self) -> u64 {
+        self.0.status.load().term
+    }
+
+    pub fn membership(&self) -> Arc<Membership> {
+        self.0.membership.load_full()
+    }
+
+    /// Asks the leader's node, which may be this one, something that only a leader knows.
+    pub fn call_leader(&self, method: u8, body: Bytes) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
+        let shared = self.0.clone();
+        async move {
+            let leader = shared.status.load().leader_node;
+            if leader == NodeId::default() {
+                return Err(Refusal::NoLeader);
+            }
+            if leader == shared.identity.load().node {
+                return shared.transport.call_here(method, body).await;
+            }
+            shared.transport.call(leader, method, body, shared.request_timeout).await.map_err(|_| Refusal::NoLeader)?
+        }
+    }
+
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.0.identity.load().node
+    }
+
+    /// Zero until the node belongs to a cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.0.identity.load().cluster
+    }
+
+    pub fn peer(&self) -> PeerId {
+        self.0.identity.load().peer
+    }
+
+    pub fn now(&self) -> Time {
+        clock::now()
+    }
+
+    pub fn request_timeout(&self) -> Duration {
+        self.0.request_timeout
+    }
+
+    fn ask(
+        &self,
+        input: impl FnOnce(GroupId, u64, Time) -> Input,
+    ) -> Result<tokio::sync::oneshot::Receiver<Answer>, Refusal> {
+        let shared = &self.0;
+        if !shared.belongs() {
+            return Err(Refusal::NoLeader);
+        }
+        if shared.inbox.len() >= INBOX_MAX {
+            return Err(Refusal::Busy);
+        }
+        let (seq, receiver) = shared.waiters.client();
+        shared.inbox.push(input(shared.group, seq, clock::now() + shared.request_timeout));
+        Ok(receiver)
+    }
+}
+
+fn refusal(answer: Result<Answer, tokio::sync::oneshot::error::RecvError>) -> Refusal {
+    match answer {
+        Ok(Answer::Refused(why)) => why,
+        // The sender is dropped only when the node stops.
+        _ => Refusal::Stopping,
+    }
+}

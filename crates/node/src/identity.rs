@@ -1,0 +1,204 @@
+//! Who a data folder is. The file `identity` holds the node, the cluster and the peer: one incarnation of the folder
+//! as Raft knows it. It is drawn when the folder is first used, and anew when the log was lost or damaged, so
+//! that nothing ever acts under the identity of a log it does not have.
+//!
+//! | key | meaning |
+//! |---|---|
+//! | `node` | the node's id; 0 until a cluster named it |
+//! | `peer` | this incarnation's peer id, hexadecimal |
+//! | `cluster` | the cluster, hexadecimal; 0 until one was founded or joined |
+//! | `voted` | whether this incarnation may have voted or acknowledged anything |
+//!
+//! It is a normal file and not a dot file, so that emptying the folder by `rm -rf DIR/*` takes it along.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use base::{ClusterId, NodeId, PeerId};
+
+use crate::clock;
+
+const FILE: &str = "identity";
+const LOCK: &str = "owner.lock";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub node: NodeId,
+    pub peer: PeerId,
+    pub cluster: ClusterId,
+    pub voted: bool,
+}
+
+/// A data folder in use by this process.
+pub struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("data folder {path}: {error}; name another with --data-dir or correct its permissions")]
+    Unusable { path: PathBuf, error: io::Error },
+    #[error("data folder {path} is in use by another process")]
+    InUse { path: PathBuf },
+    #[error("data folder {path} is not empty and holds no `identity`: it is not ours; name an empty one")]
+    Foreign { path: PathBuf },
+    #[error("data folder {path} belongs to node {theirs}, but this is node {ours}; name the right folder or node id")]
+    OtherNode { path: PathBuf, ours: NodeId, theirs: NodeId },
+    #[error("{path} cannot be understood: {why}")]
+    Damaged { path: PathBuf, why: String },
+}
+
+impl Folder {
+    /// Takes a folder into use, making it if there is none. Nothing in it is changed when this fails.
+    pub fn open(path: &Path) -> Result<Folder, IdentityError> {
+        let unusable = |error| IdentityError::Unusable { path: path.to_owned(), error };
+        if !path.exists() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
+        }
+        if !path.join(FILE).exists() && !is_empty(path).map_err(unusable)? {
+            return Err(IdentityError::Foreign { path: path.to_owned() });
+        }
+        let open = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK));
+        let lock = open.map_err(unusable)?;
+        // SAFETY: the descriptor is open; the lock goes with it when it is closed.
+        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            return Err(IdentityError::InUse { path: path.to_owned() });
+        }
+        Ok(Folder { path: path.to_owned(), _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The identity in the folder, or one drawn now. `node` zero takes whatever node the folder is.
+    pub fn identity(&self, node: NodeId) -> Result<Identity, IdentityError> {
+        let path = self.path.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let peer = PeerId(clock::random_u64());
+                let identity = Identity { node, peer, ..Identity::default() };
+                self.save(&identity)?;
+                return Ok(identity);
+            }
+            Err(error) => return Err(IdentityError::Unusable { path, error }),
+        };
+        let identity = parse(&text).map_err(|why| IdentityError::Damaged { path, why })?;
+        let named = node != NodeId::default() && identity.node != NodeId::default();
+        if named && identity.node != node {
+            return Err(IdentityError::OtherNode { path: self.path.clone(), ours: node, theirs: identity.node });
+        }
+        Ok(Identity { node: if named { node } else { NodeId(identity.node.0.max(node.0)) }, ..identity })
+    }
+
+    /// Replaces the identity, durably and at once.
+    pub fn save(&self, identity: &Identity) -> Result<(), IdentityError> {
+        let write = || -> io::Result<()> {
+            let temporary = self.path.join("identity.tmp");
+            let mut file = File::create(&temporary)?;
+            let Identity { node, peer, cluster, voted } = identity;
+            write!(file, "node = {node}\npeer = \"{peer}\"\ncluster = \"{cluster}\"\nvoted = {voted}\n")?;
+            file.sync_all()?;
+            fs::rename(&temporary, self.path.join(FILE))?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|error| IdentityError::Unusable { path: self.path.clone(), error })
+    }
+
+    /// Puts everything that belongs to a lost incarnation aside, in `lost-PEER/`, and draws a new one.
+    pub fn reincarnate(&self, identity: &Identity) -> Result<Identity, IdentityError> {
+        let next = Identity { peer: PeerId(clock::random_u64()), voted: false, ..*identity };
+        // The new identity first: if the rest is interrupted, the old log is already nobody's.
+        self.save(&next)?;
+        let aside = self.path.join(format!("lost-{}", identity.peer));
+        let moved = || -> io::Result<()> {
+            fs::create_dir_all(&aside)?;
+            for entry in fs::read_dir(&self.path)? {
+                let name = entry?.file_name();
+                let text = name.to_string_lossy();
+                if text != FILE && text != LOCK && !text.starts_with("lost-") {
+                    fs::rename(self.path.join(&name), aside.join(&name))?;
+                }
+            }
+            File::open(&self.path)?.sync_all()
+        };
+        moved().map_err(|error| IdentityError::Unusable { path: self.path.clone(), error })?;
+        Ok(next)
+    }
+
+    /// Removes what lost incarnations left, once the member was rebuilt.
+    pub fn forget_lost(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("lost-") {
+                // What cannot be removed only takes room.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+fn is_empty(path: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') && name != "lost+found" && name != LOCK && name != "identity.tmp" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn parse(text: &str) -> Result<Identity, String> {
+    let mut identity = Identity::default();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no `key = value`"))?;
+        let value = value.trim().trim_matches('"');
+        let hex = || u64::from_str_radix(value, 16).map_err(|error| format!("{}: {error}", key.trim()));
+        match key.trim() {
+            "node" => identity.node = NodeId(value.parse().map_err(|error| format!("node: {error}"))?),
+            "peer" => identity.peer = PeerId(hex()?),
+            "cluster" => identity.cluster = ClusterId(hex()?),
+            "voted" => identity.voted = value == "true",
+            other => return Err(format!("unknown key `{other}`")),
+        }
+    }
+    if identity.peer.is_none() { Err("no peer id".to_owned()) } else { Ok(identity) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_stays_until_its_log_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let first = folder.identity(NodeId(3)).unwrap();
+        assert_eq!(folder.identity(NodeId(3)).unwrap(), first);
+        assert_eq!(folder.identity(NodeId(0)).unwrap(), first);
+        assert!(matches!(folder.identity(NodeId(4)), Err(IdentityError::OtherNode { .. })));
+        assert!(matches!(Folder::open(dir.path()), Err(IdentityError::InUse { .. })));
+        fs::create_dir(dir.path().join("raft")).unwrap();
+        let second = folder.reincarnate(&first).unwrap();
+        assert_ne!(second.peer, first.peer);
+        assert!(!dir.path().join("raft").exists());
+        folder.forget_lost();
+        assert_eq!(folder.identity(NodeId(3)).unwrap(), second);
+    }
+
+    #[test]
+    fn folders_of_others_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "precious").unwrap();
+        assert!(matches!(Folder::open(dir.path()), Err(IdentityError::Foreign { .. })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::write(dir.path().join(FILE), "peer = \"xyz\"").unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        assert!(matches!(folder.identity(NodeId(1)), Err(IdentityError::Damaged { .. })));
+    }
+}

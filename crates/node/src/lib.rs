@@ -1,0 +1,38 @@
+//! Floor 4: the shell around a [`consensus::Host`]. It owns what the floors below must not touch: the clock, threads,
+//! sockets, the data folder and the process. Chainfire runs one group in it, a FlareDB store will run thousands.
+//!
+//! # The threads of a node
+//! ```text
+//!  RPC threads ──propose/read──▶ inbox ─▶ DRIVER: host.turn ─┬─ Persist ──▶ LOG WRITER: one write, one fsync ─▶ inbox
+//!  peers' reader threads ─message─▶ ┘                        ├─ Send ─────▶ peer links (written by the driver itself
+//!                                                            │              while the socket takes it)
+//!                                                            └─ Committed ▶ APPLIER: state machine ─▶ waiting clients
+//! ```
+//! Each arrow is a batch: whoever wakes takes all that waits. Between a put and its answer lie four hops.
+//!
+//! # Rooms
+//! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
+//! [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
+//! cluster begins and how a member comes (back) to it · [`node`] all of it put together · [`clock`], [`logging`].
+//!
+//! # Invariants
+//! 1. An fsync error, a damaged state or a damaged log stops the process; nothing is retried on a bad disk.
+//! 2. A peer id belongs to one incarnation of one data folder, for ever ([`identity`]).
+//! 3. Every queue has a bound; what does not fit is refused or (between peers) dropped, which Raft bears.
+
+pub mod clock;
+pub(crate) mod driver;
+pub(crate) mod founding;
+pub mod handle;
+pub mod identity;
+pub(crate) mod inbox;
+pub mod logging;
+pub mod node;
+pub mod transport;
+pub(crate) mod waiters;
+
+pub use handle::{GroupHandle, ReadGrant};
+pub use identity::{Identity, IdentityError};
+pub use driver::DriverStats;
+pub use founding::FIRST_METHOD;
+pub use node::{InitialMember, Node, NodeConfig, StartError};

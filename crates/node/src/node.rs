@@ -1,0 +1,375 @@
+//! A node put together: folder, log, host, threads, transport; and taken apart again.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use base::{ClusterId, GroupId, NodeId};
+use consensus::{CreateGroup, Host, HostConfig, Input, Mark, Membership, Role, StateMachine};
+use parking_lot::Mutex;
+use storage::seglog::{SegLog, SegLogOptions};
+use storage::{LogError, LogStore};
+use tokio::sync::broadcast;
+
+use crate::clock;
+use crate::driver::{self, DriverStats, Engines, Work};
+use crate::founding::{self, Answers};
+use crate::handle::{GroupHandle, Shared};
+use crate::identity::{Folder, Identity, IdentityError};
+use crate::inbox::Inbox;
+use crate::transport::{CallService, Listening, Me, Transport};
+use crate::waiters::Waiters;
+
+/// Events that a slow listener may miss.
+const EVENTS_KEPT: usize = 1024;
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The one group of a Chainfire node.
+pub const GROUP: GroupId = GroupId(1);
+
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub data_dir: PathBuf,
+    /// Zero: the cluster names the node when it comes.
+    pub node: NodeId,
+    pub name: String,
+    pub listen_peer: SocketAddr,
+    /// `host:port`, with or without a scheme.
+    pub advertise_peer: String,
+    pub client_urls: Vec<String>,
+    /// All members that a new cluster begins with, or some through which an existing one is found.
+    pub initial: Vec<InitialMember>,
+    /// Whether this node may found a cluster.
+    pub bootstrap: bool,
+    pub host: HostConfig,
+    pub request_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitialMember {
+    pub node: NodeId,
+    pub address: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("cannot listen on {address} for Raft: {error}{}", holder(*address))]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("{0}")]
+    Log(LogError),
+    #[error("{0}; there is no other member to rebuild it from: restore a snapshot into an empty data folder")]
+    Alone(String),
+    #[error("{0}")]
+    State(String),
+}
+
+/// Opens the state machine in the data folder, once the cluster and the node are known.
+pub type OpenMachine = Box<dyn Fn(ClusterId, NodeId) -> Result<Box<dyn StateMachine>, String> + Send + Sync>;
+
+/// A running node.
+pub struct Node {
+    shell: Arc<Shell>,
+    listening: Mutex<Option<Listening>>,
+}
+
+/// What the node's parts share.
+pub(crate) struct Shell {
+    pub config: NodeConfig,
+    pub transport: Transport,
+    pub handle: GroupHandle,
+    folder: Folder,
+    open_machine: OpenMachine,
+    store: Arc<SegLog>,
+    engines: Arc<Engines>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Taken while the node joins, so that it does so once.
+    joining: Mutex<()>,
+}
+
+impl Node {
+    /// Starts a node. Fails, with nothing changed, when the folder, the port or the state is not usable. `fatal` is
+    /// called when the node cannot go on.
+    pub fn start(
+        config: NodeConfig,
+        runtime: &tokio::runtime::Handle,
+        open_machine: OpenMachine,
+        service: impl FnOnce(GroupHandle) -> Option<Arc<dyn CallService>>,
+        fatal: Arc<dyn Fn(String) + Send + Sync>,
+    ) -> Result<Node, StartError> {
+        let folder = Folder::open(&config.data_dir)?;
+        let listener = TcpListener::bind(config.listen_peer)
+            .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
+        let identity = folder.identity(config.node)?;
+        let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine)?;
+        let inbox: Arc<Inbox<Input>> = Arc::default();
+        let work: Arc<Inbox<Work>> = Arc::default();
+        let waiters = Arc::new(Waiters::new(clock::random_u64()));
+        let engines = Arc::new(Engines {
+            inbox: inbox.clone(),
+            work: work.clone(),
+            waiters: waiters.clone(),
+            staged: Arc::default(),
+            sources: Arc::default(),
+            stop: Arc::new(AtomicBool::new(false)),
+            fatal,
+            stats: Arc::new(DriverStats::default()),
+        });
+        let me = Me {
+            node: identity.node,
+            peer: identity.peer,
+            cluster: identity.cluster,
+            address: config.advertise_peer.clone(),
+        };
+        let transport = Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone());
+        for member in config.initial.iter().filter(|member| member.node != NodeId::default()) {
+            transport.set_address(member.node, vec![member.address.clone()]);
+        }
+        let handle = GroupHandle(Arc::new(Shared {
+            group: GROUP,
+            identity: ArcSwap::from_pointee(identity),
+            inbox,
+            waiters,
+            status: ArcSwap::default(),
+            membership: ArcSwap::default(),
+            events: broadcast::channel(EVENTS_KEPT).0,
+            transport: transport.clone(),
+            request_timeout: config.request_timeout,
+        }));
+        let shell = Arc::new(Shell {
+            config,
+            transport: transport.clone(),
+            handle: handle.clone(),
+            folder,
+            open_machine,
+            store,
+            engines,
+            threads: Mutex::default(),
+            joining: Mutex::default(),
+        });
+        if identity.cluster != ClusterId::default() {
+            shell.host(machine, None).map_err(StartError::State)?;
+        }
+        transport.set_service(Arc::new(Answers { shell: shell.clone(), service: service(handle) }));
+        let listening = Listening::start(listener, transport)
+            .map_err(|error| StartError::Listen { address: shell.config.listen_peer, error })?;
+        runtime.spawn(founding::settle(shell.clone()));
+        runtime.spawn(forget_lost(shell.clone()));
+        Ok(Node { shell, listening: Mutex::new(Some(listening)) })
+    }
+
+    pub fn handle(&self) -> GroupHandle {
+        self.shell.handle.clone()
+    }
+
+    pub fn stats(&self) -> Arc<DriverStats> {
+        self.shell.engines.stats.clone()
+    }
+
+    pub fn log_stats(&self) -> storage::log::LogStats {
+        self.shell.store.stats()
+    }
+
+    /// Hands leadership over, stops the threads, makes the state durable.
+    pub async fn stop(&self) {
+        let handle = self.handle();
+        let alone = handle.membership().voters.len() <= 1;
+        if handle.status().role == Role::Leader && !alone {
+            // Without a follower that can take over, the others elect one when they miss this node.
+            let _ = tokio::time::timeout(HANDOVER_TIMEOUT, handle.transfer(None)).await;
+        }
+        drop(self.listening.lock().take());
+        let shell = self.shell.clone();
+        let stopped = tokio::task::spawn_blocking(move || {
+            shell.engines.stop.store(true, Ordering::SeqCst);
+            shell.engines.work.push(Work::Stop);
+            shell.transport.close();
+            for thread in std::mem::take(&mut *shell.threads.lock()) {
+                // A thread that panicked has said so.
+                let _ = thread.join();
+            }
+        });
+        let _ = stopped.await;
+    }
+}
+
+impl Shell {
+    pub fn identity(&self) -> Identity {
+        **self.handle.0.identity.load()
+    }
+
+    /// Other nodes' addresses, from the membership and the configuration.
+    pub fn known_addresses(&self) -> Vec<String> {
+        let membership = self.handle.membership();
+        let members = membership.members.values().flat_map(|member| member.peer_urls.iter());
+        let initial = self.config.initial.iter().map(|member| &member.address);
+        let own = crate::transport::bare_address(&self.config.advertise_peer).to_owned();
+        let mut all: Vec<String> = members
+            .chain(initial)
+            .filter(|address| crate::transport::bare_address(address) != own)
+            .cloned()
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// This node belongs to a cluster from now on: as one of its founders, or to be filled by its leader.
+    pub fn join(&self, cluster: ClusterId, node: NodeId, founding: Option<Membership>) -> Result<(), String> {
+        let _once = self.joining.lock();
+        if self.identity().cluster != ClusterId::default() {
+            return if self.identity().cluster == cluster { Ok(()) } else { Err("in another cluster".to_owned()) };
+        }
+        let identity = Identity { cluster, node, ..self.identity() };
+        self.folder.save(&identity).map_err(|error| error.to_string())?;
+        self.set_identity(identity);
+        self.host(None, founding)
+    }
+
+    /// The founder need not wait until it misses a leader.
+    pub fn campaign(&self) {
+        self.engines.inbox.push(Input::Campaign { group: GROUP });
+    }
+
+    fn set_identity(&self, identity: Identity) {
+        self.handle.0.identity.store(Arc::new(identity));
+        let Identity { node, peer, cluster, .. } = identity;
+        self.transport.set_me(Me { node, peer, cluster, address: self.config.advertise_peer.clone() });
+    }
+
+    /// Starts the threads and puts the group on the host.
+    fn host(&self, machine: Option<Box<dyn StateMachine>>, founding: Option<Membership>) -> Result<(), String> {
+        let identity = self.identity();
+        let mut machine = match machine {
+            Some(machine) => machine,
+            None => (self.open_machine)(identity.cluster, identity.node)?,
+        };
+        if let Some(membership) = founding
+            && machine.mark().index == 0
+        {
+            let mark = Mark { index: 1, term: 1, hash: base::hash::START };
+            machine.found(mark, membership.encode().into()).map_err(|error| error.to_string())?;
+        }
+        let membership = Membership::decode(&machine.membership()).ok_or("the stored membership is damaged")?;
+        self.transport.learn(&membership);
+        self.handle.0.membership.store(Arc::new(membership.clone()));
+        let fresh = !identity.voted;
+        if fresh {
+            self.folder.save(&Identity { voted: true, ..identity }).map_err(|error| error.to_string())?;
+            self.set_identity(Identity { voted: true, ..identity });
+        }
+        let mark = machine.mark();
+        self.start_threads(machine, identity.node);
+        let create = CreateGroup { group: GROUP, peer: identity.peer, mark, membership, fresh };
+        self.engines.inbox.push(Input::Create(create));
+        Ok(())
+    }
+
+    fn start_threads(&self, machine: Box<dyn StateMachine>, node: NodeId) {
+        let log: Arc<Inbox<(u64, storage::LogBatch)>> = Arc::default();
+        let host_config = HostConfig { node, ..self.config.host };
+        let host = Host::new(host_config, self.store.clone(), clock::now());
+        let mut threads = self.threads.lock();
+        let mut start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+            threads.push(thread.expect("threads can be started"));
+        };
+        let (engines, queue, shared) = (self.engines.clone(), log.clone(), self.handle.0.clone());
+        let transport = self.transport.clone();
+        start("driver", Box::new(move || driver::drive(host, shared, &engines, &queue, &transport)));
+        let (engines, store) = (self.engines.clone(), self.store.clone());
+        start("log-writer", Box::new(move || driver::write_log(store.as_ref(), &log, &engines)));
+        let engines = self.engines.clone();
+        let mut machine = Some(machine);
+        let give = move |_| machine.take().expect("one group lives here");
+        start("applier", Box::new(move || driver::apply(give, &engines)));
+    }
+}
+
+type Opened = (Arc<SegLog>, Identity, Option<Box<dyn StateMachine>>);
+
+/// Opens the log and the state. A log that is damaged, or shorter than it was, or a state that does not go with it, is given
+/// up with the whole incarnation: the member is rebuilt from the others under a new peer id.
+fn open_log(
+    folder: &Folder,
+    identity: Identity,
+    config: &NodeConfig,
+    open_machine: &OpenMachine,
+) -> Result<Opened, StartError> {
+    let dir = folder.path().join("raft");
+    // A log that was written once cannot be gone.
+    let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
+    let belongs = identity.cluster != ClusterId::default();
+    let machine = if belongs { Some(open_machine(identity.cluster, identity.node)) } else { None };
+    let why = match (SegLog::open(&dir, options), &machine) {
+        (Err(error @ (LogError::Corrupt { .. } | LogError::Lost { .. })), _) => error.to_string(),
+        (Err(error), _) => return Err(StartError::Log(error)),
+        (Ok(store), None) => return Ok((Arc::new(store), identity, None)),
+        (Ok(_), Some(Err(why))) => return Err(StartError::State(why.clone())),
+        (Ok(store), Some(Ok(opened))) => match Host::mismatch(&store, GROUP, opened.mark()) {
+            None => return Ok((Arc::new(store), identity, machine.and_then(Result::ok))),
+            Some(why) => why,
+        },
+    };
+    let voters = match &machine {
+        Some(Ok(machine)) => Membership::decode(&machine.membership()).map_or(0, |membership| membership.voters.len()),
+        _ => 0,
+    };
+    let bare = crate::transport::bare_address;
+    let configured = config.initial.iter().any(|member| bare(&member.address) != bare(&config.advertise_peer));
+    if voters == 1 || (voters == 0 && !configured) {
+        return Err(StartError::Alone(why));
+    }
+    drop(machine);
+    let next = folder.reincarnate(&identity)?;
+    tracing::error!(
+        target: "chainfire_storage",
+        "This member is lost and is rebuilt from its peers, why={why} old_peer={} new_peer={} code=CF1001",
+        identity.peer,
+        next.peer
+    );
+    let store = SegLog::open(&dir, SegLogOptions::new(clock::random_u64())).map_err(StartError::Log)?;
+    Ok((Arc::new(store), next, None))
+}
+
+/// What a lost incarnation left is removed when the member stands again.
+async fn forget_lost(shell: Arc<Shell>) {
+    loop {
+        let peer = shell.identity().peer;
+        if shell.handle.membership().members.values().any(|member| member.peer == peer) {
+            return shell.folder.forget_lost();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Who holds a port, where the kernel tells: ", held by pid 12 (name)".
+pub fn holder(address: SocketAddr) -> String {
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let listening = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let ours = fields.get(1)?.ends_with(&port) && *fields.get(3)? == "0A";
+        ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
+    });
+    let inodes: Vec<String> = listening.collect();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name().to_string_lossy().into_owned();
+        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let descriptors = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let holds = descriptors
+            .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
+            .any(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()));
+        if holds {
+            let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return format!("; it is held by pid {name} ({})", command.trim());
+        }
+    }
+    String::new()
+}

@@ -1,0 +1,122 @@
+//! Questions between nodes. A request is a frame of one byte (the method) and a body; the answer a frame of one byte
+//! (zero, or one more than a refusal's code) and a body. Connections are kept for the next question.
+
+use std::io;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use base::NodeId;
+use bytes::{Buf, Bytes};
+use consensus::Refusal;
+use consensus::wire::{refusal_code, refusal_from};
+
+use super::frame::{self, Purpose};
+use super::{CallFuture, Transport};
+
+/// Questions and answers are small.
+const CALL_BYTES_MAX: usize = 4 << 20;
+/// A connection without a question for this long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const POOLED_MAX: usize = 4;
+
+impl Transport {
+    /// Asks another node. The outer error says that no answer came.
+    pub async fn call(
+        &self,
+        node: NodeId,
+        method: u8,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Result<Bytes, Refusal>, String> {
+        let addresses = self.address(node).ok_or_else(|| format!("no address of node {node} is known"))?;
+        let mut failure = String::new();
+        for address in addresses {
+            match self.call_address(address, method, body.clone(), timeout).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Asks whoever listens at `address`.
+    pub async fn call_address(
+        &self,
+        address: String,
+        method: u8,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Result<Bytes, Refusal>, String> {
+        let transport = self.clone();
+        let asked = tokio::task::spawn_blocking(move || transport.ask(&address, method, &body, timeout));
+        asked.await.map_err(|error| error.to_string())?
+    }
+
+    /// Asks this node itself.
+    pub fn call_here(&self, method: u8, body: Bytes) -> CallFuture {
+        match self.0.service.get() {
+            Some(service) => service.call(method, body),
+            None => Box::pin(std::future::ready(Err(Refusal::Stopping))),
+        }
+    }
+
+    fn ask(&self, address: &str, method: u8, body: &[u8], timeout: Duration) -> Result<Result<Bytes, Refusal>, String> {
+        let pooled = self.0.pool.lock().get_mut(address).and_then(Vec::pop);
+        let fresh = pooled.is_none();
+        let stream = match pooled {
+            Some(stream) => stream,
+            None => self.connect_to(address, Purpose::Call)?.0,
+        };
+        match exchange(&stream, method, body, timeout) {
+            Ok(answer) => {
+                let mut pool = self.0.pool.lock();
+                let idle = pool.entry(address.to_owned()).or_default();
+                if idle.len() < POOLED_MAX {
+                    idle.push(stream);
+                }
+                Ok(answer)
+            }
+            // A kept connection may have been closed by the other side in the meantime. Methods may be repeated.
+            Err(_) if !fresh => {
+                let (stream, _) = self.connect_to(address, Purpose::Call)?;
+                exchange(&stream, method, body, timeout).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    pub(super) fn answer_calls(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
+        loop {
+            let mut request = frame::read(&mut stream, CALL_BYTES_MAX)?;
+            if request.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "an empty call"));
+            }
+            let method = request.get_u8();
+            let answer = self.0.runtime.block_on(self.call_here(method, request));
+            let mut reply = Vec::with_capacity(64);
+            match answer {
+                Ok(body) => {
+                    reply.push(0);
+                    reply.extend_from_slice(&body);
+                }
+                Err(why) => reply.push(1 + refusal_code(why)),
+            }
+            frame::write(&mut stream, &reply)?;
+        }
+    }
+}
+
+fn exchange(mut stream: &TcpStream, method: u8, body: &[u8], timeout: Duration) -> io::Result<Result<Bytes, Refusal>> {
+    stream.set_read_timeout(Some(timeout))?;
+    let mut request = Vec::with_capacity(1 + body.len());
+    request.push(method);
+    request.extend_from_slice(body);
+    frame::write(&mut stream, &request)?;
+    let mut reply = frame::read(&mut stream, CALL_BYTES_MAX)?;
+    match reply.try_get_u8() {
+        Ok(0) => Ok(Ok(reply)),
+        Ok(code) => Ok(Err(refusal_from(code - 1).unwrap_or(Refusal::NoLeader))),
+        Err(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}

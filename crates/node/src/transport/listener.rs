@@ -1,0 +1,149 @@
+//! The Raft port: accepts connections, a thread for each.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufReader};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use consensus::{Input, Message};
+use parking_lot::Mutex;
+
+use super::frame::{self, Hello, Purpose, Welcome};
+use super::{HANDSHAKE_TIMEOUT, Transport};
+
+/// Connections in all; every other node needs three at most at a time, and calls share a few.
+const CONNECTIONS_MAX: usize = 512;
+/// Messages that may wait for the driver; beyond that they are dropped, as a lossy network would.
+const WAITING_MAX: usize = 100_000;
+const READ_BYTES: usize = 256 << 10;
+const STRANGERS_MAX: usize = 1024;
+
+/// A listening Raft port; stops when dropped.
+pub struct Listening {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread, which then sees the flag.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+struct Door {
+    transport: Transport,
+    stop: Arc<AtomicBool>,
+    open: AtomicUsize,
+    /// Addresses that sent what is not ours; each is logged once.
+    strangers: Mutex<BTreeSet<IpAddr>>,
+}
+
+impl Listening {
+    pub fn start(listener: TcpListener, transport: Transport) -> io::Result<Listening> {
+        let address = listener.local_addr()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let door =
+            Arc::new(Door { transport, stop: stop.clone(), open: AtomicUsize::new(0), strangers: Mutex::default() });
+        std::thread::Builder::new().name("raft-listen".to_owned()).spawn(move || door.accept(&listener))?;
+        Ok(Listening { address, stop })
+    }
+}
+
+impl Door {
+    fn accept(self: Arc<Door>, listener: &TcpListener) {
+        loop {
+            let accepted = listener.accept();
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            // An error concerns the connection that failed, or passes (too many open files).
+            let Ok((stream, from)) = accepted else {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                continue;
+            };
+            if self.open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+                self.open.fetch_sub(1, Ordering::SeqCst);
+                continue;
+            }
+            let door = self.clone();
+            let serve = move || {
+                door.serve(stream, from.ip());
+                door.open.fetch_sub(1, Ordering::SeqCst);
+            };
+            if std::thread::Builder::new().name("raft-peer".to_owned()).spawn(serve).is_err() {
+                self.open.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, from: IpAddr) {
+        if let Err(error) = self.converse(stream)
+            && error.kind() == io::ErrorKind::InvalidData
+        {
+            let mut strangers = self.strangers.lock();
+            if strangers.len() < STRANGERS_MAX && strangers.insert(from) {
+                tracing::warn!(
+                    target: "chainfire_network",
+                    "Closed a connection on the Raft port whose bytes are not ours, addr={from} why={error}"
+                );
+            }
+        }
+    }
+
+    fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        let hello = Hello::decode(&frame::read(&mut stream, frame::SMALL_BYTES_MAX)?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no greeting of ours"))?;
+        let me = self.transport.me();
+        let strange = hello.cluster.0 != 0 && me.cluster.0 != 0 && hello.cluster != me.cluster;
+        // Whoever belongs to no cluster may ask, but not take part.
+        let outside = hello.purpose != Purpose::Call && (me.cluster.0 == 0 || hello.cluster != me.cluster);
+        let status = if strange || outside { frame::WRONG_CLUSTER } else { frame::WELCOME };
+        let welcome = Welcome { status, cluster: me.cluster, node: me.node, peer: me.peer };
+        frame::write(&mut stream, &welcome.encode())?;
+        if status != frame::WELCOME {
+            return Ok(());
+        }
+        if self.transport.address(hello.node).is_none() && !hello.address.is_empty() {
+            self.transport.set_address(hello.node, vec![hello.address]);
+        }
+        match hello.purpose {
+            Purpose::Messages => self.messages(stream),
+            Purpose::Snapshot => self.transport.receive_snapshot(stream),
+            Purpose::Call => self.transport.answer_calls(stream),
+        }
+    }
+
+    fn messages(&self, stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(None)?;
+        let mut reader = BufReader::with_capacity(READ_BYTES, stream);
+        loop {
+            let mut batch = Vec::new();
+            loop {
+                let bytes = frame::read(&mut reader, frame::BYTES_MAX)?;
+                let message = Message::decode(bytes)
+                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a message that cannot be decoded"))?;
+                batch.push(Input::Message(message));
+                if !holds_frame(reader.buffer()) {
+                    break;
+                }
+            }
+            if self.stop.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            if self.transport.0.inbox.len() < WAITING_MAX {
+                self.transport.0.inbox.extend(batch);
+            }
+        }
+    }
+}
+
+fn holds_frame(buffer: &[u8]) -> bool {
+    let Some((length, _)) = buffer.split_first_chunk::<4>() else { return false };
+    buffer.len() >= frame::HEADER + u32::from_le_bytes(*length) as usize
+}

@@ -1,0 +1,74 @@
+//! Snapshots on their own connection: raft's message first, then the chunks, then an empty frame; the receiver answers
+//! with one byte when all of it is verified and on its disk.
+
+use std::io::{self, BufReader, BufWriter, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use base::NodeId;
+use consensus::{Input, Message, SnapshotSource};
+use tokio::sync::oneshot;
+
+use super::frame::{self, Purpose};
+use super::Transport;
+use crate::clock;
+use crate::driver::Work;
+
+const CHUNK_BYTES_MAX: usize = 8 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
+/// A stream that makes no progress for this long is given up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Making a large snapshot durable takes its time.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(600);
+const STAGED_MAX: usize = 4;
+
+impl Transport {
+    pub(crate) fn send_snapshot(
+        &self,
+        to: NodeId,
+        message: &Message,
+        mut source: Box<dyn SnapshotSource>,
+    ) -> Result<(), String> {
+        let (stream, _) = self.connect(to, Purpose::Snapshot)?;
+        let wrong = |error: io::Error| error.to_string();
+        stream.set_write_timeout(Some(STALL_TIMEOUT)).map_err(wrong)?;
+        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, &stream);
+        frame::write(&mut writer, &message.encode()).map_err(wrong)?;
+        while let Some(chunk) = source.next_chunk().map_err(|error| error.to_string())? {
+            frame::write(&mut writer, &chunk).map_err(wrong)?;
+        }
+        frame::write(&mut writer, &[]).and_then(|()| writer.flush()).map_err(wrong)?;
+        stream.set_read_timeout(Some(FINISH_TIMEOUT)).map_err(wrong)?;
+        let reply = frame::read(&mut &stream, frame::SMALL_BYTES_MAX).map_err(wrong)?;
+        if reply.first() == Some(&0) { Ok(()) } else { Err("the other side could not take it".to_owned()) }
+    }
+
+    pub(super) fn receive_snapshot(&self, stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(STALL_TIMEOUT))?;
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, &stream);
+        let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+        let message = Message::decode(frame::read(&mut reader, frame::BYTES_MAX)?)
+            .ok_or_else(|| invalid("a snapshot without its message"))?;
+        let (reply, sink) = oneshot::channel();
+        self.0.work.push(Work::Receiver { group: message.group, reply });
+        let mut sink = sink.blocking_recv().ok().flatten().ok_or_else(|| invalid("a snapshot for no group here"))?;
+        let failed = |error: consensus::MachineError| io::Error::other(error.to_string());
+        loop {
+            let chunk = frame::read(&mut reader, CHUNK_BYTES_MAX)?;
+            if chunk.is_empty() {
+                break;
+            }
+            sink.write(chunk).map_err(failed)?;
+        }
+        sink.finish().map_err(failed)?;
+        let id = clock::random_u64();
+        let mut staged = self.0.staged.lock();
+        if staged.len() >= STAGED_MAX {
+            return Err(io::Error::other("too many snapshots are staged"));
+        }
+        staged.insert(id, sink);
+        drop(staged);
+        self.0.inbox.push(Input::SnapshotReceived { message, staged: id });
+        frame::write(&mut &stream, &[0])
+    }
+}

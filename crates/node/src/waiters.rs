@@ -1,0 +1,152 @@
+//! Who waits for what: clients of proposals by `seq`, readers by `seq` and then by index.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base::Time;
+use bytes::Bytes;
+use consensus::{LeaderLease, Outcome, Refusal};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::handle::ReadGrant;
+
+/// What a client gets told.
+pub enum Answer {
+    Outcome(Outcome),
+    /// An encoded membership.
+    Changed(Bytes),
+    Transferred,
+    Refused(Refusal),
+}
+
+type ReadAnswer = Result<ReadGrant, Refusal>;
+
+pub struct Waiters {
+    next_seq: AtomicU64,
+    clients: [Mutex<HashMap<u64, oneshot::Sender<Answer>>>; SHARDS],
+    readers: Mutex<HashMap<u64, oneshot::Sender<ReadAnswer>>>,
+    behind: Mutex<BTreeMap<(u64, u64), (ReadGrant, oneshot::Sender<ReadAnswer>)>>,
+    applied: AtomicU64,
+    committed: AtomicU64,
+    lease_until: AtomicU64,
+}
+
+const SHARDS: usize = 8;
+
+impl Waiters {
+    /// `first_seq` must be unlike that of any earlier life of this peer: draw it.
+    pub fn new(first_seq: u64) -> Waiters {
+        Waiters {
+            next_seq: AtomicU64::new(first_seq),
+            clients: Default::default(),
+            readers: Mutex::default(),
+            behind: Mutex::default(),
+            applied: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+            lease_until: AtomicU64::new(0),
+        }
+    }
+
+    pub fn client(&self) -> (u64, oneshot::Receiver<Answer>) {
+        let (sender, receiver) = oneshot::channel();
+        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+        self.shard(seq).lock().insert(seq, sender);
+        (seq, receiver)
+    }
+
+    pub fn reader(&self) -> (u64, oneshot::Receiver<ReadAnswer>) {
+        let (sender, receiver) = oneshot::channel();
+        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+        self.readers.lock().insert(seq, sender);
+        (seq, receiver)
+    }
+
+    pub fn answer(&self, seq: u64, answer: Answer) {
+        let sender = self.shard(seq).lock().remove(&seq);
+        if let Some(sender) = sender {
+            // The client may be gone.
+            let _ = sender.send(answer);
+        }
+    }
+
+    pub fn refuse(&self, seq: u64, why: Refusal) {
+        if let Some(reader) = self.readers.lock().remove(&seq) {
+            let _ = reader.send(Err(why));
+        } else {
+            self.answer(seq, Answer::Refused(why));
+        }
+    }
+
+    /// An index for these readers is known; each goes on once this node has applied it.
+    pub fn read_ready(&self, seqs: &[u64], grant: ReadGrant) {
+        let mut readers = self.readers.lock();
+        for seq in seqs {
+            let Some(sender) = readers.remove(seq) else { continue };
+            if self.applied() >= grant.index {
+                let _ = sender.send(Ok(grant));
+                continue;
+            }
+            self.behind.lock().insert((grant.index, *seq), (grant, sender));
+        }
+        drop(readers);
+        // The applier may have passed the index in between.
+        self.release_readers();
+    }
+
+    pub fn set_applied(&self, index: u64) {
+        self.applied.fetch_max(index, Ordering::SeqCst);
+        self.release_readers();
+    }
+
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::SeqCst)
+    }
+
+    /// To be called after each turn, before its outputs are carried out.
+    pub fn publish_lease(&self, lease: LeaderLease) {
+        self.committed.store(lease.index, Ordering::SeqCst);
+        self.lease_until.store(lease.valid_until.as_nanos(), Ordering::SeqCst);
+    }
+
+    /// The grant that a leader with a valid lease may give at once; `None` when there is no lease or this node has
+    /// not applied that far.
+    pub fn lease_grant(&self, now: Time) -> Option<ReadGrant> {
+        let valid_until = Time::from_nanos(self.lease_until.load(Ordering::SeqCst));
+        let index = self.committed.load(Ordering::SeqCst);
+        let valid = now < valid_until && self.applied() >= index;
+        valid.then_some(ReadGrant { index, valid_until: Some(valid_until) })
+    }
+
+    /// Ends everything: the node stops.
+    pub fn close(&self) {
+        for shard in &self.clients {
+            for (_, sender) in shard.lock().drain() {
+                let _ = sender.send(Answer::Refused(Refusal::Stopping));
+            }
+        }
+        for (_, sender) in self.readers.lock().drain() {
+            let _ = sender.send(Err(Refusal::Stopping));
+        }
+        for (_, sender) in std::mem::take(&mut *self.behind.lock()).into_values() {
+            let _ = sender.send(Err(Refusal::Stopping));
+        }
+    }
+
+    fn release_readers(&self) {
+        let mut behind = self.behind.lock();
+        if behind.is_empty() {
+            return;
+        }
+        let later = behind.split_off(&(self.applied() + 1, 0));
+        let ready = std::mem::replace(&mut *behind, later);
+        drop(behind);
+        for (grant, sender) in ready.into_values() {
+            let _ = sender.send(Ok(grant));
+        }
+    }
+
+    fn shard(&self, seq: u64) -> &Mutex<HashMap<u64, oneshot::Sender<Answer>>> {
+        &self.clients[seq as usize % SHARDS]
+    }
+}

@@ -1,0 +1,101 @@
+//! HTTP/1.1 on the same port: health, metrics, whatever plain tools ask for. hyper does the work.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::ServerConfig;
+use super::service::{Call, HttpBody, Service, http_body};
+use super::stop::Stop;
+
+/// Serves a connection whose first bytes, `head`, are read already.
+pub(super) async fn serve<IO, S>(
+    io: IO,
+    head: Bytes,
+    service: Arc<S>,
+    peer: SocketAddr,
+    config: Arc<ServerConfig>,
+    stop: Arc<Stop>,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service,
+{
+    let body_bytes_max = config.http_body_bytes_max;
+    let answer = hyper::service::service_fn(move |request| answer(request, service.clone(), peer, body_bytes_max));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(config.header_bytes_max.max(16 << 10))
+        .serve_connection(TokioIo::new(Rewound { head, io }), answer);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(config.drain_timeout, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(target: "chainfire_network", "HTTP connection ended early, addr={peer} reason={error}");
+    }
+}
+
+async fn answer<S: Service>(
+    request: http::Request<Incoming>,
+    service: Arc<S>,
+    peer: SocketAddr,
+    body_bytes_max: usize,
+) -> Result<http::Response<HttpBody>, Infallible> {
+    let (head, body) = request.into_parts();
+    let body = match Limited::new(body, body_bytes_max).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => {
+            let status = if error.is::<http_body_util::LengthLimitError>() { 413 } else { 400 };
+            let mut response = http::Response::new(http_body(format!("{error}\n")));
+            *response.status_mut() = http::StatusCode::from_u16(status).expect("a known status");
+            return Ok(response);
+        }
+    };
+    let call = Call { peer, metadata: Default::default(), deadline: None };
+    Ok(service.http(call, http::Request::from_parts(head, body)).await)
+}
+
+/// A stream with what was read from it put back.
+struct Rewound<IO> {
+    head: Bytes,
+    io: IO,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        if self.head.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let part = self.head.len().min(buf.remaining());
+        buf.put_slice(&self.head[..part]);
+        self.head.advance(part);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,157 @@
+//! Runs seeds. Each is run twice, and both runs must be the same to the last step.
+//!
+//! ```text
+//! sim --seeds 0..2000            run these, two at a time; stop at the first that fails
+//! sim --trace 17                 run one and print every step
+//! sim --seeds 0..100000 --long   for a night
+//! ```
+//! Exits with 1 when a seed fails, after saying which and how to see it again.
+
+use std::io::IsTerminal;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use sim::world::{self, Counts, Options, Report};
+
+#[derive(Parser)]
+#[command(about = "Runs the production code in simulated worlds and judges what it does.")]
+struct Arguments {
+    /// The seeds to run, the last excluded.
+    #[arg(long, value_name = "A..B", value_parser = seeds, default_value = "0..2000")]
+    seeds: Range<u64>,
+    /// Run this seed alone and print every step.
+    #[arg(long, value_name = "SEED")]
+    trace: Option<u64>,
+    /// Seeds run at a time.
+    #[arg(long, value_name = "N", default_value_t = jobs())]
+    jobs: usize,
+    /// Longer worlds: faults for a minute or two instead of some seconds.
+    #[arg(long)]
+    long: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let options = Options { long: arguments.long, trace: false, bug: None };
+    if let Some(seed) = arguments.trace {
+        let report = world::run(seed, Options { trace: true, ..options });
+        println!("{}", counts(&report.counts));
+        return verdict(seed, &report, arguments.long);
+    }
+    // A panic of the code under test is a finding that is reported with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    let began = Instant::now();
+    let outcome = run_all(&arguments, options);
+    let spent = began.elapsed();
+    println!("{}", counts(&outcome.total));
+    if let Some((seed, report)) = outcome.failed {
+        return verdict(seed, &report, arguments.long);
+    }
+    println!("sim: {} seeds passed, each run twice, in {:.1} s", outcome.passed, spent.as_secs_f64());
+    ExitCode::SUCCESS
+}
+
+struct Outcome {
+    passed: u64,
+    /// The lowest seed that failed.
+    failed: Option<(u64, Report)>,
+    total: Counts,
+}
+
+fn run_all(arguments: &Arguments, options: Options) -> Outcome {
+    let next = AtomicU64::new(arguments.seeds.start);
+    let stop = AtomicBool::new(false);
+    let outcome = Mutex::new(Outcome { passed: 0, failed: None, total: Counts::default() });
+    let bar = progress(arguments.seeds.end.saturating_sub(arguments.seeds.start));
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs.max(1) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= arguments.seeds.end {
+                        break;
+                    }
+                    let report = world::run_twice(seed, options);
+                    let mut outcome = outcome.lock().expect("no thread panics while it holds this");
+                    add(&mut outcome.total, &report.counts);
+                    if report.failure.is_none() {
+                        outcome.passed += 1;
+                    } else {
+                        stop.store(true, Ordering::Relaxed);
+                        if outcome.failed.as_ref().is_none_or(|(first, _)| seed < *first) {
+                            outcome.failed = Some((seed, report));
+                        }
+                    }
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    outcome.into_inner().expect("no thread panics while it holds this")
+}
+
+fn verdict(seed: u64, report: &Report, long: bool) -> ExitCode {
+    let Some(failure) = &report.failure else { return ExitCode::SUCCESS };
+    println!("seed {seed} failed at {} ms: {}", failure.time / 1_000_000, failure.why);
+    let long = if long { " --long" } else { "" };
+    println!("see it again: cargo run --release -p sim -- --trace {seed}{long}");
+    ExitCode::FAILURE
+}
+
+fn progress(seeds: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, {eta} left");
+    ProgressBar::new(seeds).with_style(style.expect("the template is well formed"))
+}
+
+fn add(total: &mut Counts, one: &Counts) {
+    total.steps += one.steps;
+    total.lasted_ms += one.lasted_ms;
+    total.answered += one.answered;
+    total.unknown += one.unknown;
+    total.elections += one.elections;
+    total.crashes += one.crashes;
+    total.snapshots += one.snapshots;
+    total.changes += one.changes;
+    total.transfers += one.transfers;
+    total.rebuilt += one.rebuilt;
+    total.events_watched += one.events_watched;
+    total.watch_connections += one.watch_connections;
+}
+
+fn counts(counts: &Counts) -> String {
+    format!(
+        "{} s of worlds, {} steps: {} calls answered, {} of unknown outcome; {} terms led, {} crashes, {} snapshots \
+         installed, {} membership changes, {} transfers, {} members rebuilt; {} events watched over {} connections",
+        counts.lasted_ms / 1_000,
+        counts.steps,
+        counts.answered,
+        counts.unknown,
+        counts.elections,
+        counts.crashes,
+        counts.snapshots,
+        counts.changes,
+        counts.transfers,
+        counts.rebuilt,
+        counts.events_watched,
+        counts.watch_connections,
+    )
+}
+
+fn jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn seeds(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("expected A..B")?;
+    let number = |text: &str| text.trim().parse::<u64>().map_err(|error| format!("{text}: {error}"));
+    Ok(number(from)?..number(to)?)
+}

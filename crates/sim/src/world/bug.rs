@@ -1,0 +1,33 @@
+//! Bugs to plant: each breaks one promise of the layers around the production code (disk, network, workers), never
+//! that code itself. The simulator has to catch every one of them; that is how it proves that it can see.
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// The disk answers before it has synced; a crash drops what it had answered for.
+    AcknowledgeBeforePersist,
+    /// Messages of earlier terms are delivered as if they were of the receiver's term.
+    SkipTermCheck,
+    /// A node serves reads at an index it was given for an earlier read.
+    ReuseReadContext,
+    /// One change in a hundred never reaches the watchers.
+    DropWatchEvent,
+    /// Reads under the leader's lease are answered without another look at the clock.
+    ServePastLease,
+    /// What a node voted is gone when it comes up again.
+    ForgetVote,
+    /// A follower's state machine skips a command now and then.
+    SkipCommand,
+}
+
+impl Bug {
+    pub const ALL: [Bug; 7] = [
+        Bug::AcknowledgeBeforePersist,
+        Bug::SkipTermCheck,
+        Bug::ReuseReadContext,
+        Bug::DropWatchEvent,
+        Bug::ServePastLease,
+        Bug::ForgetVote,
+        Bug::SkipCommand,
+    ];
+}

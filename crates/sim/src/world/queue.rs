@@ -1,0 +1,111 @@
+//! What will happen, in order of (time, number of entering): the whole order of the world. Two things of the same
+//! time happen in the order in which they were planned, so that nothing is left to chance but what the seed says.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use base::GroupId;
+use bytes::Bytes;
+
+/// A node by its place in the world, with the life it was in: what was planned for an earlier life is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Who {
+    pub at: usize,
+    pub life: u32,
+}
+
+/// Something that will happen.
+#[derive(Debug)]
+pub enum Happening {
+    /// The host's thread wakes up.
+    Turn(Who),
+    /// The disk ends what it was writing.
+    Synced(Who),
+    /// The applier of a group takes its next step.
+    Apply(Who, GroupId),
+    /// The flusher of a group looks whether it is time.
+    Flush(Who, GroupId),
+    /// The dispatcher of a group's watch hub looks at what was published.
+    Dispatch(Who, GroupId),
+    /// A message's bytes arrive at a node, whatever life it is in.
+    Arrive { at: usize, bytes: Bytes },
+    /// A step of a snapshot under way.
+    Transfer { number: u64 },
+    /// A client's request arrives at the node it chose.
+    Request { at: usize, seq: u64, request: super::requests::Request },
+    /// A read that may be done is done, by a worker of the node.
+    Read { who: Who, seq: u64 },
+    /// The same worker has its answer in hand and looks whether it still may give it.
+    ReadDone { who: Who, seq: u64 },
+    /// An answer arrives at its client.
+    Answer { seq: u64, answer: super::work::Answer },
+    /// A client loses patience.
+    GiveUp { seq: u64 },
+    /// A client, having rested, does its next thing.
+    Client { client: usize },
+    /// A watcher drains its stream, or connects again.
+    Watch { watcher: usize },
+    /// The next fault.
+    Fault,
+    /// A fault ends.
+    End(Ending),
+    /// A crashed node comes up again.
+    Start { at: usize },
+    /// The operator goes about a membership change, a transfer, or the rebuilding of lost members.
+    Operate,
+    /// All faults end for good.
+    Heal,
+    /// After healing: has everything come to rest?
+    Settle,
+}
+
+/// Which fault ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Ending {
+    Partition { number: u64 },
+    SlowDisk { at: usize },
+}
+
+/// The plan.
+#[derive(Default)]
+pub struct Queue {
+    heap: BinaryHeap<Reverse<Slot>>,
+    number: u64,
+}
+
+struct Slot {
+    time: u64,
+    number: u64,
+    what: Happening,
+}
+
+impl Queue {
+    pub fn push(&mut self, time: u64, what: Happening) {
+        self.number += 1;
+        self.heap.push(Reverse(Slot { time, number: self.number, what }));
+    }
+
+    pub fn pop(&mut self) -> Option<(u64, Happening)> {
+        self.heap.pop().map(|Reverse(slot)| (slot.time, slot.what))
+    }
+}
+
+impl Ord for Slot {
+    fn cmp(&self, other: &Slot) -> std::cmp::Ordering {
+        (self.time, self.number).cmp(&(other.time, other.number))
+    }
+}
+
+impl PartialOrd for Slot {
+    fn partial_cmp(&self, other: &Slot) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Slot {
+    fn eq(&self, other: &Slot) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Slot {}

@@ -1,0 +1,123 @@
+//! What a state machine needs of its store: ordered families, atomic batches, consistent views, a durable
+//! mark, and a crash-safe way to replace everything by a received snapshot.
+//!
+//! The life of a byte: `write` puts it into memory, visible to every later `view`; `flush` (or the engine's own
+//! flushing, always of all families together) makes a prefix of the writes durable. After a crash the engine
+//! holds exactly such a prefix: never a half batch, never one family ahead of another.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::batch::WriteBatch;
+
+/// A column family, as an index into the specs the engine was opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FamilyId(pub u8);
+
+/// Whether a pair may be dropped at a watermark.
+pub type Droppable = fn(key: &[u8], value: &[u8], watermark: u64) -> bool;
+
+/// How one column family is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct FamilySpec {
+    pub name: &'static str,
+    /// Physical clean-up: says whether a pair may be dropped while its file is rewritten, given the watermark
+    /// last set with [`Engine::set_watermark`]. Must only ever say so of pairs that no reader can reach; when
+    /// they vanish, if ever, is not part of the state.
+    pub droppable: Option<Droppable>,
+    /// Whether point reads of absent keys are frequent, so that a bloom filter pays.
+    pub bloom: bool,
+}
+
+/// Sizes and counters, for metrics and `Status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Bytes on disk, memory tables included.
+    pub total_bytes: u64,
+    /// Estimated bytes of live data.
+    pub live_bytes: u64,
+    /// Milliseconds that writes have been stalled in all.
+    pub stall_ms: u64,
+    /// Stalls begun.
+    pub stalls: u64,
+    /// Bytes in memory tables and caches.
+    pub memory_bytes: u64,
+}
+
+pub trait Engine: Send + Sync {
+    /// Applies a batch: all of it or nothing, visible to every later view. Not synced.
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError>;
+
+    /// A consistent view of everything written so far. Cheap; holding one long keeps old data on disk.
+    fn view(&self) -> Arc<dyn View>;
+
+    /// Reads one key as of the last write.
+    fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// Makes everything written before the call durable. Writes go on meanwhile.
+    fn flush(&self) -> Result<(), EngineError>;
+
+    /// Reads one key as it would be after a power cut now.
+    fn durable_get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// Sets the watermark handed to the families' `droppable`.
+    fn set_watermark(&self, watermark: u64);
+
+    /// Rewrites files to give space back. Never blocks reads or writes; may take long.
+    fn reclaim(&self) -> Result<(), EngineError>;
+
+    /// Begins to receive a complete replacement of the content. Reads and writes go on until `commit`.
+    /// One at a time: beginning another abandons the first.
+    fn begin_install(&self) -> Result<Box<dyn Install>, EngineError>;
+
+    /// Replaces the content by what `install` received, durably. Views taken before must have been dropped or
+    /// are waited for. A crash at any point leaves either the old content or the new one.
+    fn commit_install(&self, install: Box<dyn Install>) -> Result<(), EngineError>;
+
+    fn stats(&self) -> EngineStats;
+}
+
+/// An immutable, consistent picture of an engine.
+pub trait View: Send + Sync {
+    fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// A cursor over `from..to` (`to` `None`: to the end of the family), standing on the first pair.
+    fn scan(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_>;
+
+    /// A cursor over `from..to` that runs backwards, standing on the last pair.
+    fn scan_back(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_>;
+}
+
+/// Walks pairs in the direction its scan was opened with. `key` and `value` may be called only while `valid`.
+pub trait Cursor {
+    fn valid(&self) -> bool;
+    fn key(&self) -> &[u8];
+    fn value(&self) -> &[u8];
+    fn advance(&mut self);
+    /// Moves to the first pair at or beyond `key` in the cursor's direction (forwards only ever forwards).
+    fn seek(&mut self, key: &[u8]);
+    /// The error that ended the walk, if one did. To be asked once `valid` is false.
+    fn status(&self) -> Result<(), EngineError>;
+}
+
+/// The receiving end of a full replacement. Pairs come in any order of families, ordered by key within each.
+pub trait Install: Send {
+    fn put(&mut self, family: FamilyId, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
+    /// Makes what was received durable and complete; it takes effect with [`Engine::commit_install`].
+    fn finish(&mut self) -> Result<(), EngineError>;
+    /// For the engine that made it.
+    fn as_any(&mut self) -> &mut dyn std::any::Any;
+}
+
+/// An engine's failure decides one of two things: the disk is full (the node refuses writes and goes on), or the
+/// engine cannot be trusted (the node stops).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("no space left for the state: {0}")]
+    NoSpace(String),
+    #[error("state store is damaged: {0}")]
+    Corrupt(String),
+    #[error("state store failed: {0}")]
+    Failed(String),
+}

@@ -1,0 +1,401 @@
+//! The engine's twin for the simulator and for tests: ordered maps in memory, with a live and a durable image.
+//!
+//! The maps are persistent (they share what they have in common), so that a view, a flush and a crash each copy
+//! a pointer. A write touches the live image; [`Engine::flush`] makes it the durable one; [`MemEngine::crash`]
+//! goes back to the durable one. [`MemEngine::maybe_flush`] stands for the flushes that the production engine
+//! begins by itself, which end some writes after they began. Physical clean-up really drops what may be dropped,
+//! so that a reader that reaches such a pair is found out.
+//!
+//! Deterministic: nothing here depends on time, addresses or a random source other than the caller's.
+//!
+//! Left out: torn states within a flush, because the production engine's manifest makes flushes atomic.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use base::Rng;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use rpds::RedBlackTreeMapSync;
+
+use crate::batch::{Op, WriteBatch};
+use crate::engine::{Cursor, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
+
+/// An engine in memory. Shared by the incarnations of a simulated node, as a disk would be.
+pub struct MemEngine {
+    families: &'static [FamilySpec],
+    state: RwLock<State>,
+}
+
+struct State {
+    live: Arc<Image>,
+    durable: Arc<Image>,
+    /// What a flush that the engine began by itself will make durable.
+    flushing: Option<Arc<Image>>,
+    /// Set, but perhaps not yet in effect.
+    watermark_set: u64,
+    /// What physical clean-up is asked with: as of the last flush.
+    watermark: u64,
+    /// The number of the install that may be committed.
+    install: u64,
+    full: bool,
+    /// Whether the power is cut during the next commit, and whether the new content then stays.
+    cut_commit: Option<bool>,
+}
+
+type Map = RedBlackTreeMapSync<Bytes, Bytes>;
+
+#[derive(Clone)]
+struct Image {
+    families: Vec<Map>,
+    /// Bytes of keys and values.
+    bytes: u64,
+}
+
+impl MemEngine {
+    /// An empty engine of these families, in the order of their [`FamilyId`].
+    pub fn new(families: &'static [FamilySpec]) -> MemEngine {
+        let empty = Arc::new(Image::empty(families.len()));
+        let state = State {
+            live: empty.clone(),
+            durable: empty,
+            flushing: None,
+            watermark_set: 0,
+            watermark: 0,
+            install: 0,
+            full: false,
+            cut_commit: None,
+        };
+        MemEngine { families, state: RwLock::new(state) }
+    }
+
+    /// A power cut: what was not durable is gone, and so are installs that were not committed. Views taken
+    /// before keep what they show.
+    pub fn crash(&self) {
+        let mut state = self.state.write();
+        state.live = state.durable.clone();
+        state.flushing = None;
+        state.install += 1;
+        state.watermark_set = 0;
+        state.watermark = 0;
+        state.full = false;
+        state.cut_commit = None;
+    }
+
+    /// Lets the engine flush by itself or not, as `rng` has it: begins a flush of what has been written, or ends
+    /// one that was begun, by which what was written at its beginning becomes durable; or cleans up. To be
+    /// called now and then.
+    pub fn maybe_flush(&self, rng: &mut Rng) {
+        let mut state = self.state.write();
+        match rng.below(8) {
+            0 | 1 => match state.flushing.take() {
+                Some(image) => state.durable = image,
+                None => state.flushing = Some(state.live.clone()),
+            },
+            2 => state.clean_up(self.families),
+            _ => {}
+        }
+    }
+
+    /// A full disk: from here on writes are refused with [`EngineError::NoSpace`], until `full` is false again or a
+    /// crash.
+    pub fn set_full(&self, full: bool) {
+        self.state.write().full = full;
+    }
+
+    /// Cuts the power in the middle of the next [`Engine::commit_install`], which then fails; `rng` decides whether
+    /// the old content survives or the new.
+    pub fn cut_power_in_next_commit(&self, rng: &mut Rng) {
+        self.state.write().cut_commit = Some(rng.percent(50));
+    }
+}
+
+impl Engine for MemEngine {
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
+        let mut state = self.state.write();
+        if state.full {
+            return Err(EngineError::NoSpace("the simulated disk is full".into()));
+        }
+        let image = Arc::make_mut(&mut state.live);
+        for op in batch.ops() {
+            match op {
+                Op::Put { family, key, value } => image.put(family, key, value),
+                Op::Delete { family, key } => image.delete(family, key),
+                Op::DeleteRange { family, from, to } => image.delete_range(family, from, to),
+            }
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> Arc<dyn View> {
+        self.state.read().live.clone()
+    }
+
+    fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.state.read().live.get(family, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        let mut state = self.state.write();
+        state.durable = state.live.clone();
+        state.flushing = None;
+        state.watermark = state.watermark_set;
+        Ok(())
+    }
+
+    fn durable_get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.state.read().durable.get(family, key)
+    }
+
+    fn set_watermark(&self, watermark: u64) {
+        let mut state = self.state.write();
+        state.watermark_set = state.watermark_set.max(watermark);
+    }
+
+    fn reclaim(&self) -> Result<(), EngineError> {
+        self.flush()?;
+        self.state.write().clean_up(self.families);
+        Ok(())
+    }
+
+    fn begin_install(&self) -> Result<Box<dyn Install>, EngineError> {
+        let mut state = self.state.write();
+        state.install += 1;
+        Ok(Box::new(MemInstall {
+            number: state.install,
+            image: Image::empty(self.families.len()),
+            finished: false,
+            failed: false,
+        }))
+    }
+
+    fn commit_install(&self, mut install: Box<dyn Install>) -> Result<(), EngineError> {
+        let mut state = self.state.write();
+        let staged = install
+            .as_any()
+            .downcast_mut::<MemInstall>()
+            .filter(|staged| staged.finished && staged.number == state.install)
+            .ok_or_else(|| EngineError::Failed("this install is not finished, or not the latest".into()))?;
+        let new = Arc::new(std::mem::replace(&mut staged.image, Image::empty(0)));
+        state.install += 1;
+        state.flushing = None;
+        let cut = state.cut_commit.take();
+        if cut != Some(false) {
+            state.durable = new;
+        }
+        state.live = state.durable.clone();
+        match cut {
+            Some(_) => Err(EngineError::Failed("the power was cut".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn stats(&self) -> EngineStats {
+        let bytes = self.state.read().live.bytes;
+        EngineStats { total_bytes: bytes, live_bytes: bytes, memory_bytes: bytes, ..EngineStats::default() }
+    }
+}
+
+impl State {
+    /// Drops from every image what may be dropped.
+    fn clean_up(&mut self, families: &[FamilySpec]) {
+        let watermark = self.watermark;
+        for image in [Some(&mut self.live), Some(&mut self.durable), self.flushing.as_mut()].into_iter().flatten() {
+            for (at, droppable) in families.iter().enumerate().filter_map(|(at, spec)| Some((at, spec.droppable?))) {
+                let unreachable: Vec<Bytes> = image.families[at]
+                    .iter()
+                    .filter(|(key, value)| droppable(key, value, watermark))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                if !unreachable.is_empty() {
+                    let image = Arc::make_mut(image);
+                    let family = FamilyId(u8::try_from(at).expect("families are numbered by a byte"));
+                    unreachable.iter().for_each(|key| image.delete(family, key));
+                }
+            }
+        }
+    }
+}
+
+impl Image {
+    fn empty(families: usize) -> Image {
+        Image { families: vec![Map::new_sync(); families], bytes: 0 }
+    }
+
+    fn map(&self, family: FamilyId) -> &Map {
+        &self.families[usize::from(family.0)]
+    }
+
+    fn put(&mut self, family: FamilyId, key: &[u8], value: &[u8]) {
+        let map = &mut self.families[usize::from(family.0)];
+        match map.get(key) {
+            Some(old) => self.bytes -= old.len() as u64,
+            None => self.bytes += key.len() as u64,
+        }
+        self.bytes += value.len() as u64;
+        map.insert_mut(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+    }
+
+    fn delete(&mut self, family: FamilyId, key: &[u8]) {
+        let map = &mut self.families[usize::from(family.0)];
+        if let Some(old) = map.get(key) {
+            self.bytes -= (key.len() + old.len()) as u64;
+            map.remove_mut(key);
+        }
+    }
+
+    fn delete_range(&mut self, family: FamilyId, from: &[u8], to: &[u8]) {
+        let doomed: Vec<Bytes> = pairs(self.map(family), from, Some(to)).map(|(key, _)| key.clone()).collect();
+        doomed.iter().for_each(|key| self.delete(family, key));
+    }
+}
+
+impl View for Image {
+    fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.map(family).get(key).cloned())
+    }
+
+    fn scan(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        Box::new(Forward(Walk::new(self.map(family), from, to, Pairs::next)))
+    }
+
+    fn scan_back(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        Box::new(Backward(Walk::new(self.map(family), from, to, Pairs::next_back)))
+    }
+}
+
+type Pair<'a> = (&'a Bytes, &'a Bytes);
+type Pairs<'a> = dyn DoubleEndedIterator<Item = Pair<'a>> + 'a;
+
+/// The pairs of `from..to`; none when the bounds are the wrong way round.
+fn pairs<'a>(map: &'a Map, from: &[u8], to: Option<&[u8]>) -> Box<Pairs<'a>> {
+    let (from, to) = (Bytes::copy_from_slice(from), to.map(Bytes::copy_from_slice));
+    match to {
+        Some(to) if from >= to => Box::new(std::iter::empty()),
+        to => Box::new(map.range::<Bytes, _>((Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded)))),
+    }
+}
+
+/// Where a cursor stands, and what lies before it.
+struct Walk<'a> {
+    map: &'a Map,
+    from: Bytes,
+    to: Option<Bytes>,
+    here: Option<Pair<'a>>,
+    rest: Box<Pairs<'a>>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        map: &'a Map,
+        from: &[u8],
+        to: Option<&[u8]>,
+        step: impl FnOnce(&mut Pairs<'a>) -> Option<Pair<'a>>,
+    ) -> Walk<'a> {
+        let mut rest = pairs(map, from, to);
+        let here = step(&mut *rest);
+        Walk { map, from: Bytes::copy_from_slice(from), to: to.map(Bytes::copy_from_slice), here, rest }
+    }
+
+    fn pair(&self) -> Pair<'a> {
+        self.here.expect("asked only while valid")
+    }
+}
+
+struct Forward<'a>(Walk<'a>);
+struct Backward<'a>(Walk<'a>);
+
+impl Cursor for Forward<'_> {
+    fn valid(&self) -> bool {
+        self.0.here.is_some()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.0.pair().0
+    }
+
+    fn value(&self) -> &[u8] {
+        self.0.pair().1
+    }
+
+    fn advance(&mut self) {
+        self.0.here = self.0.here.and_then(|_| self.0.rest.next());
+    }
+
+    fn seek(&mut self, key: &[u8]) {
+        let walk = &mut self.0;
+        if walk.here.is_some_and(|(here, _)| &**here < key) {
+            walk.rest = pairs(walk.map, key, walk.to.as_deref());
+            walk.here = walk.rest.next();
+        }
+    }
+
+    fn status(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+impl Cursor for Backward<'_> {
+    fn valid(&self) -> bool {
+        self.0.here.is_some()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.0.pair().0
+    }
+
+    fn value(&self) -> &[u8] {
+        self.0.pair().1
+    }
+
+    fn advance(&mut self) {
+        self.0.here = self.0.here.and_then(|_| self.0.rest.next_back());
+    }
+
+    fn seek(&mut self, key: &[u8]) {
+        let walk = &mut self.0;
+        if walk.here.is_some_and(|(here, _)| &**here > key) {
+            // The key's successor in the order of bytes ends the range that includes it.
+            let end = [key, &[0]].concat();
+            walk.rest = pairs(walk.map, &walk.from, Some(&end));
+            walk.here = walk.rest.next_back();
+        }
+    }
+
+    fn status(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+struct MemInstall {
+    number: u64,
+    image: Image,
+    finished: bool,
+    failed: bool,
+}
+
+impl Install for MemInstall {
+    fn put(&mut self, family: FamilyId, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if self.finished || self.failed {
+            return Err(EngineError::Failed("this install takes no more pairs".into()));
+        }
+        if self.image.map(family).last().is_some_and(|(last, _)| &**last >= key) {
+            self.failed = true;
+            return Err(EngineError::Failed("the pairs of an install must be in order".into()));
+        }
+        self.image.put(family, key, value);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), EngineError> {
+        if self.finished || self.failed {
+            return Err(EngineError::Failed("this install takes no more pairs".into()));
+        }
+        self.finished = true;
+        Ok(())
+    }
+
+    fn as_any(&mut self) -> &mut dyn std::any::Any {
+        self
+    }
+}

@@ -1,0 +1,276 @@
+//! The production engine: RocksDB at the top of a data folder.
+//!
+//! Writes go to memory only; RocksDB flushes all families together when memory is full, and [`Engine::flush`]
+//! does so at once. After a crash the folder therefore holds the state after some prefix of the writes, the
+//! same one in every family, and the Raft log above replays the rest. Closing is no different from a crash: who
+//! wants a fast start flushes first.
+//!
+//! The parts: [`options`] how RocksDB is set up, [`view`] reading, [`install`] receiving a replacement, [`swap`]
+//! its crash-safe exchange on disk, [`events`] what RocksDB tells of itself.
+//!
+//! Invariants:
+//! * The watermark that physical clean-up sees is never ahead of what is durable: it takes effect with the flush
+//!   that follows [`Engine::set_watermark`], so that a crash never goes back to a state that could still read
+//!   what was dropped.
+//! * During an exchange nobody reads or writes: calls wait until it is over, and it waits (30 s at most, then it is
+//!   refused and the old content stays) for views taken before. A thread must not wait for a commit, nor ask for a
+//!   second view while one may be under way, with a view in its hands.
+//! * A failed exchange leaves no database: every call answers with the reason, and the next opening of the
+//!   folder finishes what was begun.
+
+mod events;
+mod install;
+mod options;
+mod swap;
+mod view;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use rust_rocksdb::{CompactOptions, DB, ErrorKind, FlushOptions, WriteOptions, properties};
+
+pub use self::events::EngineEvent;
+pub use self::options::RocksOptions;
+
+use self::events::Events;
+use self::install::{RocksInstall, Staging};
+use self::options::Blueprint;
+use self::view::{NoView, RocksView, Store};
+use crate::batch::{Op, WriteBatch};
+use crate::engine::{Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
+
+/// How often, and how many times, a commit looks whether the last view of the old content is gone: 30 s in all.
+const VIEWS_POLL: Duration = Duration::from_millis(1);
+const VIEWS_POLLS_MAX: u32 = 30_000;
+
+/// RocksDB as an [`Engine`]. One thread writes, any number read.
+pub struct RocksEngine {
+    /// `Err` after an exchange that failed midway.
+    store: RwLock<Result<Arc<Store>, EngineError>>,
+    staging: Arc<Staging>,
+    events: Arc<Events>,
+    writer: Mutex<Writer>,
+    /// Set, but perhaps not yet in effect.
+    watermark: AtomicU64,
+}
+
+/// What the writing thread reuses.
+struct Writer {
+    batch: rust_rocksdb::WriteBatch,
+    options: WriteOptions,
+}
+
+impl RocksEngine {
+    /// Opens the database in `dir`, or makes one; finishes or undoes an interrupted replacement first. `families`
+    /// are in the order of their [`FamilyId`]; those the folder lacks are added.
+    pub fn open(
+        dir: &Path,
+        families: &'static [FamilySpec],
+        options: &RocksOptions,
+    ) -> Result<RocksEngine, EngineError> {
+        fs::create_dir_all(dir).map_err(failed_io)?;
+        swap::settle(dir).map_err(failed_io)?;
+        let staging = Arc::new(Staging::new(dir.to_path_buf(), Blueprint::new(families, options)));
+        let events = Arc::new(Events::new(options.now, options.slow_compaction_ms));
+        let store = open_store(&staging, &events)?;
+        let mut without_log = WriteOptions::new();
+        without_log.disable_wal(true);
+        Ok(RocksEngine {
+            store: RwLock::new(Ok(store)),
+            staging,
+            events,
+            writer: Mutex::new(Writer { batch: rust_rocksdb::WriteBatch::new(), options: without_log }),
+            watermark: AtomicU64::new(0),
+        })
+    }
+
+    /// What happened in the background since the last call; at most a few hundred events, the latest.
+    pub fn take_events(&self) -> Vec<EngineEvent> {
+        self.events.take()
+    }
+
+    /// Makes a [`Engine::reclaim`] under way return early. For a stop that should not wait for it.
+    pub fn cancel_reclaim(&self) -> Result<(), EngineError> {
+        let store = self.store()?;
+        store.db.disable_manual_compaction();
+        store.db.enable_manual_compaction();
+        Ok(())
+    }
+
+    fn store(&self) -> Result<Arc<Store>, EngineError> {
+        self.store.read().clone()
+    }
+}
+
+fn open_store(staging: &Staging, events: &Arc<Events>) -> Result<Arc<Store>, EngineError> {
+    let blueprint = &staging.blueprint;
+    let db = DB::open_cf_descriptors(&blueprint.database(Some(events)), &staging.dir, blueprint.descriptors())
+        .map_err(failed)?;
+    if db.latest_sequence_number() == 0 {
+        leave_sequence_zero(&db).map_err(failed)?;
+    }
+    Ok(Arc::new(Store::new(db, blueprint)))
+}
+
+/// Writes something that is not part of the state. Installed pairs bear sequence number zero, and so would a
+/// snapshot taken of them before the first write; RocksDB reads that as "no snapshot" and would compact away what
+/// it shows.
+fn leave_sequence_zero(db: &DB) -> Result<(), rust_rocksdb::Error> {
+    let mut batch = rust_rocksdb::WriteBatch::new();
+    batch.put("sequence", "");
+    let mut without_log = WriteOptions::new();
+    without_log.disable_wal(true);
+    db.write_opt(&batch, &without_log)
+}
+
+impl Engine for RocksEngine {
+    fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
+        let store = self.store()?;
+        let mut writer = self.writer.lock();
+        let Writer { batch: rocks, options } = &mut *writer;
+        rocks.clear();
+        for op in batch.ops() {
+            match op {
+                Op::Put { family, key, value } => rocks.put_cf(&store.family(family), key, value),
+                Op::Delete { family, key } => rocks.delete_cf(&store.family(family), key),
+                Op::DeleteRange { family, from, to } if from < to => {
+                    rocks.delete_range_cf(&store.family(family), from, to);
+                }
+                Op::DeleteRange { .. } => {}
+            }
+        }
+        store.db.write_opt(rocks, options).map_err(failed)
+    }
+
+    fn view(&self) -> Arc<dyn View> {
+        match self.store() {
+            Ok(store) => Arc::new(RocksView::new(store)),
+            Err(error) => Arc::new(NoView(error)),
+        }
+    }
+
+    fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.store()?.get(family, key)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        let store = self.store()?;
+        let watermark = self.watermark.load(Ordering::Acquire);
+        let mut wait = FlushOptions::default();
+        wait.set_wait(true);
+        store.db.flush_cfs_opt(&store.families(), &wait).map_err(failed)?;
+        self.staging.blueprint.watermark.fetch_max(watermark, Ordering::Release);
+        Ok(())
+    }
+
+    fn durable_get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.store()?.get_persisted(family, key)
+    }
+
+    fn set_watermark(&self, watermark: u64) {
+        self.watermark.fetch_max(watermark, Ordering::Release);
+    }
+
+    fn reclaim(&self) -> Result<(), EngineError> {
+        self.flush()?;
+        let store = self.store()?;
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        for family in store.families() {
+            store.db.compact_range_cf_opt(&family, None::<&[u8]>, None::<&[u8]>, &options);
+        }
+        Ok(())
+    }
+
+    fn begin_install(&self) -> Result<Box<dyn Install>, EngineError> {
+        Ok(Box::new(self.staging.begin()?))
+    }
+
+    fn commit_install(&self, mut install: Box<dyn Install>) -> Result<(), EngineError> {
+        let staged = install
+            .as_any()
+            .downcast_mut::<RocksInstall>()
+            .filter(|staged| staged.is_ready(&self.staging))
+            .ok_or_else(|| EngineError::Failed("this install is not finished, or not the latest".into()))?;
+        let mut slot = self.store.write();
+        let Ok(old) = std::mem::replace(&mut *slot, Err(EngineError::Failed("the state could not be replaced".into())))
+        else {
+            return Err(EngineError::Failed("an earlier replacement of the state failed".into()));
+        };
+        old.db.disable_manual_compaction();
+        let old = match sole(old) {
+            Ok(old) => old,
+            Err(shared) => {
+                shared.db.enable_manual_compaction();
+                *slot = Ok(shared);
+                return Err(EngineError::Failed("a view of the old state is still held".into()));
+            }
+        };
+        staged.decided();
+        let replaced = swap::decide(&self.staging.dir).map_err(failed_io).and_then(|()| {
+            drop(old);
+            self.events.closed();
+            swap::settle(&self.staging.dir).map_err(failed_io)?;
+            open_store(&self.staging, &self.events)
+        });
+        *slot = replaced;
+        slot.as_ref().map(|_| ()).map_err(EngineError::clone)
+    }
+
+    fn stats(&self) -> EngineStats {
+        let Ok(store) = self.store() else { return EngineStats::default() };
+        let sum = |names: &[&properties::PropName]| -> u64 {
+            let all = store.families().into_iter();
+            all.flat_map(|family| names.iter().map(move |name| (family, *name)))
+                .filter_map(|(family, name)| store.db.property_int_value_cf(&family, name).ok().flatten())
+                .sum()
+        };
+        let (stalls, stall_ms) = self.events.stalls();
+        EngineStats {
+            total_bytes: sum(&[properties::TOTAL_SST_FILES_SIZE, properties::SIZE_ALL_MEM_TABLES]),
+            live_bytes: sum(&[properties::ESTIMATE_LIVE_DATA_SIZE, properties::CUR_SIZE_ALL_MEM_TABLES]),
+            stall_ms,
+            stalls,
+            // Memory tables are charged to the cache.
+            memory_bytes: self.staging.blueprint.cache.get_usage() as u64
+                + sum(&[properties::ESTIMATE_TABLE_READERS_MEM]),
+        }
+    }
+}
+
+/// Waits until nobody else holds `store`; gives it back shared when that takes too long.
+fn sole(mut store: Arc<Store>) -> Result<Store, Arc<Store>> {
+    for _ in 0..VIEWS_POLLS_MAX {
+        match Arc::try_unwrap(store) {
+            Ok(alone) => return Ok(alone),
+            Err(shared) => store = shared,
+        }
+        thread::sleep(VIEWS_POLL);
+    }
+    Err(store)
+}
+
+/// What a RocksDB error means for the node.
+fn failed(error: rust_rocksdb::Error) -> EngineError {
+    let kind = error.kind();
+    let text = error.into_string();
+    if text.contains("No space left") || text.contains("Space limit") {
+        EngineError::NoSpace(text)
+    } else if kind == ErrorKind::Corruption || text.contains("No such file") {
+        EngineError::Corrupt(text)
+    } else {
+        EngineError::Failed(text)
+    }
+}
+
+fn failed_io(error: io::Error) -> EngineError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EngineError::NoSpace(error.to_string()),
+        _ => EngineError::Failed(error.to_string()),
+    }
+}

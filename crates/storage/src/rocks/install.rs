@@ -1,0 +1,190 @@
+//! Receiving a full replacement: pairs become table files as they come, and at the end the files become a
+//! database of their own in `incoming/`, made durable and closed. Memory stays at one block, index and filter
+//! under construction per family, whatever the size.
+//!
+//! Nothing takes effect before [`super::swap`] decides for it. An install that is dropped undecided, or
+//! overtaken by another, leaves nothing behind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rust_rocksdb::{DB, IngestExternalFileOptions, Options, SstFileWriter};
+
+use super::options::Blueprint;
+use super::{failed, failed_io, swap};
+use crate::engine::{EngineError, FamilyId, Install};
+
+/// A table file is closed and the next one begun after this many bytes of keys and values.
+const TABLE_BYTES: u64 = 128 << 20;
+
+/// The one place where installs are staged.
+pub(super) struct Staging {
+    pub dir: PathBuf,
+    pub blueprint: Blueprint,
+    /// The number of the install that owns `incoming/`; held while files are created or deleted there.
+    owner: Mutex<u64>,
+}
+
+impl Staging {
+    pub fn new(dir: PathBuf, blueprint: Blueprint) -> Staging {
+        Staging { dir, blueprint, owner: Mutex::new(0) }
+    }
+
+    /// Takes the staging folder over from whatever install had it.
+    pub fn begin(self: &Arc<Self>) -> Result<RocksInstall, EngineError> {
+        let mut owner = self.owner.lock();
+        swap::prepare(&self.dir).map_err(failed_io)?;
+        *owner += 1;
+        let writers = self.blueprint.families.iter().map(|spec| FamilyWriter {
+            table: None,
+            options: Box::new(self.blueprint.family(spec)),
+            files: Vec::new(),
+            bytes: 0,
+        });
+        Ok(RocksInstall { number: *owner, writers: writers.collect(), stage: Stage::Receiving, staging: self.clone() })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Receiving,
+    /// An error left it without use.
+    Failed,
+    Finished,
+    /// The staging folder is no longer this install's to delete.
+    Decided,
+}
+
+pub(super) struct RocksInstall {
+    staging: Arc<Staging>,
+    number: u64,
+    writers: Vec<FamilyWriter>,
+    stage: Stage,
+}
+
+impl RocksInstall {
+    /// Whether this is what `staging` holds, complete.
+    pub fn is_ready(&self, staging: &Arc<Staging>) -> bool {
+        Arc::ptr_eq(&self.staging, staging) && self.stage == Stage::Finished && *staging.owner.lock() == self.number
+    }
+
+    /// Leaves the staging folder to the swap.
+    pub fn decided(&mut self) {
+        self.stage = Stage::Decided;
+    }
+
+    /// Runs a step of the reception; once one has failed, or another install has taken over, so does every other.
+    fn step(&mut self, step: impl FnOnce(&mut Self) -> Result<(), EngineError>) -> Result<(), EngineError> {
+        if self.stage != Stage::Receiving {
+            return Err(EngineError::Failed("this install takes no more pairs".into()));
+        }
+        let done = step(self);
+        if done.is_err() {
+            self.stage = Stage::Failed;
+        }
+        done
+    }
+
+    fn build(&mut self) -> Result<(), EngineError> {
+        for writer in &mut self.writers {
+            writer.close_table()?;
+        }
+        let owner = self.staging.owner.lock();
+        check_owner(*owner, self.number)?;
+        let blueprint = &self.staging.blueprint;
+        let mut database = blueprint.database(None);
+        database.set_disable_auto_compactions(true);
+        let db = DB::open_cf_descriptors(&database, swap::staged_database(&self.staging.dir), blueprint.descriptors())
+            .map_err(failed)?;
+        let mut ingest = IngestExternalFileOptions::default();
+        ingest.set_move_files(true);
+        ingest.set_snapshot_consistency(false);
+        ingest.set_fill_cache(false);
+        ingest.set_verify_checksums_before_ingest(true);
+        for (spec, writer) in blueprint.families.iter().zip(&mut self.writers) {
+            let files = std::mem::take(&mut writer.files);
+            if !files.is_empty() {
+                let family = db.cf_handle(spec.name).expect("every family was opened");
+                db.ingest_external_file_cf_opts(&family, &ingest, files).map_err(failed)?;
+            }
+        }
+        drop(db);
+        swap::sync_staged(&self.staging.dir).map_err(failed_io)
+    }
+}
+
+fn check_owner(owner: u64, number: u64) -> Result<(), EngineError> {
+    if owner == number { Ok(()) } else { Err(EngineError::Failed("another install has taken over".into())) }
+}
+
+impl Install for RocksInstall {
+    fn put(&mut self, family: FamilyId, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.step(|install| {
+            let at = usize::from(family.0);
+            if install.writers[at].table.is_none() {
+                let owner = install.staging.owner.lock();
+                check_owner(*owner, install.number)?;
+                let name = format!("{}-{}.sst", family.0, install.writers[at].files.len());
+                install.writers[at].open_table(swap::staged_tables(&install.staging.dir).join(name))?;
+            }
+            install.writers[at].put(key, value)
+        })
+    }
+
+    fn finish(&mut self) -> Result<(), EngineError> {
+        self.step(RocksInstall::build)?;
+        self.stage = Stage::Finished;
+        Ok(())
+    }
+
+    fn as_any(&mut self) -> &mut dyn std::any::Any {
+        self
+    }
+}
+
+impl Drop for RocksInstall {
+    fn drop(&mut self) {
+        let owner = self.staging.owner.lock();
+        if self.stage != Stage::Decided && *owner == self.number {
+            // What cannot be deleted here is deleted when the folder is opened or received into again.
+            let _ = swap::discard(&self.staging.dir);
+        }
+    }
+}
+
+/// The table files of one family. Dropped from the top down: the writer borrows the options.
+struct FamilyWriter {
+    table: Option<SstFileWriter<'static>>,
+    options: Box<Options>,
+    files: Vec<PathBuf>,
+    /// Bytes in the open table.
+    bytes: u64,
+}
+
+impl FamilyWriter {
+    fn open_table(&mut self, path: PathBuf) -> Result<(), EngineError> {
+        // SAFETY: the options lie on the heap, are never replaced, and are dropped after the writer.
+        let options: &'static Options = unsafe { &*std::ptr::from_ref(&*self.options) };
+        let mut table = SstFileWriter::create(options);
+        table.open(&path).map_err(failed)?;
+        self.table = Some(table);
+        self.files.push(path);
+        self.bytes = 0;
+        Ok(())
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        let table = self.table.as_mut().expect("opened before the first pair");
+        table.put(key, value).map_err(failed)?;
+        self.bytes += (key.len() + value.len()) as u64;
+        if self.bytes >= TABLE_BYTES { self.close_table() } else { Ok(()) }
+    }
+
+    fn close_table(&mut self) -> Result<(), EngineError> {
+        match self.table.take() {
+            Some(mut table) => table.finish().map_err(failed),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Reading: an open database with its family handles, consistent views over it, and cursors.
+//!
+//! A view is a RocksDB snapshot together with a share in the database, so that the database stays open for as
+//! long as a view of it is held. RocksDB's types borrow from one another; the two places here that hold a
+//! borrower beside what it borrows from are the only unsafe code of the engine's reading side.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rust_rocksdb::{ColumnFamily, DB, DBRawIterator, ReadOptions, ReadTier, Snapshot};
+
+use super::{failed, options::Blueprint};
+use crate::engine::{Cursor, EngineError, FamilyId, View};
+
+/// An open database.
+pub(super) struct Store {
+    /// By `FamilyId`. They point into `db`; handed out only for as long as `self` is borrowed.
+    handles: Vec<&'static ColumnFamily>,
+    latest: ReadOptions,
+    persisted: ReadOptions,
+    pub db: DB,
+}
+
+impl Store {
+    pub fn new(db: DB, blueprint: &Blueprint) -> Store {
+        let handles = blueprint.families.iter().map(|spec| {
+            let handle = db.cf_handle(spec.name).expect("every family was opened");
+            // SAFETY: the handle lies in a node of the map inside `db`, which moves with neither `db` nor `Store`
+            // and changes only through `&mut DB`, which is never taken. `handles` is dropped with `db` and gives
+            // out nothing that outlives a borrow of `self`.
+            unsafe { &*std::ptr::from_ref(handle) }
+        });
+        let handles = handles.collect();
+        let mut persisted = ReadOptions::default();
+        persisted.set_read_tier(ReadTier::Persisted);
+        Store { handles, latest: ReadOptions::default(), persisted, db }
+    }
+
+    pub fn family(&self, family: FamilyId) -> &ColumnFamily {
+        self.handles[usize::from(family.0)]
+    }
+
+    pub fn families(&self) -> Vec<&ColumnFamily> {
+        self.handles.clone()
+    }
+
+    pub fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.get_with(family, key, &self.latest)
+    }
+
+    pub fn get_persisted(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.get_with(family, key, &self.persisted)
+    }
+
+    fn get_with(&self, family: FamilyId, key: &[u8], reads: &ReadOptions) -> Result<Option<Bytes>, EngineError> {
+        let found = self.db.get_pinned_cf_opt(&self.family(family), key, reads).map_err(failed)?;
+        Ok(found.map(|pinned| Bytes::copy_from_slice(&pinned)))
+    }
+}
+
+/// A consistent view. Dropped from the top down: the options point at the snapshot, the snapshot into the store.
+pub(super) struct RocksView {
+    reads: ReadOptions,
+    snapshot: Snapshot<'static>,
+    store: Arc<Store>,
+}
+
+impl RocksView {
+    pub fn new(store: Arc<Store>) -> RocksView {
+        // SAFETY: the database lies on the heap inside the `Arc`, which this view holds until after the snapshot
+        // is dropped (fields are dropped in order).
+        let db: &'static DB = unsafe { &*std::ptr::from_ref(&store.db) };
+        let snapshot = db.snapshot();
+        let mut reads = ReadOptions::default();
+        reads.set_snapshot(&snapshot);
+        RocksView { reads, snapshot, store }
+    }
+
+    fn iterate(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> DBRawIterator<'_> {
+        let mut reads = ReadOptions::default();
+        reads.set_iterate_lower_bound(from);
+        if let Some(to) = to {
+            reads.set_iterate_upper_bound(to);
+        }
+        self.snapshot.raw_iterator_cf_opt(&self.store.family(family), reads)
+    }
+}
+
+impl View for RocksView {
+    fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.store.get_with(family, key, &self.reads)
+    }
+
+    fn scan(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        let mut iter = self.iterate(family, from, to);
+        iter.seek(from);
+        Box::new(Forward(iter))
+    }
+
+    fn scan_back(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        let mut iter = self.iterate(family, from, to);
+        iter.seek_to_last();
+        Box::new(Backward(iter))
+    }
+}
+
+struct Forward<'a>(DBRawIterator<'a>);
+struct Backward<'a>(DBRawIterator<'a>);
+
+macro_rules! cursor {
+    ($name:ident, $advance:ident, $seek:ident, $there:tt) => {
+        impl Cursor for $name<'_> {
+            fn valid(&self) -> bool {
+                self.0.valid()
+            }
+
+            fn key(&self) -> &[u8] {
+                self.0.key().expect("asked only while valid")
+            }
+
+            fn value(&self) -> &[u8] {
+                self.0.value().expect("asked only while valid")
+            }
+
+            fn advance(&mut self) {
+                self.0.$advance();
+            }
+
+            fn seek(&mut self, key: &[u8]) {
+                if self.0.key().is_some_and(|here| !(here $there key)) {
+                    self.0.$seek(key);
+                }
+            }
+
+            fn status(&self) -> Result<(), EngineError> {
+                self.0.status().map_err(failed)
+            }
+        }
+    };
+}
+
+cursor!(Forward, next, seek, >=);
+cursor!(Backward, prev, seek_for_prev, <=);
+
+/// The view of an engine that has no database any more: it answers everything with the reason.
+pub(super) struct NoView(pub EngineError);
+
+impl View for NoView {
+    fn get(&self, _: FamilyId, _: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Err(self.0.clone())
+    }
+
+    fn scan(&self, _: FamilyId, _: &[u8], _: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        Box::new(NoCursor(&self.0))
+    }
+
+    fn scan_back(&self, _: FamilyId, _: &[u8], _: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        Box::new(NoCursor(&self.0))
+    }
+}
+
+struct NoCursor<'a>(&'a EngineError);
+
+impl Cursor for NoCursor<'_> {
+    fn valid(&self) -> bool {
+        false
+    }
+
+    fn key(&self) -> &[u8] {
+        unreachable!("asked only while valid")
+    }
+
+    fn value(&self) -> &[u8] {
+        unreachable!("asked only while valid")
+    }
+
+    fn advance(&mut self) {}
+
+    fn seek(&mut self, _: &[u8]) {}
+
+    fn status(&self) -> Result<(), EngineError> {
+        Err(self.0.clone())
+    }
+}
