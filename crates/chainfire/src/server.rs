@@ -1,7 +1,7 @@
 //! A Chainfire process: a node, its API on the client listeners, housekeeping, and an orderly end.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use base::NodeId;
@@ -43,8 +43,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
         ..ServerConfig::default()
     };
     let node = Arc::new(node);
+    let counted: Arc<OnceLock<Weak<Server<Api>>>> = Arc::default();
     let sources = {
         let (node, stores, metrics) = (node.clone(), stores.clone(), metrics.clone());
+        let (counted, quota_bytes) = (counted.clone(), settings.quota_bytes);
         move || {
             let store = stores.get();
             metrics.render(&Sources {
@@ -54,6 +56,8 @@ async fn serve(settings: Settings) -> Result<(), String> {
                 log: &node.log_stats(),
                 store: store.as_ref().map(|store| store.reader.stats()),
                 watch: store.as_ref().map(|store| store.hub.stats()),
+                server: counted.get().and_then(Weak::upgrade).map(|server| server.stats()).unwrap_or_default(),
+                quota_bytes,
             })
         }
     };
@@ -76,6 +80,8 @@ async fn serve(settings: Settings) -> Result<(), String> {
     };
     housekeeping::start(&handle, &stores, rules);
     let server = Server::new(api, server_config);
+    // Set once: it was made just now.
+    let _ = counted.set(Arc::downgrade(&server));
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());

@@ -3,7 +3,7 @@
 //! contradict itself.
 
 use base::PeerId;
-use raft::Raft;
+use raft::{Raft, StateRole};
 use raft::eraftpb::{Message, MessageType};
 
 use crate::log::{LogReader, LogView};
@@ -45,6 +45,8 @@ pub(crate) fn raft_message(
             }
             Ok(())
         }
+        // Only a leader listens. One that restarted may hear of entries it lost, acknowledged to its earlier life.
+        MessageType::MsgAppendResponse if raft.state != StateRole::Leader => Ok(()),
         MessageType::MsgAppendResponse => {
             if message.index > log.last() && message.term == raft.term && !message.reject {
                 return fail("acknowledged index beyond the log");

@@ -122,8 +122,7 @@ impl Group {
             max_inflight_msgs: config.inflight_messages_max,
             check_quorum: true,
             pre_vote: true,
-            // Its merging joins entries to a message that they do not follow on; see `ready::merge_appends`.
-            batch_append: false,
+            batch_append: true,
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };

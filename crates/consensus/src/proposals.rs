@@ -110,6 +110,14 @@ impl Proposals {
         ended
     }
 
+    /// A snapshot has taken the place of entries that were never seen: what is in flight may be among them. Ends it,
+    /// its outcome unknown.
+    pub fn lose_sight(&mut self) -> Vec<u64> {
+        let in_flight = std::mem::take(&mut self.in_flight);
+        self.bytes -= in_flight.values().map(|(_, proposal)| proposal.bytes()).sum::<usize>();
+        in_flight.into_keys().collect()
+    }
+
     /// Ends everything.
     pub fn drain(&mut self) -> Vec<u64> {
         self.bytes = 0;

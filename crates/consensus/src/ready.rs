@@ -20,29 +20,6 @@ use crate::membership::{ChangeRecord, Membership};
 use crate::proposals::{Proposal, What};
 use crate::wire::{Body, Message};
 
-/// Joins appends to the same peer that follow on one another, as those of one turn do: one to tell the commit, one with
-/// the turn's entries.
-fn merge_appends(messages: Vec<eraftpb::Message>) -> Vec<eraftpb::Message> {
-    let is_append = |message: &eraftpb::Message| message.msg_type == MessageType::MsgAppend as i32;
-    let mut merged: Vec<eraftpb::Message> = Vec::with_capacity(messages.len());
-    for message in messages {
-        let before = merged.iter_mut().rev().find(|before| before.to == message.to);
-        match before {
-            Some(before)
-                if is_append(before)
-                    && is_append(&message)
-                    && before.term == message.term
-                    && before.index + before.entries.len() as u64 == message.index =>
-            {
-                before.commit = before.commit.max(message.commit);
-                before.entries.extend(message.entries);
-            }
-            _ => merged.push(message),
-        }
-    }
-    merged
-}
-
 /// What a turn has gathered so far.
 #[derive(Default)]
 pub(crate) struct Effects {
@@ -152,6 +129,10 @@ impl Group {
         // waits for the log.
         self.raw.on_persist_ready(number);
         self.raw.advance_apply_to(mark.index);
+        let unseen = self.proposals.lose_sight();
+        if !unseen.is_empty() {
+            effects.refuse(self.id, unseen, Refusal::TimedOut);
+        }
         effects.event(Event::Membership {
             group: self.id,
             index: mark.index,
@@ -175,7 +156,9 @@ impl Group {
                 self.change_barrier = self.log.last().max(self.raw.raft.raft_log.last_index());
                 self.last_round = base::Time::ZERO;
             }
-            self.snapshots.clear();
+            for to in std::mem::take(&mut self.snapshots).into_keys() {
+                self.log.withdraw_snapshot(to);
+            }
         }
         if leader.is_none() && !known_leader.is_none() {
             effects.event(Event::NoLeader { group: self.id, term });
@@ -390,6 +373,12 @@ impl Group {
         self.membership.set_peers(&conf);
         self.log.set_conf(conf);
         self.membership_changed(index, record, effects);
+        // A leader hands over before it is removed. But one that comes up after a power cut may lead again before it
+        // has seen that its removal is committed, and raft 0.7 stops at a leader that is none of its own peers.
+        if self.is_leader() && self.raw.raft.prs().get(self.peer.0).is_none() {
+            let term = self.term();
+            self.raw.raft.become_follower(term, PeerId::NONE.0);
+        }
     }
 
     fn membership_changed(&mut self, index: u64, record: Option<ChangeRecord>, effects: &mut Effects) {

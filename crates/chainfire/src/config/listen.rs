@@ -27,7 +27,7 @@ pub(crate) fn peer_address(text: &str) -> Plain {
 }
 
 /// Splits `HOST:PORT`; the host is a name, an IPv4 address, or an IPv6 address in brackets.
-pub(crate) fn host_and_port(text: &str) -> Option<(&str, u16)> {
+fn host_and_port(text: &str) -> Option<(&str, u16)> {
     const HOST_BYTES_MAX: usize = 253;
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port != 0)?;

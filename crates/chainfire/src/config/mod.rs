@@ -35,13 +35,14 @@ use node::NodeConfig;
 use storage::rocks::RocksOptions;
 
 pub use help::{default_config, version};
-pub(crate) use listen::{Plain, client_address, host_and_port, is_loopback, peer_address};
+pub(crate) use listen::{Plain, client_address, is_loopback, peer_address};
 pub(crate) use nearest::nearest;
+pub(crate) use validate::{AUTO_COMPACTION_PERIOD_MIN, duration};
 
-/// etcd's default for the largest request: 1.5 MiB.
-pub const REQUEST_BYTES_MAX: usize = 3 << 19;
+/// How large the largest request may be made at most: a log entry has to hold it.
+pub(crate) const REQUEST_BYTES_LIMIT: u64 = 15 << 20;
 /// etcd's default for the operations of one transaction.
-pub const TXN_OPS_MAX: usize = 128;
+pub(crate) const TXN_OPS_MAX: usize = 128;
 
 /// The configuration as the program uses it: complete, checked, derived.
 #[derive(Clone, Debug)]

@@ -224,13 +224,20 @@ impl StateMachine for Machine {
             .ok_or_else(|| MachineError::BadSnapshot("it was received by another machine".into()))?;
         let install = receiver.take_install()?;
         let mut current = self.reader.suspend();
-        let replaced = self.engine.commit_install(install);
-        let (state, view) = load(&*self.engine)?;
-        self.state = state;
-        self.recent = Recent::default();
+        let replaced = self.engine.commit_install(install).map_err(MachineError::from);
+        let loaded = replaced.and_then(|()| load(&*self.engine));
+        let (view, done) = match loaded {
+            Ok((state, view)) => {
+                self.state = state;
+                self.recent = Recent::default();
+                (view, Ok(()))
+            }
+            // Readers are served, or refused, by what the engine has; the error stops the node.
+            Err(error) => (self.engine.view(), Err(error)),
+        };
         *current = Some(Arc::new(picture(&self.state, view)));
         drop(current);
-        replaced?;
+        done?;
         self.sink.reset(self.state.revision);
         Ok(())
     }

@@ -71,7 +71,8 @@ impl Recent {
         self.set(index, place, Place { hash, record });
         while self.bytes > BYTES_MAX {
             self.hand = self.hand.wrapping_add(1);
-            self.set(self.hand / WAYS & (self.groups.len() - 1), self.hand % WAYS, Place::default());
+            let group = (self.hand / WAYS) & (self.groups.len() - 1);
+            self.set(group, self.hand % WAYS, Place::default());
         }
     }
 

@@ -3,7 +3,7 @@
 //! Records are written here with their fields in the order of their numbers and zero fields left out, so that equal
 //! versions are equal bytes on every replica. Reading borrows; nothing is copied to look at a revision.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use consensus::MachineError;
 
 use super::layout::damaged;
@@ -34,6 +34,13 @@ impl<'a> Record<'a> {
         int_field(out, 6, self.lease);
     }
 
+    /// The encoded form.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.bytes_max());
+        self.write(&mut out);
+        out.into()
+    }
+
     /// An upper bound of the encoded form's size.
     pub fn bytes_max(&self) -> usize {
         self.key.len() + self.value.len() + 6 + 2 * 5 + 4 * 10
@@ -43,28 +50,6 @@ impl<'a> Record<'a> {
 /// The record as a whole, with its key as a part of the same memory.
 pub fn shared_key(record: &Bytes) -> Result<Bytes, MachineError> {
     Ok(record.slice_ref(Record::read(record)?.key))
-}
-
-/// Makes many small byte strings out of few allocations: each is a part of a shared chunk, which lives until the last
-/// part of it is dropped.
-#[derive(Debug, Default)]
-pub struct Arena(BytesMut);
-
-const ARENA_CHUNK_BYTES: usize = 32 << 10;
-
-impl Arena {
-    /// Room for one string of at most `bytes`; to be taken with [`Arena::take`] when written.
-    pub fn room(&mut self, bytes: usize) -> &mut BytesMut {
-        if self.0.capacity() < bytes {
-            self.0 = BytesMut::with_capacity(bytes.max(ARENA_CHUNK_BYTES));
-        }
-        &mut self.0
-    }
-
-    /// What was written since the last time.
-    pub fn take(&mut self) -> Bytes {
-        self.0.split().freeze()
-    }
 }
 
 /// Appends a protobuf varint.

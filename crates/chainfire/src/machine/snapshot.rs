@@ -355,7 +355,7 @@ impl SnapshotSink for SnapshotReceiver {
         if self.stage != Expect::Nothing {
             return Err(bad("it ends too early"));
         }
-        if self.state.unwrap_or_default() != (self.info.mark, self.info.revision) && self.state.is_some() {
+        if self.state.unwrap_or((Mark::default(), 1)) != (self.info.mark, self.info.revision) {
             return Err(bad("its header contradicts its content"));
         }
         if let Some(install) = &mut self.install {

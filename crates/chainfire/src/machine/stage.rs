@@ -21,7 +21,7 @@ use storage::{Engine, View, WriteBatch};
 use super::count::CountIndex;
 use super::layout::{self, KV, META, OLD, REV};
 use super::recent::Recent;
-use super::record::{Arena, Record, shared_key};
+use super::record::{Record, shared_key};
 use super::source::{Overlays, Source, Staged};
 use crate::event::{Event, EventKind, LeaseChange, RevisionEvents};
 use crate::read::history::tombstone;
@@ -59,7 +59,6 @@ pub struct Stage<'a> {
     /// What the compacted revision was before the batch, if the batch moved it.
     compacted_before: Option<i64>,
     membership_changed: bool,
-    records: Arena,
     key_scratch: Vec<u8>,
     value_scratch: Vec<u8>,
 }
@@ -100,7 +99,6 @@ impl<'a> Stage<'a> {
             lease_changes: Vec::new(),
             compacted_before: None,
             membership_changed: false,
-            records: Arena::default(),
             key_scratch: Vec::new(),
             value_scratch: Vec::new(),
         }
@@ -155,8 +153,7 @@ impl<'a> Stage<'a> {
             value,
             lease,
         };
-        record.write(self.records.room(record.bytes_max()));
-        let record = self.records.take();
+        let record = record.encode();
         self.batch.put(KV, key, &record);
         let (lease_before, revision_before) = before.map_or((0, 0), |before| (before.lease, before.mod_revision));
         self.supersede(key, previous.as_deref(), revision_before);
@@ -183,7 +180,7 @@ impl<'a> Stage<'a> {
         self.note_change(layout::REV_DELETE, before.mod_revision, &key);
         self.detach(before.lease, &key);
         self.overlay(key.clone(), true, None);
-        let kv = tombstone(&mut self.records, &key, revision);
+        let kv = tombstone(&key, revision);
         self.events.push(Event { kind: EventKind::Delete, key, kv, prev: Some(previous) });
         Ok(())
     }
@@ -255,7 +252,7 @@ impl<'a> Stage<'a> {
     pub fn written(mut self) -> Written {
         for (key, staged) in &self.overlays.kv {
             match &staged.now {
-                Some(record) => self.recent.put(key, Bytes::copy_from_slice(record)),
+                Some(record) => self.recent.put(key, record.clone()),
                 None => self.recent.remove(key),
             }
         }

@@ -9,7 +9,7 @@ use consensus::MachineError;
 
 use crate::event::{Event, EventKind, RevisionEvents};
 use crate::machine::layout::{REV_DELETE, Rev, damaged};
-use crate::machine::record::{Arena, Record};
+use crate::machine::record::Record;
 use crate::machine::source::{Source, Span};
 
 /// A part of history.
@@ -36,7 +36,6 @@ pub fn read(
     let mut out = History { revisions: Vec::new(), next: to.saturating_add(1).max(from) };
     let (mut bytes, mut seen) = (0, 0);
     let mut under_way = RevisionEvents { revision: from, events: Vec::new() };
-    let mut arena = Arena::default();
     let mut walk = source.changes(from.max(0));
     while walk.valid() {
         let change = Rev::read(walk.key(), walk.value())?;
@@ -52,7 +51,7 @@ pub fn read(
         }
         seen += 1;
         if range.contains(change.key)
-            && let Some(event) = event(source, compacted, &change, &mut arena)?
+            && let Some(event) = event(source, compacted, &change)?
         {
             under_way.events.push(event);
         }
@@ -73,12 +72,7 @@ fn close(under_way: &mut RevisionEvents, next: i64, revisions: &mut Vec<Revision
     bytes
 }
 
-fn event(
-    source: &Source<'_>,
-    compacted: i64,
-    change: &Rev<'_>,
-    arena: &mut Arena,
-) -> Result<Option<Event>, MachineError> {
+fn event(source: &Source<'_>, compacted: i64, change: &Rev<'_>) -> Result<Option<Event>, MachineError> {
     let kept = change.revision > compacted;
     let missing = || damaged("version named in history", change.key);
     let prev = if change.previous != 0 && kept {
@@ -87,7 +81,7 @@ fn event(
         None
     };
     let (kind, kv) = if change.kind == REV_DELETE {
-        (EventKind::Delete, tombstone(arena, change.key, change.revision))
+        (EventKind::Delete, tombstone(change.key, change.revision))
     } else {
         match source.version(change.key, change.revision)? {
             Some(record) => (EventKind::Put, record),
@@ -101,8 +95,6 @@ fn event(
 }
 
 /// The `kv` of a delete event.
-pub(crate) fn tombstone(arena: &mut Arena, key: &[u8], revision: i64) -> Bytes {
-    let record = Record { key, mod_revision: revision, ..Record::default() };
-    record.write(arena.room(record.bytes_max()));
-    arena.take()
+pub(crate) fn tombstone(key: &[u8], revision: i64) -> Bytes {
+    Record { key, mod_revision: revision, ..Record::default() }.encode()
 }

@@ -24,6 +24,12 @@ use crate::machine::layout::KV;
 use crate::machine::record::{Record, int_field, message_field, varint, varint_len};
 use crate::machine::source::{Source, Span};
 
+/// Looking at one change since a revision costs a twentieth of looking for a key's version among the old ones: so many
+/// changes, for each key that may be returned, are gone through before a past range is read the long way.
+const CHANGES_PER_KEY: i64 = 20;
+const CHANGES_MIN: i64 = 200;
+const CHANGES_MAX: i64 = 5_000;
+
 /// The fields of a `RangeResponse` but for its header: a response is the header field followed by `body`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeAnswer {
@@ -91,7 +97,10 @@ pub fn answer(
         present(source, from, to, &mut answer)?;
         return Ok(answer.finish());
     };
-    if let Some(overlays) = source.patches(&span, at, now)? {
+    let changes_max = answer.limit.map_or(CHANGES_MAX, |limit| {
+        i64::try_from(limit).unwrap_or(CHANGES_MAX).saturating_mul(CHANGES_PER_KEY).clamp(CHANGES_MIN, CHANGES_MAX)
+    });
+    if let Some(overlays) = source.patches(&span, at, now, changes_max)? {
         present(&source.patched(&overlays), from, to, &mut answer)?;
         return Ok(answer.finish());
     }

@@ -86,7 +86,8 @@ fn a_machine_becomes_the_one_it_installs() {
         let mut generator = Generator { rng: Rng::new(seed), keys: 400 };
         for _ in 0..10 {
             let commands: Vec<Command> = (0..30).map(|_| generator.command(from.view().revision)).collect();
-            assert_eq!(from.apply(&[commands.clone()]), to.apply(&[commands]));
+            let entry = [commands];
+            assert_eq!(from.apply(&entry), to.apply(&entry));
         }
         same(&from, &to);
         // A power cut or a restart keeps the new state.

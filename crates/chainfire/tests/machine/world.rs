@@ -299,25 +299,25 @@ impl Generator {
 
     pub fn command(&mut self, revision: i64) -> Command {
         match self.rng.below(100) {
-            0..50 => Command::Put(self.put()),
-            50..64 => Command::DeleteRange(self.delete()),
-            64..84 => Command::Txn(self.txn(revision, 2)),
-            84..86 => Command::Compact(pb::CompactionRequest {
+            0..46 => Command::Put(self.put()),
+            46..58 => Command::DeleteRange(self.delete()),
+            58..78 => Command::Txn(self.txn(revision, 2)),
+            78..80 => Command::Compact(pb::CompactionRequest {
                 revision: self.rng.below(revision as u64 + 2) as i64,
                 physical: false,
             }),
-            86..91 => Command::LeaseGrant {
+            80..85 => Command::LeaseGrant {
                 id: 1 + self.rng.below(5) as i64,
                 ttl_s: if self.rng.percent(5) { i64::MAX } else { 60 },
             },
-            91..94 => Command::LeaseRevoke { id: 1 + self.rng.below(5) as i64 },
-            94 => Command::LeaseCheckpoint(vec![(1, 7), (self.rng.below(9) as i64, 9)]),
-            95 => Command::InTerm {
+            85..87 => Command::LeaseRevoke { id: 1 + self.rng.below(5) as i64 },
+            87 => Command::LeaseCheckpoint(vec![(1, 7), (self.rng.below(9) as i64, 9)]),
+            88 => Command::InTerm {
                 term: TERM - self.rng.below(2),
                 command: Box::new(Command::LeaseRevoke { id: 1 + self.rng.below(5) as i64 }),
             },
-            96 => Command::Alarm { action: 1, member: 1 + self.rng.below(2), kind: self.rng.below(3) as i32 },
-            97 => Command::Alarm { action: 0, member: 0, kind: self.rng.below(3) as i32 },
+            89 => Command::Alarm { action: 1, member: 1 + self.rng.below(2), kind: self.rng.below(3) as i32 },
+            90 => Command::Alarm { action: 0, member: 0, kind: self.rng.below(3) as i32 },
             _ => Command::Alarm { action: 2, member: self.rng.below(2), kind: 0 },
         }
     }

@@ -175,7 +175,8 @@ impl World {
         }
     }
 
-    /// Shuts down nodes that were removed from every group, after a while in which they may be a nuisance.
+    /// Shuts down nodes that were removed from every group, after a while in which they may be a nuisance. In the end
+    /// also those that were to be added and never were.
     fn let_go(&mut self) {
         let now = self.stage.now;
         for at in 0..self.nodes.len() {
@@ -183,6 +184,12 @@ impl World {
             let known: Vec<&Membership> =
                 self.stage.groups().filter_map(|group| self.stage.ledger.latest_membership(group)).collect();
             let member = known.iter().any(|membership| membership.members.contains_key(&node.id));
+            if member && !node.enlisted && !node.disk.shares.is_empty() {
+                // A change that nobody waited for any longer has made it a member after all.
+                self.nodes[at].enlisted = true;
+                self.nodes[at].start(&mut self.stage);
+                continue;
+            }
             let removed = known.iter().any(|membership| membership.removed.contains(&node.id));
             if !node.enlisted || member || !(removed || self.stage.healed) {
                 self.operator.leaving.remove(&at);

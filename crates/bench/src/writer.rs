@@ -1,0 +1,146 @@
+//! A writer that does not wait: a put every few milliseconds to each of its endpoints, whatever became of the last one.
+//!
+//! A client that waits for each answer measures the time-out of the one request that was under way when a leader died.
+//! This one measures when the cluster takes writes again. It remembers every acknowledged put, so that it can say
+//! afterwards whether any of them is gone.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use prost::Message;
+use proto::etcdserverpb::{PutRequest, RangeRequest, RangeResponse};
+use tokio::task::JoinHandle;
+
+use crate::{
+    wire::{Connection, Event},
+    workload::{PUT, RANGE},
+};
+
+const PREFIX: &str = "/writer/";
+const PREFIX_END: &str = "/writer0";
+const IN_FLIGHT_MAX: usize = 1000;
+const PAGE: i64 = 2000;
+
+/// A put that was acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub struct Acknowledged {
+    pub number: u32,
+    pub sent: Instant,
+    pub at: Instant,
+}
+
+/// Runs until [`Writer::stop`]. Must live inside a `LocalSet`.
+pub struct Writer {
+    shared: Rc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    every: Duration,
+    next: Cell<u32>,
+    stopping: Cell<bool>,
+    acknowledged: RefCell<Vec<Acknowledged>>,
+}
+
+impl Writer {
+    /// Puts get the numbers from `first` on.
+    pub fn start(endpoints: &[SocketAddr], every: Duration, first: u32) -> Writer {
+        let shared = Rc::new(Shared {
+            every,
+            next: Cell::new(first),
+            stopping: Cell::new(false),
+            acknowledged: RefCell::new(Vec::new()),
+        });
+        let start = |endpoint: &SocketAddr| tokio::task::spawn_local(keep_writing(*endpoint, shared.clone()));
+        let tasks = endpoints.iter().map(start).collect();
+        Writer { shared, tasks }
+    }
+
+    pub fn acknowledged(&self) -> usize {
+        self.shared.acknowledged.borrow().len()
+    }
+
+    /// When the first put that was sent after `moment` was acknowledged.
+    pub fn first_after(&self, moment: Instant) -> Option<Instant> {
+        self.shared.acknowledged.borrow().iter().filter(|put| put.sent > moment).map(|put| put.at).min()
+    }
+
+    /// Stops writing and returns all that was acknowledged.
+    pub async fn stop(self) -> Vec<Acknowledged> {
+        self.shared.stopping.set(true);
+        for task in self.tasks {
+            task.abort();
+            task.await.ok();
+        }
+        self.shared.acknowledged.take()
+    }
+}
+
+/// How many of the acknowledged puts are not in the store.
+pub async fn missing(endpoint: SocketAddr, acknowledged: &[Acknowledged]) -> Result<usize> {
+    let mut stored = std::collections::BTreeSet::new();
+    let mut connection = Connection::open(endpoint).await?;
+    let mut from = PREFIX.as_bytes().to_vec();
+    loop {
+        let page = RangeRequest {
+            key: from.clone().into(),
+            range_end: PREFIX_END.into(),
+            limit: PAGE,
+            keys_only: true,
+            ..Default::default()
+        };
+        let answer = connection.ask(RANGE, &page.encode_to_vec(), Duration::from_secs(20)).await?;
+        let answer = RangeResponse::decode(&answer[..])?;
+        stored.extend(answer.kvs.iter().map(|kv| kv.key.clone()));
+        let Some(last) = answer.kvs.last().filter(|_| answer.more) else { break };
+        from = [&last.key[..], &[0]].concat();
+    }
+    Ok(acknowledged.iter().filter(|put| !stored.contains(key(put.number).as_bytes())).count())
+}
+
+fn key(number: u32) -> String {
+    format!("{PREFIX}{number:09}")
+}
+
+async fn keep_writing(endpoint: SocketAddr, shared: Rc<Shared>) {
+    while !shared.stopping.get() {
+        // A connection that breaks is opened again: the endpoint may be restarting.
+        let _broken = write_until_broken(endpoint, &shared).await;
+        tokio::time::sleep(shared.every).await;
+    }
+}
+
+async fn write_until_broken(endpoint: SocketAddr, shared: &Shared) -> Result<()> {
+    let connection = Connection::open(endpoint);
+    let mut wire = tokio::time::timeout(Duration::from_secs(1), connection).await.context("no connection")??;
+    let mut sent = HashMap::new();
+    let mut due = tokio::time::interval(shared.every);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        if wire.in_flight() < IN_FLIGHT_MAX {
+            let number = shared.next.get();
+            shared.next.set(number + 1);
+            let put = PutRequest { key: key(number).into(), value: number.to_string().into(), ..Default::default() };
+            sent.insert(number, Instant::now());
+            wire.call(PUT, &put.encode_to_vec(), number)?;
+        }
+        let on_event = |event: Event| {
+            if let Event::End { tag, succeeded } = event
+                && let Some(sent) = sent.remove(&tag)
+                && succeeded
+            {
+                let put = Acknowledged { number: tag, sent, at: Instant::now() };
+                shared.acknowledged.borrow_mut().push(put);
+            }
+        };
+        // Answers are taken until the next put is due.
+        wire.turns_for(shared.every, on_event).await?;
+    }
+}

@@ -1,0 +1,320 @@
+//! Every setting there is, once.
+
+use super::value::Kind;
+
+/// One setting. Its full name is `section.name`.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    pub section: &'static str,
+    pub name: &'static str,
+    /// Without the dashes before it.
+    pub flag: &'static str,
+    pub kind: Kind,
+    /// As TOML.
+    pub default: &'static str,
+    /// Lines for people. The first is a summary.
+    pub help: &'static [&'static str],
+}
+
+impl Key {
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    pub fn variable(&self) -> String {
+        format!("{}{}_{}", VARIABLE_PREFIX, self.section, self.name).to_ascii_uppercase()
+    }
+}
+
+/// Sections in the order of the printed configuration, and what each is about.
+pub const SECTIONS: &[(&str, &str)] = &[
+    ("cluster", "Who this node is, and with whom it founds or finds a cluster."),
+    ("network", "Where it listens."),
+    ("raft", "Heartbeats, elections and the log."),
+    ("storage", "The data folder and the RocksDB store in it. Sizes are bytes, or texts such as \"64MiB\"."),
+    ("limits", "What one request may ask for."),
+    ("compaction", "Old revisions that are dropped without anyone asking."),
+    ("log", "Log lines on standard output."),
+];
+
+/// Sections that a later version will know.
+pub const LATER: &[(&str, &str)] = &[
+    ("network.tls", "TLS is not available in this version"),
+    ("tls", "TLS is not available in this version"),
+    ("gossip", "gossip is not available in this version"),
+    ("auth", "users and roles are not available in this version"),
+];
+
+/// This key may also stand before the first section.
+pub const TOP_LEVEL: (&str, &str) = ("storage", "use_direct_io_for_flush_and_compaction");
+
+pub const VARIABLE_PREFIX: &str = "CHAINFIRE_";
+
+const SIZE_MAX: u64 = 1 << 50;
+
+pub const KEYS: &[Key] = &[
+    Key {
+        section: "cluster",
+        name: "bootstrap",
+        flag: "bootstrap",
+        kind: Kind::Switch,
+        default: "true",
+        help: &[
+            "whether this node may found a cluster; false on a node that joins one",
+            "A cluster is founded only when every initial member answers that it is empty: a wiped founder joins again.",
+        ],
+    },
+    Key {
+        section: "cluster",
+        name: "node_id",
+        flag: "node-id",
+        kind: Kind::Number { min: 0, max: i64::MAX as u64 },
+        default: "1",
+        help: &["the node's number, its own in the cluster; 0: whatever the cluster that it joins calls it"],
+    },
+    Key {
+        section: "cluster",
+        name: "name",
+        flag: "name",
+        kind: Kind::Text { bytes_max: 256 },
+        default: "\"\"",
+        help: &["what people call the node; empty: node-N"],
+    },
+    Key {
+        section: "cluster",
+        name: "initial_members",
+        flag: "initial-members",
+        kind: Kind::Members,
+        default: "[]",
+        help: &[
+            "Raft addresses of all members that a new cluster begins with, this node among them",
+            "Of a node that joins: of some members. Empty: this node alone. Either form will do:",
+            "[{ node_id = 1, address = \"127.0.0.1:2380\" }, { node_id = 2, address = \"127.0.0.2:2380\" }]",
+            "[\"1=127.0.0.1:2380\", \"2=127.0.0.2:2380\"]",
+        ],
+    },
+    Key {
+        section: "network",
+        name: "api_addr",
+        flag: "api-addr",
+        kind: Kind::Addresses,
+        default: "\"127.0.0.1:2379\"",
+        help: &[
+            "where clients are served: gRPC, HTTP, health and metrics; one IP:PORT or a list",
+            "A node that listens at an address of its own also listens on 127.0.0.1 at the same port.",
+        ],
+    },
+    Key {
+        section: "network",
+        name: "api_advertise_urls",
+        flag: "api-advertise-urls",
+        kind: Kind::Urls,
+        default: "[]",
+        help: &["the URLs under which clients reach this node; empty: those of api_addr"],
+    },
+    Key {
+        section: "network",
+        name: "raft_addr",
+        flag: "raft-addr",
+        kind: Kind::Address,
+        default: "\"127.0.0.1:2380\"",
+        help: &[
+            "where the other nodes reach this one",
+            "A loopback address in this version: off loopback, nodes will speak to each other under TLS only.",
+        ],
+    },
+    Key {
+        section: "network",
+        name: "insecure",
+        flag: "insecure",
+        kind: Kind::Switch,
+        default: "false",
+        help: &["serve clients off loopback without TLS: whoever reaches the port reads and writes everything"],
+    },
+    Key {
+        section: "raft",
+        name: "tick_interval_ms",
+        flag: "tick-interval-ms",
+        kind: Kind::Number { min: 5, max: 5_000 },
+        default: "100",
+        help: &[
+            "milliseconds between heartbeats; the same on all nodes",
+            "Lower notices a lost leader sooner, higher suits slow networks.",
+        ],
+    },
+    Key {
+        section: "raft",
+        name: "election_ticks",
+        flag: "election-ticks",
+        kind: Kind::Number { min: 5, max: 100 },
+        default: "10",
+        help: &["heartbeats missed before a node stands for election"],
+    },
+    Key {
+        section: "raft",
+        name: "log_entries_kept",
+        flag: "log-entries-kept",
+        kind: Kind::Number { min: 1, max: 100_000_000 },
+        default: "10000",
+        help: &[
+            "log entries kept for nodes that lag; one that lags further is sent the whole state",
+            "More than 64 MiB of them are not kept either.",
+        ],
+    },
+    Key {
+        section: "storage",
+        name: "data_dir",
+        flag: "data-dir",
+        kind: Kind::Text { bytes_max: 4096 },
+        default: "\"/var/lib/chainfire\"",
+        help: &["the data folder, made if there is none; it belongs to one node"],
+    },
+    Key {
+        section: "storage",
+        name: "quota_bytes",
+        flag: "quota-bytes",
+        kind: Kind::Bytes { min: 0, max: SIZE_MAX },
+        default: "0",
+        help: &["writes are refused with NOSPACE when the store is larger; 0: no limit but the disk's"],
+    },
+    Key {
+        section: "storage",
+        name: "write_buffer_size",
+        flag: "write-buffer-size",
+        kind: Kind::Bytes { min: 1 << 20, max: 4 << 30 },
+        default: "67108864",
+        help: &["bytes gathered in memory before they are written out as a file"],
+    },
+    Key {
+        section: "storage",
+        name: "max_write_buffer_number",
+        flag: "max-write-buffer-number",
+        kind: Kind::Number { min: 2, max: 64 },
+        default: "4",
+        help: &["write buffers, being filled or written out, before writes stall"],
+    },
+    Key {
+        section: "storage",
+        name: "block_cache_size",
+        flag: "block-cache-size",
+        kind: Kind::Bytes { min: 1 << 20, max: SIZE_MAX },
+        default: "268435456",
+        help: &["bytes of memory for cached blocks, indexes, filters and write buffers together"],
+    },
+    Key {
+        section: "storage",
+        name: "level0_file_num_compaction_trigger",
+        flag: "level0-file-num-compaction-trigger",
+        kind: Kind::Number { min: 1, max: 1_000 },
+        default: "4",
+        help: &["files that pile up before they are merged: more is less work for writes, more for reads"],
+    },
+    Key {
+        section: "storage",
+        name: "bloom_filter_bits_per_key",
+        flag: "bloom-filter-bits-per-key",
+        kind: Kind::Number { min: 1, max: 32 },
+        default: "10",
+        help: &["filter bits per key: more spare more disk reads for keys that are not there"],
+    },
+    Key {
+        section: "storage",
+        name: "max_open_files",
+        flag: "max-open-files",
+        kind: Kind::Number { min: 16, max: 1_000_000 },
+        default: "1000",
+        help: &["table files held open"],
+    },
+    Key {
+        section: "storage",
+        name: "use_direct_io_for_flush_and_compaction",
+        flag: "use-direct-io-for-flush-and-compaction",
+        kind: Kind::Switch,
+        default: "false",
+        help: &["keep background writing out of the system's file cache"],
+    },
+    Key {
+        section: "storage",
+        name: "max_background_jobs",
+        flag: "max-background-jobs",
+        kind: Kind::Number { min: 1, max: 64 },
+        default: "2",
+        help: &["threads that write out buffers and merge files"],
+    },
+    Key {
+        section: "storage",
+        name: "slow_compaction_ms",
+        flag: "slow-compaction-ms",
+        kind: Kind::Number { min: 1, max: 86_400_000 },
+        default: "10000",
+        help: &["a merge of files that takes this many milliseconds is reported in the log"],
+    },
+    Key {
+        section: "limits",
+        name: "request_bytes_max",
+        flag: "request-bytes-max",
+        kind: Kind::Bytes { min: 1 << 10, max: super::REQUEST_BYTES_LIMIT },
+        default: "1572864",
+        help: &["bytes of the largest request"],
+    },
+    Key {
+        section: "limits",
+        name: "txn_ops_max",
+        flag: "txn-ops-max",
+        kind: Kind::Number { min: 1, max: 10_000 },
+        default: "128",
+        help: &["operations in one transaction, nested ones included"],
+    },
+    Key {
+        section: "compaction",
+        name: "mode",
+        flag: "compaction-mode",
+        kind: Kind::Choice(&["off", "periodic", "revision"]),
+        default: "\"off\"",
+        help: &["off, periodic (by age) or revision (by number)"],
+    },
+    Key {
+        section: "compaction",
+        name: "retention",
+        flag: "compaction-retention",
+        kind: Kind::Retention,
+        default: "\"1h\"",
+        help: &["what is kept: a duration such as \"1h\" for periodic, a number of revisions for revision"],
+    },
+    Key {
+        section: "log",
+        name: "level",
+        flag: "log-level",
+        kind: Kind::LogLevel,
+        default: "\"info\"",
+        help: &["error, warn, info, debug or trace, also for single parts: \"info,chainfire_raft=debug\""],
+    },
+];
+
+pub fn find(section: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.section == section && key.name == name)
+}
+
+/// All that an unknown key in `section` may have been meant to be, as it is written there.
+pub fn names_in(section: &str) -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter(move |key| key.section == section).map(|key| key.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_sections_known() {
+        let flags: BTreeSet<_> = KEYS.iter().map(|key| key.flag).collect();
+        let names: BTreeSet<_> = KEYS.iter().map(|key| (key.section, key.name)).collect();
+        assert_eq!((flags.len(), names.len()), (KEYS.len(), KEYS.len()));
+        for key in KEYS {
+            assert!(SECTIONS.iter().any(|(name, _)| *name == key.section), "{}", key.section);
+            assert!(!key.help.is_empty() && key.help.iter().all(|line| line.len() <= 116), "{}", key.name);
+        }
+        assert!(find(TOP_LEVEL.0, TOP_LEVEL.1).is_some());
+    }
+}

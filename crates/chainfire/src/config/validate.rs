@@ -1,0 +1,235 @@
+//! What single values cannot show: whether they go together. Then the derivation of [`Settings`].
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::NodeId;
+use consensus::HostConfig;
+use consensus::membership::MEMBERS_MAX;
+use node::transport::bare_address;
+use node::{InitialMember, NodeConfig};
+use storage::rocks::RocksOptions;
+
+use super::layers::Layers;
+use super::listen::is_loopback;
+use super::{AutoCompaction, Settings, request_timeout};
+
+/// Derives the settings, or says in one line what does not go together.
+pub fn validate(layers: &Layers) -> Result<Settings, String> {
+    let mut warnings = Vec::new();
+    let (listen_client, advertise_client) = clients(layers, &mut warnings)?;
+    let node = node(layers, &advertise_client, &mut warnings)?;
+    if listen_client.contains(&node.listen_peer) {
+        let at = layers.origin("network", "raft_addr");
+        return Err(format!("{at}: network.raft_addr is {}, where clients are served already", node.listen_peer));
+    }
+    Ok(Settings {
+        node,
+        listen_client,
+        advertise_client,
+        storage: storage(layers),
+        request_bytes_max: layers.number("limits", "request_bytes_max") as usize,
+        txn_ops_max: layers.number("limits", "txn_ops_max") as usize,
+        quota_bytes: layers.number("storage", "quota_bytes"),
+        auto_compaction: compaction(layers)?,
+        log_level: layers.text("log", "level").to_owned(),
+        etcd_mode: false,
+        warnings,
+    })
+}
+
+fn node(layers: &Layers, client_urls: &[String], warnings: &mut Vec<String>) -> Result<NodeConfig, String> {
+    let node = NodeId(layers.number("cluster", "node_id"));
+    let bootstrap = layers.switch("cluster", "bootstrap");
+    let initial = layers.members("cluster", "initial_members").to_vec();
+    let members_at = layers.origin("cluster", "initial_members");
+    if node == NodeId::default() && bootstrap {
+        let at = layers.origin("cluster", "node_id");
+        return Err(format!(
+            "{at}: cluster.node_id is 0, which only a node that joins may have: give it a number, or set \
+             cluster.bootstrap = false"
+        ));
+    }
+    distinct(&initial).map_err(|why| format!("{members_at}: cluster.initial_members {why}"))?;
+    let own = initial.iter().find(|member| member.node == node);
+    if bootstrap && own.is_none() && !initial.is_empty() {
+        return Err(format!(
+            "{members_at}: cluster.initial_members does not list this node, number {node} (cluster.node_id)"
+        ));
+    }
+    if !bootstrap && !initial.iter().any(|member| member.node != node) {
+        warnings.push(
+            "cluster.bootstrap is false and cluster.initial_members names no other node: unless this node belongs to \
+             a cluster already, it waits for ever"
+                .to_owned(),
+        );
+    }
+    let listen_peer = socket(layers.text("network", "raft_addr"));
+    let raft_at = layers.origin("network", "raft_addr");
+    if !is_loopback(&listen_peer) {
+        return Err(format!(
+            "{raft_at}: network.raft_addr is {listen_peer}, but off loopback nodes speak to each other under TLS only, \
+             which is not available in this version; use an address such as 127.0.0.1:2380"
+        ));
+    }
+    let advertise_peer = own.map_or_else(|| format!("http://{listen_peer}"), |member| member.address.clone());
+    if let Ok(listed) = bare_address(&advertise_peer).parse::<SocketAddr>()
+        && listed != listen_peer
+    {
+        return Err(format!(
+            "{members_at}: cluster.initial_members has node {node} at {listed}, but it listens at {listen_peer} \
+             (network.raft_addr)"
+        ));
+    }
+    let tick_interval = Duration::from_millis(layers.number("raft", "tick_interval_ms"));
+    let host = HostConfig {
+        tick_interval,
+        election_intervals: layers.number("raft", "election_ticks") as u32,
+        log_entries_kept: layers.number("raft", "log_entries_kept"),
+        ..HostConfig::new(node, 0)
+    };
+    let name = match layers.text("cluster", "name") {
+        "" => format!("node-{node}"),
+        name => name.to_owned(),
+    };
+    Ok(NodeConfig {
+        data_dir: data_dir(layers)?,
+        node,
+        name,
+        listen_peer,
+        advertise_peer,
+        client_urls: client_urls.to_vec(),
+        initial,
+        bootstrap,
+        request_timeout: request_timeout(host.election_timeout()),
+        host,
+    })
+}
+
+fn data_dir(layers: &Layers) -> Result<PathBuf, String> {
+    match layers.text("storage", "data_dir") {
+        "" => Err(format!("{}: storage.data_dir is empty", layers.origin("storage", "data_dir"))),
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
+/// Whether no two members share a number or an address.
+fn distinct(members: &[InitialMember]) -> Result<(), String> {
+    if members.len() > MEMBERS_MAX {
+        return Err(format!("has more than {MEMBERS_MAX} members"));
+    }
+    let (mut nodes, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for member in members {
+        if !nodes.insert(member.node) {
+            return Err(format!("lists node {} twice", member.node));
+        }
+        if !addresses.insert(&member.address) {
+            return Err(format!("lists {} twice", bare_address(&member.address)));
+        }
+    }
+    Ok(())
+}
+
+/// Where clients are served, and what they are told.
+fn clients(layers: &Layers, warnings: &mut Vec<String>) -> Result<(Vec<SocketAddr>, Vec<String>), String> {
+    let at = layers.origin("network", "api_addr");
+    let mut listen: Vec<SocketAddr> = layers.texts("network", "api_addr").iter().map(|text| socket(text)).collect();
+    listen.dedup();
+    let open: Vec<SocketAddr> = listen.iter().filter(|address| !is_loopback(address)).copied().collect();
+    if let Some(address) = open.first() {
+        if !layers.switch("network", "insecure") {
+            return Err(format!(
+                "{at}: network.api_addr is {address}, which others reach, and there is no TLS in this version; set \
+                 network.insecure = true to serve them all the same"
+            ));
+        }
+        warnings.push(format!("clients are served at {address} without TLS: whoever reaches it reads and writes everything"));
+    }
+    let mut advertise = layers.texts("network", "api_advertise_urls").to_vec();
+    if advertise.is_empty() {
+        if let Some(address) = listen.iter().find(|address| address.ip().is_unspecified()) {
+            return Err(format!(
+                "{at}: network.api_addr is {address}, every address of this machine: say in \
+                 network.api_advertise_urls which one clients use"
+            ));
+        }
+        advertise = listen.iter().map(|address| format!("http://{address}")).collect();
+    }
+    // `localhost` always works on the machine itself.
+    for address in &open {
+        let taken = |other: &SocketAddr| other.port() == address.port() && other.ip().is_unspecified();
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+        if !listen.contains(&local) && !listen.iter().any(taken) {
+            listen.push(local);
+        }
+    }
+    Ok((listen, advertise))
+}
+
+fn storage(layers: &Layers) -> RocksOptions {
+    let number = |name| layers.number("storage", name);
+    RocksOptions {
+        write_buffer_size: number("write_buffer_size") as usize,
+        max_write_buffer_number: number("max_write_buffer_number") as i32,
+        block_cache_size: number("block_cache_size") as usize,
+        level0_file_num_compaction_trigger: number("level0_file_num_compaction_trigger") as i32,
+        bloom_filter_bits_per_key: number("bloom_filter_bits_per_key") as u32,
+        max_open_files: number("max_open_files") as i32,
+        use_direct_io_for_flush_and_compaction: layers.switch("storage", "use_direct_io_for_flush_and_compaction"),
+        max_background_jobs: number("max_background_jobs") as i32,
+        slow_compaction_ms: number("slow_compaction_ms"),
+        now: node::clock::now,
+    }
+}
+
+fn compaction(layers: &Layers) -> Result<AutoCompaction, String> {
+    let (mode, retention) = (layers.text("compaction", "mode"), layers.text("compaction", "retention"));
+    let at = layers.origin("compaction", "retention");
+    let wrong = |what| format!("{at}: compaction.retention must be {what} when compaction.mode is {mode:?}, not {retention:?}");
+    match mode {
+        "off" => Ok(AutoCompaction::Off),
+        "periodic" => match duration(retention).filter(|period| *period >= AUTO_COMPACTION_PERIOD_MIN) {
+            Some(period) => Ok(AutoCompaction::Periodic(period)),
+            None => Err(wrong("a duration from \"1s\", such as \"1h\" or \"30m\",")),
+        },
+        _ => match retention.parse().ok().filter(|count| *count >= 1) {
+            Some(count) => Ok(AutoCompaction::Revision(count)),
+            None => Err(wrong("a number of revisions, such as 10000,")),
+        },
+    }
+}
+
+pub(crate) const AUTO_COMPACTION_PERIOD_MIN: Duration = Duration::from_secs(1);
+
+/// `1h30m`, `90s`, `250ms`: numbers with units, largest first or not, as Go writes durations.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    let mut total = 0.0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        total += number
+            * match &rest[..unit] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 0.001,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    const YEARS_100_S: f64 = 3.2e9;
+    (total <= YEARS_100_S).then(|| Duration::from_secs_f64(total))
+}
+
+/// A text that its kind has checked.
+fn socket(text: &str) -> SocketAddr {
+    text.parse().expect("addresses were checked when they were read")
+}

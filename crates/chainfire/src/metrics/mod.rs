@@ -1,0 +1,309 @@
+//! The page at `/metrics`: our own names, etcd's main names beside them, and the process's figures.
+//!
+//! The parts below keep plain counters ([`Sources`]) and know nothing of metrics; this file alone gives them names. What
+//! happens per request is counted here ([`Metrics`]) with two relaxed additions, no lock and no clock.
+//!
+//! Left out of etcd's names, because nothing here measures them: `etcd_disk_backend_commit_duration_seconds` (the state
+//! is not committed on the way of a write) and `etcd_network_peer_round_trip_time_seconds`. etcd calls some counters
+//! gauges (`etcd_server_proposals_committed_total`); here they are counters.
+
+mod page;
+mod process;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use consensus::{GroupStatus, MemberRole, Membership, Role};
+use node::DriverStats;
+use rpc::server::ServerStats;
+use storage::log::LogStats;
+
+use self::page::{Page, labels};
+use crate::api::{ETCD_VERSION, METHODS};
+use crate::read::StoreStats;
+use crate::watch::WatchStats;
+
+/// Counted where requests are answered.
+pub struct Metrics {
+    writes: Histogram,
+    writes_failed: AtomicU64,
+    calls: Vec<Calls>,
+}
+
+/// One method's calls.
+#[derive(Default)]
+struct Calls {
+    started: AtomicU64,
+    /// By gRPC code.
+    done: [AtomicU64; CODES.len()],
+}
+
+/// Where the page's other figures come from, as of the moment.
+pub struct Sources<'a> {
+    pub driver: &'a DriverStats,
+    pub group: &'a GroupStatus,
+    pub membership: &'a Membership,
+    pub log: &'a LogStats,
+    /// None while the node belongs to no cluster.
+    pub store: Option<StoreStats>,
+    /// None while the node belongs to no cluster.
+    pub watch: Option<WatchStats>,
+    pub server: ServerStats,
+    /// Zero: unlimited.
+    pub quota_bytes: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let calls = METHODS.iter().map(|_| Calls::default()).collect();
+        Metrics { writes: Histogram::new(&WRITE_BOUNDS_US), writes_failed: AtomicU64::new(0), calls }
+    }
+}
+
+impl Metrics {
+    /// A write was replicated and applied, whatever its outcome, in this time.
+    pub fn write_done(&self, took: Duration) {
+        self.writes.observe(took);
+    }
+
+    /// A write was refused, or nobody knows what became of it.
+    pub fn write_failed(&self) {
+        self.writes_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call of a method, by its number, begins.
+    pub fn call_started(&self, method: u16) {
+        if let Some(calls) = self.calls.get(usize::from(method)) {
+            calls.started.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A call has ended with this gRPC code.
+    pub fn call_done(&self, method: u16, code: u32) {
+        let calls = self.calls.get(usize::from(method));
+        if let Some(done) = calls.and_then(|calls| calls.done.get(code as usize)) {
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The page.
+    pub fn render(&self, sources: &Sources) -> String {
+        let mut page = Page::default();
+        self.ours(&mut page, sources);
+        self.etcds(&mut page, sources);
+        self.grpc(&mut page);
+        process::add(&mut page);
+        page.text()
+    }
+
+    fn ours(&self, page: &mut Page, sources: &Sources) {
+        let Sources { driver, log, server, .. } = sources;
+        let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
+        page.gauges("chainfire_build_info", "The version that runs; always 1.", [(version, 1)]);
+        let (buckets, beyond, sum_seconds) = self.writes.read();
+        page.histogram(
+            "chainfire_write_duration_seconds",
+            "From a write's arrival to its answer.",
+            &buckets,
+            beyond,
+            sum_seconds,
+        );
+        raft(page, sources);
+        let (sent, installed) = (&driver.snapshots_sent, &driver.snapshots_installed);
+        page.counter("chainfire_snapshots_sent_total", "Whole states sent to members that lagged.", get(sent));
+        page.counter("chainfire_snapshots_installed_total", "Whole states received and put in place.", get(installed));
+        page.gauge("chainfire_log_bytes", "Size of the Raft log's files.", log.bytes);
+        page.gauge("chainfire_log_segments", "Files of the Raft log.", log.segments);
+        page.counter("chainfire_log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
+        page.counter("chainfire_log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
+        if let Some(store) = &sources.store {
+            state(page, store);
+        }
+        if let Some(watch) = &sources.watch {
+            watching(page, watch);
+        }
+        page.gauge("chainfire_connections_open", "Client connections.", server.connections_open);
+        page.counter("chainfire_connections_accepted_total", "Connections taken.", server.connections_accepted);
+        page.counter("chainfire_connections_refused_total", "Connections beyond the bounds.", server.connections_refused);
+    }
+
+    fn etcds(&self, page: &mut Page, sources: &Sources) {
+        let Sources { driver, group, membership, .. } = sources;
+        let me = membership.by_peer(group.peer);
+        let learner = me.is_some_and(|member| member.role == MemberRole::Learner);
+        let id = labels(&[("server_id", &me.map(|member| format!("{:x}", member.node.0)).unwrap_or_default())]);
+        page.gauges("etcd_server_id", "The member's id; always 1.", [(id, 1)]);
+        let version = labels(&[("server_version", ETCD_VERSION)]);
+        page.gauges("etcd_server_version", "The version of etcd that this behaves like; always 1.", [(version, 1)]);
+        page.gauge("etcd_server_has_leader", "Whether a leader is known.", u8::from(!group.leader.is_none()));
+        page.gauge("etcd_server_is_leader", "Whether this member leads.", u8::from(group.role == Role::Leader));
+        page.gauge("etcd_server_is_learner", "Whether this member is a learner.", u8::from(learner));
+        let changes = get(&driver.leader_changes);
+        page.counter("etcd_server_leader_changes_seen_total", "Leaders that this process has seen come.", changes);
+        page.counter("etcd_server_proposals_committed_total", "Index of the last committed entry.", group.committed);
+        page.counter("etcd_server_proposals_applied_total", "Index of the last applied entry.", group.applied);
+        page.gauge("etcd_server_proposals_pending", "Proposals that wait for their commit.", group.pending_proposals);
+        let failed = get(&self.writes_failed);
+        page.counter("etcd_server_proposals_failed_total", "Proposals refused or timed out.", failed);
+        // Without a limit there is nothing that could be used up.
+        if sources.quota_bytes > 0 {
+            page.gauge("etcd_server_quota_backend_bytes", "The store's largest size.", sources.quota_bytes);
+        }
+        let (buckets, beyond, sum_seconds) = fsyncs(driver);
+        let help = "Writes of the Raft log with their fsync.";
+        page.histogram("etcd_disk_wal_fsync_duration_seconds", help, &buckets, beyond, sum_seconds);
+        if let Some(store) = &sources.store {
+            let engine = &store.engine;
+            page.gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the store.", engine.total_bytes);
+            page.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Live data in the store.", engine.live_bytes);
+        }
+    }
+
+    fn grpc(&self, page: &mut Page) {
+        let all = || METHODS.iter().zip(&self.calls);
+        let started = all().map(|((_, path), calls)| (labels(&method(path)), get(&calls.started)));
+        page.counters("grpc_server_started_total", "Calls begun.", started);
+        let done = all().flat_map(|((_, path), calls)| {
+            let codes = CODES.iter().zip(&calls.done).map(|(code, count)| (*code, get(count)));
+            // Methods times codes is much; those that never happened are left out.
+            codes.filter(|(code, count)| *count > 0 || *code == "OK").map(move |(code, count)| {
+                let [name, service, kind] = method(path);
+                (labels(&[("grpc_code", code), name, service, kind]), count)
+            })
+        });
+        page.counters("grpc_server_handled_total", "Calls ended, by code.", done);
+    }
+}
+
+fn raft(page: &mut Page, sources: &Sources) {
+    let Sources { driver, group, membership, .. } = sources;
+    let role = labels(&[("role", group.role.name())]);
+    page.gauges("chainfire_raft_index", "Index of the last committed entry.", [(role, group.committed)]);
+    page.gauge("chainfire_raft_term", "The current term.", group.term);
+    page.gauge("chainfire_has_leader", "Whether a leader is known.", u8::from(!group.leader.is_none()));
+    page.gauge("chainfire_raft_first_index", "Index of the first entry kept.", group.first);
+    page.gauge("chainfire_raft_last_index", "Index of the last entry.", group.last);
+    page.gauge("chainfire_raft_applied_index", "Index of the last applied entry.", group.applied);
+    page.gauge("chainfire_raft_durable_index", "Index up to which the state survives a power cut.", group.durable);
+    let peer = |peer: &base::PeerId| match membership.by_peer(*peer) {
+        Some(member) => member.node.to_string(),
+        None => peer.to_string(),
+    };
+    let followers = || group.followers.iter().filter(|(id, ..)| *id != group.peer);
+    let lag = followers().map(|(id, index, _)| (labels(&[("peer", &peer(id))]), group.last.saturating_sub(*index)));
+    let help = "Entries of the leader's log that a follower is not known to have; told by the leader.";
+    page.gauges("chainfire_raft_follower_lag_entries", help, lag);
+    let active = followers().map(|(id, _, active)| (labels(&[("peer", &peer(id))]), u8::from(*active)));
+    page.gauges("chainfire_raft_follower_active", "Whether the leader has heard of a follower lately.", active);
+    let mismatches = get(&driver.hash_mismatches);
+    page.counter("chainfire_raft_hash_mismatches_total", "Times that a replica was found to differ.", mismatches);
+    page.counter("chainfire_raft_turns_total", "Turns of the consensus host.", get(&driver.turns));
+    let applied = get(&driver.applied_entries);
+    page.counter("chainfire_raft_applied_entries_total", "Entries applied by this process.", applied);
+}
+
+fn state(page: &mut Page, store: &StoreStats) {
+    let engine = &store.engine;
+    let stalled = engine.stall_ms as f64 / 1e3;
+    page.gauge("chainfire_keys", "Live keys.", store.keys);
+    page.gauge("chainfire_revision", "The store's revision.", store.revision);
+    page.gauge("chainfire_compact_revision", "The compacted revision; -1 for none.", store.compacted);
+    page.gauge("chainfire_store_bytes", "Size of the store on disk.", engine.total_bytes);
+    page.gauge("chainfire_store_live_bytes", "Estimated size of the live data in it.", engine.live_bytes);
+    page.gauge("chainfire_rocksdb_memory_bytes", "Memory of RocksDB's tables and caches.", engine.memory_bytes);
+    page.counter("chainfire_rocksdb_stall_seconds_total", "Time that RocksDB held writes back.", stalled);
+    page.counter("chainfire_rocksdb_stalls_total", "Times that RocksDB held writes back.", engine.stalls);
+}
+
+fn watching(page: &mut Page, watch: &WatchStats) {
+    page.gauge("chainfire_watch_streams", "Open watch streams.", watch.streams);
+    page.gauge("chainfire_watchers", "Watchers on them.", watch.watchers);
+    page.gauge("chainfire_watchers_lagging", "Watchers that read the past.", watch.watchers_lagging);
+    page.gauge("chainfire_watch_batches_waiting", "Applied batches not yet dispatched.", watch.batches_waiting);
+    page.counter("chainfire_watch_events_sent_total", "Events sent.", watch.events_sent);
+    page.counter("chainfire_watch_responses_sent_total", "Responses sent.", watch.responses_sent);
+    page.counter("chainfire_watch_fall_backs_total", "Times that a slow stream fell back to reading.", watch.fall_backs);
+    page.counter("chainfire_watch_history_reads_total", "Reads of the past for watchers.", watch.history_reads);
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// (method, service, type), as labels.
+fn method(path: &'static str) -> [(&'static str, &'static str); 3] {
+    let (service, name) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+    let kind = match name {
+        "Watch" | "LeaseKeepAlive" => "bidi_stream",
+        "RangeStream" | "Snapshot" => "server_stream",
+        _ => "unary",
+    };
+    [("grpc_method", name), ("grpc_service", service), ("grpc_type", kind)]
+}
+
+/// gRPC's codes by number, as they stand in labels.
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// Fine where writes should be, coarse beyond; 0.5 s is what the alert on slow writes asks for.
+const WRITE_BOUNDS_US: [u64; 26] = [
+    100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 15_000, 20_000, 30_000,
+    50_000, 75_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
+];
+
+/// The driver's buckets: up to 0.125 ms, and twice as much each time; the last has no bound.
+fn fsyncs(driver: &DriverStats) -> (Vec<(f64, u64)>, u64, f64) {
+    let counts: Vec<u64> = driver.sync_buckets.iter().map(get).collect();
+    let (beyond, bounded) = counts.split_last().expect("there are buckets");
+    let bound = |power: usize| 0.000_125 * (1u64 << power) as f64;
+    let buckets = bounded.iter().enumerate().map(|(power, count)| (bound(power), *count)).collect();
+    (buckets, *beyond, get(&driver.sync_nanos) as f64 / 1e9)
+}
+
+struct Histogram {
+    bounds_us: &'static [u64],
+    /// One more than bounds.
+    buckets: Vec<AtomicU64>,
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds_us: &'static [u64]) -> Histogram {
+        let buckets = (0..=bounds_us.len()).map(|_| AtomicU64::new(0)).collect();
+        Histogram { bounds_us, buckets, sum_us: AtomicU64::new(0) }
+    }
+
+    fn observe(&self, took: Duration) {
+        let us = took.as_micros() as u64;
+        let bucket = self.bounds_us.partition_point(|bound| *bound < us);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// Buckets by upper bound, what lies beyond the last, and the sum; times in seconds.
+    fn read(&self) -> (Vec<(f64, u64)>, u64, f64) {
+        let counts: Vec<u64> = self.buckets.iter().map(get).collect();
+        let buckets = self.bounds_us.iter().zip(&counts).map(|(bound, count)| (*bound as f64 / 1e6, *count)).collect();
+        (buckets, counts[self.bounds_us.len()], get(&self.sum_us) as f64 / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests;

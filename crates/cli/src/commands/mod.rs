@@ -1,0 +1,53 @@
+//! One module per family of commands.
+
+mod compact;
+pub mod keys;
+mod lease;
+mod maintenance;
+mod members;
+pub mod put;
+mod snapshot;
+mod snapshot_file;
+mod status;
+mod txn;
+mod watch;
+
+use std::io::Write as _;
+
+use clap::CommandFactory as _;
+
+use crate::args::{Cli, Command, Settings};
+use crate::connect::Client;
+use crate::failure::Failure;
+use crate::output::Output;
+
+pub async fn run(command: Command, settings: Settings) -> Result<(), Failure> {
+    let mut out = Output::new(settings.output);
+    let client = Client::new(settings);
+    match command {
+        Command::Status(args) => status::run(&client, args, &mut out).await,
+        Command::MemberList => members::list(&client, &mut out).await,
+        Command::MemberAdd(args) => members::add(&client, args, &mut out).await,
+        Command::MemberPromote(args) => members::promote(&client, args.node_id, &mut out).await,
+        Command::MemberRemove(args) => members::remove(&client, args.node_id, &mut out).await,
+        Command::MemberReplace(args) => members::replace(&client, args, &mut out).await,
+        Command::Put(args) => put::run(&client, args, &mut out).await,
+        Command::Get(args) => keys::get(&client, args, &mut out).await,
+        Command::Del(args) => keys::delete(&client, args, &mut out).await,
+        Command::Txn => txn::run(&client, &mut out).await,
+        Command::Watch(args) => watch::run(&client, args, &mut out).await,
+        Command::Lease(command) => lease::run(&client, command, &mut out).await,
+        Command::Compact(args) => compact::run(&client, args, &mut out).await,
+        Command::MoveLeader(args) => maintenance::move_leader(&client, args.node_id, &mut out).await,
+        Command::Alarm(command) => maintenance::alarm(&client, command, &mut out).await,
+        Command::Defrag(args) => maintenance::defragment(&client, args.cluster, &mut out).await,
+        Command::Hashkv(args) => maintenance::hash_kv(&client, args, &mut out).await,
+        Command::Snapshot(command) => snapshot::run(&client, command, &mut out).await,
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "chainfire-client", &mut script);
+            std::io::stdout().write_all(&script).map_err(Failure::from)
+        }
+    }?;
+    out.flush().map_err(Failure::from)
+}

@@ -1,0 +1,162 @@
+//! Which endpoint answers, and for how long to wait.
+//!
+//! Endpoints are tried in the order given. One that cannot be reached is passed over. An answer of *unavailable* is
+//! passed over too when asking again cannot do harm, that is for reads; a write is sent once, and what the
+//! first endpoint says is final, for it may have happened.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+use crate::args::Settings;
+use crate::failure::Failure;
+
+/// Whether asking twice is the same as asking once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    Safe,
+    Never,
+}
+
+/// The way to the servers, with one deadline for all that a command does.
+pub struct Client {
+    settings: Settings,
+    deadline: Instant,
+    /// The endpoint that answered last, and the channel to it.
+    current: RefCell<Option<(String, Channel)>>,
+}
+
+impl Client {
+    pub fn new(settings: Settings) -> Client {
+        let deadline = Instant::now() + settings.timeout;
+        Client { settings, deadline, current: RefCell::new(None) }
+    }
+
+    /// One for a single endpoint of several.
+    pub fn only(&self, endpoint: &str) -> Client {
+        let mut settings = self.settings.clone();
+        settings.endpoints = vec![endpoint.to_owned()];
+        Client::new(settings)
+    }
+
+    pub fn endpoints(&self) -> &[String] {
+        &self.settings.endpoints
+    }
+
+    /// Makes a call and waits for its answer.
+    pub async fn call<T, F>(&self, repeat: Repeat, ask: impl Fn(Channel) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut failure = None;
+        for endpoint in self.order() {
+            let channel = match self.channel(&endpoint).await {
+                Ok(channel) => channel,
+                Err(why) => {
+                    failure.get_or_insert(why);
+                    continue;
+                }
+            };
+            let answer = tokio::time::timeout_at(self.deadline, ask(channel)).await;
+            let why = match answer {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => {
+                    let why = Failure::of_status(&endpoint, &status);
+                    if repeat == Repeat::Never || status.code() != Code::Unavailable {
+                        return Err(why);
+                    }
+                    why
+                }
+                Err(_) => return Err(Failure::timed_out(&endpoint)),
+            };
+            self.current.borrow_mut().take();
+            // What a node says is worth more than that another one is down.
+            failure = Some(why);
+        }
+        Err(failure.expect("there is at least one endpoint"))
+    }
+
+    /// The endpoint that the last answer came from.
+    pub fn answered_by(&self) -> String {
+        self.current
+            .borrow()
+            .as_ref()
+            .map_or_else(|| self.settings.endpoints[0].clone(), |(endpoint, _)| endpoint.clone())
+    }
+
+    /// A call that takes as long as it takes has no deadline; only connecting has.
+    pub async fn any_channel(&self) -> Result<(String, Channel), Failure> {
+        let mut failure = None;
+        for endpoint in self.order() {
+            match self.channel(&endpoint).await {
+                Ok(channel) => return Ok((endpoint, channel)),
+                Err(why) => failure.get_or_insert(why),
+            };
+        }
+        Err(failure.expect("there is at least one endpoint"))
+    }
+
+    /// Waits for one step of something long, such as the next message of a stream: each has the command's timeout.
+    pub async fn within<F: Future>(&self, step: F) -> Result<F::Output, tokio::time::error::Elapsed> {
+        tokio::time::timeout(self.settings.timeout, step).await
+    }
+
+    /// Forgets an endpoint that broke, so that the next call begins with another one.
+    pub fn turn_away_from(&self, endpoint: &str) {
+        self.current.borrow_mut().take_if(|(current, _)| current == endpoint);
+    }
+
+    /// The endpoint in use first.
+    fn order(&self) -> Vec<String> {
+        let mut endpoints = self.settings.endpoints.clone();
+        if let Some((current, _)) = &*self.current.borrow()
+            && let Some(at) = endpoints.iter().position(|endpoint| endpoint == current)
+        {
+            endpoints[..=at].rotate_right(1);
+        }
+        endpoints
+    }
+
+    async fn channel(&self, endpoint: &str) -> Result<Channel, Failure> {
+        if let Some((current, channel)) = &*self.current.borrow()
+            && current == endpoint
+        {
+            return Ok(channel.clone());
+        }
+        // One dead address must not eat the time for the others.
+        let patience = self.settings.dial_timeout.min(self.settings.timeout);
+        let connected = tokio::time::timeout(patience, rpc::client::connect(endpoint, patience)).await;
+        let channel = match connected {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Err(Failure::of_connection(endpoint, &error)),
+            Err(_) => {
+                return Err(Failure::new(crate::failure::Kind::Unreachable, format!("{endpoint}: connection timeout"))
+                    .advise("is the host up, and does a firewall let this port through?"));
+            }
+        };
+        *self.current.borrow_mut() = Some((endpoint.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+}
+
+/// Waits for `seconds`, for loops that try again.
+pub async fn pause(seconds: f64) {
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+}
+
+macro_rules! clients {
+    ($($make:ident: $client:ident),*) => {
+        $(
+            pub fn $make(channel: Channel) -> rpc::client::$client<Channel> {
+                let max = rpc::client::RESPONSE_BYTES_MAX;
+                rpc::client::$client::new(channel).max_decoding_message_size(max).max_encoding_message_size(max)
+            }
+        )*
+    };
+}
+
+clients!(admin: AdminClient, kv: KvClient, lease: LeaseClient, maintenance: MaintenanceClient, watch: WatchClient);

@@ -1,0 +1,160 @@
+//! All nodes die at once, in the middle of writes: what was acknowledged is there when they are back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use crate::client::{self, Client};
+use crate::cluster::{Cluster, Options};
+use crate::tell::figure;
+
+const WRITERS_PER_NODE: usize = 4;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_killed_at_once_lose_nothing_acknowledged() {
+    nothing_is_lost(3, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_node_killed_loses_nothing_acknowledged() {
+    nothing_is_lost(1, 4).await;
+}
+
+async fn nothing_is_lost(nodes: usize, rounds: usize) {
+    let mut cluster = Cluster::start_with(nodes, Options::brisk()).await;
+    let mut acknowledged = Acknowledged::default();
+    let mut restarts = Vec::new();
+    for round in 0..rounds {
+        let writers = Writers::start(&cluster.endpoints(), WRITERS_PER_NODE, &format!("round-{round}"));
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        cluster.kill_all();
+        let written = writers.finish().await;
+        assert!(!written.is_empty(), "nothing was written in round {round}");
+        acknowledged.extend(written);
+        let began = Instant::now();
+        (0..nodes).for_each(|index| cluster.spawn(index));
+        cluster.wait_until_all_serve().await;
+        restarts.push(began.elapsed());
+        for index in 0..nodes {
+            assert_holds(&cluster.client(index), &acknowledged).await;
+        }
+    }
+    cluster.assert_equal_hashes().await;
+    figure(format_args!(
+        "durability: {nodes} nodes killed {rounds} times, {} writes acknowledged, 0 lost; serving again after {}",
+        acknowledged.len(),
+        crate::tell::spread(&restarts)
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_node_keeps_data_and_revision() {
+    let mut cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    for number in 0..300 {
+        client.put(&format!("key-{}", number % 50), &format!("value-{number}")).await.unwrap();
+    }
+    client.delete("key-7").await.unwrap();
+    let before = client.prefix("key-").await.unwrap();
+    let hash = client.hash_kv(0).await.unwrap();
+
+    assert!(cluster.stop(0).await.success(), "a stopped node ends with exit code 0");
+    let began = Instant::now();
+    cluster.spawn(0);
+    cluster.wait_until_serving(0).await;
+    figure(format_args!("restart: a single stopped node serves again after {} ms", began.elapsed().as_millis()));
+
+    let client = cluster.client(0);
+    let after = client.prefix("key-").await.unwrap();
+    assert_eq!(client::revision(&after.header), client::revision(&before.header));
+    assert_eq!(after.kvs, before.kvs);
+    assert_eq!(after.kvs.len(), 49);
+    let hash_after = client.hash_kv(0).await.unwrap();
+    assert_eq!((hash_after.hash, hash_after.compact_revision), (hash.hash, hash.compact_revision));
+    let next = client.put("key-7", "back").await.unwrap();
+    assert_eq!(client::revision(&next.header), client::revision(&before.header) + 1);
+}
+
+/// Key → (value, revision of the acknowledged put).
+pub type Acknowledged = BTreeMap<String, (String, i64)>;
+
+/// Every acknowledged write is there, at its revision.
+pub async fn assert_holds(client: &Client, acknowledged: &Acknowledged) {
+    let present = client.prefix(Writers::PREFIX).await.unwrap();
+    let present: Acknowledged = present
+        .kvs
+        .iter()
+        .map(|pair| (client::text(&pair.key), (client::text(&pair.value), pair.mod_revision)))
+        .collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|(key, written)| present.get(*key) != Some(*written)).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {} acknowledged writes are lost or changed, among them {:?}",
+        lost.len(),
+        acknowledged.len(),
+        &lost[..lost.len().min(5)]
+    );
+}
+
+/// Clients that put keys of their own, each once, as fast as they are answered.
+pub struct Writers {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<Vec<(String, String, i64, Instant)>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Writers {
+    pub const PREFIX: &str = "written/";
+    const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
+    const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(10);
+
+    /// `label` keeps the keys of one call from those of others.
+    pub fn start(endpoints: &[String], per_endpoint: usize, label: &str) -> Writers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::<Mutex<_>>::default();
+        let addresses = endpoints.iter().flat_map(|address| std::iter::repeat_n(address, per_endpoint));
+        let tasks = addresses.enumerate().map(|(writer, address)| {
+            let client = Client::with_timeout(address, Writers::CALL_TIMEOUT);
+            let (stop, acknowledged) = (stop.clone(), Arc::clone(&acknowledged));
+            let prefix = format!("{}{label}/{writer}", Writers::PREFIX);
+            tokio::spawn(write(client, prefix, stop, acknowledged))
+        });
+        Writers { tasks: tasks.collect(), stop, acknowledged }
+    }
+
+    /// When the acknowledgements so far came, in order.
+    pub fn moments(&self) -> Vec<Instant> {
+        let mut moments: Vec<Instant> = self.acknowledged.lock().unwrap().iter().map(|write| write.3).collect();
+        moments.sort();
+        moments
+    }
+
+    pub async fn finish(self) -> Acknowledged {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        let acknowledged = std::mem::take(&mut *self.acknowledged.lock().unwrap());
+        acknowledged.into_iter().map(|(key, value, revision, _)| (key, (value, revision))).collect()
+    }
+}
+
+type Log = Arc<Mutex<Vec<(String, String, i64, Instant)>>>;
+
+async fn write(client: Client, prefix: String, stop: Arc<AtomicBool>, acknowledged: Log) {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (key, value) = (format!("{prefix}/{number}"), format!("value-{number}"));
+        number += 1;
+        match client.put(&key, &value).await {
+            Ok(answer) => {
+                let write = (key, value, client::revision(&answer.header), Instant::now());
+                acknowledged.lock().unwrap().push(write);
+            }
+            Err(_) => tokio::time::sleep(Writers::PAUSE_AFTER_FAILURE).await,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Real processes under real faults: clusters of the program `chainfire`, started by etcd's flags, driven by clients and
+//! judged from outside.
+//!
+//! | module | what must hold |
+//! |---|---|
+//! | `linearizable` | what concurrent clients saw under kills and pauses is linearizable |
+//! | `durability` | nothing acknowledged is lost when all nodes die at once |
+//! | `watching` | a watch that reconnects gets every revision once |
+//! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
+//! | `catch_up` | a node that missed much is filled by a snapshot |
+//! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
+//! | `every_node` | any node takes any request, and tells its health over HTTP |
+//! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
+//! | `etcdctl`, `python` | clients that others wrote |
+//!
+//! The rest is the harness: `cluster` (processes), `client` (one endpoint), `history` (clients whose doings are
+//! recorded), `tell` (figures, and tests that cannot run here).
+//!
+//! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; what only
+//! Chainfire promises is left out then.
+
+mod bad_bytes;
+mod bad_requests;
+mod bad_starts;
+mod catch_up;
+mod client;
+mod cluster;
+mod durability;
+mod etcdctl;
+mod every_node;
+mod full_disk;
+mod history;
+mod leadership;
+mod linearizable;
+mod lost_logs;
+mod membership;
+mod python;
+mod tell;
+mod watching;

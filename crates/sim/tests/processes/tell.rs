@@ -1,0 +1,31 @@
+//! Lines that reach the terminal whether or not a test passes: the test harness only catches what the print macros
+//! write.
+
+use std::fmt::Arguments;
+use std::io::Write as _;
+use std::time::Duration;
+
+/// A figure that was measured: `figure(format_args!("…"))`.
+pub fn figure(what: Arguments) {
+    line(format_args!("figure: {what}"));
+}
+
+/// A test cannot run here. Whoever calls this returns afterwards.
+pub fn skipped(test: &str, why: &str) {
+    line(format_args!("SKIPPED {test}: {why}"));
+}
+
+/// `median 12 ms, largest 30 ms of 4`.
+pub fn spread(durations: &[Duration]) -> String {
+    let mut sorted = durations.to_vec();
+    sorted.sort();
+    let (Some(largest), Some(median)) = (sorted.last(), sorted.get(sorted.len() / 2)) else {
+        return "nothing measured".to_owned();
+    };
+    format!("median {} ms, largest {} ms of {}", median.as_millis(), largest.as_millis(), sorted.len())
+}
+
+fn line(what: Arguments) {
+    // A terminal that is gone does not fail a test.
+    let _ = writeln!(std::io::stderr(), "{what}");
+}

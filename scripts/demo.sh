@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# The demo: three nodes on this machine, this machine's package database in them, and the death of a leader.
+#
+#   scripts/demo.sh          stays up until Ctrl-C
+#   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
+#
+# SERVER=path runs it on another program that takes etcd's flags (a real etcd, for one).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+SERVER=${SERVER:-bin/etcd}
+HOSTS=(127.0.0.1 127.0.0.2 127.0.0.3)
+CLIENT_PORT=2379
+PEER_PORT=2380
+START_SECONDS=30
+
+once=
+case ${1:-} in
+    --once) once=1 ;;
+    '') ;;
+    *) echo "demo: $1 is not understood; there is --once" >&2 && exit 2 ;;
+esac
+
+folder=
+declare -A pids
+
+main() {
+    refuse_ports_in_use
+    folder=$(mktemp -d -t chainfire-demo-XXXXXX)
+    trap 'exit 130' INT TERM
+    trap clean_up EXIT
+    start_three
+    load_packages
+    read_back
+    follow_a_watch
+    kill_the_leader
+    [ -n "$once" ] || stay
+    say "Done."
+}
+
+start_three() {
+    say "Starting three nodes in $folder"
+    local host
+    for host in "${HOSTS[@]}"; do start "$host"; done
+    for host in "${HOSTS[@]}"; do wait_for "$host"; done
+    show etcdctl --endpoints "$(endpoints)" member list -w table
+}
+
+load_packages() {
+    say "Loading this machine's package database: a key per package and field"
+    bin/bench load-dpkg --endpoint "${HOSTS[0]}:$CLIENT_PORT"
+}
+
+read_back() {
+    say "Reading it back, from a node that did not take the writes"
+    show etcdctl --endpoints "${HOSTS[2]}:$CLIENT_PORT" get /dpkg/bash/Version
+    show etcdctl --endpoints "${HOSTS[2]}:$CLIENT_PORT" get --prefix /dpkg/bash/ --keys-only --limit 5
+    local stored installed
+    stored=$(etcdctl --endpoints "${HOSTS[2]}:$CLIENT_PORT" get --print-value-only /dpkg/bash/Version)
+    installed=$(dpkg-query -W -f '${Version}' bash)
+    [ "$stored" = "$installed" ] || fail "bash is stored as $stored and installed as $installed"
+    echo "dpkg itself says the same: bash $installed"
+}
+
+follow_a_watch() {
+    say "Following a watch on the second node while keys are written through the first"
+    echo "\$ etcdctl --endpoints ${HOSTS[1]}:$CLIENT_PORT watch --prefix /demo/ &"
+    local seen=$folder/watch.log
+    etcdctl --endpoints "${HOSTS[1]}:$CLIENT_PORT" watch --prefix /demo/ > "$seen" &
+    local watcher=$!
+    sleep 1
+    local colour
+    for colour in red green blue; do
+        show etcdctl --endpoints "${HOSTS[0]}:$CLIENT_PORT" put "/demo/$colour" "seen by the watch"
+    done
+    show etcdctl --endpoints "${HOSTS[0]}:$CLIENT_PORT" del /demo/red
+    local deadline=$((SECONDS + 10))
+    until [ "$(grep -cE '^(PUT|DELETE)$' "$seen")" = 4 ] || [ $SECONDS -ge $deadline ]; do sleep 0.1; done
+    kill "$watcher" && wait "$watcher" 2> /dev/null || true
+    echo "The watch saw:"
+    sed 's/^/    /' "$seen"
+    [ "$(grep -cE '^(PUT|DELETE)$' "$seen")" = 4 ] || fail "the watch did not see four events"
+}
+
+kill_the_leader() {
+    say "Killing the leader under a writer"
+    local status leader host survivors=()
+    status=$(etcdctl --endpoints "$(endpoints)" endpoint status -w json)
+    leader=$(jq -r '.[] | select(.Status.leader == .Status.header.member_id) | .Endpoint' <<< "$status" | head -1)
+    leader=${leader%:*}
+    for host in "${HOSTS[@]}"; do [ "$host" = "$leader" ] || survivors+=("$host:$CLIENT_PORT"); done
+    [ ${#survivors[@]} = 2 ] || fail "no leader was found"
+    echo "The leader is $leader; writing to the two others every 5 ms"
+    disown "${pids[$leader]}"
+    bin/bench kill-leader --pid "${pids[$leader]}" --endpoints "$(join "${survivors[@]}")"
+    say "Starting the dead node again; it catches up by itself"
+    start "$leader"
+    wait_for "$leader"
+    show etcdctl --endpoints "$(endpoints)" endpoint status -w table
+}
+
+stay() {
+    trap 'exit 0' INT
+    say "The cluster stays up until Ctrl-C. In another terminal, try:"
+    cat << TEXT
+    export ETCDCTL_ENDPOINTS=$(endpoints)
+    etcdctl get /dpkg/bash/Description
+    etcdctl get --prefix /dpkg/lib --keys-only | grep /Version | wc -l
+    etcdctl watch --prefix /demo/
+    etcdctl endpoint status -w table
+    etcdctl move-leader <member id>
+    curl http://${HOSTS[0]}:$CLIENT_PORT/metrics
+TEXT
+    if [ -x bin/chainfire-client ]; then
+        echo "    bin/chainfire-client --endpoint http://${HOSTS[0]}:$CLIENT_PORT status"
+    fi
+    echo "    tail -f $folder/${HOSTS[0]}.log"
+    while :; do sleep 3600 & wait $!; done
+}
+
+# start HOST: one node, with the flags that etcd takes.
+start() {
+    local host=$1 members=() each
+    for each in "${HOSTS[@]}"; do members+=("node-${each##*.}=http://$each:$PEER_PORT"); done
+    "$SERVER" --name "node-${host##*.}" --data-dir "$folder/$host" \
+        --listen-client-urls "http://$host:$CLIENT_PORT" --advertise-client-urls "http://$host:$CLIENT_PORT" \
+        --listen-peer-urls "http://$host:$PEER_PORT" --initial-advertise-peer-urls "http://$host:$PEER_PORT" \
+        --initial-cluster "$(join "${members[@]}")" --initial-cluster-state new --initial-cluster-token demo \
+        >> "$folder/$host.log" 2>&1 &
+    pids[$host]=$!
+}
+
+# wait_for HOST: until it answers a linearizable read.
+wait_for() {
+    local deadline=$((SECONDS + START_SECONDS))
+    until etcdctl --endpoints "$1:$CLIENT_PORT" --command-timeout 2s get / > /dev/null 2>&1; do
+        kill -0 "${pids[$1]}" 2> /dev/null || fail "the node on $1 ended:" "$1"
+        [ $SECONDS -lt $deadline ] || fail "the node on $1 does not answer after $START_SECONDS s:" "$1"
+        sleep 0.2
+    done
+}
+
+refuse_ports_in_use() {
+    local host port
+    for host in "${HOSTS[@]}"; do
+        for port in $CLIENT_PORT $PEER_PORT; do
+            if (exec 3<> "/dev/tcp/$host/$port") 2> /dev/null; then
+                echo "demo: $host:$port is in use$(holder "$port"); stop what runs there and try again" >&2
+                exit 1
+            fi
+        done
+    done
+}
+
+# holder PORT: who listens there, where that can be found out.
+holder() {
+    local found
+    found=$(ss -Hltnp "sport = :$1" 2> /dev/null | grep -o 'users:((.*' | head -1 | sed -E 's/users:\(\("([^"]*)",pid=([0-9]+).*/ by \1 (process \2)/') || true
+    echo "$found"
+}
+
+clean_up() {
+    local pid
+    for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done
+    # Nothing is kept, so a node that takes its time is not waited for.
+    (sleep 2 && kill -9 "${pids[@]}") 2> /dev/null &
+    local impatience=$!
+    for pid in "${pids[@]}"; do wait "$pid" 2> /dev/null || true; done
+    kill "$impatience" 2> /dev/null || true
+    rm -rf "$folder"
+}
+
+endpoints() { join "${HOSTS[@]/%/:$CLIENT_PORT}"; }
+join() { local IFS=,; echo "$*"; }
+say() { printf '\n\e[1m%s\e[0m\n' "$*"; }
+show() { echo "\$ $*" && "$@"; }
+
+# fail MESSAGE [HOST]: says what is wrong, with the end of the node's log.
+fail() {
+    echo "demo: $1" >&2
+    [ -z "${2:-}" ] || tail -n 8 "$folder/$2.log" >&2
+    exit 1
+}
+
+main

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# All that must hold, in stages; each is run whatever became of the others. The last line counts tests and stages.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+SEEDS=${SEEDS:-0..2000}
+TOOLS=${CENTRA_CACHE:-$HOME/.cache/centra}/tools/bin
+passed=0 failed=0
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+
+# stage NAME COMMAND…: runs it, says how long it took, and counts it as one test.
+stage() {
+    local name=$1 begun=$SECONDS
+    shift
+    echo "── $name"
+    if "$@"; then
+        passed=$((passed + 1))
+        echo "── $name: passed in $((SECONDS - begun)) s"
+    else
+        failed=$((failed + 1))
+        echo "── $name: FAILED after $((SECONDS - begun)) s"
+    fi
+}
+
+# Names the files; `make fmt` repairs them.
+formatting() { cargo fmt --all --check -- --files-with-diff; }
+
+lints() { cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings; }
+
+dependencies() { "$TOOLS/cargo-deny" --log-level error check --hide-inclusion-graph licenses bans sources; }
+
+# The database is fetched by git; a machine without a way to it skips this stage and says so.
+advisories() {
+    if ! timeout 60 "$TOOLS/cargo-deny" --log-level off fetch db > /dev/null 2>&1; then
+        echo "the advisory database cannot be reached from here: skipped"
+        return 0
+    fi
+    "$TOOLS/cargo-deny" --log-level error --offline check --hide-inclusion-graph advisories
+}
+
+# Each test counts by itself; the stage counts too, so that a test program that does not compile is a failure.
+tests() {
+    cargo test --release --locked --workspace --no-fail-fast 2>&1 | tee "$output" | grep -vE '^(running 0|test result: ok. 0 passed|test .* ok$|$)'
+    local outcome=${PIPESTATUS[0]}
+    local sums
+    sums=$(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
+    passed=$((passed + ${sums% *}))
+    failed=$((failed + ${sums#* }))
+    return "$outcome"
+}
+
+programs() { cargo build --release --locked --workspace --bins --quiet && scripts/link-programs.sh; }
+
+seeds() { bin/sim --seeds "$SEEDS"; }
+
+stage "formatting" formatting
+stage "dependencies: licences, bans, sources" dependencies
+stage "dependencies: advisories" advisories
+stage "lints" lints
+stage "programs" programs
+stage "tests" tests
+stage "simulator, seeds $SEEDS" seeds
+
+echo "all stages took $SECONDS s"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
