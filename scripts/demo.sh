@@ -43,6 +43,9 @@ start_three() {
     local host
     for host in "${HOSTS[@]}"; do start "$host"; done
     for host in "${HOSTS[@]}"; do wait_for "$host"; done
+    # A node tells the others its name after it has begun to serve.
+    local deadline=$((SECONDS + 5))
+    until [ "$(etcdctl --endpoints "$(endpoints)" member list | grep -c ' started,')" = 3 ] || [ $SECONDS -ge $deadline ]; do sleep 0.1; done
     show etcdctl --endpoints "$(endpoints)" member list -w table
 }
 

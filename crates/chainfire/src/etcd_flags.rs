@@ -374,3 +374,6 @@ fn member_number(token: &str, sorted_urls: &[String]) -> NodeId {
     let head: [u8; 8] = digest[..8].try_into().expect("a digest has 32 bytes");
     NodeId((u64::from_be_bytes(head) & i64::MAX as u64).max(1))
 }
+
+#[cfg(test)]
+mod tests;

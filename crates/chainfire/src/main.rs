@@ -10,8 +10,9 @@ use std::process::ExitCode;
 use chainfire::config::{Environment, Request, Settings, command_line};
 use chainfire::{etcd_flags, server};
 
+// Freed memory goes back within seconds, and no huge pages are cleared for buffers that live for a request.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os();

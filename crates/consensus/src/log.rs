@@ -192,7 +192,9 @@ impl LogReader {
     /// The smallest index above which at most `bytes` were appended in this life.
     pub(crate) fn index_for_bytes(&self, bytes: u64) -> u64 {
         let state = self.state.lock();
-        let keep_from = state.appended_bytes.saturating_sub(bytes);
+        let Some(keep_from) = state.appended_bytes.checked_sub(bytes).filter(|keep_from| *keep_from > 0) else {
+            return 0;
+        };
         state.sizes.iter().take_while(|(_, at)| *at <= keep_from).last().map_or(0, |(index, _)| *index)
     }
 

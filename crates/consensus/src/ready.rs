@@ -436,7 +436,9 @@ impl Group {
     fn want_snapshots(&mut self, effects: &mut Effects) {
         for (to, index_min) in self.log.take_snapshots_wanted() {
             let to = PeerId(to);
-            if self.is_leader() && !self.snapshots.contains_key(&to) {
+            // One that was built and is asked for again has fallen behind the log's start.
+            let building = self.snapshots.get(&to).is_some_and(|out| out.snapshot == 0);
+            if self.is_leader() && !building {
                 self.snapshots.insert(to, SnapshotOut { snapshot: 0, index: self.log.start().index });
                 effects.out.push(Output::BuildSnapshot { group: self.id, to, index_min });
             }

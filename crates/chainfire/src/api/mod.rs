@@ -126,7 +126,61 @@ impl Service for Api {
     }
 
     fn unary(self: &Arc<Self>, number: u16, call: Call, message: Bytes) -> Answer {
+        let counted = self.metrics.call(number);
+        match self.answer(number, &call, message) {
+            Answer::Ready(result) => {
+                counted.done(code(&result));
+                Answer::Ready(result)
+            }
+            Answer::Later(future) => Answer::later(async move {
+                let result = future.await;
+                counted.done(code(&result));
+                result
+            }),
+        }
+    }
+
+    fn streaming(
+        self: &Arc<Self>,
+        number: u16,
+        call: Call,
+        requests: RequestStream,
+        responses: ResponseSink,
+    ) -> BoxFuture<Result<(), Status>> {
+        let counted = self.metrics.call(number);
         if let Err(error) = self.has_leader(&call) {
+            counted.done(error.code.number());
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let api = self.clone();
+        let running: BoxFuture<Result<(), Status>> = match number {
+            method::WATCH => Box::pin(api.watch(call, requests, responses)),
+            method::LEASE_KEEP_ALIVE => Box::pin(api.lease_keep_alive(requests, responses)),
+            method::RANGE_STREAM => Box::pin(api.range_stream(requests, responses)),
+            method::SNAPSHOT => Box::pin(api.snapshot(responses)),
+            other => unreachable!("method {other} is in the table but in no room"),
+        };
+        Box::pin(async move {
+            let result = running.await;
+            counted.done(code(&result));
+            result
+        })
+    }
+
+    fn http(self: &Arc<Self>, _call: Call, request: http::Request<Bytes>) -> BoxFuture<http::Response<HttpBody>> {
+        Box::pin(self.clone().page(request))
+    }
+}
+
+/// The gRPC code that a call ends with.
+fn code<T>(result: &Result<T, Status>) -> u32 {
+    result.as_ref().err().map_or(0, |error| error.code.number())
+}
+
+impl Api {
+    /// The answer to a unary call, from the room that its number names.
+    fn answer(self: &Arc<Self>, number: u16, call: &Call, message: Bytes) -> Answer {
+        if let Err(error) = self.has_leader(call) {
             return Answer::Ready(Err(error));
         }
         match number {
@@ -161,32 +215,6 @@ impl Service for Api {
         }
     }
 
-    fn streaming(
-        self: &Arc<Self>,
-        number: u16,
-        call: Call,
-        requests: RequestStream,
-        responses: ResponseSink,
-    ) -> BoxFuture<Result<(), Status>> {
-        if let Err(error) = self.has_leader(&call) {
-            return Box::pin(std::future::ready(Err(error)));
-        }
-        let api = self.clone();
-        match number {
-            method::WATCH => Box::pin(api.watch(call, requests, responses)),
-            method::LEASE_KEEP_ALIVE => Box::pin(api.lease_keep_alive(requests, responses)),
-            method::RANGE_STREAM => Box::pin(api.range_stream(requests, responses)),
-            method::SNAPSHOT => Box::pin(api.snapshot(responses)),
-            other => unreachable!("method {other} is in the table but in no room"),
-        }
-    }
-
-    fn http(self: &Arc<Self>, _call: Call, request: http::Request<Bytes>) -> BoxFuture<http::Response<HttpBody>> {
-        Box::pin(self.clone().page(request))
-    }
-}
-
-impl Api {
     /// Clients that demand a leader get an error at once when there is none.
     fn has_leader(&self, call: &Call) -> Result<(), Status> {
         let demanded = call.metadata.get("hasleader") == Some(b"true");
@@ -213,7 +241,10 @@ impl Api {
     /// Proposes a command and takes its outcome's body.
     async fn propose(&self, command: Bytes) -> Result<Bytes, Status> {
         let began = Instant::now();
-        let outcome = self.handle.propose(command).await.map_err(refused)?;
+        let outcome = self.handle.propose(command).await.map_err(|why| {
+            self.metrics.write_failed();
+            refused(why)
+        })?;
         self.metrics.write_done(began.elapsed());
         match ApiError::from_code(outcome.code) {
             Some(error) => Err(status_of(error)),

@@ -94,3 +94,6 @@ pub type Environment = BTreeMap<String, String>;
 pub(crate) fn request_timeout(election_timeout: Duration) -> Duration {
     Duration::from_secs(5) + election_timeout * 2
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 mod page;
 mod process;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -53,6 +54,29 @@ pub struct Sources<'a> {
     pub quota_bytes: u64,
 }
 
+/// A call under way. Dropped before it is done, it counts as canceled: whoever asked went away.
+pub struct CallCount {
+    metrics: Arc<Metrics>,
+    method: u16,
+    code: u32,
+}
+
+impl CallCount {
+    /// The call has ended with this gRPC code.
+    pub fn done(mut self, code: u32) {
+        self.code = code;
+    }
+}
+
+impl Drop for CallCount {
+    fn drop(&mut self) {
+        let calls = self.metrics.calls.get(usize::from(self.method));
+        if let Some(done) = calls.and_then(|calls| calls.done.get(self.code as usize)) {
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Metrics {
         let calls = METHODS.iter().map(|_| Calls::default()).collect();
@@ -72,18 +96,11 @@ impl Metrics {
     }
 
     /// A call of a method, by its number, begins.
-    pub fn call_started(&self, method: u16) {
+    pub fn call(self: &Arc<Metrics>, method: u16) -> CallCount {
         if let Some(calls) = self.calls.get(usize::from(method)) {
             calls.started.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// A call has ended with this gRPC code.
-    pub fn call_done(&self, method: u16, code: u32) {
-        let calls = self.calls.get(usize::from(method));
-        if let Some(done) = calls.and_then(|calls| calls.done.get(code as usize)) {
-            done.fetch_add(1, Ordering::Relaxed);
-        }
+        CallCount { metrics: self.clone(), method, code: CANCELED }
     }
 
     /// The page.
@@ -240,6 +257,8 @@ fn method(path: &'static str) -> [(&'static str, &'static str); 3] {
     };
     [("grpc_method", name), ("grpc_service", service), ("grpc_type", kind)]
 }
+
+const CANCELED: u32 = 1;
 
 /// gRPC's codes by number, as they stand in labels.
 const CODES: [&str; 17] = [

@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+
+use base::{NodeId, PeerId};
+use consensus::Member;
+use storage::engine::EngineStats;
+
+use super::*;
+
+/// A page without the process's own figures, which differ each time, and without the lines that only repeat a method.
+fn stable(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.contains("process_"));
+    let lines = lines.filter(|line| !line.starts_with("grpc_server_") || line.contains("/") || line.contains("\"Put\""));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn the_page_of_a_leader() {
+    let metrics = Arc::new(Metrics::default());
+    metrics.write_done(Duration::from_micros(100));
+    metrics.write_done(Duration::from_micros(4_500));
+    metrics.write_done(Duration::from_secs(11));
+    metrics.write_failed();
+    let put = METHODS.iter().find(|(_, path)| path.ends_with("/Put")).unwrap().0;
+    metrics.call(put).done(0);
+    metrics.call(put).done(8);
+    drop(metrics.call(put));
+    let driver = DriverStats::default();
+    driver.turns.store(7, Ordering::Relaxed);
+    driver.leader_changes.store(1, Ordering::Relaxed);
+    driver.sync_nanos.store(2_000_000, Ordering::Relaxed);
+    driver.sync_buckets[3].store(2, Ordering::Relaxed);
+    driver.sync_buckets[17].store(1, Ordering::Relaxed);
+    let member = |node, peer| Member { node: NodeId(node), peer: PeerId(peer), role: MemberRole::Voter, ..Default::default() };
+    let membership = Membership {
+        members: BTreeMap::from([(NodeId(1), member(1, 0xa1)), (NodeId(2), member(2, 0xb2))]),
+        ..Default::default()
+    };
+    let group = GroupStatus {
+        peer: PeerId(0xa1),
+        term: 3,
+        role: Role::Leader,
+        leader: PeerId(0xa1),
+        leader_node: NodeId(1),
+        first: 2,
+        last: 20,
+        committed: 19,
+        applied: 18,
+        durable: 5,
+        followers: vec![(PeerId(0xa1), 20, true), (PeerId(0xb2), 12, true), (PeerId(0xc3), 0, false)],
+        pending_proposals: 1,
+    };
+    let engine = EngineStats { total_bytes: 4096, live_bytes: 1024, stall_ms: 2500, stalls: 2, memory_bytes: 77 };
+    let text = metrics.render(&Sources {
+        driver: &driver,
+        group: &group,
+        membership: &membership,
+        log: &LogStats { bytes: 64, segments: 1, syncs: 3, entries_written: 20 },
+        store: Some(StoreStats { engine, revision: 15, compacted: -1, keys: 9 }),
+        watch: Some(WatchStats { streams: 1, watchers: 2, events_sent: 3, ..Default::default() }),
+        server: ServerStats { connections_open: 4, connections_accepted: 5, ..Default::default() },
+        quota_bytes: 8192,
+    });
+    let golden = include_str!("golden.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics/golden.txt"), stable(&text)).unwrap();
+        return;
+    }
+    assert_eq!(stable(&text), golden);
+    well_formed(&text);
+}
+
+#[test]
+fn the_page_of_a_node_without_a_cluster() {
+    let text = Arc::new(Metrics::default()).render(&Sources {
+        driver: &DriverStats::default(),
+        group: &GroupStatus::default(),
+        membership: &Membership::default(),
+        log: &LogStats::default(),
+        store: None,
+        watch: None,
+        server: ServerStats::default(),
+        quota_bytes: 0,
+    });
+    well_formed(&text);
+    assert!(text.contains("\nchainfire_has_leader 0\n"));
+    assert!(!text.contains("etcd_server_quota_backend_bytes"), "a limit of zero would always be reached");
+}
+
+/// Every family has help and type once, and samples of that family only; counters alone end in `_total`.
+fn well_formed(text: &str) {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut current = String::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            current = rest.split(' ').next().unwrap().to_owned();
+            assert!(seen.insert(current.clone()), "{current} comes twice");
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(name, current);
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+        } else {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let suffix = name.strip_prefix(&current).unwrap_or_else(|| panic!("{line} below {current}"));
+            assert!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
+            assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn methods_are_numbered_by_their_place() {
+    for (place, (number, path)) in METHODS.iter().enumerate() {
+        assert_eq!(usize::from(*number), place, "{path}");
+    }
+}
+
+#[test]
+fn times_fall_into_the_bucket_that_holds_them() {
+    let histogram = Histogram::new(&[10, 20]);
+    [5, 10, 11, 20, 21].map(|us| histogram.observe(Duration::from_micros(us)));
+    let (buckets, beyond, sum) = histogram.read();
+    assert_eq!((buckets, beyond), (vec![(0.000_01, 2), (0.000_02, 2)], 1));
+    assert!((sum - 67e-6).abs() < 1e-12);
+}

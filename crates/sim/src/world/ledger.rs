@@ -123,14 +123,15 @@ impl Ledger {
         }
     }
 
-    /// A leader under `membership` says that `index` is committed.
-    pub fn committed(&mut self, group: GroupId, index: u64, term: u64, membership: Option<&Membership>) {
-        let known = self.committed.entry(group).or_default();
-        if index <= *known {
+    /// A host says that `index` is committed. `known` is the entry's term and the leader's membership, unless that just
+    /// changed.
+    pub fn committed(&mut self, group: GroupId, index: u64, known: Option<(u64, &Membership)>) {
+        let highest = self.committed.entry(group).or_default();
+        if index <= *highest {
             return;
         }
-        *known = index;
-        let Some(membership) = membership else { return };
+        *highest = index;
+        let Some((term, membership)) = known else { return };
         for voters in [&membership.voters, &membership.voters_outgoing] {
             let holds =
                 |peer: &&PeerId| self.disks.get(&(group, **peer)).is_some_and(|disk| disk.holds(index, term));

@@ -341,14 +341,18 @@ impl Node {
             }
             replica.lease = lease;
             let Some(status) = running.host.status(*group) else { continue };
-            if status.role != consensus::Role::Leader {
-                continue;
+            let leads = status.role == consensus::Role::Leader;
+            if leads {
+                stage.ledger.leader(*group, status.term, status.peer);
             }
-            stage.ledger.leader(*group, status.term, status.peer);
             if status.committed > stage.ledger.committed_index(*group) {
                 let membership = running.host.membership(*group).cloned().unwrap_or_default();
-                let steady = membership == replica.membership;
-                stage.ledger.committed(*group, status.committed, status.term, steady.then_some(&membership));
+                // Whoever has just stepped down, or changed its peers, may have counted under others.
+                let steady = leads && membership == replica.membership;
+                let index = status.committed;
+                let entry = replica.log.read(index, index, u64::MAX).ok().and_then(|entries| entries.into_iter().next());
+                let known = entry.filter(|_| steady).map(|entry| (entry.term, &membership));
+                stage.ledger.committed(*group, index, known);
                 replica.membership = membership;
             }
         }

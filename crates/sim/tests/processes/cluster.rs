@@ -249,8 +249,8 @@ impl Cluster {
         let client = Client::with_timeout(&self.endpoint(index), Duration::from_secs(2));
         let deadline = Instant::now() + PATIENCE;
         while let Err(why) = client.get("/").await {
-            let name = &self.nodes[index].name;
-            let process = self.nodes[index].process.as_mut().expect("the node runs");
+            let Node { name, process, .. } = &mut self.nodes[index];
+            let process = process.as_mut().expect("the node runs");
             if let Some(status) = process.try_wait().unwrap() {
                 panic!("{name} ended by itself: {status}");
             }

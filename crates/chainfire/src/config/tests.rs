@@ -1,0 +1,389 @@
+//! The lines that people get to read, word for word, and what comes out when all is well.
+
+use std::path::Path;
+
+use base::NodeId;
+use node::InitialMember;
+
+use super::command_line::understand;
+use super::layers::Layers;
+use super::{AutoCompaction, Environment, Request, Settings, default_config, file, validate};
+
+/// The settings that a file's text comes to, or the complaint.
+fn from_text(text: &str) -> Result<Settings, String> {
+    let mut layers = Layers::new();
+    file::parse(Path::new("c.toml"), text, &mut layers)?;
+    validate::validate(&layers)
+}
+
+fn from_flags(flags: &str) -> Result<Settings, String> {
+    from_all(flags, &[])
+}
+
+/// Flags are split at spaces. The default file is kept out by naming an empty one.
+fn from_all(flags: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
+    let empty = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let own = [("CHAINFIRE_CONFIG", empty.path().to_str().unwrap())];
+    let environment: Environment =
+        own.iter().chain(variables).map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    let words: Vec<String> = flags.split_whitespace().map(str::to_owned).collect();
+    match understand(&words, &environment)? {
+        Request::Run(settings) => Ok(*settings),
+        Request::Print(text) => panic!("{text}"),
+    }
+}
+
+fn printed(flags: &[&str]) -> String {
+    let words: Vec<String> = flags.iter().map(|word| word.to_string()).collect();
+    match understand(&words, &Environment::new()) {
+        Ok(Request::Print(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_data_folder_is_enough() {
+    let settings = from_flags("--data-dir /tmp/x").unwrap();
+    assert_eq!(settings.node.data_dir, Path::new("/tmp/x"));
+    assert_eq!((settings.node.node, settings.node.bootstrap), (NodeId(1), true));
+    assert_eq!(settings.node.name, "node-1");
+    assert_eq!(settings.listen_client, ["127.0.0.1:2379".parse().unwrap()]);
+    assert_eq!(settings.advertise_client, ["http://127.0.0.1:2379"]);
+    assert_eq!(settings.node.client_urls, settings.advertise_client);
+    assert_eq!(settings.node.listen_peer, "127.0.0.1:2380".parse().unwrap());
+    assert_eq!(settings.node.advertise_peer, "http://127.0.0.1:2380");
+    assert!(settings.node.initial.is_empty() && settings.warnings.is_empty());
+    assert_eq!((settings.request_bytes_max, settings.txn_ops_max, settings.quota_bytes), (1_572_864, 128, 0));
+    assert_eq!(settings.node.request_timeout.as_secs(), 7);
+    assert!(!settings.etcd_mode);
+}
+
+#[test]
+fn the_printed_default_configuration_reads_as_the_defaults() {
+    let text = default_config();
+    let bare = |settings: Settings| format!("{settings:?}");
+    assert_eq!(bare(from_text(&text).unwrap()), bare(from_text("").unwrap()));
+    for key in super::keys::KEYS {
+        assert!(text.contains(&format!("\n{} = {}\n", key.name, key.default)), "{}", key.name);
+    }
+    for line in ["[network.tls]", "bootstrap = true", "tick_interval_ms = 100"] {
+        assert!(text.lines().any(|it| it == line), "{line}");
+    }
+    assert_eq!(printed(&["--print-default-config"]), text);
+}
+
+#[test]
+fn defaults_are_the_ones_of_the_parts() {
+    let settings = from_text("").unwrap();
+    let rocks = storage::rocks::RocksOptions::default();
+    let plain = |options: &storage::rocks::RocksOptions| format!("{:?}", storage::rocks::RocksOptions { now: rocks.now, ..*options });
+    assert_eq!(plain(&settings.storage), plain(&rocks));
+    let host = consensus::HostConfig::new(NodeId(1), 0);
+    assert_eq!(format!("{:?}", settings.node.host), format!("{host:?}"));
+}
+
+#[test]
+fn a_cluster_of_three() {
+    let settings = from_text(
+        r#"
+        [cluster]
+        bootstrap = true
+        node_id = 2
+        name = "two"
+        initial_members = [
+            { node_id = 1, address = "127.0.0.1:2380" },
+            { node_id = 2, address = "127.0.0.2:2380" },
+            "3=127.0.0.3:2380",
+        ]
+        [network]
+        api_addr = "127.0.0.2:2379"
+        raft_addr = "127.0.0.2:2380"
+        [raft]
+        tick_interval_ms = 50
+        election_ticks = 20
+        log_entries_kept = 7
+        [storage]
+        data_dir = "/srv/two"
+        write_buffer_size = 134217728  # 128MB
+        max_write_buffer_number = 6
+        block_cache_size = "1GiB"
+        quota_bytes = "8 GB"
+        [compaction]
+        mode = "periodic"
+        retention = "1h30m"
+        [log]
+        level = "info,chainfire_raft=debug"
+        "#,
+    )
+    .unwrap();
+    let member = |node, address: &str| InitialMember { node: NodeId(node), address: address.to_owned() };
+    let expected =
+        [member(1, "http://127.0.0.1:2380"), member(2, "http://127.0.0.2:2380"), member(3, "http://127.0.0.3:2380")];
+    assert_eq!(settings.node.initial, expected);
+    assert_eq!((settings.node.node, settings.node.name.as_str()), (NodeId(2), "two"));
+    assert_eq!(settings.node.advertise_peer, "http://127.0.0.2:2380");
+    assert_eq!(settings.node.host.election_timeout().as_millis(), 1_000);
+    assert_eq!((settings.node.host.tick_interval.as_millis(), settings.node.host.log_entries_kept), (50, 7));
+    assert_eq!((settings.storage.write_buffer_size, settings.storage.block_cache_size), (128 << 20, 1 << 30));
+    assert_eq!(settings.quota_bytes, 8_000_000_000);
+    assert_eq!(settings.auto_compaction, AutoCompaction::Periodic(std::time::Duration::from_secs(5400)));
+    assert_eq!(settings.log_level, "info,chainfire_raft=debug");
+}
+
+#[test]
+fn each_layer_overrides_those_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chainfire.toml");
+    let drop_ins = folder.path().join("chainfire.toml.d");
+    std::fs::create_dir(&drop_ins).unwrap();
+    std::fs::write(&file, "[limits]\ntxn_ops_max = 1\n[raft]\nelection_ticks = 11\n[storage]\nmax_open_files = 100\n").unwrap();
+    std::fs::write(drop_ins.join("20.toml"), "[storage]\nmax_open_files = 300\n").unwrap();
+    std::fs::write(drop_ins.join("10.toml"), "[storage]\nmax_open_files = 200\nmax_background_jobs = 9\n").unwrap();
+    std::fs::write(drop_ins.join("30.toml.bak"), "nonsense").unwrap();
+    let words = ["--config", file.to_str().unwrap(), "--max-background-jobs=4", "--insecure"].map(str::to_owned);
+    let variables = [("CHAINFIRE_STORAGE_MAX_BACKGROUND_JOBS", "3"), ("CHAINFIRE_RAFT_ELECTION_TICKS", "12")];
+    let environment: Environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let Ok(Request::Run(settings)) = understand(&words, &environment) else { panic!() };
+    assert_eq!((settings.txn_ops_max, settings.storage.max_open_files), (1, 300));
+    assert_eq!((settings.storage.max_background_jobs, settings.node.host.election_intervals), (4, 12));
+    let checked: Vec<String> = words.into_iter().chain(["--check-config".to_owned()]).collect();
+    let Ok(Request::Print(text)) = understand(&checked, &environment) else { panic!() };
+    let text = text.replace(folder.path().to_str().unwrap(), "DIR");
+    assert_eq!(
+        text,
+        "the configuration is valid\n\
+         read: DIR/chainfire.toml\n\
+         read: DIR/chainfire.toml.d/10.toml\n\
+         read: DIR/chainfire.toml.d/20.toml\n\
+         limits.txn_ops_max = 1 (DIR/chainfire.toml:2)\n\
+         network.insecure = true (flag --insecure)\n\
+         raft.election_ticks = 12 (environment variable CHAINFIRE_RAFT_ELECTION_TICKS)\n\
+         storage.max_background_jobs = 4 (flag --max-background-jobs)\n\
+         storage.max_open_files = 300 (DIR/chainfire.toml.d/20.toml:2)\n"
+    );
+}
+
+#[test]
+fn one_key_may_stand_at_the_top() {
+    let settings = from_text("use_direct_io_for_flush_and_compaction = true\n[raft]\ntick_interval_ms = 200\n").unwrap();
+    assert!(settings.storage.use_direct_io_for_flush_and_compaction);
+}
+
+#[test]
+fn mistakes_in_a_file_are_named() {
+    let cases = [
+        (
+            "[storage]\nblock_cash_size = 1\n",
+            "c.toml:2: unknown key `block_cash_size` in [storage]; the nearest known key is `block_cache_size`",
+        ),
+        (
+            "[log]\nlevel = \"info\"\n\ndata_dir = \"/x\"\n",
+            "c.toml:4: unknown key `data_dir` in [log]; the nearest known key is `data_dir` of [storage]",
+        ),
+        (
+            "bootstap = false\n",
+            "c.toml:1: unknown key `bootstap` outside of a section; the nearest known key is `bootstrap` of [cluster]",
+        ),
+        ("\n[storrage]\nx = 1\n", "c.toml:2: unknown section [storrage]; the nearest known section is [storage]"),
+        ("storage = 1\n", "c.toml:1: `storage` is a section: write [storage] and its keys below"),
+        (
+            "[storage]\ncompaction.style = 1\n",
+            "c.toml:2: unknown key `compaction` in [storage]; the nearest known key is `quota_bytes`",
+        ),
+        (
+            "[raft]\ntick_interval_ms = \"fast\"\n",
+            "c.toml:2: raft.tick_interval_ms must be a whole number from 5 to 5000, not \"fast\"",
+        ),
+        (
+            "[raft]\ntick_interval_ms = 1\n",
+            "c.toml:2: raft.tick_interval_ms must be a whole number from 5 to 5000, not 1",
+        ),
+        (
+            "[raft]\ntick_interval_ms = 1.5\n",
+            "c.toml:2: raft.tick_interval_ms must be a whole number from 5 to 5000, not a fraction",
+        ),
+        ("[cluster]\nbootstrap = \"no\"\n", "c.toml:2: cluster.bootstrap must be true or false, not \"no\""),
+        (
+            "[storage]\nblock_cache_size = \"1 XB\"\n",
+            "c.toml:2: storage.block_cache_size must be a number of bytes from 1048576 to 1125899906842624, such as \
+             67108864 or \"64MiB\", not \"1 XB\"",
+        ),
+        (
+            "[network]\napi_addr = \"example.org:2379\"\n",
+            "c.toml:2: network.api_addr must be IP:PORT, such as \"127.0.0.1:2379\", or a list of these, not \
+             \"example.org:2379\"",
+        ),
+        (
+            "[cluster]\ninitial_members = [{ node = 1, address = \"x:1\" }]\n",
+            "c.toml:2: cluster.initial_members must be a list of { node_id = 1, address = \"HOST:PORT\" } or \
+             \"1=HOST:PORT\", not a table",
+        ),
+        (
+            "[cluster]\ninitial_members = [\"1=https://x:1\"]\n",
+            "c.toml:2: cluster.initial_members is \"https://x:1\": TLS is not available in this version",
+        ),
+        (
+            "[network.tls]\ncert_file = \"/etc/x.crt\"\n",
+            "c.toml:1: [network.tls]: TLS is not available in this version",
+        ),
+        ("[gossip]\naddr = \"x\"\n", "c.toml:2: [gossip]: gossip is not available in this version"),
+        (
+            "[storage]\nmax_open_files = 100\n[storage]\nblock_cache_size = 1\n",
+            "c.toml:3: duplicate key; each section and key may stand once, additions go into c.toml.d/NAME.toml",
+        ),
+        (
+            "[compaction]\nmode = \"sometimes\"\n",
+            "c.toml:2: compaction.mode must be \"off\", \"periodic\", \"revision\", not \"sometimes\"",
+        ),
+        (
+            "[compaction]\nmode = \"revision\"\nretention = \"1h\"\n",
+            "c.toml:3: compaction.retention must be a number of revisions, such as 10000, when compaction.mode is \
+             \"revision\", not \"1h\"",
+        ),
+        (
+            "[compaction]\nmode = \"periodic\"\nretention = 5\n",
+            "c.toml:3: compaction.retention must be a duration from \"1s\", such as \"1h\" or \"30m\", when \
+             compaction.mode is \"periodic\", not \"5\"",
+        ),
+        (
+            "[log]\nlevel = \"loud\"\n",
+            "c.toml:2: log.level must be error, warn, info, debug, trace, off, or a list such as \
+             \"info,chainfire_raft=debug\", not \"loud\"",
+        ),
+    ];
+    for (text, line) in cases {
+        assert_eq!(from_text(text).unwrap_err(), line);
+    }
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_named() {
+    let three = "initial_members = [\"1=127.0.0.1:2380\", \"2=127.0.0.2:2380\"]";
+    let cases = [
+        (
+            "[network]\napi_addr = \"10.0.0.1:2379\"\n".to_owned(),
+            "c.toml:2: network.api_addr is 10.0.0.1:2379, which others reach, and there is no TLS in this version; set \
+             network.insecure = true to serve them all the same",
+        ),
+        (
+            "[network]\ninsecure = true\napi_addr = \"0.0.0.0:2379\"\n".to_owned(),
+            "c.toml:3: network.api_addr is 0.0.0.0:2379, every address of this machine: say in \
+             network.api_advertise_urls which one clients use",
+        ),
+        (
+            "[network]\ninsecure = true\nraft_addr = \"10.0.0.1:2380\"\n".to_owned(),
+            "c.toml:3: network.raft_addr is 10.0.0.1:2380, but off loopback nodes speak to each other under TLS only, \
+             which is not available in this version; use an address such as 127.0.0.1:2380",
+        ),
+        (
+            "[network]\nraft_addr = \"127.0.0.1:2379\"\n".to_owned(),
+            "c.toml:2: network.raft_addr is 127.0.0.1:2379, where clients are served already",
+        ),
+        (
+            format!("[cluster]\nnode_id = 3\n{three}\n"),
+            "c.toml:3: cluster.initial_members does not list this node, number 3 (cluster.node_id)",
+        ),
+        (
+            format!("[cluster]\nnode_id = 2\n{three}\n"),
+            "c.toml:3: cluster.initial_members has node 2 at 127.0.0.2:2380, but it listens at 127.0.0.1:2380 \
+             (network.raft_addr)",
+        ),
+        (
+            "[cluster]\ninitial_members = [\"1=a:1\", \"1=b:1\"]\n".to_owned(),
+            "c.toml:2: cluster.initial_members lists node 1 twice",
+        ),
+        (
+            "[cluster]\ninitial_members = [\"1=a:1\", \"2=a:1\"]\n".to_owned(),
+            "c.toml:2: cluster.initial_members lists a:1 twice",
+        ),
+        (
+            "[cluster]\nnode_id = 0\n".to_owned(),
+            "c.toml:2: cluster.node_id is 0, which only a node that joins may have: give it a number, or set \
+             cluster.bootstrap = false",
+        ),
+        ("[storage]\ndata_dir = \"\"\n".to_owned(), "c.toml:2: storage.data_dir is empty"),
+    ];
+    for (text, line) in cases {
+        assert_eq!(from_text(&text).unwrap_err(), line);
+    }
+}
+
+#[test]
+fn mistakes_in_flags_and_variables_are_named() {
+    let cases = [
+        ("--dta-dir /x", "unknown flag --dta-dir; the nearest known flag is --data-dir"),
+        ("--chek-config", "unknown flag --chek-config; the nearest known flag is --check-config"),
+        ("--data-dir", "flag --data-dir needs a value"),
+        ("--version=3", "flag --version takes no value"),
+        ("start", "`start` is not a flag; see chainfire --help"),
+        ("--config /does/not/exist.toml", "cannot read /does/not/exist.toml: No such file or directory (os error 2)"),
+        ("--bootstrap=maybe", "flag --bootstrap: cluster.bootstrap must be true or false, not \"maybe\""),
+        ("--node-id -1", "flag --node-id: cluster.node_id must be a whole number from 0 to 9223372036854775807, not \"-1\""),
+    ];
+    for (flags, line) in cases {
+        assert_eq!(from_flags(flags).unwrap_err(), line);
+    }
+    assert_eq!(
+        from_all("", &[("CHAINFIRE_STORAGE_DATADIR", "/x")]).unwrap_err(),
+        "unknown environment variable CHAINFIRE_STORAGE_DATADIR; the nearest known one is CHAINFIRE_STORAGE_DATA_DIR"
+    );
+    assert_eq!(
+        from_all("", &[("CHAINFIRE_LIMITS_TXN_OPS_MAX", "many")]).unwrap_err(),
+        "environment variable CHAINFIRE_LIMITS_TXN_OPS_MAX: limits.txn_ops_max must be a whole number from 1 to 10000, \
+         not \"many\""
+    );
+    from_all("", &[("CHAINFIRE_ENDPOINTS", "x"), ("CHAINFIRE_SERVICE_HOST", "x")]).unwrap();
+}
+
+#[test]
+fn an_address_of_its_own_comes_with_loopback() {
+    let text = "[network]\ninsecure = true\napi_addr = \"10.0.0.1:2379\"\n";
+    let settings = from_text(text).unwrap();
+    let addresses: Vec<String> = settings.listen_client.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.0.1:2379", "127.0.0.1:2379"]);
+    assert_eq!(settings.advertise_client, ["http://10.0.0.1:2379"]);
+    assert_eq!(
+        settings.warnings,
+        ["clients are served at 10.0.0.1:2379 without TLS: whoever reaches it reads and writes everything"]
+    );
+    let text = "[network]\ninsecure = true\napi_addr = \"0.0.0.0:2379\"\napi_advertise_urls = [\"http://db:2379\"]\n";
+    let settings = from_text(text).unwrap();
+    assert_eq!((settings.listen_client.len(), settings.advertise_client), (1, vec!["http://db:2379".to_owned()]));
+}
+
+#[test]
+fn a_node_that_joins_needs_someone_to_join() {
+    let settings = from_flags("--bootstrap=false --node-id 0 --initial-members 1=127.0.0.9:2380").unwrap();
+    assert!(!settings.node.bootstrap && settings.warnings.is_empty());
+    assert_eq!(settings.node.initial.len(), 1);
+    assert_eq!(from_flags("--bootstrap false").unwrap().warnings.len(), 1);
+}
+
+#[test]
+fn help_names_every_flag() {
+    let help = printed(&["--help"]);
+    for key in super::keys::KEYS {
+        assert!(help.contains(&format!("--{} ", key.flag)), "{}", key.flag);
+    }
+    assert!(printed(&["--version"]).starts_with(&format!("chainfire {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn any_text_is_answered() {
+    use proptest::prelude::*;
+    proptest!(|(text in "[a-z\\[\\]=\"{}.,#0-9_ \n-]{0,200}")| {
+        if let Err(line) = from_text(&text) {
+            prop_assert!(!line.contains('\n'), "{line:?}");
+            prop_assert!(line.starts_with("c.toml:"), "{line:?}");
+        }
+    });
+}
+
+#[test]
+fn durations_are_read_as_go_writes_them() {
+    let cases = [("1h", 3_600_000), ("1h30m", 5_400_000), ("90s", 90_000), ("1.5s", 1_500), ("250ms", 250)];
+    for (text, ms) in cases {
+        assert_eq!(super::duration(text).map(|time| time.as_millis()), Some(ms), "{text}");
+    }
+    assert!(["", "5", "h", "1x", "-1h", "1e9h", "99999999999h"].iter().all(|text| super::duration(text).is_none()));
+}

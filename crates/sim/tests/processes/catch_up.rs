@@ -1,0 +1,79 @@
+//! A node that missed more than the log still holds is filled by a snapshot, and is then equal to the others.
+
+use std::time::{Duration, Instant};
+
+use proto::etcdserverpb as pb;
+use tokio::task::JoinSet;
+
+use crate::client;
+use crate::cluster::{Cluster, Options, is_etcd};
+use crate::tell::figure;
+use crate::watching::watch;
+
+const ENTRIES_KEPT: usize = 200;
+const WRITES: usize = 4000;
+const WRITERS: usize = 50;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_much_is_filled_by_a_snapshot() {
+    let mut cluster = Cluster::start_with(3, Options::default().flag("snapshot-count", ENTRIES_KEPT)).await;
+    let behind = (cluster.leader().await + 1) % 3;
+    let through = cluster.client((behind + 1) % 3);
+    through.put("before", "1").await.unwrap();
+    // What the node will have to forget, and revisions that are compacted while it is away.
+    through.put("deleted-later", "1").await.unwrap();
+    cluster.wait_until_serving(behind).await;
+    let snapshots = applied_snapshots(&cluster, behind);
+    cluster.kill(behind);
+
+    let writers: JoinSet<()> = (0..WRITERS)
+        .map(|writer| {
+            let through = through.clone();
+            async move {
+                let value = "x".repeat(500);
+                for number in (writer..WRITES).step_by(WRITERS) {
+                    through.put(&format!("key-{}", number % 1000), &value).await.unwrap();
+                }
+            }
+        })
+        .collect();
+    writers.join_all().await;
+    through.delete("deleted-later").await.unwrap();
+    let compact = pb::CompactionRequest { revision: 1000, physical: true };
+    through.within(through.kv().compact(compact)).await.unwrap();
+
+    let began = Instant::now();
+    cluster.spawn(behind);
+    cluster.wait_until_serving(behind).await;
+    figure(format_args!(
+        "catch-up: a node that missed {WRITES} entries serves after {} ms",
+        began.elapsed().as_millis()
+    ));
+    cluster.assert_equal_hashes().await;
+    let client = cluster.client(behind);
+    assert_eq!(client.prefix("key-").await.unwrap().kvs.len(), 1000);
+    assert!(client.get("deleted-later").await.unwrap().kvs.is_empty());
+    if !is_etcd() {
+        assert!(applied_snapshots(&cluster, behind) > snapshots, "it was filled by entries, not by a snapshot");
+    }
+
+    // What came by snapshot can be watched from the past, and is there after a restart.
+    let (_open, mut events) = watch(&client, "key-", 1001).await.unwrap();
+    let mut seen = 0;
+    while seen < WRITES - 1000 {
+        let next = tokio::time::timeout(Duration::from_secs(10), events.message()).await;
+        let response = next.expect("events come").unwrap().expect("the stream goes on");
+        assert!(!response.canceled, "{}", response.cancel_reason);
+        seen += response.events.len();
+    }
+    cluster.kill(behind);
+    cluster.spawn(behind);
+    cluster.wait_until_serving(behind).await;
+    cluster.assert_equal_hashes().await;
+    let last = cluster.client(behind).put("after", "1").await.unwrap();
+    assert!(client::revision(&last.header) > WRITES as i64);
+}
+
+fn applied_snapshots(cluster: &Cluster, index: usize) -> usize {
+    cluster.log(index).matches("Applied snapshot").count()
+}

@@ -1,0 +1,100 @@
+//! How long writes pause when the leader stops, dies, or is asked to move.
+
+use std::time::{Duration, Instant};
+
+use proto::etcdserverpb as pb;
+
+use crate::cluster::{Cluster, Options};
+use crate::durability::{Writers, assert_holds};
+use crate::tell::{figure, spread};
+
+const KILLS: usize = 5;
+const ELECTION_MS: u64 = 1000;
+/// A killed leader is missed for one election timeout, and a split vote costs another one; the rest is for a busy machine.
+const GAP_AFTER_KILL_MAX: Duration = Duration::from_millis(4 * ELECTION_MS);
+/// A handover waits for no timeout.
+const GAP_AFTER_HANDOVER_MAX: Duration = Duration::from_millis(ELECTION_MS * 8 / 10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_soon() {
+    let mut cluster = Cluster::start_with(3, Options::default()).await;
+    let mut gaps = Vec::new();
+    for kill in 0..KILLS {
+        let leader = cluster.leader().await;
+        let survivors: Vec<String> = (0..3).filter(|index| *index != leader).map(|index| cluster.endpoint(index)).collect();
+        let writers = Writers::start(&survivors, 2, &format!("kill-{kill}"));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let moment = Instant::now();
+        cluster.kill(leader);
+        gaps.push(gap(&writers, moment).await);
+        let acknowledged = writers.finish().await;
+        cluster.spawn(leader);
+        cluster.wait_until_serving(leader).await;
+        assert_holds(&cluster.client(leader), &acknowledged).await;
+    }
+    figure(format_args!(
+        "failover: writes pause after SIGKILL of the leader: {} (election timeout {ELECTION_MS} ms)",
+        spread(&gaps)
+    ));
+    assert!(gaps.iter().all(|gap| *gap < GAP_AFTER_KILL_MAX), "{gaps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_leader_hands_over() {
+    let mut cluster = Cluster::start_with(3, Options::default()).await;
+    let mut gaps = Vec::new();
+    for stop in 0..3 {
+        let leader = cluster.leader().await;
+        let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+        let endpoints: Vec<String> = others.iter().map(|index| cluster.endpoint(*index)).collect();
+        let writers = Writers::start(&endpoints, 2, &format!("stop-{stop}"));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let moment = Instant::now();
+        let status = cluster.stop(leader).await;
+        assert!(status.success(), "a stopped node ends with exit code 0, not {status}");
+        gaps.push(gap(&writers, moment).await);
+        let acknowledged = writers.finish().await;
+        cluster.spawn(leader);
+        cluster.wait_until_serving(leader).await;
+        assert_holds(&cluster.client(leader), &acknowledged).await;
+    }
+    figure(format_args!("handover: longest pause of writes around SIGTERM of the leader: {}", spread(&gaps)));
+    assert!(gaps.iter().all(|gap| *gap < GAP_AFTER_HANDOVER_MAX), "{gaps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_where_it_is_asked_to() {
+    let cluster = Cluster::start_with(3, Options::default()).await;
+    let leader = cluster.leader().await;
+    let target = (leader + 1) % 3;
+    let writers = Writers::start(&cluster.endpoints(), 1, "move");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let member = cluster.member(leader, target).await.expect("all founders are members");
+    let client = cluster.client(leader);
+    let moment = Instant::now();
+    let request = pb::MoveLeaderRequest { target_id: member.id };
+    client.within(client.maintenance().move_leader(request)).await.unwrap();
+    assert_eq!(cluster.leader().await, target);
+    let gap = gap(&writers, moment).await;
+    let acknowledged = writers.finish().await;
+    assert_holds(&cluster.client(leader), &acknowledged).await;
+    figure(format_args!("move-leader: longest pause of writes: {} ms", gap.as_millis()));
+    assert!(gap < GAP_AFTER_HANDOVER_MAX, "{gap:?}");
+}
+
+/// The longest time between two acknowledgements around `moment`. Waits until writes have flowed for a while again.
+async fn gap(writers: &Writers, moment: Instant) -> Duration {
+    const FLOWING: usize = 20;
+    let deadline = moment + GAP_AFTER_KILL_MAX + Duration::from_secs(10);
+    loop {
+        let moments = writers.moments();
+        let after = moments.iter().filter(|at| **at > moment + Duration::from_millis(ELECTION_MS)).count();
+        if after >= FLOWING {
+            let around = moments.iter().position(|at| *at > moment).unwrap_or(0).saturating_sub(1);
+            let pairs = moments[around..].windows(2);
+            return pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+        }
+        assert!(Instant::now() < deadline, "writes do not flow again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

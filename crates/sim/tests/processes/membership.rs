@@ -1,0 +1,194 @@
+//! Members come, learn, are promoted, go, and come again, while clients write.
+
+use std::time::{Duration, Instant};
+
+use proto::etcdserverpb as pb;
+use tonic::{Code, Status};
+
+use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
+use crate::durability::{Writers, assert_holds};
+use crate::tell::skipped;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_joins_is_promoted_and_leaves() {
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let writers = Writers::start(&cluster.endpoints(), 1, "first");
+    let added = cluster.add_node("existing");
+    let member = add(&cluster, added, true).await.unwrap();
+    assert!(member.is_learner);
+    assert_eq!(add(&cluster, added, true).await.unwrap_err().message(), "etcdserver: Peer URLs already exists");
+    let too_early = promote(&cluster, member.id).await.unwrap_err();
+    assert_eq!(too_early.code(), Code::FailedPrecondition, "{too_early:?}");
+    assert_eq!(
+        too_early.message(),
+        "etcdserver: can only promote a learner member which is in sync with leader"
+    );
+
+    cluster.spawn(added);
+    wait_for_name(&cluster, added).await;
+    let listed = cluster.member(0, added).await.unwrap();
+    assert_eq!((listed.id, listed.is_learner), (member.id, true), "a learner stays one until it is promoted");
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(why) = promote(&cluster, member.id).await {
+        assert!(Instant::now() < deadline, "the learner cannot be promoted: {why:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!cluster.member(0, added).await.unwrap().is_learner);
+    let again = promote(&cluster, member.id).await.unwrap_err();
+    assert_eq!(again.message(), "etcdserver: can only promote a learner member");
+    cluster.wait_until_serving(added).await;
+
+    // It counts: with one founder down, four members still have a quorum of three.
+    let victim = (cluster.leader().await + 1) % 3;
+    cluster.kill(victim);
+    cluster.client(added).put("with-three-of-four", "1").await.unwrap();
+    cluster.spawn(victim);
+    cluster.wait_until_serving(victim).await;
+
+    remove(&cluster, member.id).await.unwrap();
+    assert!(cluster.member(0, added).await.is_none());
+    assert_eq!(remove(&cluster, member.id).await.unwrap_err().message(), "etcdserver: member not found");
+    let acknowledged = writers.finish().await;
+    for index in 0..3 {
+        assert_holds(&cluster.client(index), &acknowledged).await;
+    }
+    stops_acting(&mut cluster, added).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_and_wiped_node_comes_back_as_a_voter() {
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let writers = Writers::start(&cluster.endpoints()[..2], 1, "kept");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let first = cluster.member(0, 2).await.unwrap();
+    remove(&cluster, first.id).await.unwrap();
+    cluster.kill(2);
+    wipe(&cluster, 2);
+
+    let second = add(&cluster, 2, false).await.unwrap();
+    assert_ne!(second.id, first.id, "an id is never used again");
+    assert!(!second.is_learner);
+    cluster.nodes[2].initial_state = "existing";
+    cluster.spawn(2);
+    wait_for_name(&cluster, 2).await;
+    cluster.wait_until_serving(2).await;
+    let acknowledged = writers.finish().await;
+    assert_holds(&cluster.client(2), &acknowledged).await;
+    if !is_etcd() {
+        // Without anyone's help it votes: another one can be missed then.
+        wait_for_voters(&cluster, 3).await;
+    }
+    let victim = (cluster.leader().await + 1) % 2;
+    cluster.kill(victim);
+    cluster.client(2).put("with-two-of-three", "1").await.unwrap();
+    cluster.spawn(victim);
+    cluster.wait_until_all_serve().await;
+    cluster.assert_equal_hashes().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_grows_from_one_and_shrinks_again_under_load() {
+    if is_etcd() {
+        return skipped("a_cluster_grows_from_one", "an etcd that is added must be started before the next one is");
+    }
+    let mut cluster = Cluster::start_with(1, Options::brisk()).await;
+    let writers = Writers::start(&cluster.endpoints(), 2, "grow");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let added = cluster.add_node("existing");
+        ids.push(add(&cluster, added, false).await.unwrap().id);
+        cluster.spawn(added);
+        cluster.wait_until_serving(added).await;
+    }
+    wait_for_voters(&cluster, 3).await;
+    cluster.assert_equal_hashes().await;
+    for id in ids {
+        remove(&cluster, id).await.unwrap();
+    }
+    wait_for_voters(&cluster, 1).await;
+    (1..3).for_each(|index| cluster.kill(index));
+    let client = cluster.client(0);
+    client.put("alone", "1").await.unwrap();
+    assert_holds(&client, &writers.finish().await).await;
+    // The only member cannot leave.
+    let last = cluster.member(0, 0).await.unwrap().id;
+    assert_eq!(remove(&cluster, last).await.unwrap_err().code(), Code::FailedPrecondition);
+}
+
+pub async fn add(cluster: &Cluster, index: usize, is_learner: bool) -> Result<pb::Member, Status> {
+    let through = cluster.client(0);
+    let request = pb::MemberAddRequest { peer_urls: vec![cluster.peer_url(index)], is_learner };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = through.within(through.cluster().member_add(request.clone())).await;
+        match answer {
+            // The members that are there have to be so for a while first.
+            Err(why) if why.message().contains("unhealthy cluster") && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            answer => return answer.map(|answer| answer.member.expect("the member that was added")),
+        }
+    }
+}
+
+async fn promote(cluster: &Cluster, id: u64) -> Result<(), Status> {
+    let through = cluster.client(cluster.leader().await);
+    through.within(through.cluster().member_promote(pb::MemberPromoteRequest { id })).await.map(|_| ())
+}
+
+async fn remove(cluster: &Cluster, id: u64) -> Result<(), Status> {
+    let through = cluster.client(0);
+    through.within(through.cluster().member_remove(pb::MemberRemoveRequest { id })).await.map(|_| ())
+}
+
+/// A member has its name once it has joined.
+async fn wait_for_name(cluster: &Cluster, index: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.member(0, index).await.is_none_or(|member| member.name.is_empty()) {
+        assert!(Instant::now() < deadline, "{} does not join", cluster.nodes[index].name);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until so many members vote, with none learning.
+pub async fn wait_for_voters(cluster: &Cluster, voters: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let client = cluster.client(0);
+        let status = client.within(client.admin().status(proto::admin::StatusRequest {})).await.unwrap();
+        let voting = status.members.iter().filter(|member| !member.learner && member.successor_peer_id == 0).count();
+        if voting == voters && status.members.len() == voters {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{voting} of {voters} vote: {:?}", status.members);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What `rm -rf DIR/*` does.
+pub fn wipe(cluster: &Cluster, index: usize) {
+    let folder = &cluster.nodes[index].data_dir;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let path = entry.path();
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+}
+
+/// A removed node that still runs, or runs again, is no part of the cluster: it takes no writes, serves no linearizable
+/// reads, and disturbs nobody. It may also end by itself.
+async fn stops_acting(cluster: &mut Cluster, removed: usize) {
+    let term = cluster.client(0).status().await.unwrap().raft_term;
+    cluster.kill(removed);
+    cluster.spawn(removed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let outcast = crate::client::Client::with_timeout(&cluster.endpoint(removed), Duration::from_secs(2));
+    assert!(outcast.put("by-a-removed-node", "1").await.is_err(), "a removed node took a write");
+    assert!(outcast.get("with-three-of-four").await.is_err(), "a removed node served a linearizable read");
+    let status = cluster.client(0).status().await.unwrap();
+    assert_eq!(status.raft_term, term, "a removed node caused an election");
+    cluster.client(0).put("after", "1").await.unwrap();
+}
