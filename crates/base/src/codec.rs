@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn ordered_bytes_round_trip_and_keep_their_order() {
         let mut rng = Rng::new(1);
-        let mut word = |rng: &mut Rng| -> Vec<u8> {
+        let word = |rng: &mut Rng| -> Vec<u8> {
             (0..rng.below(5)).map(|_| [0, 1, 2, 0xFE, 0xFF][rng.below(5) as usize]).collect()
         };
         for _ in 0..20_000 {

@@ -159,7 +159,8 @@ impl Given {
 
     /// URLs of one flag as `http://HOST:PORT`.
     fn urls(&self, flag: &str) -> Result<Vec<String>, String> {
-        let urls = self.value(flag).split(',').map(str::trim).map(|url| plain(url).map_err(|why| self.wrong(flag, why)));
+        let urls =
+            self.value(flag).split(',').map(str::trim).map(|url| plain(url).map_err(|why| self.wrong(flag, why)));
         urls.collect()
     }
 
@@ -167,7 +168,8 @@ impl Given {
         let urls = self.urls(flag)?;
         let address = |url: &String| {
             let bare = url.strip_prefix("http://").unwrap_or(url);
-            client_address(bare).ok_or_else(|| self.wrong(flag, format!("must have an IP address to listen at, not {url:?}")))
+            client_address(bare)
+                .ok_or_else(|| self.wrong(flag, format!("must have an IP address to listen at, not {url:?}")))
         };
         urls.iter().map(address).collect()
     }
@@ -175,10 +177,13 @@ impl Given {
     fn settings(mut self) -> Result<Settings, String> {
         let listen_client = self.addresses("listen-client-urls")?;
         if self.is_given("listen-client-urls") && !self.is_given("advertise-client-urls") {
-            return Err("flag --advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
+            return Err(
+                "flag --advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned()
+            );
         }
         for address in listen_client.iter().filter(|address| !is_loopback(address)) {
-            let text = format!("clients are served at {address} without TLS: whoever reaches it reads and writes everything");
+            let text =
+                format!("clients are served at {address} without TLS: whoever reaches it reads and writes everything");
             self.warnings.push(text);
         }
         let advertise_client = self.urls("advertise-client-urls")?;
@@ -240,7 +245,10 @@ impl Given {
             listen_peer,
             advertise_peer: address(own),
             client_urls: client_urls.to_vec(),
-            initial: cluster.values().map(|urls| InitialMember { node: number(urls), address: address(urls) }).collect(),
+            initial: cluster
+                .values()
+                .map(|urls| InitialMember { node: number(urls), address: address(urls) })
+                .collect(),
             bootstrap: founds,
             request_timeout: request_timeout(host.election_timeout()),
             host,
@@ -271,15 +279,16 @@ impl Given {
             return Err(self.wrong(flag, format!("has more than {} members", consensus::membership::MEMBERS_MAX)));
         }
         let Some(own) = cluster.get(name) else {
-            return Err(self.wrong(flag, format!("couldn't find local name {name:?} in the initial cluster configuration")));
+            return Err(
+                self.wrong(flag, format!("couldn't find local name {name:?} in the initial cluster configuration"))
+            );
         };
-        let same = |a: &[String], b: &[String]| a.iter().map(resolved).eq(b.iter().map(resolved));
+        let same = |a: &[String], b: &[String]| a.iter().map(|url| resolved(url)).eq(b.iter().map(|url| resolved(url)));
         if !same(own, &advertised) {
-            return Err(self.wrong(flag, format!(
-                "has {name}={} but --initial-advertise-peer-urls is {}",
-                own.join(","),
-                advertised.join(",")
-            )));
+            return Err(self.wrong(
+                flag,
+                format!("has {name}={} but --initial-advertise-peer-urls is {}", own.join(","), advertised.join(",")),
+            ));
         }
         Ok(cluster)
     }
@@ -289,10 +298,13 @@ impl Given {
         let heartbeat_ms = self.number("heartbeat-interval", 5, 10_000)?;
         let election_ms = self.number("election-timeout", 1, ELECTION_MS_MAX)?;
         if election_ms < 5 * heartbeat_ms {
-            return Err(self.wrong("election-timeout", format!(
-                "--election-timeout[{election_ms}ms] should be at least as 5 times as \
+            return Err(self.wrong(
+                "election-timeout",
+                format!(
+                    "--election-timeout[{election_ms}ms] should be at least as 5 times as \
                  --heartbeat-interval[{heartbeat_ms}ms]"
-            )));
+                ),
+            ));
         }
         let kept = self.number("snapshot-count", 0, 100_000_000)?;
         let host = HostConfig::new(node, 0);
@@ -321,7 +333,9 @@ impl Given {
                 period
                     .filter(|period| *period >= config::AUTO_COMPACTION_PERIOD_MIN)
                     .map(AutoCompaction::Periodic)
-                    .ok_or_else(|| self.wrong(flag, format!("must be hours or a duration such as 30m, not {retention:?}")))
+                    .ok_or_else(|| {
+                        self.wrong(flag, format!("must be hours or a duration such as 30m, not {retention:?}"))
+                    })
             }
             other => Err(self.wrong("auto-compaction-mode", format!("must be periodic or revision, not {other:?}"))),
         }
@@ -358,7 +372,7 @@ fn plain(url: &str) -> Result<String, String> {
 }
 
 /// For comparing: what `localhost` means here.
-fn resolved(url: &String) -> String {
+fn resolved(url: &str) -> String {
     url.replace("//localhost:", "//127.0.0.1:")
 }
 

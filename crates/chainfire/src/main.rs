@@ -37,8 +37,9 @@ fn understand(program: &OsString, words: Vec<OsString>) -> Result<Request, Strin
     let text = |word: OsString| word.into_string().map_err(|word| format!("{word:?} is not valid UTF-8"));
     let mut arguments = words.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
     // Variables that are not text are not ours.
-    let environment: Environment =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    let environment: Environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
     let called_etcd = Path::new(program).file_name().is_some_and(|name| name == "etcd");
     if called_etcd {
         return etcd_flags::understand(&arguments, &environment);

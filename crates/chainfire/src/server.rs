@@ -76,7 +76,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let rules = Rules {
         data_dir: settings.node.data_dir.clone(),
         quota_bytes: settings.quota_bytes,
-        auto_compaction: settings.auto_compaction.clone(),
+        auto_compaction: settings.auto_compaction,
     };
     housekeeping::start(&handle, &stores, rules);
     let server = Server::new(api, server_config);
@@ -115,9 +115,13 @@ fn start_node(
     stores: &Arc<Stores>,
 ) -> Result<Node, String> {
     let open_machine = {
-        let (dir, options) = (config.data_dir.clone(), settings.storage.clone());
+        let (dir, options) = (config.data_dir.clone(), settings.storage);
         let (lessor, stores) = (lessor.clone(), stores.clone());
         Box::new(move |cluster, node: NodeId| store::open(&dir, &options, &lessor, (cluster, node), &stores))
+    };
+    let close_machine = {
+        let stores = stores.clone();
+        Box::new(move || stores.close())
     };
     let stores = stores.clone();
     let fatal = |why: String| {
@@ -126,7 +130,8 @@ fn start_node(
     };
     let runtime = tokio::runtime::Handle::current();
     let service = move |handle| Some(Arc::new(LeaderCalls { handle, stores }) as Arc<dyn node::transport::CallService>);
-    Node::start(config, &runtime, open_machine, service, Arc::new(fatal)).map_err(|error| error.to_string())
+    Node::start(config, &runtime, (open_machine, close_machine), service, Arc::new(fatal))
+        .map_err(|error| error.to_string())
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, String> {

@@ -3,8 +3,8 @@
 //! The state machine itself goes to the applier; here is what the API sees of it. [`Telling`] stands between the two: it
 //! passes what the machine publishes to the hub and to the lessor.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use base::{ClusterId, NodeId};
@@ -27,6 +27,11 @@ impl Stores {
     pub fn get(&self) -> Option<Arc<Store>> {
         self.0.load_full()
     }
+
+    /// Lets go of the store; with the machine gone too, its files are closed.
+    pub fn close(&self) {
+        self.0.store(None);
+    }
 }
 
 pub struct Store {
@@ -37,8 +42,7 @@ pub struct Store {
     reclaiming: Arc<AtomicBool>,
 }
 
-/// Opens the state machine in a data folder and makes its read side available in `stores`. What was open before, of an
-/// incarnation that was given up, is let go of first.
+/// Opens the state machine in a data folder and makes its read side available in `stores`.
 pub fn open(
     dir: &std::path::Path,
     options: &RocksOptions,
@@ -46,7 +50,6 @@ pub fn open(
     identity: (ClusterId, NodeId),
     stores: &Stores,
 ) -> Result<Box<dyn StateMachine>, String> {
-    stores.0.store(None);
     let engine = RocksEngine::open(dir, &layout::FAMILIES, options).map_err(|error| error.to_string())?;
     let engine = Arc::new(engine);
     let (cluster, member) = identity;

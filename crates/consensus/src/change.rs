@@ -91,10 +91,8 @@ impl Group {
         {
             return Err(Refusal::LearnerNotReady);
         }
-        let single = |kind: ConfChangeType, peer: PeerId| ConfChangeSingle {
-            change_type: kind as i32,
-            node_id: peer.0,
-        };
+        let single =
+            |kind: ConfChangeType, peer: PeerId| ConfChangeSingle { change_type: kind as i32, node_id: peer.0 };
         let changes = match step {
             RaftStep::None => {
                 self.propose_record(&record)?;

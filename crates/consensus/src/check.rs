@@ -3,8 +3,8 @@
 //! contradict itself.
 
 use base::PeerId;
-use raft::{Raft, StateRole};
 use raft::eraftpb::{Message, MessageType};
+use raft::{Raft, StateRole};
 
 use crate::log::{LogReader, LogView};
 

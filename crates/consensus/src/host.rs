@@ -121,12 +121,10 @@ impl Host {
                     group.message(message, effects);
                 }
             }
-            Input::Propose { group, seq, command, deadline } => {
-                match touch(&mut self.groups, touched, group) {
-                    Some(found) => found.propose(seq, What::Command(command), deadline, effects),
-                    None => effects.refuse(group, vec![seq], Refusal::NoGroup),
-                }
-            }
+            Input::Propose { group, seq, command, deadline } => match touch(&mut self.groups, touched, group) {
+                Some(found) => found.propose(seq, What::Command(command), deadline, effects),
+                None => effects.refuse(group, vec![seq], Refusal::NoGroup),
+            },
             Input::Change { group, seq, change, deadline } => match touch(&mut self.groups, touched, group) {
                 Some(found) => found.propose(seq, What::Change(change), deadline, effects),
                 None => effects.refuse(group, vec![seq], Refusal::NoGroup),

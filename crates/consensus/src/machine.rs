@@ -73,7 +73,8 @@ pub struct Outcome {
 /// What one call of `apply` came to.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Outcomes of the commands whose origin is the local peer, by `seq`.
+    /// Outcomes of what the local peer proposed, by `seq`: of its commands, and of its membership changes, whose
+    /// outcome is the encoded membership.
     pub outcomes: Vec<(u64, Outcome)>,
     /// (index, hash) at each multiple of [`HASH_EVERY`] passed.
     pub hashes: Vec<(u64, u64)>,

@@ -69,14 +69,28 @@ pub enum MembershipChange {
     Add(Member),
     /// A member's data folder presents itself: an awaited member's first one, or, when the member is known under
     /// another peer, the new incarnation that replaces the one whose log was lost.
-    Arrive { node: NodeId, peer: PeerId },
+    Arrive {
+        node: NodeId,
+        peer: PeerId,
+    },
     /// A learner becomes a voter.
-    Promote { node: NodeId },
-    Remove { node: NodeId },
+    Promote {
+        node: NodeId,
+    },
+    Remove {
+        node: NodeId,
+    },
     /// New texts for a member; `None` leaves one as it is.
-    Describe { node: NodeId, name: Option<String>, peer_urls: Option<Vec<String>>, client_urls: Option<Vec<String>> },
+    Describe {
+        node: NodeId,
+        name: Option<String>,
+        peer_urls: Option<Vec<String>>,
+        client_urls: Option<Vec<String>>,
+    },
     /// The leader's own: the successor has caught up and takes the place of the peer before it.
-    Succeed { node: NodeId },
+    Succeed {
+        node: NodeId,
+    },
 }
 
 /// What Raft has to do for a change.
@@ -88,7 +102,10 @@ pub enum RaftStep {
     AddVoter(PeerId),
     Remove(Vec<PeerId>),
     /// One joint change.
-    Swap { out: PeerId, into: PeerId },
+    Swap {
+        out: PeerId,
+        into: PeerId,
+    },
 }
 
 /// A change as it lies in the log.

@@ -82,8 +82,7 @@ impl Proposals {
         if self.in_flight.values().all(|(sent, _)| *sent >= term) {
             return;
         }
-        let lost: Vec<u64> =
-            self.in_flight.iter().filter(|(_, (sent, _))| *sent < term).map(|(seq, _)| *seq).collect();
+        let lost: Vec<u64> = self.in_flight.iter().filter(|(_, (sent, _))| *sent < term).map(|(seq, _)| *seq).collect();
         let lost = lost.iter().filter_map(|seq| self.in_flight.remove(seq)).map(|(_, proposal)| proposal);
         let lost = lost.collect();
         self.put_back(lost);

@@ -116,12 +116,7 @@ impl Group {
         self.applied = mark.index;
         self.durable = mark.index;
         self.compact_to = None;
-        effects.write(GroupWrite {
-            group: self.id,
-            reset: Some(start),
-            hard: Some(hard),
-            ..GroupWrite::default()
-        });
+        effects.write(GroupWrite { group: self.id, reset: Some(start), hard: Some(hard), ..GroupWrite::default() });
         let number = ready.number();
         self.hold(number, None, messages, effects);
         self.raw.advance_append_async(ready);
@@ -133,11 +128,7 @@ impl Group {
         if !unseen.is_empty() {
             effects.refuse(self.id, unseen, Refusal::TimedOut);
         }
-        effects.event(Event::Membership {
-            group: self.id,
-            index: mark.index,
-            membership: self.membership.clone(),
-        });
+        effects.event(Event::Membership { group: self.id, index: mark.index, membership: self.membership.clone() });
     }
 
     /// Reports changes of leader and role, and what they mean for those who wait.
@@ -308,13 +299,7 @@ impl Group {
         }
     }
 
-    fn hold(
-        &mut self,
-        ready: u64,
-        last: Option<(u64, u64)>,
-        messages: Vec<eraftpb::Message>,
-        effects: &mut Effects,
-    ) {
+    fn hold(&mut self, ready: u64, last: Option<(u64, u64)>, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
         self.held += 1;
         let (group, generation, term) = (self.id, self.generation, self.log.hard().term);
         effects.held.push(Held { group, generation, ready, last, term, messages });

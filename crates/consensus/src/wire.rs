@@ -105,7 +105,11 @@ impl Message {
             1 => Body::Raft(Box::new(eraftpb::Message::decode(bytes).ok()?)),
             2 | 3 => {
                 let term = bytes.try_get_u64_le().ok()?;
-                if kind == 2 { Body::Forward { term, data: bytes } } else { Body::ForwardChange { term, record: bytes } }
+                if kind == 2 {
+                    Body::Forward { term, data: bytes }
+                } else {
+                    Body::ForwardChange { term, record: bytes }
+                }
             }
             4 => {
                 exactly(24)?;
@@ -114,7 +118,7 @@ impl Message {
             5 => {
                 let term = bytes.try_get_u64_le().ok()?;
                 let why = refusal_from(bytes.try_get_u8().ok()?)?;
-                if bytes.len() % 8 != 0 || bytes.len() / 8 > REFUSED_SEQS_MAX {
+                if !bytes.len().is_multiple_of(8) || bytes.len() / 8 > REFUSED_SEQS_MAX {
                     return None;
                 }
                 let seqs = bytes.chunks_exact(8).map(|mut raw| raw.get_u64_le()).collect();

@@ -1,12 +1,16 @@
 //! The three threads that carry a host: the driver takes turns, the log writer makes things durable, the applier feeds
 //! the state machine. They share nothing but queues.
 //!
+//! A wake-up costs more than a small write. So when nothing else waits for the driver and the other thread has nothing to do
+//! either, the driver writes the log or applies the entries itself; when that took long, it leaves such work to the
+//! threads for a while ([`Patience`]).
+//!
 //! The driver publishes the lease and the status after each turn and before it carries the outputs out, so that
 //! whoever learns of a commit through an output finds it published.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId, PeerId};
@@ -34,6 +38,12 @@ const DURABLE_EVERY: Duration = Duration::from_secs(2);
 /// So many entries, or such a time, without the engine flushing by itself, and it is told to.
 const FLUSH_ENTRIES: u64 = 100_000;
 const FLUSH_EVERY: Duration = Duration::from_secs(60);
+
+/// Work that took the driver longer than this is left to its thread for a while.
+const PATIENCE: Duration = Duration::from_millis(2);
+const LEAVE_FOR: Duration = Duration::from_millis(200);
+/// Entries that the driver applies itself at most.
+const INLINE_ENTRIES_MAX: u64 = 4;
 
 /// Work for the applier.
 pub enum Work {
@@ -74,67 +84,152 @@ pub struct DriverStats {
 
 type Persist = (u64, LogBatch);
 
-/// Takes turns until told to stop. `shared` is the group whose status is published.
-pub fn drive(mut host: Host, shared: Arc<Shared>, engines: &Engines, log: &Inbox<Persist>, transport: &Transport) {
-    let mut published = clock::now();
-    while !engines.stop.load(Ordering::Relaxed) {
-        let wait = host.next_turn().since(clock::now());
-        let inputs = engines.inbox.take(wait);
-        let creates: Vec<(GroupId, PeerId)> = inputs
-            .iter()
-            .filter_map(|input| match input {
-                Input::Create(create) => Some((create.group, create.peer)),
-                _ => None,
-            })
-            .collect();
-        let now = clock::now();
-        let outputs = host.turn(now, inputs);
-        engines.stats.turns.fetch_add(1, Ordering::Relaxed);
-        for (group, peer) in creates {
-            let reader = host.log_reader(group).expect("just created");
-            engines.work.push(Work::Host(group, peer, reader));
-        }
-        engines.waiters.publish_lease(host.lease(shared.group));
-        let eventful = outputs.iter().any(|output| matches!(output, Output::Event(_)));
-        if (eventful || now.since(published) >= Duration::from_millis(20))
-            && let Some(status) = host.status(shared.group)
-        {
-            published = now;
-            shared.status.store(Arc::new(status));
-        }
-        carry_out(outputs, &shared, engines, log, transport);
-    }
-    engines.waiters.close();
+/// What waits to be written, and how much of it is not done yet.
+#[derive(Default)]
+pub struct LogQueue {
+    waiting: Inbox<Persist>,
+    open: AtomicUsize,
+    /// Something was written without the log writer's knowledge.
+    unmarked: AtomicBool,
 }
 
-fn carry_out(outputs: Vec<Output>, shared: &Shared, engines: &Engines, log: &Inbox<Persist>, transport: &Transport) {
-    let mut sends: Vec<(NodeId, Message)> = Vec::new();
-    let mut work = Vec::new();
-    for output in outputs {
-        match output {
-            Output::Persist { number, batch } => log.push((number, batch)),
-            Output::Send { to, message } => sends.push((to, message)),
-            Output::Committed { group, first, last } => work.push(Work::Apply { group, first, last }),
-            Output::ReadReady { seqs, index, valid_until, .. } => {
-                engines.waiters.read_ready(&seqs, ReadGrant { index, valid_until });
-            }
-            Output::Refused { seqs, why, .. } => seqs.iter().for_each(|seq| engines.waiters.refuse(*seq, why)),
-            Output::TransferDone { seq, .. } => engines.waiters.answer(seq, Answer::Transferred),
-            Output::BuildSnapshot { group, to, .. } => work.push(Work::BuildSnapshot { group, to }),
-            Output::SendSnapshot { to, message, snapshot } => {
-                let source = engines.sources.lock().remove(&snapshot);
-                engines.stats.snapshots_sent.fetch_add(1, Ordering::Relaxed);
-                send_snapshot(to, message, source, engines.inbox.clone(), transport.clone());
-            }
-            Output::InstallSnapshot { group, staged, .. } => work.push(Work::Install { group, staged }),
-            Output::DiscardSnapshot { staged } => drop(engines.staged.lock().remove(&staged)),
-            Output::Event(event) => tell(&event, shared, engines),
+/// Whether the driver should do a kind of work itself.
+struct Patience {
+    not_before: Instant,
+}
+
+impl Patience {
+    fn allows(&self) -> bool {
+        Instant::now() >= self.not_before
+    }
+
+    fn spent(&mut self, begun: Instant) {
+        let now = Instant::now();
+        if now - begun > PATIENCE {
+            self.not_before = now + LEAVE_FOR;
         }
     }
-    if !work.is_empty() {
-        engines.work.extend(work);
+}
+
+/// The driver's own things.
+pub struct Driver {
+    pub host: Host,
+    pub shared: Arc<Shared>,
+    pub engines: Arc<Engines>,
+    pub store: Arc<dyn LogStore>,
+    pub log: Arc<LogQueue>,
+    pub applier: Arc<Applier>,
+    pub transport: Transport,
+}
+
+impl Driver {
+    /// Takes turns until told to stop.
+    pub fn run(mut self) {
+        let mut published = clock::now();
+        let mut log_patience = Patience { not_before: Instant::now() };
+        let mut apply_patience = Patience { not_before: Instant::now() };
+        let mut done: Vec<Input> = Vec::new();
+        while !self.engines.stop.load(Ordering::Relaxed) {
+            let wait = if done.is_empty() { self.host.next_turn().since(clock::now()) } else { Duration::ZERO };
+            let mut inputs = self.engines.inbox.take(wait);
+            inputs.append(&mut done);
+            let creates: Vec<(GroupId, PeerId)> = inputs
+                .iter()
+                .filter_map(|input| match input {
+                    Input::Create(create) => Some((create.group, create.peer)),
+                    _ => None,
+                })
+                .collect();
+            let now = clock::now();
+            let outputs = self.host.turn(now, inputs);
+            self.engines.stats.turns.fetch_add(1, Ordering::Relaxed);
+            for (group, peer) in creates {
+                let reader = self.host.log_reader(group).expect("just created");
+                self.applier.push(vec![Work::Host(group, peer, reader)]);
+            }
+            self.engines.waiters.publish_lease(self.host.lease(self.shared.group));
+            let eventful = outputs.iter().any(|output| matches!(output, Output::Event(_)));
+            if (eventful || now.since(published) >= Duration::from_millis(20))
+                && let Some(status) = self.host.status(self.shared.group)
+            {
+                published = now;
+                self.shared.status.store(Arc::new(status));
+            }
+            let (work, persist) = self.carry_out(outputs);
+            self.apply(work, &mut apply_patience, &mut done);
+            self.persist(persist, &mut log_patience, &mut done);
+        }
+        self.engines.waiters.close();
     }
-    transport.send(sends);
+
+    /// Carries outputs out, but for what the applier and the log writer are there for.
+    fn carry_out(&self, outputs: Vec<Output>) -> (Vec<Work>, Option<Persist>) {
+        let engines = &self.engines;
+        let mut sends: Vec<(NodeId, Message)> = Vec::new();
+        let mut work = Vec::new();
+        let mut persist = None;
+        for output in outputs {
+            match output {
+                Output::Persist { number, batch } => persist = Some((number, batch)),
+                Output::Send { to, message } => sends.push((to, message)),
+                Output::Committed { group, first, last } => work.push(Work::Apply { group, first, last }),
+                Output::ReadReady { seqs, index, valid_until, .. } => {
+                    engines.waiters.read_ready(&seqs, ReadGrant { index, valid_until });
+                }
+                Output::Refused { seqs, why, .. } => seqs.iter().for_each(|seq| engines.waiters.refuse(*seq, why)),
+                Output::TransferDone { seq, .. } => engines.waiters.answer(seq, Answer::Transferred),
+                Output::BuildSnapshot { group, to, .. } => work.push(Work::BuildSnapshot { group, to }),
+                Output::SendSnapshot { to, message, snapshot } => {
+                    let source = engines.sources.lock().remove(&snapshot);
+                    engines.stats.snapshots_sent.fetch_add(1, Ordering::Relaxed);
+                    send_snapshot(to, message, source, engines.inbox.clone(), self.transport.clone());
+                }
+                Output::InstallSnapshot { group, staged, .. } => work.push(Work::Install { group, staged }),
+                Output::DiscardSnapshot { staged } => drop(engines.staged.lock().remove(&staged)),
+                Output::Event(event) => tell(&event, &self.shared, engines),
+            }
+        }
+        if !sends.is_empty() {
+            self.transport.send(sends);
+        }
+        (work, persist)
+    }
+
+    fn apply(&self, work: Vec<Work>, patience: &mut Patience, done: &mut Vec<Input>) {
+        if let [Work::Apply { group, first, last }] = work[..]
+            && last - first < INLINE_ENTRIES_MAX
+            && patience.allows()
+            && self.engines.inbox.is_empty()
+            && self.applier.idle()
+        {
+            let begun = Instant::now();
+            match self.applier.apply(group, first, last, &self.engines) {
+                Ok(inputs) => done.extend(inputs),
+                Err(error) => (self.engines.fatal)(error),
+            }
+            patience.spent(begun);
+        } else if !work.is_empty() {
+            self.applier.push(work);
+        }
+    }
+
+    fn persist(&self, persist: Option<Persist>, patience: &mut Patience, done: &mut Vec<Input>) {
+        let Some((number, batch)) = persist else { return };
+        let nothing_open = self.log.open.load(Ordering::SeqCst) == 0;
+        if nothing_open && patience.allows() && done.is_empty() && self.engines.inbox.is_empty() {
+            let begun = Instant::now();
+            if let Err(error) = self.store.write(&batch) {
+                return (self.engines.fatal)(error.to_string());
+            }
+            self.engines.stats.synced(begun.elapsed());
+            self.log.unmarked.store(true, Ordering::SeqCst);
+            patience.spent(begun);
+            done.push(Input::Persisted { number });
+        } else {
+            self.log.open.fetch_add(1, Ordering::SeqCst);
+            self.log.waiting.push((number, batch));
+        }
+    }
 }
 
 fn tell(event: &Event, shared: &Shared, engines: &Engines) {
@@ -173,15 +268,19 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
 }
 
 /// Writes batches until told to stop: whatever waits goes out with one write and one fsync.
-pub fn write_log(store: &dyn LogStore, log: &Inbox<Persist>, engines: &Engines) {
+pub fn write_log(store: &dyn LogStore, log: &LogQueue, engines: &Engines) {
     let mut idle = true;
     loop {
-        let waiting = log.take(if idle { Duration::from_millis(500) } else { IDLE });
+        let waiting = log.waiting.take(if idle { Duration::from_millis(500) } else { IDLE });
+        let written = waiting.len();
         if waiting.is_empty() {
             if engines.stop.load(Ordering::Relaxed) {
                 break;
             }
-            if !idle && let Err(error) = store.idle() {
+            let unmarked = log.unmarked.swap(false, Ordering::SeqCst);
+            if (!idle || unmarked)
+                && let Err(error) = store.idle()
+            {
                 return (engines.fatal)(error.to_string());
             }
             idle = true;
@@ -200,6 +299,7 @@ pub fn write_log(store: &dyn LogStore, log: &Inbox<Persist>, engines: &Engines) 
         }
         engines.stats.synced(begun.elapsed());
         engines.inbox.push(Input::Persisted { number });
+        log.open.fetch_sub(written, Ordering::SeqCst);
     }
     // The mark is made durable on the way out; after an error there is nothing left to save.
     let _ = store.idle();
@@ -224,55 +324,99 @@ struct Applying {
     flushing: Arc<AtomicBool>,
 }
 
-/// Applies committed entries until told to stop. `machine` gives each group its state machine.
-pub fn apply(mut machine: impl FnMut(GroupId) -> Box<dyn StateMachine>, engines: &Engines) {
-    let mut groups: HashMap<GroupId, Applying> = HashMap::new();
-    let mut asked = Instant::now();
-    let mut next_snapshot = 0;
-    loop {
-        for work in coalesce(engines.work.take(Duration::from_millis(200))) {
-            let result = match work {
-                Work::Stop => return stop(&mut groups),
-                Work::Host(group, peer, reader) => {
-                    let machine = machine(group);
-                    let flushing = Arc::default();
-                    engines.waiters.set_applied(machine.mark().index);
-                    let durable = machine.mark().index;
-                    groups
-                        .insert(group, Applying { peer, reader, machine, durable, flushed: Instant::now(), flushing });
-                    Ok(())
-                }
-                Work::Apply { group, first, last } => match groups.get_mut(&group) {
-                    Some(applying) => applying.apply(group, first, last, engines),
-                    None => Ok(()),
-                },
-                Work::BuildSnapshot { group, to } => {
-                    next_snapshot += 1;
-                    groups.get(&group).map_or(Ok(()), |applying| applying.build(group, to, next_snapshot, engines))
-                }
-                Work::Receiver { group, reply } => {
-                    let sink = groups.get(&group).and_then(|applying| applying.machine.receiver().ok());
-                    // The stream may have ended meanwhile.
-                    let _ = reply.send(sink);
-                    Ok(())
-                }
-                Work::Install { group, staged } => match groups.get_mut(&group) {
-                    Some(applying) => applying.install(group, staged, engines),
-                    None => Ok(()),
-                },
-            };
-            if let Err(error) = result {
-                return (engines.fatal)(error);
-            }
+/// The state machines and the work that waits for them. The applier's thread does it, or the driver when there is little.
+pub struct Applier {
+    work: Arc<Inbox<Work>>,
+    /// Pieces of work that are not done yet.
+    open: AtomicUsize,
+    machines: Mutex<HashMap<GroupId, Box<dyn StateMachine>>>,
+    groups: Mutex<HashMap<GroupId, Applying>>,
+}
+
+impl Applier {
+    /// `work` may also be filled from elsewhere.
+    pub fn new(work: Arc<Inbox<Work>>) -> Applier {
+        Applier { work, open: AtomicUsize::new(0), machines: Mutex::default(), groups: Mutex::default() }
+    }
+
+    /// The state machine of a group that is about to be created.
+    pub fn give(&self, group: GroupId, machine: Box<dyn StateMachine>) {
+        self.machines.lock().insert(group, machine);
+    }
+
+    fn push(&self, work: Vec<Work>) {
+        self.open.fetch_add(work.len(), Ordering::SeqCst);
+        self.work.extend(work);
+    }
+
+    fn idle(&self) -> bool {
+        self.open.load(Ordering::SeqCst) == 0 && self.work.is_empty()
+    }
+
+    fn apply(&self, group: GroupId, first: u64, last: u64, engines: &Engines) -> Result<Vec<Input>, String> {
+        match self.groups.lock().get_mut(&group) {
+            Some(applying) => applying.apply(group, first, last, engines),
+            None => Ok(Vec::new()),
         }
-        if asked.elapsed() >= DURABLE_EVERY {
-            asked = Instant::now();
-            for (group, applying) in &mut groups {
-                if let Err(error) = applying.durable(*group, engines) {
+    }
+
+    /// Applies committed entries until told to stop.
+    pub fn run(&self, engines: &Engines) {
+        let mut asked = Instant::now();
+        let mut next_snapshot = 0;
+        loop {
+            let taken = self.work.take(Duration::from_millis(200));
+            let counted = taken.iter().filter(|work| !matches!(work, Work::Receiver { .. } | Work::Stop)).count();
+            for work in coalesce(taken) {
+                let result = match work {
+                    Work::Stop => return stop(&mut self.groups.lock()),
+                    Work::Host(group, peer, reader) => {
+                        self.host(group, peer, reader, engines);
+                        Ok(())
+                    }
+                    Work::Apply { group, first, last } => {
+                        self.apply(group, first, last, engines).map(|inputs| engines.inbox.extend(inputs))
+                    }
+                    Work::BuildSnapshot { group, to } => {
+                        next_snapshot += 1;
+                        let groups = self.groups.lock();
+                        groups.get(&group).map_or(Ok(()), |applying| applying.build(group, to, next_snapshot, engines))
+                    }
+                    Work::Receiver { group, reply } => {
+                        let groups = self.groups.lock();
+                        let sink = groups.get(&group).and_then(|applying| applying.machine.receiver().ok());
+                        // The stream may have ended meanwhile.
+                        let _ = reply.send(sink);
+                        Ok(())
+                    }
+                    Work::Install { group, staged } => match self.groups.lock().get_mut(&group) {
+                        Some(applying) => applying.install(group, staged, engines),
+                        None => Ok(()),
+                    },
+                };
+                if let Err(error) = result {
                     return (engines.fatal)(error);
                 }
             }
+            self.open.fetch_sub(counted, Ordering::SeqCst);
+            if asked.elapsed() >= DURABLE_EVERY {
+                asked = Instant::now();
+                for (group, applying) in self.groups.lock().iter_mut() {
+                    if let Err(error) = applying.durable(*group, engines) {
+                        return (engines.fatal)(error);
+                    }
+                }
+            }
         }
+    }
+
+    fn host(&self, group: GroupId, peer: PeerId, reader: Arc<LogReader>, engines: &Engines) {
+        let machine = self.machines.lock().remove(&group).expect("a machine is given before its group is created");
+        let index = machine.mark().index;
+        engines.waiters.set_applied(index);
+        let applying =
+            Applying { peer, reader, machine, durable: index, flushed: Instant::now(), flushing: Arc::default() };
+        self.groups.lock().insert(group, applying);
     }
 }
 
@@ -301,7 +445,8 @@ fn stop(groups: &mut HashMap<GroupId, Applying>) {
 }
 
 impl Applying {
-    fn apply(&mut self, group: GroupId, first: u64, last: u64, engines: &Engines) -> Result<(), String> {
+    fn apply(&mut self, group: GroupId, first: u64, last: u64, engines: &Engines) -> Result<Vec<Input>, String> {
+        let mut inputs = Vec::new();
         let mut next = first;
         while next <= last {
             let entries = self.reader.read(next, last, APPLY_BYTES_MAX).map_err(|error| error.to_string())?;
@@ -313,17 +458,10 @@ impl Applying {
             for (seq, outcome) in applied.outcomes {
                 engines.waiters.answer(seq, Answer::Outcome(outcome));
             }
-            for entry in &entries {
-                if let consensus::Payload::Membership { membership, done: Some((origin, seq)) } = &entry.payload
-                    && *origin == self.peer
-                {
-                    engines.waiters.answer(*seq, Answer::Changed(membership.clone()));
-                }
-            }
-            engines.inbox.push(Input::Applied { group, index: reached, hashes: applied.hashes });
+            inputs.push(Input::Applied { group, index: reached, hashes: applied.hashes });
             next = reached + 1;
         }
-        Ok(())
+        Ok(inputs)
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {

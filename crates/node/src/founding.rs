@@ -31,14 +31,17 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(200);
 /// While nothing changes, waiting is mentioned this often.
 const SAY_EVERY: u32 = 50;
+const STANDING_BYTES_MAX: usize = 4096;
 
 /// What a node says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Standing {
     cluster: ClusterId,
     node: NodeId,
     peer: PeerId,
     bootstrap: bool,
+    name: String,
+    client_urls: Vec<String>,
 }
 
 /// Brings this node into a cluster, then tells the cluster what there is to know of it. Runs until both are done.
@@ -95,7 +98,9 @@ async fn enter(shell: &Arc<Shell>) -> Result<(), String> {
                 members.push(Member {
                     node: standing.node,
                     peer: standing.peer,
+                    name: standing.name,
                     peer_urls: vec![other.address.clone()],
+                    client_urls: standing.client_urls,
                     role: MemberRole::Voter,
                     ..Member::default()
                 });
@@ -308,6 +313,8 @@ impl Shell {
             node: identity.node,
             peer: identity.peer,
             bootstrap: self.config.bootstrap,
+            name: self.config.name.clone(),
+            client_urls: self.config.client_urls.clone(),
         }
     }
 
@@ -331,20 +338,37 @@ impl Shell {
     }
 }
 
+/// 8 cluster, 8 node, 8 peer, 1 bootstrap; then lines: the name and the client URLs.
 impl Standing {
     fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(25);
+        let mut out = BytesMut::with_capacity(64);
         [self.cluster.0, self.node.0, self.peer.0].into_iter().for_each(|number| out.put_u64_le(number));
         out.put_u8(u8::from(self.bootstrap));
+        out.put_slice(self.name.as_bytes());
+        for url in &self.client_urls {
+            out.put_u8(b'\n');
+            out.put_slice(url.as_bytes());
+        }
         out.freeze()
     }
 
     fn decode(mut bytes: Bytes) -> Option<Standing> {
-        (bytes.len() == 25).then(|| Standing {
-            cluster: ClusterId(bytes.get_u64_le()),
-            node: NodeId(bytes.get_u64_le()),
-            peer: PeerId(bytes.get_u64_le()),
-            bootstrap: bytes.get_u8() == 1,
+        if !(25..=STANDING_BYTES_MAX).contains(&bytes.len()) {
+            return None;
+        }
+        let (cluster, node, peer) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
+        let bootstrap = bytes.get_u8() == 1;
+        let text = String::from_utf8(bytes.to_vec()).ok()?;
+        let mut lines = text.split('\n').map(str::to_owned);
+        let name = lines.next().unwrap_or_default();
+        let client_urls = lines.collect();
+        Some(Standing {
+            cluster: ClusterId(cluster),
+            node: NodeId(node),
+            peer: PeerId(peer),
+            bootstrap,
+            name,
+            client_urls,
         })
     }
 }

@@ -73,7 +73,7 @@ impl GroupHandle {
         let asked = self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline });
         async move {
             match asked?.await {
-                Ok(Answer::Changed(membership)) => Ok(Membership::decode(&membership).unwrap_or_default()),
+                Ok(Answer::Outcome(outcome)) => Ok(Membership::decode(&outcome.body).unwrap_or_default()),
                 other => Err(refusal(other)),
             }
         }
@@ -143,7 +143,11 @@ impl GroupHandle {
     }
 
     /// Asks the leader's node, which may be this one, something that only a leader knows.
-    pub fn call_leader(&self, method: u8, body: Bytes) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
+    pub fn call_leader(
+        &self,
+        method: u8,
+        body: Bytes,
+    ) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
         let shared = self.0.clone();
         async move {
             let leader = shared.status.load().leader_node;

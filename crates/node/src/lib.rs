@@ -31,8 +31,8 @@ pub mod node;
 pub mod transport;
 pub(crate) mod waiters;
 
-pub use handle::{GroupHandle, ReadGrant};
-pub use identity::{Identity, IdentityError};
 pub use driver::DriverStats;
 pub use founding::FIRST_METHOD;
+pub use handle::{GroupHandle, ReadGrant};
+pub use identity::{Identity, IdentityError};
 pub use node::{InitialMember, Node, NodeConfig, StartError};

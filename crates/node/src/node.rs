@@ -16,7 +16,7 @@ use storage::{LogError, LogStore};
 use tokio::sync::broadcast;
 
 use crate::clock;
-use crate::driver::{self, DriverStats, Engines, Work};
+use crate::driver::{self, Applier, Driver, DriverStats, Engines, LogQueue, Work};
 use crate::founding::{self, Answers};
 use crate::handle::{GroupHandle, Shared};
 use crate::identity::{Folder, Identity, IdentityError};
@@ -71,6 +71,10 @@ pub enum StartError {
 /// Opens the state machine in the data folder, once the cluster and the node are known.
 pub type OpenMachine = Box<dyn Fn(ClusterId, NodeId) -> Result<Box<dyn StateMachine>, String> + Send + Sync>;
 
+/// Lets go of everything that an [`OpenMachine`] has opened beside the machine itself, which is dropped before: the
+/// folder is about to be emptied.
+pub type CloseMachine = Box<dyn FnOnce() + Send>;
+
 /// A running node.
 pub struct Node {
     shell: Arc<Shell>,
@@ -97,7 +101,7 @@ impl Node {
     pub fn start(
         config: NodeConfig,
         runtime: &tokio::runtime::Handle,
-        open_machine: OpenMachine,
+        (open_machine, close_machine): (OpenMachine, CloseMachine),
         service: impl FnOnce(GroupHandle) -> Option<Arc<dyn CallService>>,
         fatal: Arc<dyn Fn(String) + Send + Sync>,
     ) -> Result<Node, StartError> {
@@ -105,7 +109,7 @@ impl Node {
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
         let identity = folder.identity(config.node)?;
-        let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine)?;
+        let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine, close_machine)?;
         let inbox: Arc<Inbox<Input>> = Arc::default();
         let work: Arc<Inbox<Work>> = Arc::default();
         let waiters = Arc::new(Waiters::new(clock::random_u64()));
@@ -208,11 +212,8 @@ impl Shell {
         let members = membership.members.values().flat_map(|member| member.peer_urls.iter());
         let initial = self.config.initial.iter().map(|member| &member.address);
         let own = crate::transport::bare_address(&self.config.advertise_peer).to_owned();
-        let mut all: Vec<String> = members
-            .chain(initial)
-            .filter(|address| crate::transport::bare_address(address) != own)
-            .cloned()
-            .collect();
+        let mut all: Vec<String> =
+            members.chain(initial).filter(|address| crate::transport::bare_address(address) != own).cloned().collect();
         all.sort();
         all.dedup();
         all
@@ -270,23 +271,29 @@ impl Shell {
     }
 
     fn start_threads(&self, machine: Box<dyn StateMachine>, node: NodeId) {
-        let log: Arc<Inbox<(u64, storage::LogBatch)>> = Arc::default();
+        let log: Arc<LogQueue> = Arc::default();
+        let applier = Arc::new(Applier::new(self.engines.work.clone()));
+        applier.give(GROUP, machine);
         let host_config = HostConfig { node, ..self.config.host };
-        let host = Host::new(host_config, self.store.clone(), clock::now());
+        let driver = Driver {
+            host: Host::new(host_config, self.store.clone(), clock::now()),
+            shared: self.handle.0.clone(),
+            engines: self.engines.clone(),
+            store: self.store.clone(),
+            log: log.clone(),
+            applier: applier.clone(),
+            transport: self.transport.clone(),
+        };
         let mut threads = self.threads.lock();
         let mut start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             threads.push(thread.expect("threads can be started"));
         };
-        let (engines, queue, shared) = (self.engines.clone(), log.clone(), self.handle.0.clone());
-        let transport = self.transport.clone();
-        start("driver", Box::new(move || driver::drive(host, shared, &engines, &queue, &transport)));
+        start("driver", Box::new(move || driver.run()));
         let (engines, store) = (self.engines.clone(), self.store.clone());
         start("log-writer", Box::new(move || driver::write_log(store.as_ref(), &log, &engines)));
         let engines = self.engines.clone();
-        let mut machine = Some(machine);
-        let give = move |_| machine.take().expect("one group lives here");
-        start("applier", Box::new(move || driver::apply(give, &engines)));
+        start("applier", Box::new(move || applier.run(&engines)));
     }
 }
 
@@ -299,6 +306,7 @@ fn open_log(
     identity: Identity,
     config: &NodeConfig,
     open_machine: &OpenMachine,
+    close_machine: CloseMachine,
 ) -> Result<Opened, StartError> {
     let dir = folder.path().join("raft");
     // A log that was written once cannot be gone.
@@ -325,6 +333,7 @@ fn open_log(
         return Err(StartError::Alone(why));
     }
     drop(machine);
+    close_machine();
     let next = folder.reincarnate(&identity)?;
     tracing::error!(
         target: "chainfire_storage",

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::Time;
-use bytes::Bytes;
 use consensus::{LeaderLease, Outcome, Refusal};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -13,20 +12,21 @@ use crate::handle::ReadGrant;
 
 /// What a client gets told.
 pub enum Answer {
+    /// Of a command, or of a membership change: its body is then the encoded membership.
     Outcome(Outcome),
-    /// An encoded membership.
-    Changed(Bytes),
     Transferred,
     Refused(Refusal),
 }
 
 type ReadAnswer = Result<ReadGrant, Refusal>;
+type Granted = (ReadGrant, oneshot::Sender<ReadAnswer>);
 
 pub struct Waiters {
     next_seq: AtomicU64,
     clients: [Mutex<HashMap<u64, oneshot::Sender<Answer>>>; SHARDS],
     readers: Mutex<HashMap<u64, oneshot::Sender<ReadAnswer>>>,
-    behind: Mutex<BTreeMap<(u64, u64), (ReadGrant, oneshot::Sender<ReadAnswer>)>>,
+    /// By index and `seq`.
+    behind: Mutex<BTreeMap<(u64, u64), Granted>>,
     applied: AtomicU64,
     committed: AtomicU64,
     lease_until: AtomicU64,

@@ -128,13 +128,28 @@ fn leave_sequence_zero(db: &DB) -> Result<(), rust_rocksdb::Error> {
     db.write_opt(&batch, &without_log)
 }
 
+/// Where an operation on one key takes effect.
+fn place<'a>(op: &Op<'a>) -> (FamilyId, &'a [u8]) {
+    match op {
+        Op::Put { family, key, .. } | Op::Delete { family, key } => (*family, key),
+        Op::DeleteRange { family, from, .. } => (*family, from),
+    }
+}
+
 impl Engine for RocksEngine {
     fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
         let store = self.store()?;
         let mut writer = self.writer.lock();
         let Writer { batch: rocks, options } = &mut *writer;
         rocks.clear();
-        for op in batch.ops() {
+        let mut ops: Vec<Op<'_>> = batch.ops().collect();
+        if !ops.iter().any(|op| matches!(op, Op::DeleteRange { .. })) {
+            // Neighbours are cheap to insert one after the other, and of several writes of a key only the last counts.
+            ops.sort_by_key(|op| place(op));
+            let last_of_key = |at: usize| ops.get(at + 1).is_none_or(|next| place(next) != place(&ops[at]));
+            ops = (0..ops.len()).filter(|at| last_of_key(*at)).map(|at| ops[at]).collect();
+        }
+        for op in ops {
             match op {
                 Op::Put { family, key, value } => rocks.put_cf(&store.family(family), key, value),
                 Op::Delete { family, key } => rocks.delete_cf(&store.family(family), key),

@@ -40,7 +40,8 @@ impl Api {
             role: role(group.role) as i32,
             leader_node_id: group.leader_node.0,
             raft_term: group.term,
-            raft_index: group.committed,
+            // The status is as of the last turn; what was applied since was committed.
+            raft_index: group.committed.max(applied),
             raft_applied_index: applied,
             raft_last_index: group.last,
             raft_durable_index: group.durable,
@@ -140,11 +141,7 @@ fn members(membership: &Membership, group: &GroupStatus) -> Vec<pb::Member> {
 
 fn to_wire(member: &Member, group: &GroupStatus) -> pb::Member {
     let progress = group.followers.iter().find(|(peer, _, _)| *peer == member.peer).map(|(_, matched, active)| {
-        pb::Progress {
-            match_index: *matched,
-            lag_entries: group.last.saturating_sub(*matched),
-            active: *active,
-        }
+        pb::Progress { match_index: *matched, lag_entries: group.last.saturating_sub(*matched), active: *active }
     });
     pb::Member {
         node_id: member.node.0,

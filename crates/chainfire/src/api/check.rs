@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use proto::etcdserverpb as pb;
 use pb::request_op::Request;
+use proto::etcdserverpb as pb;
 
 use crate::error::ApiError;
 

@@ -17,12 +17,8 @@ impl Api {
         let request: pb::MemberAddRequest = decode(message)?;
         check_urls(&request.peer_urls)?;
         let node = NodeId(node::clock::random_u64() >> 1);
-        let member = Member {
-            node,
-            peer_urls: request.peer_urls,
-            promote_when_ready: !request.is_learner,
-            ..Member::default()
-        };
+        let member =
+            Member { node, peer_urls: request.peer_urls, promote_when_ready: !request.is_learner, ..Member::default() };
         tracing::info!(target: "chainfire_raft", "Adding node, node={node} addr={}", member.peer_urls.join(","));
         let membership = self.handle.change(MembershipChange::Add(member)).await.map_err(refused)?;
         let member = membership.members.get(&node).map(to_wire);
@@ -84,9 +80,9 @@ fn to_wire(member: &Member) -> pb::Member {
 fn check_urls(urls: &[String]) -> Result<(), Status> {
     let good = |url: &String| {
         let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-        let port = rest.and_then(|rest| rest.rsplit_once(':')).and_then(|(host, port)| {
-            (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten()
-        });
+        let port = rest
+            .and_then(|rest| rest.rsplit_once(':'))
+            .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten());
         port.is_some() && url.len() <= consensus::membership::TEXT_BYTES_MAX
     };
     let known = !urls.is_empty() && urls.len() <= consensus::membership::URLS_MAX && urls.iter().all(good);

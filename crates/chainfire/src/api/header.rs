@@ -44,5 +44,6 @@ pub fn encode(response: &impl Message) -> Result<Bytes, Status> {
 
 /// Reads a request.
 pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|error| Status::internal(format!("grpc: failed to unmarshal the received message: {error}")))
+    M::decode(message)
+        .map_err(|error| Status::internal(format!("grpc: failed to unmarshal the received message: {error}")))
 }

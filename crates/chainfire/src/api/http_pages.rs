@@ -28,7 +28,9 @@ impl Api {
             "/readyz" => self.probe(query, true).await,
             "/version" => json(
                 StatusCode::OK,
-                format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_VERSION}","storage":"{ETCD_VERSION}"}}"#),
+                format!(
+                    r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_VERSION}","storage":"{ETCD_VERSION}"}}"#
+                ),
             ),
             "/metrics" => page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (self.sources)()),
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
@@ -92,7 +94,11 @@ impl Api {
 }
 
 fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
-    query.split('&').filter_map(move |part| part.split_once('=')).filter(move |(key, _)| *key == name).map(|(_, value)| value)
+    query
+        .split('&')
+        .filter_map(move |part| part.split_once('='))
+        .filter(move |(key, _)| *key == name)
+        .map(|(_, value)| value)
 }
 
 fn json(status: StatusCode, body: String) -> Response<HttpBody> {

@@ -1,8 +1,10 @@
 //! The Lease service. Granting and revoking are replicated; how long a lease has left only the leader knows.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus::Refusal;
 use proto::etcdserverpb as pb;
 use rpc::Status;
 use rpc::server::{RequestStream, ResponseSink};
@@ -12,6 +14,8 @@ use super::leader::{REMAINING, RENEW};
 use super::{Api, refused, status_of};
 use crate::command::Command;
 use crate::error::ApiError;
+
+const LEADER_POLL: Duration = Duration::from_millis(20);
 
 impl Api {
     pub(super) async fn lease_grant(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
@@ -77,6 +81,14 @@ impl Api {
     async fn ask_leader(&self, method: u8, id: i64) -> Result<Bytes, Status> {
         let mut body = BytesMut::with_capacity(8);
         body.put_i64_le(id);
-        self.handle.call_leader(method, body.freeze()).await.map_err(refused)
+        let body = body.freeze();
+        let deadline = Instant::now() + self.handle.request_timeout();
+        loop {
+            match self.handle.call_leader(method, body.clone()).await {
+                // An election, or a leader that has not counted its leases yet: clients are to notice neither.
+                Err(Refusal::NoLeader) if Instant::now() < deadline => tokio::time::sleep(LEADER_POLL).await,
+                answer => return answer.map_err(refused),
+            }
+        }
     }
 }

@@ -29,21 +29,26 @@ impl Api {
     pub(super) fn status(&self) -> Result<Bytes, Status> {
         let group = self.handle.status();
         let stats = self.stores.get().map(|store| store.reader.stats()).unwrap_or_default();
+        let applied = self.stores.get().map_or(0, |store| store.reader.current().mark.index);
         let mut errors = Vec::new();
         if group.leader.is_none() {
             errors.push(ApiError::NoLeader.text().to_owned());
         }
         errors.extend(self.alarms().into_iter().map(|(kind, member)| {
-            format!("memberID:{member} alarm:{} ", pb::AlarmType::try_from(kind).map_or("UNKNOWN", |kind| kind.as_str_name()))
+            format!(
+                "memberID:{member} alarm:{} ",
+                pb::AlarmType::try_from(kind).map_or("UNKNOWN", |kind| kind.as_str_name())
+            )
         }));
         encode(&pb::StatusResponse {
             header: Some(self.header_now()),
             version: ETCD_VERSION.to_owned(),
             db_size: stats.engine.total_bytes as i64,
             leader: group.leader_node.0,
-            raft_index: group.committed,
+            // The status is as of the last turn; what was applied since was committed.
+            raft_index: group.committed.max(applied),
             raft_term: group.term,
-            raft_applied_index: self.stores.get().map_or(0, |store| store.reader.current().mark.index),
+            raft_applied_index: applied,
             errors,
             db_size_in_use: stats.engine.live_bytes as i64,
             is_learner: group.role == Role::Learner,
@@ -127,7 +132,7 @@ impl Api {
                 // An estimate until the end, but never zero before it.
                 let remaining_bytes = if last { 0 } else { total.saturating_sub(cut.sent).max(1) };
                 let response = pb::SnapshotResponse {
-                    header: Some(header.clone()),
+                    header: Some(header),
                     remaining_bytes,
                     blob: blob.into(),
                     version: ETCD_VERSION.to_owned(),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::etcdserverpb as pb;
 use pb::watch_create_request::FilterType;
 use pb::watch_request::RequestUnion;
+use proto::etcdserverpb as pb;
 use rpc::Status;
 use rpc::server::{Call, RequestStream, ResponseSink};
 

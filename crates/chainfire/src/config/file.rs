@@ -92,7 +92,9 @@ struct Entry<'a> {
 fn entries<'a>(root: &'a DeTable<'a>) -> Vec<Entry<'a>> {
     let mut all = Vec::new();
     for (name, value) in root.iter() {
-        let entry = |section, name: &'a toml::Spanned<toml::de::DeString<'a>>, value: &'a toml::Spanned<DeValue<'a>>| {
+        let entry = |section,
+                     name: &'a toml::Spanned<toml::de::DeString<'a>>,
+                     value: &'a toml::Spanned<DeValue<'a>>| {
             Entry { section, name: name.get_ref(), value: value.get_ref(), span: name.span() }
         };
         let section = name.get_ref().as_ref();

@@ -145,7 +145,9 @@ fn clients(layers: &Layers, warnings: &mut Vec<String>) -> Result<(Vec<SocketAdd
                  network.insecure = true to serve them all the same"
             ));
         }
-        warnings.push(format!("clients are served at {address} without TLS: whoever reaches it reads and writes everything"));
+        warnings.push(format!(
+            "clients are served at {address} without TLS: whoever reaches it reads and writes everything"
+        ));
     }
     let mut advertise = layers.texts("network", "api_advertise_urls").to_vec();
     if advertise.is_empty() {
@@ -187,7 +189,8 @@ fn storage(layers: &Layers) -> RocksOptions {
 fn compaction(layers: &Layers) -> Result<AutoCompaction, String> {
     let (mode, retention) = (layers.text("compaction", "mode"), layers.text("compaction", "retention"));
     let at = layers.origin("compaction", "retention");
-    let wrong = |what| format!("{at}: compaction.retention must be {what} when compaction.mode is {mode:?}, not {retention:?}");
+    let wrong =
+        |what| format!("{at}: compaction.retention must be {what} when compaction.mode is {mode:?}, not {retention:?}");
     match mode {
         "off" => Ok(AutoCompaction::Off),
         "periodic" => match duration(retention).filter(|period| *period >= AUTO_COMPACTION_PERIOD_MIN) {

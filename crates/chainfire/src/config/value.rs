@@ -35,11 +35,19 @@ pub enum Value {
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     Switch,
-    Number { min: u64, max: u64 },
+    Number {
+        min: u64,
+        max: u64,
+    },
     /// A number of bytes; as text also with a unit.
-    Bytes { min: u64, max: u64 },
+    Bytes {
+        min: u64,
+        max: u64,
+    },
     /// Any text of at most so many bytes.
-    Text { bytes_max: usize },
+    Text {
+        bytes_max: usize,
+    },
     Choice(&'static [&'static str]),
     /// `IP:PORT`.
     Address,
@@ -119,28 +127,28 @@ impl fmt::Display for Kind {
             Kind::Switch => f.write_str("true or false"),
             Kind::Number { min, max } => write!(f, "a whole number from {min} to {max}"),
             Kind::Bytes { min, max } => {
-                write!(f, "a number of bytes from {min} to {max}, such as {} or \"64MiB\"", (64u64 << 20).clamp(*min, *max))
+                write!(
+                    f,
+                    "a number of bytes from {min} to {max}, such as {} or \"64MiB\"",
+                    (64u64 << 20).clamp(*min, *max)
+                )
             }
             Kind::Text { bytes_max } => write!(f, "a text of at most {bytes_max} bytes"),
-            Kind::Choice(choices) => f.write_str(&choices.map_join(", ")),
+            Kind::Choice(choices) => write!(f, "one of {}", quoted(choices)),
             Kind::Address => f.write_str("IP:PORT, such as \"127.0.0.1:2380\""),
             Kind::Addresses => f.write_str("IP:PORT, such as \"127.0.0.1:2379\", or a list of these"),
             Kind::Urls => f.write_str("a list of URLs such as \"http://10.0.0.1:2379\""),
             Kind::Members => f.write_str("a list of { node_id = 1, address = \"HOST:PORT\" } or \"1=HOST:PORT\""),
             Kind::Retention => f.write_str("a duration such as \"1h\", or a number of revisions"),
-            Kind::LogLevel => f.write_str("error, warn, info, debug, trace, off, or a list such as \"info,chainfire_raft=debug\""),
+            Kind::LogLevel => {
+                f.write_str("error, warn, info, debug, trace, off, or a list such as \"info,chainfire_raft=debug\"")
+            }
         }
     }
 }
 
-trait MapJoin {
-    fn map_join(&self, between: &str) -> String;
-}
-
-impl MapJoin for [&str] {
-    fn map_join(&self, between: &str) -> String {
-        self.iter().map(|choice| format!("\"{choice}\"")).collect::<Vec<_>>().join(between)
-    }
+fn quoted(choices: &[&str]) -> String {
+    choices.iter().map(|choice| format!("{choice:?}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Given {

@@ -56,7 +56,7 @@ fn all_members_number_each_other_alike() {
     assert_ne!(other.node.node, members[0].node.node);
 }
 
-const NUMBERS_OF_THREE: [u64; 3] = [0, 0, 0];
+const NUMBERS_OF_THREE: [u64; 3] = [4_204_045_083_410_018_616, 8_595_999_853_221_037_746, 6_628_874_667_919_344_161];
 
 #[test]
 fn who_joins_has_no_number() {

@@ -141,7 +141,11 @@ impl Metrics {
         }
         page.gauge("chainfire_connections_open", "Client connections.", server.connections_open);
         page.counter("chainfire_connections_accepted_total", "Connections taken.", server.connections_accepted);
-        page.counter("chainfire_connections_refused_total", "Connections beyond the bounds.", server.connections_refused);
+        page.counter(
+            "chainfire_connections_refused_total",
+            "Connections beyond the bounds.",
+            server.connections_refused,
+        );
     }
 
     fn etcds(&self, page: &mut Page, sources: &Sources) {
@@ -239,7 +243,11 @@ fn watching(page: &mut Page, watch: &WatchStats) {
     page.gauge("chainfire_watch_batches_waiting", "Applied batches not yet dispatched.", watch.batches_waiting);
     page.counter("chainfire_watch_events_sent_total", "Events sent.", watch.events_sent);
     page.counter("chainfire_watch_responses_sent_total", "Responses sent.", watch.responses_sent);
-    page.counter("chainfire_watch_fall_backs_total", "Times that a slow stream fell back to reading.", watch.fall_backs);
+    page.counter(
+        "chainfire_watch_fall_backs_total",
+        "Times that a slow stream fell back to reading.",
+        watch.fall_backs,
+    );
     page.counter("chainfire_watch_history_reads_total", "Reads of the past for watchers.", watch.history_reads);
 }
 

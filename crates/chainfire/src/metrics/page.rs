@@ -37,7 +37,8 @@ impl Page {
             let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
         }
         count += beyond;
-        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum_seconds}\n{name}_count {count}");
+        let _ =
+            writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum_seconds}\n{name}_count {count}");
     }
 
     fn family<V: Display>(

@@ -76,7 +76,9 @@ mod tests {
         let mut page = Page::default();
         add(&mut page);
         let text = page.text();
-        for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"] {
+        for name in
+            ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"]
+        {
             assert!(text.contains(&format!("\n{name} ")), "{name} is missing in {text}");
         }
     }

@@ -9,8 +9,8 @@ use base::NodeId;
 use consensus::{Input, Message, SnapshotSource};
 use tokio::sync::oneshot;
 
-use super::frame::{self, Purpose};
 use super::Transport;
+use super::frame::{self, Purpose};
 use crate::clock;
 use crate::driver::Work;
 

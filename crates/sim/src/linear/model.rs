@@ -139,7 +139,8 @@ impl State {
 pub fn partition(history: &[Operation]) -> BTreeMap<String, Result<Vec<Step>, String>> {
     let mut keys: BTreeMap<&str, Vec<&Operation>> = BTreeMap::new();
     for operation in history {
-        if let Call::Put { key, .. } | Call::Get { key } | Call::Delete { key } | Call::Cas { key, .. } = &operation.call
+        if let Call::Put { key, .. } | Call::Get { key } | Call::Delete { key } | Call::Cas { key, .. } =
+            &operation.call
         {
             keys.entry(key).or_default().push(operation);
         }

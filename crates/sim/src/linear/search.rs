@@ -55,7 +55,10 @@ pub fn search(key: &str, steps: &[Step], steps_max: u64, deadline: Instant) -> R
         stack.push(search.frame(state));
         count += 1;
         if count > steps_max || (count % STEPS_PER_LOOK == 0 && Instant::now() > deadline) {
-            return Ok(End::GaveUp(format!("key {key}: gave up after {count} configurations of {} steps", steps.len())));
+            return Ok(End::GaveUp(format!(
+                "key {key}: gave up after {count} configurations of {} steps",
+                steps.len()
+            )));
         }
     }
     if search.certain_left == 0 { Ok(End::Found) } else { Err(best.explain(key, &search)) }

@@ -29,8 +29,10 @@ impl Story {
     }
 
     fn get(mut self, client: u64, span: (u64, u64), key: &str, found: Option<(&str, u64)>, revision: u64) -> Story {
-        let found =
-            found.map(|(value, modified)| Found { key: key.into(), value: value.into(), modified }).into_iter().collect();
+        let found = found
+            .map(|(value, modified)| Found { key: key.into(), value: value.into(), modified })
+            .into_iter()
+            .collect();
         let outcome = Outcome { revision, done: false, found };
         let call = Call::Get { key: key.into() };
         self.0.push(Operation { client, start: span.0, end: Some(span.1), call, outcome: Some(outcome) });
@@ -105,12 +107,8 @@ fn plain_and_concurrent_histories_pass() {
 
 #[test]
 fn a_stale_read_is_caught() {
-    let story = || {
-        Story::new()
-            .put(1, (1, 2), "k", "a", 2)
-            .put(1, (3, 4), "k", "b", 3)
-            .get(2, (5, 6), "k", Some(("a", 2)), 2)
-    };
+    let story =
+        || Story::new().put(1, (1, 2), "k", "a", 2).put(1, (3, 4), "k", "b", 3).get(2, (5, 6), "k", Some(("a", 2)), 2);
     story().fails("backwards");
     story().without_revisions().fails("no order fits");
     // The header claims to be recent, the content is old.
@@ -118,9 +116,8 @@ fn a_stale_read_is_caught() {
     lying.0[2].outcome.as_mut().unwrap().revision = 3;
     lying.fails("old value");
     // While the second put runs, either may be read; but not the new one and then the old one.
-    let racing = || {
-        Story::new().put(1, (1, 2), "k", "a", 2).put(1, (3, 9), "k", "b", 3).get(2, (4, 5), "k", Some(("a", 2)), 2)
-    };
+    let racing =
+        || Story::new().put(1, (1, 2), "k", "a", 2).put(1, (3, 9), "k", "b", 3).get(2, (4, 5), "k", Some(("a", 2)), 2);
     racing().passes();
     racing().without_revisions().passes();
     racing().get(3, (1, 3), "k", Some(("b", 3)), 3).without_revisions().fails("no order fits");
@@ -149,10 +146,13 @@ fn a_lost_update_is_caught() {
 #[test]
 fn a_value_nobody_wrote_is_caught() {
     Story::new().get(1, (1, 2), "k", Some(("ghost", 2)), 2).fails("nobody wrote");
-    let refused = Story::new()
-        .put(1, (1, 2), "k", "a", 2)
-        .cas(1, (3, 4), 0, "b", false, 2)
-        .get(2, (5, 6), "k", Some(("b", 3)), 3);
+    let refused = Story::new().put(1, (1, 2), "k", "a", 2).cas(1, (3, 4), 0, "b", false, 2).get(
+        2,
+        (5, 6),
+        "k",
+        Some(("b", 3)),
+        3,
+    );
     refused.fails("nobody wrote");
 }
 
@@ -190,13 +190,14 @@ fn double_application_is_caught() {
 
 #[test]
 fn unknown_outcomes_may_take_effect_late_or_never() {
-    let late = |seen: Option<(&str, u64)>| {
-        Story::new()
-            .lost_put(1, 1, "k", "late")
-            .put(2, (2, 3), "k", "a", 2)
-            .get(2, (4, 5), "k", Some(("a", 2)), 2)
-            .get(2, (6, 7), "k", seen, if seen == Some(("a", 2)) { 2 } else { 3 })
-    };
+    let late =
+        |seen: Option<(&str, u64)>| {
+            Story::new()
+                .lost_put(1, 1, "k", "late")
+                .put(2, (2, 3), "k", "a", 2)
+                .get(2, (4, 5), "k", Some(("a", 2)), 2)
+                .get(2, (6, 7), "k", seen, if seen == Some(("a", 2)) { 2 } else { 3 })
+        };
     late(Some(("a", 2))).passes();
     late(Some(("late", 3))).passes();
     late(None).fails("no order fits");

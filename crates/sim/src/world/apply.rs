@@ -8,6 +8,7 @@ use consensus::{Applied, Entry, Input, Membership, StateMachine};
 use storage::engine::Engine;
 
 use super::bug::Bug;
+use super::fault::Moment;
 use super::node::Node;
 use super::queue::Happening;
 use super::stage::Stage;
@@ -154,6 +155,7 @@ impl Node {
         replica.applied = mark.index;
         share.durable = mark.index;
         self.installs += 1;
+        stage.moments.push((self.at, Moment::Installed));
         stage.note(node, "installed", &[("group", group.0), ("index", mark.index), ("hash", mark.hash)]);
         stage.ledger.applied(group, replica.peer, mark);
         let membership = Membership::decode(&replica.machine.membership()).unwrap_or_default();

@@ -14,7 +14,7 @@ pub enum Bug {
     DropWatchEvent,
     /// Reads under the leader's lease are answered without another look at the clock.
     ServePastLease,
-    /// What a node voted is gone when it comes up again.
+    /// What a node voted is gone when it comes up again, and it thinks that it never voted.
     ForgetVote,
     /// A follower's state machine skips a command now and then.
     SkipCommand,

@@ -8,6 +8,7 @@ use consensus::{Event, Input, Message, Output, Refusal};
 use storage::LogBatch;
 
 use super::bug::Bug;
+use super::fault::Moment;
 use super::node::{Node, Syncing};
 use super::plan::MS;
 use super::queue::Happening;
@@ -42,7 +43,11 @@ impl Node {
                 self.wake_applier(stage, group);
             }
             Output::ReadReady { group, seqs, index, valid_until } => {
-                stage.note(self.id.0, "read-ready", &[("group", group.0), ("index", index), ("reads", seqs.len() as u64)]);
+                stage.note(
+                    self.id.0,
+                    "read-ready",
+                    &[("group", group.0), ("index", index), ("reads", seqs.len() as u64)],
+                );
                 for seq in seqs {
                     self.end(stage, seq);
                     self.read_at(stage, group, seq, index, valid_until);
@@ -107,6 +112,9 @@ impl Node {
             Event::Leader { group, term, leader, .. } => {
                 stage.note(node, "leader", &[("group", group.0), ("term", term), ("leader", leader.0)]);
                 stage.ledger.leader(group, term, leader);
+                if self.disk.shares.get(&group).is_some_and(|share| share.peer == leader) {
+                    stage.moments.push((self.at, Moment::Leads));
+                }
             }
             Event::NoLeader { group, term } => stage.note(node, "no-leader", &[("group", group.0), ("term", term)]),
             Event::ElectionTimeout { group, term } => {
@@ -123,6 +131,7 @@ impl Node {
                 ];
                 stage.note(node, "membership", &counts);
                 stage.ledger.membership(group, index, membership);
+                stage.moments.push((self.at, Moment::MembershipChanged));
             }
             Event::HashMismatch { group, peer, index, ours, theirs } => {
                 stage.note(node, "hash-mismatch", &[("group", group.0), ("peer", peer.0), ("index", index)]);
@@ -137,9 +146,16 @@ impl Node {
     fn send(&mut self, stage: &mut Stage, to: NodeId, message: &Message) {
         let bytes = message.encode();
         let at = to.0 as usize - 1;
-        stage.note(self.id.0, "send", &[("to", to.0), ("bytes", bytes.len() as u64), ("hash", base::hash::roll(0, &bytes))]);
+        stage.note(
+            self.id.0,
+            "send",
+            &[("to", to.0), ("bytes", bytes.len() as u64), ("hash", base::hash::roll(0, &bytes))],
+        );
         let node = self.id.0;
         stage.trace.say(stage.now, node, || describe(message));
+        if matches!(&message.body, Body::Raft(raft) if raft.msg_type == VOTE && !raft.reject) {
+            stage.moments.push((self.at, Moment::Voted));
+        }
         // The stream between two nodes repeats nothing; raft's own messages are repeated all the same.
         let mut trips = stage.net.trips(self.at, at);
         if !matches!(message.body, Body::Raft(_)) {
@@ -226,12 +242,31 @@ impl Node {
     }
 }
 
+/// A vote, as the raft crate numbers its messages.
+const VOTE: i32 = 6;
+
 /// A message in a few words, for readers of a trace.
 fn describe(message: &Message) -> String {
     const KINDS: [&str; 19] = [
-        "hup", "beat", "propose", "append", "append-response", "vote?", "vote", "snapshot", "heartbeat",
-        "heartbeat-response", "unreachable", "snapshot-status", "check-quorum", "transfer", "timeout-now", "read-index",
-        "read-index-response", "pre-vote?", "pre-vote",
+        "hup",
+        "beat",
+        "propose",
+        "append",
+        "append-response",
+        "vote?",
+        "vote",
+        "snapshot",
+        "heartbeat",
+        "heartbeat-response",
+        "unreachable",
+        "snapshot-status",
+        "check-quorum",
+        "transfer",
+        "timeout-now",
+        "read-index",
+        "read-index-response",
+        "pre-vote?",
+        "pre-vote",
     ];
     match &message.body {
         Body::Raft(raft) => format!(

@@ -8,7 +8,50 @@ use super::net;
 use super::plan::{MS, SECOND};
 use super::queue::{Ending, Happening};
 
+/// When a fault does the most harm. Nodes tell of such moments as they go through them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A vote has left.
+    Voted,
+    /// A term has a new leader, this node.
+    Leads,
+    /// A membership change was committed here.
+    MembershipChanged,
+    /// A snapshot was put in place.
+    Installed,
+    /// A read was allowed, for as long as the lease holds, and has not been done.
+    ReadGranted,
+}
+
 impl World {
+    /// Strikes at tender moments, now and then.
+    pub fn strike_moments(&mut self) {
+        for (at, moment) in std::mem::take(&mut self.stage.moments) {
+            let faults = &self.stage.plan.faults;
+            let (crashes, pauses, partitions) = (faults.crashes, faults.pauses, faults.partitions);
+            let percent = match moment {
+                Moment::ReadGranted => faults.moments_percent.div_ceil(10),
+                Moment::Voted => faults.moments_percent * 2,
+                Moment::Leads | Moment::MembershipChanged | Moment::Installed => faults.moments_percent,
+            };
+            if self.stage.healed || !self.stage.rng.percent(percent) {
+                continue;
+            }
+            match (moment, self.stage.rng.below(3)) {
+                (Moment::ReadGranted, _) if pauses => self.strike_pause(at),
+                (Moment::Leads, 0) if pauses => self.strike_pause(at),
+                (Moment::Leads, 1) if partitions => self.strike_isolation(at),
+                (Moment::ReadGranted, _) => {}
+                _ if crashes && self.nodes[at].running.is_some() => {
+                    self.crash(at);
+                    let down = self.stage.rng.below(30 * MS);
+                    self.stage.after(down, Happening::Start { at });
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// One fault strikes, and the next is planned.
     pub fn fault(&mut self) {
         if self.stage.healed {
@@ -71,6 +114,16 @@ impl World {
         self.stage.after(span, Happening::End(Ending::Partition { number }));
     }
 
+    /// One node alone against the rest.
+    fn strike_isolation(&mut self, at: usize) {
+        let others = (0..self.nodes.len()).filter(|other| *other != at);
+        let links = others.flat_map(|other| [(at, other), (other, at)]).collect();
+        let number = self.stage.net.cut(links);
+        self.stage.note(at as u64 + 1, "isolated", &[("number", number)]);
+        let span = self.stage.plan.election_timeout() * self.stage.rng.between(5, 40) / 10;
+        self.stage.after(span, Happening::End(Ending::Partition { number }));
+    }
+
     fn strike_slow_disk(&mut self, at: usize) {
         self.nodes[at].slow_disk = true;
         self.stage.note(at as u64 + 1, "slow-disk", &[]);
@@ -96,7 +149,11 @@ impl World {
         let Some(group) = node.disk.log.groups().first().copied() else { return };
         let last = node.disk.log.state(group).map_or(0, |state| state.last);
         node.damaged = true;
-        if self.stage.rng.percent(50) { node.disk.log.lose() } else { node.disk.log.corrupt(group, last) }
+        if self.stage.rng.percent(50) {
+            node.disk.log.lose()
+        } else {
+            node.disk.log.corrupt(group, last)
+        }
         self.stage.note(at as u64 + 1, "log-damaged", &[("last", last)]);
     }
 

@@ -133,8 +133,7 @@ impl Ledger {
         *highest = index;
         let Some((term, membership)) = known else { return };
         for voters in [&membership.voters, &membership.voters_outgoing] {
-            let holds =
-                |peer: &&PeerId| self.disks.get(&(group, **peer)).is_some_and(|disk| disk.holds(index, term));
+            let holds = |peer: &&PeerId| self.disks.get(&(group, **peer)).is_some_and(|disk| disk.holds(index, term));
             let holding = voters.iter().filter(holds).count();
             if !voters.is_empty() && holding <= voters.len() / 2 {
                 let of = voters.len();

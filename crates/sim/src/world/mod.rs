@@ -155,11 +155,9 @@ impl World {
         found(&mut stage, &mut nodes);
         let clients = Clients::new(&mut stage);
         let watchers = Watchers::new(&mut stage);
-        for (delay, what) in [
-            (500 * MS, Happening::Fault),
-            (1_000 * MS, Happening::Operate),
-            (stage.plan.faulty, Happening::Heal),
-        ] {
+        for (delay, what) in
+            [(500 * MS, Happening::Fault), (1_000 * MS, Happening::Operate), (stage.plan.faulty, Happening::Heal)]
+        {
             stage.after(delay, what);
         }
         World {
@@ -184,6 +182,7 @@ impl World {
             self.stage.now = time;
             self.stage.ledger.at(time);
             self.happen(what);
+            self.strike_moments();
             for (number, transfer) in std::mem::take(&mut self.stage.outgoing) {
                 self.transfers.begin(number, transfer);
             }

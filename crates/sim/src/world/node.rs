@@ -228,7 +228,7 @@ impl Node {
                 peer: share.peer,
                 mark,
                 membership: membership.clone(),
-                fresh: self.disk.fresh,
+                fresh: self.disk.fresh || stage.has(Bug::ForgetVote),
             }));
             machines.push((*group, share.peer, machine, reader, tap, mark, membership));
         }
@@ -350,7 +350,8 @@ impl Node {
                 // Whoever has just stepped down, or changed its peers, may have counted under others.
                 let steady = leads && membership == replica.membership;
                 let index = status.committed;
-                let entry = replica.log.read(index, index, u64::MAX).ok().and_then(|entries| entries.into_iter().next());
+                let entry =
+                    replica.log.read(index, index, u64::MAX).ok().and_then(|entries| entries.into_iter().next());
                 let known = entry.filter(|_| steady).map(|entry| (entry.term, &membership));
                 stage.ledger.committed(*group, index, known);
                 replica.membership = membership;

@@ -104,8 +104,7 @@ impl World {
             6 => {
                 let Some(member) = self.stage.rng.pick(&members) else { return };
                 let name = Some(format!("name-{}", self.stage.rng.below(100)));
-                let change =
-                    MembershipChange::Describe { node: member.node, name, peer_urls: None, client_urls: None };
+                let change = MembershipChange::Describe { node: member.node, name, peer_urls: None, client_urls: None };
                 (Asked::Describe, change)
             }
             _ => {

@@ -78,6 +78,8 @@ pub struct Faults {
     pub membership: bool,
     /// Logs damaged or lost, members rebuilt.
     pub lost_logs: bool,
+    /// Of a hundred tender moments (see [`super::fault::Moment`]), how many are struck.
+    pub moments_percent: u64,
 }
 
 impl Plan {
@@ -151,6 +153,7 @@ impl Faults {
             transfers: maybe(40, 1) > 0,
             membership: maybe(45, 1) > 0,
             lost_logs: maybe(35, 1) > 0,
+            moments_percent: maybe(60, 20),
         }
     }
 }

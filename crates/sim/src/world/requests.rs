@@ -7,6 +7,7 @@ use consensus::{Input, MembershipChange, Refusal};
 use proto::etcdserverpb::{RangeRequest, RangeResponse};
 
 use super::bug::Bug;
+use super::fault::Moment;
 use super::node::Node;
 use super::plan::MS;
 use super::queue::Happening;
@@ -104,7 +105,12 @@ impl Node {
         let Some(running) = &mut self.running else { return };
         if let Some(reading) = running.readings.get_mut(&seq) {
             reading.valid_until = valid_until;
-            let delay = stage.rng.below(MS);
+            // A worker may be late. Between what allowed a read and the read itself lies the moment in which a lease runs
+            // out.
+            let delay = if stage.rng.percent(2) { stage.rng.below(400 * MS) } else { stage.rng.below(MS) };
+            if valid_until.is_some() {
+                stage.moments.push((who.at, Moment::ReadGranted));
+            }
             stage.after(delay, Happening::Read { who, seq });
         }
     }
@@ -127,8 +133,7 @@ impl Node {
             Err(error) => return stage.ledger.fail(|| format!("an answer cannot be decoded: {error}")),
         };
         reading.answer = Some(Answer::Found { revision: revision as u64, found: found(&response) });
-        // A slow worker now and then: the moment between reading and answering is where a lease runs out.
-        let delay = if stage.rng.percent(2) { stage.rng.below(400 * MS) } else { stage.rng.below(MS / 5) };
+        let delay = stage.rng.below(MS / 5);
         stage.after(delay, Happening::ReadDone { who, seq });
     }
 

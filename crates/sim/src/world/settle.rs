@@ -167,9 +167,9 @@ impl World {
                     continue;
                 }
                 let kind = if value.is_some() { EventKind::Put } else { EventKind::Delete };
-                let there = changes.get(&revision).is_some_and(|events| {
-                    events.iter().any(|event| event.kind == kind && event.key == key.as_bytes())
-                });
+                let there = changes
+                    .get(&revision)
+                    .is_some_and(|events| events.iter().any(|event| event.kind == kind && event.key == key.as_bytes()));
                 if !there {
                     return Err(format!("the acknowledged write of {key} at revision {revision} is gone"));
                 }

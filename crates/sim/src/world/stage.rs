@@ -3,6 +3,7 @@
 use base::{GroupId, Rng};
 
 use super::bug::Bug;
+use super::fault::Moment;
 use super::ledger::Ledger;
 use super::net::Net;
 use super::plan::Plan;
@@ -25,6 +26,8 @@ pub struct Stage {
     names: Rng,
     /// Faults are over for good.
     pub healed: bool,
+    /// Tender moments that nodes went through in this step.
+    pub moments: Vec<(usize, Moment)>,
     /// Snapshots that leave in this step, with their numbers.
     pub outgoing: Vec<(u64, Transfer)>,
 }
@@ -43,6 +46,7 @@ impl Stage {
             rng: rng.fork(3),
             plan,
             healed: false,
+            moments: Vec::new(),
             outgoing: Vec::new(),
         }
     }

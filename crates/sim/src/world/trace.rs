@@ -25,7 +25,11 @@ impl Trace {
         if self.print {
             let (ms, us) = (time / 1_000_000, time / 1_000 % 1_000);
             print!("{ms:>7}.{us:03} ");
-            if who == 0 { print!("     -") } else { print!("node {who}") }
+            if who == 0 {
+                print!("     -")
+            } else {
+                print!("node {who}")
+            }
             print!(" {word:<18}");
             for (name, number) in numbers {
                 if *number > 1 << 32 { print!(" {name}={number:x}") } else { print!(" {name}={number}") }

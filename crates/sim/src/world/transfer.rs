@@ -80,7 +80,11 @@ impl World {
             }
             Step::Ended(ok) => {
                 let (group, to) = (transfer.message.group, transfer.message.to);
-                self.stage.note(transfer.from.at as u64 + 1, "snapshot-sent", &[("number", number), ("ok", u64::from(ok))]);
+                self.stage.note(
+                    transfer.from.at as u64 + 1,
+                    "snapshot-sent",
+                    &[("number", number), ("ok", u64::from(ok))],
+                );
                 self.nodes[transfer.from.at].give(&mut self.stage, Input::SnapshotSent { group, to, ok });
             }
         }

@@ -195,9 +195,9 @@ impl World {
         let bored = !stage.healed && this.rng.percent(1);
         // A node that is no member of the group (any more) has nothing to tell.
         let group = this.group;
-        let serves =
-            |node: &Node, stage: &Stage| node.enlisted && stage.ledger.is_member(group, node.id);
-        let gone = this.stream.as_ref().is_none_or(|(who, _)| nodes[who.at].who() != *who || !serves(&nodes[who.at], stage));
+        let serves = |node: &Node, stage: &Stage| node.enlisted && stage.ledger.is_member(group, node.id);
+        let gone =
+            this.stream.as_ref().is_none_or(|(who, _)| nodes[who.at].who() != *who || !serves(&nodes[who.at], stage));
         if gone || bored {
             this.disconnect();
             let at = this.rng.below(nodes.len() as u64) as usize;

@@ -355,11 +355,7 @@ fn lease_key(id: i64) -> String {
 }
 
 fn range(from: &str, to: &str) -> pb::RangeRequest {
-    pb::RangeRequest {
-        key: from.to_owned().into(),
-        range_end: to.to_owned().into(),
-        ..pb::RangeRequest::default()
-    }
+    pb::RangeRequest { key: from.to_owned().into(), range_end: to.to_owned().into(), ..pb::RangeRequest::default() }
 }
 
 /// What goes over the wire.

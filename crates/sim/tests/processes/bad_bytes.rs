@@ -100,7 +100,8 @@ async fn garbage_on_the_client_port_is_closed() {
         assert_closes(address, &[format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000)).as_bytes()]);
     }
     for _ in 0..300 {
-        let mut frame = vec![0, 0, rng.below(64) as u8, rng.below(12) as u8, rng.next_u64() as u8, 0, 0, 0, rng.below(8) as u8];
+        let mut frame =
+            vec![0, 0, rng.below(64) as u8, rng.below(12) as u8, rng.next_u64() as u8, 0, 0, 0, rng.below(8) as u8];
         frame.extend((0..frame[2]).map(|_| rng.next_u64() as u8));
         send_and_leave(address, &[preface, &settings, &frame, &frame]);
     }
@@ -131,7 +132,10 @@ async fn slow_connections_harm_nobody_and_are_closed() {
         busy.as_micros(),
         2 * PER_PORT
     ));
-    assert!(busy < calm * 4 + Duration::from_millis(20), "puts take {busy:?} beside slow connections, {calm:?} without");
+    assert!(
+        busy < calm * 4 + Duration::from_millis(20),
+        "puts take {busy:?} beside slow connections, {calm:?} without"
+    );
     // A node that comes back finds the leader's Raft port open to it.
     let follower = (leader + 1) % 3;
     cluster.kill(follower);

@@ -154,8 +154,11 @@ async fn wrong_memberships(client: &Client, taken_url: &str) {
 /// Messages that are no protobuf, and methods that do not exist.
 async fn wrong_bytes(client: &Client) {
     // A length-delimited field that promises more than there is; an impossible wire type; a varint without end.
-    let malformed: [&[u8]; 4] = [b"\x0a\x7fshort", b"\x0f\x01", b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x0a"];
-    for method in ["/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn", "/etcdserverpb.Lease/LeaseGrant"] {
+    let malformed: [&[u8]; 4] =
+        [b"\x0a\x7fshort", b"\x0f\x01", b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x0a"];
+    for method in
+        ["/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn", "/etcdserverpb.Lease/LeaseGrant"]
+    {
         for bytes in malformed {
             let status = raw(client, method, bytes).await.unwrap_err();
             assert_eq!(status.code(), Code::Internal, "{method} with {bytes:?}: {status:?}");
@@ -174,7 +177,10 @@ async fn wrong_bytes(client: &Client) {
 }
 
 impl Client {
-    async fn lease_of(&self, request: pb::LeaseGrantRequest) -> Result<tonic::Response<pb::LeaseGrantResponse>, Status> {
+    async fn lease_of(
+        &self,
+        request: pb::LeaseGrantRequest,
+    ) -> Result<tonic::Response<pb::LeaseGrantResponse>, Status> {
         self.lease().lease_grant(request).await
     }
 

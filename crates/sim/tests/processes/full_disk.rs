@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use proto::etcdserverpb as pb;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -41,7 +42,10 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
         fill(&ballast, size);
         let full = Instant::now();
         let refused = until_refused(&client, "key", "small").await;
-        figure(format_args!("full disk, cycle {cycle}: refused {} ms after it filled up", (refused - full).as_millis()));
+        figure(format_args!(
+            "full disk, cycle {cycle}: refused {} ms after it filled up",
+            (refused - full).as_millis()
+        ));
         assert!(refused - full < REFUSED_WITHIN, "refused after {:?}", refused - full);
         reads_and_deletes_go_on(&client, cycle).await;
         if cycle == 1 {
@@ -97,7 +101,7 @@ async fn reads_and_deletes_go_on(client: &Client, cycle: usize) {
     assert_eq!(client.delete(&format!("before-{cycle}")).await.unwrap().deleted, 1);
     let refused = client.put("key", "still refused").await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
-    let alarms = client.within(client.maintenance().alarm(Default::default())).await.unwrap().alarms;
+    let alarms = client.within(client.maintenance().alarm(pb::AlarmRequest::default())).await.unwrap().alarms;
     assert_eq!(alarms.len(), 1, "the alarm is told: {alarms:?}");
 }
 
@@ -126,9 +130,8 @@ impl SmallDisk {
         let path = CString::new(folder.path().as_os_str().as_bytes())?;
         let options = CString::new(format!("size={DISK_BYTES},mode=700"))?;
         // SAFETY: all texts end with a zero byte and live through the call.
-        let done = unsafe {
-            libc::mount(c"tmpfs".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast())
-        };
+        let done =
+            unsafe { libc::mount(c"tmpfs".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast()) };
         if done == 0 { Ok(SmallDisk(folder)) } else { Err(std::io::Error::last_os_error()) }
     }
 

@@ -98,7 +98,8 @@ fn planted_faults_are_seen(history: &[Operation]) {
     *found = vec![linear::Found { key: key.clone(), value: value.clone(), modified }];
     assert!(matches!(judge(&stale), Verdict::Violation { .. }), "a stale read was not seen");
 
-    let at = (0..history.len()).find(|at| nothing_deleted(history, *at)).expect("some key was read before its deletion");
+    let at =
+        (0..history.len()).find(|at| nothing_deleted(history, *at)).expect("some key was read before its deletion");
     let mut lost = history.to_vec();
     lost[at].outcome.as_mut().expect("an answered read").found.clear();
     assert!(matches!(judge(&lost), Verdict::Violation { .. }), "a lost write was not seen");
@@ -146,11 +147,8 @@ async fn a_stale_read_of_a_real_server_is_seen() {
     let first = client::revision(&client.put("key-0", "first").await.unwrap().header) as u64;
     let second = client::revision(&client.put("key-0", "second").await.unwrap().header) as u64;
     // The past, asked for on purpose, and told as if it were the present.
-    let old = proto::etcdserverpb::RangeRequest {
-        key: client::bytes("key-0"),
-        revision: first as i64,
-        ..Default::default()
-    };
+    let old =
+        proto::etcdserverpb::RangeRequest { key: client::bytes("key-0"), revision: first as i64, ..Default::default() };
     let old = client.range(old).await.unwrap().kvs.remove(0);
     let put = |start, value: &str, revision| Operation {
         client: 1,

@@ -131,9 +131,8 @@ async fn wait_for_other_peer(cluster: &Cluster, through: usize, index: usize, ol
 /// The segment with most in it, and up to where it is written: behind that it holds zeroes.
 fn largest_segment(data_dir: &Path) -> (PathBuf, u64) {
     let segments = fs::read_dir(data_dir.join("raft")).unwrap().map(|entry| entry.unwrap().path());
-    let segments = segments.filter(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-"))
-    });
+    let segments =
+        segments.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")));
     let sized = segments.map(|path| {
         let content = fs::read(&path).unwrap();
         let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);

@@ -28,9 +28,8 @@ async fn watches_get_every_revision_once_while_nodes_are_killed() {
     let mut cluster = Cluster::start_with(3, Options::brisk()).await;
     let stop = Arc::new(AtomicBool::new(false));
     let watchers: Vec<_> = (0..WATCHERS).map(|first| Watcher::start(&cluster.endpoints(), first)).collect();
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|id| tokio::spawn(write(cluster.endpoints(), id as u64, stop.clone())))
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|id| tokio::spawn(write(cluster.endpoints(), id as u64, stop.clone()))).collect();
     let mut rng = Rng::new(u64::from(std::process::id()));
     for round in 0..ROUNDS {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -208,7 +207,10 @@ impl Watcher {
                     return told.events.clone();
                 }
                 let why = &told.last_failure;
-                assert!(Instant::now() < deadline, "a watch stays behind at revision {at} of {last}; last failure: {why}");
+                assert!(
+                    Instant::now() < deadline,
+                    "a watch stays behind at revision {at} of {last}; last failure: {why}"
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

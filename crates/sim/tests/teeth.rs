@@ -1,0 +1,65 @@
+//! The simulator can see: each planted bug is caught within a bounded number of seeds, and without one the same seeds
+//! pass. A bug that slips through here is one that would slip through in earnest.
+
+use sim::world::{Bug, Options, run, run_twice};
+
+/// Runs seeds with a planted bug until one fails, `seeds_max` at most. `words` are what the findings may say; the first
+/// finding must be one of them, so that the bug is caught for what it is.
+fn caught(bug: Bug, seeds_max: u64, words: &[&str]) {
+    let options = Options { bug: Some(bug), ..Options::default() };
+    for seed in 0..seeds_max {
+        let Some(failure) = run(seed, options).failure else { continue };
+        println!("{bug:?} caught by seed {seed} at {} ms: {}", failure.time / 1_000_000, failure.why);
+        let known = words.iter().any(|word| failure.why.contains(word));
+        assert!(known, "seed {seed} failed otherwise than expected: {}", failure.why);
+        return;
+    }
+    panic!("{bug:?} went unnoticed in {seeds_max} seeds");
+}
+
+#[test]
+fn acknowledging_before_persisting_is_caught() {
+    caught(Bug::AcknowledgeBeforePersist, 20, &["disks of"]);
+}
+
+#[test]
+fn skipping_a_term_check_is_caught() {
+    caught(
+        Bug::SkipTermCheck,
+        200,
+        &["two leaders", "another entry", "panic", "bad message", "disks of", "linearizable"],
+    );
+}
+
+#[test]
+fn reusing_a_read_context_is_caught() {
+    caught(Bug::ReuseReadContext, 50, &["is not linearizable"]);
+}
+
+#[test]
+fn dropping_a_watch_event_is_caught() {
+    caught(Bug::DropWatchEvent, 20, &["was never sent", "claims revision", "was sent"]);
+}
+
+#[test]
+fn serving_past_the_lease_is_caught() {
+    caught(Bug::ServePastLease, 500, &["is not linearizable"]);
+}
+
+#[test]
+fn forgetting_a_vote_is_caught() {
+    caught(Bug::ForgetVote, 2_000, &["two leaders", "another entry", "panic"]);
+}
+
+#[test]
+fn skipping_a_command_is_caught() {
+    caught(Bug::SkipCommand, 20, &["differ after entry", "published two things"]);
+}
+
+#[test]
+fn the_same_seeds_pass_without_a_bug() {
+    for seed in 0..20 {
+        let report = run_twice(seed, Options::default());
+        assert_eq!(report.failure, None, "seed {seed}");
+    }
+}
