@@ -3,7 +3,7 @@
 set -euo pipefail
 
 CACHE=${CENTRA_CACHE:-$HOME/.cache/centra}
-PACKAGES=(etcd3==0.12.0 grpcio==1.76.0 protobuf==3.20.3 six==1.17.0 tenacity==9.1.2)
+PACKAGES=(etcd3==0.12.0 grpcio==1.76.0 protobuf==3.20.3 six==1.17.0 tenacity==6.3.1)
 VENV=$CACHE/venv
 STAMP=$VENV/installed
 

@@ -123,7 +123,8 @@ async fn checkpoint(
 /// Raises NOSPACE when the quota or the disk is used up; takes back what the disk's state raised once there is room.
 async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     let store = ready(&stores).await;
-    let mut raised_for_disk = false;
+    // Why the alarm was raised. A restart forgets it; what the quota does not explain was the disk.
+    let mut raised_for_disk = None;
     loop {
         tokio::time::sleep(SPACE_TICK).await;
         let member = handle.node().0;
@@ -133,14 +134,15 @@ async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
         let room = room(&rules.data_dir);
         let full = room.is_some_and(|(free, total)| free < wanted(total));
         let roomy = room.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
+        let for_disk = *raised_for_disk.get_or_insert(!over_quota);
         let action = if !raised && (over_quota || full) {
-            raised_for_disk = full && !over_quota;
+            raised_for_disk = Some(!over_quota);
             tracing::error!(
                 target: "chainfire_storage",
                 "No space left, writes are refused, quota_exceeded={over_quota} disk_full={full} code=CF1002"
             );
             AlarmAction::Activate
-        } else if raised && raised_for_disk && roomy && !over_quota {
+        } else if raised && for_disk && roomy && !over_quota {
             tracing::info!(target: "chainfire_storage", "There is space again, writes are taken");
             AlarmAction::Deactivate
         } else {

@@ -1,3 +1,21 @@
+//! Floor 5: Chainfire, a replicated key-value store that speaks the etcd v3 API.
+//!
+//! | room | its subject |
+//! |---|---|
+//! | [`machine`] | the state machine: what committed commands do to keys, history and leases |
+//! | [`read`] | what readers see of it: ranges, counts, history, checksums |
+//! | [`event`], [`watch`] | what changed, and who is told |
+//! | [`lessor`] | the leader's clock of leases |
+//! | [`command`], [`error`] | what lies in the log; what clients are told when it does not work out |
+//! | [`api`] | the RPCs and HTTP pages |
+//! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
+//! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
+//!
+//! The life of a put and of a get are told in [`api`]; consensus is one floor down, in the `consensus` crate, and reaches
+//! this one through [`consensus::StateMachine`] and [`node::GroupHandle`].
+//!
+//! `machine`, `read`, `watch` and `lessor` take time as an argument and draw no numbers: the simulator runs them as they are.
+
 pub mod api;
 pub mod command;
 pub mod config;
@@ -9,6 +27,7 @@ pub mod lessor;
 pub mod machine;
 pub mod metrics;
 pub mod read;
+pub mod restore;
 pub mod server;
 pub mod store;
 pub mod watch;

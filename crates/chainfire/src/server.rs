@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use base::NodeId;
+use node::node::MachineFiles;
 use node::{Node, NodeConfig};
 use rpc::server::{Server, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +16,7 @@ use crate::config::Settings;
 use crate::housekeeping::{self, Rules};
 use crate::lessor::LessorOptions;
 use crate::metrics::{Metrics, Sources};
+use crate::restore;
 use crate::store::{self, Stores};
 
 /// Bytes a message may have beyond the largest request.
@@ -117,11 +119,18 @@ fn start_node(
     let open_machine = {
         let (dir, options) = (config.data_dir.clone(), settings.storage);
         let (lessor, stores) = (lessor.clone(), stores.clone());
-        Box::new(move |cluster, node: NodeId| store::open(&dir, &options, &lessor, (cluster, node), &stores))
+        Box::new(move |cluster, node: NodeId, keep| {
+            store::open(&dir, &options, &lessor, (cluster, node), keep, &stores)
+        })
     };
     let close_machine = {
         let stores = stores.clone();
         Box::new(move || stores.close())
+    };
+    let files = MachineFiles {
+        open: open_machine,
+        close: close_machine,
+        seed: restore::seed(&config.data_dir, settings.storage),
     };
     let stores = stores.clone();
     let fatal = |why: String| {
@@ -130,8 +139,7 @@ fn start_node(
     };
     let runtime = tokio::runtime::Handle::current();
     let service = move |handle| Some(Arc::new(LeaderCalls { handle, stores }) as Arc<dyn node::transport::CallService>);
-    Node::start(config, &runtime, (open_machine, close_machine), service, Arc::new(fatal))
-        .map_err(|error| error.to_string())
+    Node::start(config, &runtime, files, service, Arc::new(fatal)).map_err(|error| error.to_string())
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, String> {

@@ -17,6 +17,7 @@ use crate::event::{EventSink, LeaseChange, RevisionEvents};
 use crate::lessor::{Lessor, LessorOptions};
 use crate::machine::{Identity, Machine, layout};
 use crate::read::Reader;
+use crate::restore;
 use crate::watch::{WatchHub, WatchOptions};
 
 /// Empty until the node belongs to a cluster.
@@ -42,15 +43,20 @@ pub struct Store {
     reclaiming: Arc<AtomicBool>,
 }
 
-/// Opens the state machine in a data folder and makes its read side available in `stores`.
+/// Opens the state machine in a data folder and makes its read side available in `stores`. Unless `keep`, what the
+/// folder holds goes first.
 pub fn open(
     dir: &std::path::Path,
     options: &RocksOptions,
     lessor: &LessorOptions,
     identity: (ClusterId, NodeId),
+    keep: bool,
     stores: &Stores,
 ) -> Result<Box<dyn StateMachine>, String> {
     let engine = RocksEngine::open(dir, &layout::FAMILIES, options).map_err(|error| error.to_string())?;
+    if !keep {
+        restore::clear(&engine).map_err(|error| error.to_string())?;
+    }
     let engine = Arc::new(engine);
     let (cluster, member) = identity;
     let hub = WatchHub::new(WatchOptions { cluster_id: cluster.0, member_id: member.0, ..WatchOptions::default() });

@@ -232,8 +232,13 @@ impl Group {
             }
             return;
         }
-        // Before its first commit of the term a leader does not know what is committed.
+        // Before its first commit of the term a leader does not know what is committed. It has no rounds of reads then,
+        // whose messages are the heartbeats; without any, a follower that missed the first append would not answer.
         if !self.raw.raft.commit_to_current_term() {
+            if self.now.since(self.last_round) >= self.timing.heartbeat {
+                self.last_round = self.now;
+                self.raw.ping();
+            }
             return;
         }
         let asked = !self.reads.waiting.is_empty() || !self.reads.remote_waiting.is_empty();

@@ -2,7 +2,8 @@
 //!
 //! *Founding.* Every initial member must answer, and say that it is empty; then the one with the smallest node id draws a
 //! cluster id, writes the founding membership (who votes, under which peer ids) as its state, and tells the others,
-//! who write the same. A lone initial member founds by itself. A founder that was wiped meets members that belong to
+//! who write the same. A lone initial member founds by itself. Members with a state to begin with ([`crate::seed`]) found
+//! before those without, whose state comes from the leader; if two have different ones, nothing is founded. A founder that was wiped meets members that belong to
 //! a cluster, and therefore founds nothing.
 //!
 //! *Coming.* A folder without a cluster that meets one asks to be let in: as a member that is awaited there, or as the new
@@ -32,6 +33,8 @@ const RETRY: Duration = Duration::from_millis(200);
 /// While nothing changes, waiting is mentioned this often.
 const SAY_EVERY: u32 = 50;
 const STANDING_BYTES_MAX: usize = 4096;
+/// A founder tells the others soon; a member with a state of its own gives it up only if the founder does not.
+const TOLD_WITHIN_ROUNDS: u32 = 50;
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,10 @@ struct Standing {
     node: NodeId,
     peer: PeerId,
     bootstrap: bool,
+    /// Whether the asking peer is a member of the cluster.
+    expected: bool,
+    /// See [`Shell::seed`].
+    seed: u64,
     name: String,
     client_urls: Vec<String>,
 }
@@ -47,12 +54,13 @@ struct Standing {
 /// Brings this node into a cluster, then tells the cluster what there is to know of it. Runs until both are done.
 pub(crate) async fn settle(shell: Arc<Shell>) {
     let mut round: u32 = 0;
+    let mut untold: u32 = 0;
     loop {
         let said = round.is_multiple_of(SAY_EVERY);
         round += 1;
         let identity = shell.identity();
         if identity.cluster == ClusterId::default() {
-            if let Err(why) = enter(&shell).await
+            if let Err(why) = enter(&shell, &mut untold).await
                 && said
             {
                 tracing::info!(target: "chainfire_raft", "Waiting for a cluster, {why}");
@@ -73,7 +81,8 @@ pub(crate) async fn settle(shell: Arc<Shell>) {
     describe(&shell).await;
 }
 
-async fn enter(shell: &Arc<Shell>) -> Result<(), String> {
+/// `untold` counts how often a cluster was met in which this node is a founder, and has not heard of it.
+async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
     let config = &shell.config;
     let identity = shell.identity();
     let others: Vec<_> = config
@@ -85,16 +94,28 @@ async fn enter(shell: &Arc<Shell>) -> Result<(), String> {
         return found(shell, vec![shell.as_member()]);
     }
     let mut members = vec![shell.as_member()];
+    let mut seeds = vec![(identity.node, shell.seed)];
     let mut missing = Vec::new();
     for other in &others {
         match probe(shell, &other.address).await {
             Ok(standing) if standing.cluster != ClusterId::default() => {
+                if shell.seed != 0 && !standing.expected {
+                    return Err(format!(
+                        "{} has a cluster already, and a snapshot is restored into a new one only: stop it first",
+                        other.address
+                    ));
+                }
+                if shell.seed != 0 && *untold < TOLD_WITHIN_ROUNDS {
+                    *untold += 1;
+                    return Err("the founder is about to tell of it".to_owned());
+                }
                 return arrive(shell, &other.address).await;
             }
             Ok(standing) if standing.bootstrap => {
                 if standing.node == identity.node {
                     return Err(format!("two members claim to be node {}", identity.node));
                 }
+                seeds.push((standing.node, standing.seed));
                 members.push(Member {
                     node: standing.node,
                     peer: standing.peer,
@@ -115,7 +136,7 @@ async fn enter(shell: &Arc<Shell>) -> Result<(), String> {
     if !missing.is_empty() {
         return Err(format!("not all initial members are there: {}", missing.join("; ")));
     }
-    if members.iter().any(|member| member.node < identity.node) {
+    if founder(&seeds)? != identity.node {
         return Err("another member founds it".to_owned());
     }
     found(shell, members.clone())?;
@@ -127,6 +148,20 @@ async fn enter(shell: &Arc<Shell>) -> Result<(), String> {
     tokio::time::sleep(RETRY).await;
     shell.campaign();
     Ok(())
+}
+
+/// The member with the smallest id among those with a state to begin with, if there are any.
+fn founder(seeds: &[(NodeId, u64)]) -> Result<NodeId, String> {
+    let mut with: Vec<(NodeId, u64)> = seeds.iter().copied().filter(|(_, seed)| *seed != 0).collect();
+    if with.iter().any(|(_, seed)| *seed != with[0].1) {
+        return Err(
+            "members are to restore different snapshots: give them the same one, or one of them alone".to_owned()
+        );
+    }
+    if with.is_empty() {
+        with = seeds.to_vec();
+    }
+    Ok(with.iter().map(|(node, _)| *node).min().expect("this node is among them"))
 }
 
 fn found(shell: &Arc<Shell>, members: Vec<Member>) -> Result<(), String> {
@@ -154,9 +189,11 @@ async fn tell_founders(shell: &Arc<Shell>) {
     }
 }
 
+/// With the membership, the receiver begins as the founder did, if it has the same state to begin with.
 async fn send_found(shell: &Arc<Shell>, address: &str, membership: &[u8]) {
     let mut body = BytesMut::new();
     body.put_u64_le(shell.identity().cluster.0);
+    body.put_u64_le(shell.seed);
     body.put_slice(membership);
     let sent = shell.transport.call_address(address.to_owned(), FOUND, body.freeze(), PROBE_TIMEOUT).await;
     if let Err(why) = sent {
@@ -165,7 +202,8 @@ async fn send_found(shell: &Arc<Shell>, address: &str, membership: &[u8]) {
 }
 
 async fn probe(shell: &Arc<Shell>, address: &str) -> Result<Standing, String> {
-    let asked = shell.transport.call_address(address.to_owned(), PROBE, Bytes::new(), PROBE_TIMEOUT).await;
+    let own = Bytes::copy_from_slice(&shell.identity().peer.0.to_le_bytes());
+    let asked = shell.transport.call_address(address.to_owned(), PROBE, own, PROBE_TIMEOUT).await;
     let answer = asked.map_err(|why| format!("{address}: {why}"))?;
     let answer = answer.map_err(|why| format!("{address}: {why}"))?;
     Standing::decode(answer).ok_or_else(|| format!("{address}: an answer that cannot be decoded"))
@@ -244,7 +282,7 @@ impl CallService for Answers {
     fn call(&self, method: u8, body: Bytes) -> CallFuture {
         let shell = self.shell.clone();
         match method {
-            PROBE => Box::pin(std::future::ready(Ok(shell.standing().encode()))),
+            PROBE => Box::pin(std::future::ready(Ok(shell.standing(&body).encode()))),
             FOUND => Box::pin(std::future::ready(told(&shell, body))),
             ARRIVE => Box::pin(async move { admit(&shell.handle, body).await }),
             _ => match &self.service {
@@ -258,6 +296,7 @@ impl CallService for Answers {
 /// A founder says that this node is one of its cluster.
 fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
     let cluster = ClusterId(body.try_get_u64_le().map_err(|_| Refusal::UnknownMember)?);
+    let seed = body.try_get_u64_le().map_err(|_| Refusal::UnknownMember)?;
     let identity = shell.identity();
     if identity.cluster == cluster {
         return Ok(Bytes::new());
@@ -274,7 +313,8 @@ fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
         }
     }
     shell.transport.learn(&membership);
-    let joined = shell.join(cluster, identity.node, founding.then_some(membership));
+    let alike = founding && seed == shell.seed;
+    let joined = shell.join(cluster, identity.node, alike.then_some(membership));
     joined.map(|()| Bytes::new()).map_err(|why| {
         tracing::error!(target: "chainfire_raft", "Could not join the founded cluster, why={why}");
         Refusal::Damaged
@@ -306,13 +346,18 @@ async fn admit(handle: &GroupHandle, mut body: Bytes) -> Result<Bytes, Refusal> 
 }
 
 impl Shell {
-    fn standing(&self) -> Standing {
+    /// `asking`: the asking peer's id.
+    fn standing(&self, mut asking: &[u8]) -> Standing {
         let identity = self.identity();
+        let asking = asking.try_get_u64_le().ok().map(PeerId);
+        let expected = asking.is_some_and(|peer| self.handle.membership().by_peer(peer).is_some());
         Standing {
             cluster: identity.cluster,
             node: identity.node,
             peer: identity.peer,
             bootstrap: self.config.bootstrap,
+            expected,
+            seed: self.seed,
             name: self.config.name.clone(),
             client_urls: self.config.client_urls.clone(),
         }
@@ -338,12 +383,12 @@ impl Shell {
     }
 }
 
-/// 8 cluster, 8 node, 8 peer, 1 bootstrap; then lines: the name and the client URLs.
+/// 8 cluster, 8 node, 8 peer, 8 seed, 1 flags (1 bootstrap, 2 expected); then lines: the name and the client URLs.
 impl Standing {
     fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
-        [self.cluster.0, self.node.0, self.peer.0].into_iter().for_each(|number| out.put_u64_le(number));
-        out.put_u8(u8::from(self.bootstrap));
+        [self.cluster.0, self.node.0, self.peer.0, self.seed].into_iter().for_each(|number| out.put_u64_le(number));
+        out.put_u8(u8::from(self.bootstrap) | u8::from(self.expected) << 1);
         out.put_slice(self.name.as_bytes());
         for url in &self.client_urls {
             out.put_u8(b'\n');
@@ -353,11 +398,13 @@ impl Standing {
     }
 
     fn decode(mut bytes: Bytes) -> Option<Standing> {
-        if !(25..=STANDING_BYTES_MAX).contains(&bytes.len()) {
+        if !(33..=STANDING_BYTES_MAX).contains(&bytes.len()) {
             return None;
         }
         let (cluster, node, peer) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
-        let bootstrap = bytes.get_u8() == 1;
+        let seed = bytes.get_u64_le();
+        let flags = bytes.get_u8();
+        let (bootstrap, expected) = (flags & 1 != 0, flags & 2 != 0);
         let text = String::from_utf8(bytes.to_vec()).ok()?;
         let mut lines = text.split('\n').map(str::to_owned);
         let name = lines.next().unwrap_or_default();
@@ -367,6 +414,8 @@ impl Standing {
             node: NodeId(node),
             peer: PeerId(peer),
             bootstrap,
+            expected,
+            seed,
             name,
             client_urls,
         })

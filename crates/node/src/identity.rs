@@ -22,6 +22,7 @@ use base::{ClusterId, NodeId, PeerId};
 use crate::clock;
 
 const FILE: &str = "identity";
+const TEMPORARY: &str = "identity.tmp";
 const LOCK: &str = "owner.lock";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,13 +54,14 @@ pub enum IdentityError {
 }
 
 impl Folder {
-    /// Takes a folder into use, making it if there is none. Nothing in it is changed when this fails.
-    pub fn open(path: &Path) -> Result<Folder, IdentityError> {
+    /// Takes a folder into use, making it if there is none. One that holds something else than `seed` must be ours
+    /// already. Nothing in it is changed when this fails.
+    pub fn open(path: &Path, seed: &str) -> Result<Folder, IdentityError> {
         let unusable = |error| IdentityError::Unusable { path: path.to_owned(), error };
         if !path.exists() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
         }
-        if !path.join(FILE).exists() && !is_empty(path).map_err(unusable)? {
+        if !path.join(FILE).exists() && !is_unused(path, seed).map_err(unusable)? {
             return Err(IdentityError::Foreign { path: path.to_owned() });
         }
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK));
@@ -75,20 +77,24 @@ impl Folder {
         &self.path
     }
 
+    /// The identity in the folder, if one was drawn.
+    pub fn read(&self) -> Result<Option<Identity>, IdentityError> {
+        let path = self.path.join(FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => parse(&text).map(Some).map_err(|why| IdentityError::Damaged { path, why }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(IdentityError::Unusable { path, error }),
+        }
+    }
+
     /// The identity in the folder, or one drawn now. `node` zero takes whatever node the folder is.
     pub fn identity(&self, node: NodeId) -> Result<Identity, IdentityError> {
-        let path = self.path.join(FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let peer = PeerId(clock::random_u64());
-                let identity = Identity { node, peer, ..Identity::default() };
-                self.save(&identity)?;
-                return Ok(identity);
-            }
-            Err(error) => return Err(IdentityError::Unusable { path, error }),
+        let Some(identity) = self.read()? else {
+            let peer = PeerId(clock::random_u64());
+            let identity = Identity { node, peer, ..Identity::default() };
+            self.save(&identity)?;
+            return Ok(identity);
         };
-        let identity = parse(&text).map_err(|why| IdentityError::Damaged { path, why })?;
         let named = node != NodeId::default() && identity.node != NodeId::default();
         if named && identity.node != node {
             return Err(IdentityError::OtherNode { path: self.path.clone(), ours: node, theirs: identity.node });
@@ -99,7 +105,7 @@ impl Folder {
     /// Replaces the identity, durably and at once.
     pub fn save(&self, identity: &Identity) -> Result<(), IdentityError> {
         let write = || -> io::Result<()> {
-            let temporary = self.path.join("identity.tmp");
+            let temporary = self.path.join(TEMPORARY);
             let mut file = File::create(&temporary)?;
             let Identity { node, peer, cluster, voted } = identity;
             write!(file, "node = {node}\npeer = \"{peer}\"\ncluster = \"{cluster}\"\nvoted = {voted}\n")?;
@@ -108,6 +114,16 @@ impl Folder {
             File::open(&self.path)?.sync_all()
         };
         write().map_err(|error| IdentityError::Unusable { path: self.path.clone(), error })
+    }
+
+    /// Removes a file, durably; it may be gone already.
+    pub fn remove(&self, name: &str) -> Result<(), IdentityError> {
+        let removed = match fs::remove_file(self.path.join(name)) {
+            Ok(()) => File::open(&self.path).and_then(|folder| folder.sync_all()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        removed.map_err(|error| IdentityError::Unusable { path: self.path.join(name), error })
     }
 
     /// Puts everything that belongs to a lost incarnation aside, in `lost-PEER/`, and draws a new one.
@@ -142,11 +158,11 @@ impl Folder {
     }
 }
 
-fn is_empty(path: &Path) -> io::Result<bool> {
+fn is_unused(path: &Path, seed: &str) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if !name.starts_with('.') && name != "lost+found" && name != LOCK && name != "identity.tmp" {
+        if !name.starts_with('.') && !["lost+found", LOCK, TEMPORARY, seed].contains(&&*name) {
             return Ok(false);
         }
     }
@@ -174,15 +190,28 @@ fn parse(text: &str) -> Result<Identity, String> {
 mod tests {
     use super::*;
 
+    const SEED: &str = "seed";
+
+    #[test]
+    fn a_seed_may_lie_in_an_unused_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(SEED), "state").unwrap();
+        let folder = Folder::open(dir.path(), SEED).unwrap();
+        assert_eq!(folder.read().unwrap(), None);
+        folder.remove(SEED).unwrap();
+        folder.remove(SEED).unwrap();
+        assert!(!dir.path().join(SEED).exists());
+    }
+
     #[test]
     fn an_identity_stays_until_its_log_is_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::open(dir.path()).unwrap();
+        let folder = Folder::open(dir.path(), SEED).unwrap();
         let first = folder.identity(NodeId(3)).unwrap();
         assert_eq!(folder.identity(NodeId(3)).unwrap(), first);
         assert_eq!(folder.identity(NodeId(0)).unwrap(), first);
         assert!(matches!(folder.identity(NodeId(4)), Err(IdentityError::OtherNode { .. })));
-        assert!(matches!(Folder::open(dir.path()), Err(IdentityError::InUse { .. })));
+        assert!(matches!(Folder::open(dir.path(), SEED), Err(IdentityError::InUse { .. })));
         fs::create_dir(dir.path().join("raft")).unwrap();
         let second = folder.reincarnate(&first).unwrap();
         assert_ne!(second.peer, first.peer);
@@ -195,10 +224,10 @@ mod tests {
     fn folders_of_others_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.txt"), "precious").unwrap();
-        assert!(matches!(Folder::open(dir.path()), Err(IdentityError::Foreign { .. })));
+        assert!(matches!(Folder::open(dir.path(), SEED), Err(IdentityError::Foreign { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(dir.path().join(FILE), "peer = \"xyz\"").unwrap();
-        let folder = Folder::open(dir.path()).unwrap();
+        let folder = Folder::open(dir.path(), SEED).unwrap();
         assert!(matches!(folder.identity(NodeId(1)), Err(IdentityError::Damaged { .. })));
     }
 }

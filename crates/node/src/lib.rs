@@ -13,7 +13,7 @@
 //! # Rooms
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
 //! [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
-//! cluster begins and how a member comes (back) to it · [`node`] all of it put together · [`clock`], [`logging`].
+//! cluster begins and how a member comes (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error, a damaged state or a damaged log stops the process; nothing is retried on a bad disk.
@@ -28,6 +28,7 @@ pub mod identity;
 pub(crate) mod inbox;
 pub mod logging;
 pub mod node;
+pub mod seed;
 pub mod transport;
 pub(crate) mod waiters;
 

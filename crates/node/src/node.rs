@@ -21,6 +21,7 @@ use crate::founding::{self, Answers};
 use crate::handle::{GroupHandle, Shared};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
+use crate::seed::{self, Seed};
 use crate::transport::{CallService, Listening, Me, Transport};
 use crate::waiters::Waiters;
 
@@ -68,8 +69,16 @@ pub enum StartError {
     State(String),
 }
 
-/// Opens the state machine in the data folder, once the cluster and the node are known.
-pub type OpenMachine = Box<dyn Fn(ClusterId, NodeId) -> Result<Box<dyn StateMachine>, String> + Send + Sync>;
+/// What floor 5 keeps in the data folder.
+pub struct MachineFiles {
+    pub open: OpenMachine,
+    pub close: CloseMachine,
+    pub seed: Seed,
+}
+
+/// Opens the state machine in the data folder, once the cluster and the node are known. The last argument: whether what
+/// lies there is kept; otherwise it is no cluster's, and the machine begins empty.
+pub type OpenMachine = Box<dyn Fn(ClusterId, NodeId, bool) -> Result<Box<dyn StateMachine>, String> + Send + Sync>;
 
 /// Lets go of everything that an [`OpenMachine`] has opened beside the machine itself, which is dropped before: the
 /// folder is about to be emptied.
@@ -88,6 +97,9 @@ pub(crate) struct Shell {
     pub handle: GroupHandle,
     folder: Folder,
     open_machine: OpenMachine,
+    /// What this node brings along for a new cluster; zero for nothing.
+    pub seed: u64,
+    seed_file: &'static str,
     store: Arc<SegLog>,
     engines: Arc<Engines>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -101,13 +113,16 @@ impl Node {
     pub fn start(
         config: NodeConfig,
         runtime: &tokio::runtime::Handle,
-        (open_machine, close_machine): (OpenMachine, CloseMachine),
+        MachineFiles { open: open_machine, close: close_machine, seed }: MachineFiles,
         service: impl FnOnce(GroupHandle) -> Option<Arc<dyn CallService>>,
         fatal: Arc<dyn Fn(String) + Send + Sync>,
     ) -> Result<Node, StartError> {
-        let folder = Folder::open(&config.data_dir)?;
+        // The port first: a folder that is not taken into use is not made either.
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
+        let folder = Folder::open(&config.data_dir, seed.file)?;
+        let seed_file = seed.file;
+        let seed = seed::load(seed, &folder, &config)?;
         let identity = folder.identity(config.node)?;
         let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine, close_machine)?;
         let inbox: Arc<Inbox<Input>> = Arc::default();
@@ -150,13 +165,19 @@ impl Node {
             handle: handle.clone(),
             folder,
             open_machine,
+            seed,
+            seed_file,
             store,
             engines,
             threads: Mutex::default(),
             joining: Mutex::default(),
         });
         if identity.cluster != ClusterId::default() {
-            shell.host(machine, None).map_err(StartError::State)?;
+            let machine = match machine {
+                Some(machine) => machine,
+                None => (shell.open_machine)(identity.cluster, identity.node, true).map_err(StartError::State)?,
+            };
+            shell.host(machine).map_err(StartError::State)?;
         }
         transport.set_service(Arc::new(Answers { shell: shell.clone(), service: service(handle) }));
         let listening = Listening::start(listener, transport)
@@ -219,16 +240,23 @@ impl Shell {
         all
     }
 
-    /// This node belongs to a cluster from now on: as one of its founders, or to be filled by its leader.
+    /// This node belongs to a cluster from now on: as one of its founders, or to be filled by its leader. The state is
+    /// the cluster's before the identity is: a node that stops in between belongs to no cluster and has no state.
     pub fn join(&self, cluster: ClusterId, node: NodeId, founding: Option<Membership>) -> Result<(), String> {
         let _once = self.joining.lock();
         if self.identity().cluster != ClusterId::default() {
             return if self.identity().cluster == cluster { Ok(()) } else { Err("in another cluster".to_owned()) };
         }
+        let mut machine = (self.open_machine)(cluster, node, founding.is_some())?;
+        if let Some(membership) = founding {
+            let mark = Mark { index: 1, term: 1, hash: base::hash::START };
+            machine.found(mark, membership.encode().into()).map_err(|error| error.to_string())?;
+        }
         let identity = Identity { cluster, node, ..self.identity() };
         self.folder.save(&identity).map_err(|error| error.to_string())?;
         self.set_identity(identity);
-        self.host(None, founding)
+        self.folder.remove(self.seed_file).map_err(|error| error.to_string())?;
+        self.host(machine)
     }
 
     /// The founder need not wait until it misses a leader.
@@ -243,18 +271,8 @@ impl Shell {
     }
 
     /// Starts the threads and puts the group on the host.
-    fn host(&self, machine: Option<Box<dyn StateMachine>>, founding: Option<Membership>) -> Result<(), String> {
+    fn host(&self, machine: Box<dyn StateMachine>) -> Result<(), String> {
         let identity = self.identity();
-        let mut machine = match machine {
-            Some(machine) => machine,
-            None => (self.open_machine)(identity.cluster, identity.node)?,
-        };
-        if let Some(membership) = founding
-            && machine.mark().index == 0
-        {
-            let mark = Mark { index: 1, term: 1, hash: base::hash::START };
-            machine.found(mark, membership.encode().into()).map_err(|error| error.to_string())?;
-        }
         let membership = Membership::decode(&machine.membership()).ok_or("the stored membership is damaged")?;
         self.transport.learn(&membership);
         self.handle.0.membership.store(Arc::new(membership.clone()));
@@ -312,7 +330,7 @@ fn open_log(
     // A log that was written once cannot be gone.
     let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
     let belongs = identity.cluster != ClusterId::default();
-    let machine = if belongs { Some(open_machine(identity.cluster, identity.node)) } else { None };
+    let machine = if belongs { Some(open_machine(identity.cluster, identity.node, true)) } else { None };
     let why = match (SegLog::open(&dir, options), &machine) {
         (Err(error @ (LogError::Corrupt { .. } | LogError::Lost { .. })), _) => error.to_string(),
         (Err(error), _) => return Err(StartError::Log(error)),

@@ -4,8 +4,12 @@
 //! language have them compiled in) plus one admin service of our own. `bytes` fields are [`bytes::Bytes`], so that
 //! decoding a message which itself lies in a `Bytes` shares its memory instead of copying keys and values.
 //!
+//! Beside the messages, [`snapshot`]: the bytes of a saved snapshot, which the server writes and clients check.
+//!
 //! Left out: service stubs. They need an RPC library, which lives on floor 4 (`rpc`); [`DESCRIPTORS`] is what they are
 //! made from.
+
+pub mod snapshot;
 
 #[allow(clippy::all)]
 mod generated {

@@ -8,6 +8,7 @@ use chainfire::command::Command;
 use chainfire::machine::{layout, snapshot};
 use consensus::{Applied, Entry, MachineError, Mark, Payload, StateMachine};
 use proto::etcdserverpb as pb;
+use proto::snapshot::Header;
 use storage::Engine;
 use storage::memengine::MemEngine;
 
@@ -36,7 +37,7 @@ fn chunks(world: &World) -> Vec<Bytes> {
     assert_eq!(source.membership(), world.machine.membership());
     let mut chunks = vec![];
     while let Some(chunk) = source.next_chunk().unwrap() {
-        assert!(chunk.len() <= snapshot::CHUNK_BYTES_MAX);
+        assert!(chunk.len() <= proto::snapshot::FRAME_BYTES_MAX);
         chunks.push(chunk);
     }
     chunks
@@ -114,8 +115,9 @@ fn a_stream_may_be_cut_into_any_pieces() {
     assert_eq!(receive(&to, pieces).unwrap(), from.machine.mark());
     let info = snapshot::inspect(&all[..]).unwrap();
     let view = from.view();
-    assert_eq!((info.mark, info.revision, info.keys), (view.mark, view.revision, view.keys()));
-    assert_eq!((&info.membership[..], info.bytes), (&b"members"[..], all.len() as u64));
+    let Header { raft_index: index, raft_term: term, hash, revision, membership } = info.header;
+    assert_eq!((Mark { index, term, hash }, revision, info.keys), (view.mark, view.revision, view.keys()));
+    assert_eq!((&membership[..], info.bytes), (&b"members"[..], all.len() as u64));
 }
 
 #[test]
@@ -124,7 +126,7 @@ fn a_backup_is_restored_and_founded_anew() {
     let all: Vec<u8> = chunks(&from).concat();
     let engine = Arc::new(MemEngine::new(&layout::FAMILIES));
     let info = snapshot::restore(&*engine, &all[..]).unwrap();
-    assert_eq!(info.revision, from.view().revision);
+    assert_eq!(info.header.revision, from.view().revision);
     let mut world = World::open(engine.clone());
     same(&from, &world);
     let founding = Mark { index: 1, term: 1, hash: 0 };

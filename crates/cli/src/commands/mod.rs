@@ -7,7 +7,6 @@ mod maintenance;
 mod members;
 pub mod put;
 mod snapshot;
-mod snapshot_file;
 mod status;
 mod txn;
 mod watch;

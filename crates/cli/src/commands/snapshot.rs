@@ -1,9 +1,9 @@
 //! `snapshot save`, `status`, `restore`.
 //!
-//! A saved file is what the server streamed: its state, and the SHA-256 of that at the end ([`super::snapshot_file`]). It is
-//! written under a temporary name, made durable, and only then gets its own, so a file with that name is complete.
+//! A saved file is what the server streamed: its state ([`proto::snapshot`]), and the SHA-256 of that at the end.
+//! It is written under a temporary name, made durable, and only then gets its own, so a file with that name is complete.
 //!
-//! Restoring checks everything and leaves the state in an otherwise empty data folder, under the name [`STAGED`]. The
+//! Restoring checks everything and leaves the state in an otherwise empty data folder, under the name [`RESTORE_FILE`]. The
 //! server that is started on the folder loads it and founds a cluster of its own, with a cluster id of its own: nothing of
 //! the old cluster's log can be rewound by it.
 
@@ -14,18 +14,18 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::etcdserverpb::SnapshotRequest;
+use proto::snapshot::{Content, FILE_DIGEST_BYTES, FRAME_BYTES_MAX, RESTORE_FILE, Reader};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::snapshot_file::{self, Content, DIGEST_BYTES};
 use crate::args::SnapshotCommand;
 use crate::connect::{self, Client};
 use crate::failure::Failure;
 use crate::format::size;
 use crate::output::{Format, Output};
 
-/// Where a node that starts without a state of its own looks for one.
-pub const STAGED: &str = "restore.snapshot";
+/// What may lie in a folder that holds nothing: a new file system's own, and a server's that could not start.
+const NOTHING: [&str; 2] = ["lost+found", "owner.lock"];
 
 pub async fn run(client: &Client, command: SnapshotCommand, out: &mut Output) -> Result<(), Failure> {
     match command {
@@ -59,7 +59,7 @@ async fn save(client: &Client, file: &Path, out: &mut Output) -> Result<(), Fail
         }
         draft.write(&chunk.blob)?;
         last.extend_from_slice(&chunk.blob);
-        let sure = last.len().saturating_sub(DIGEST_BYTES);
+        let sure = last.len().saturating_sub(FILE_DIGEST_BYTES);
         hasher.update(&last[..sure]);
         last.drain(..sure);
         written += chunk.blob.len() as u64;
@@ -67,7 +67,7 @@ async fn save(client: &Client, file: &Path, out: &mut Output) -> Result<(), Fail
         progress.set_position(written);
     }
     progress.finish_and_clear();
-    if last.len() < DIGEST_BYTES || hasher.finalize()[..] != last[..] {
+    if last.len() < FILE_DIGEST_BYTES || hasher.finalize()[..] != last[..] {
         return Err(Failure::local(format!(
             "{endpoint}: the snapshot arrived damaged or cut short; nothing was saved"
         ))
@@ -87,20 +87,24 @@ fn status(file: &Path, out: &mut Output) -> Result<(), Failure> {
     match out.format() {
         Format::Json => out.json(&json!({
             "sha256": digest,
-            "revision": content.revision,
+            "revision": content.header.revision,
             "totalKey": content.keys,
             "totalSize": bytes,
-            "raftIndex": content.raft_index,
-            "raftTerm": content.raft_term,
+            "raftIndex": content.header.raft_index,
+            "raftTerm": content.header.raft_term,
         }))?,
         Format::Table => {
-            let row =
-                [content.revision.to_string(), content.keys.to_string(), size(bytes), content.raft_index.to_string()];
+            let row = [
+                content.header.revision.to_string(),
+                content.keys.to_string(),
+                size(bytes),
+                content.header.raft_index.to_string(),
+            ];
             let row = row.into_iter().chain([digest[..16].to_owned()]).collect();
             out.table(&["REVISION", "KEYS", "SIZE", "RAFT INDEX", "SHA-256"], [row])?;
         }
         Format::Simple => {
-            out.line(format!("{}, {}, {}, {}", &digest[..16], content.revision, content.keys, size(bytes)))?
+            out.line(format!("{}, {}, {}, {}", &digest[..16], content.header.revision, content.keys, size(bytes)))?
         }
     }
     Ok(())
@@ -111,8 +115,11 @@ fn restore(file: &Path, data_dir: &Path, out: &mut Output) -> Result<(), Failure
         Failure::local(format!("cannot {what} {}: {error}", path.display())).advise("check path and permissions")
     };
     match fs::read_dir(data_dir) {
-        Ok(mut entries) => {
-            if entries.next().is_some() {
+        Ok(entries) => {
+            let holds = |entry: io::Result<fs::DirEntry>| {
+                entry.map_or(true, |entry| NOTHING.iter().all(|name| entry.file_name() != *name))
+            };
+            if entries.into_iter().any(holds) {
                 let text = format!("{} is not empty; nothing was changed", data_dir.display());
                 return Err(Failure::local(text)
                     .advise("a restore never overwrites: name another folder, or move this one away"));
@@ -123,18 +130,18 @@ fn restore(file: &Path, data_dir: &Path, out: &mut Output) -> Result<(), Failure
         }
         Err(error) => return Err(local("open", data_dir, error)),
     }
-    let target = data_dir.join(STAGED);
+    let target = data_dir.join(RESTORE_FILE);
     let mut draft = Draft::create(&target)?;
     let (content, ..) = check(file, Some(&mut draft))?;
     draft.publish()?;
     match out.format_of_lines() {
         Format::Json => {
-            out.json(&json!({ "data_dir": data_dir, "revision": content.revision, "keys": content.keys }))?
+            out.json(&json!({ "data_dir": data_dir, "revision": content.header.revision, "keys": content.keys }))?
         }
         _ => out.line(format!(
             "{} keys at revision {} are ready in {}: start chainfire on it, and it founds a cluster of its own",
             content.keys,
-            content.revision,
+            content.header.revision,
             data_dir.display()
         ))?,
     }
@@ -142,32 +149,33 @@ fn restore(file: &Path, data_dir: &Path, out: &mut Output) -> Result<(), Failure
 }
 
 /// Reads a file from end to end, checks it against its digest, and copies its state (without the digest) into `copy`.
-fn check(file: &Path, mut copy: Option<&mut Draft>) -> Result<(Content, u64, [u8; DIGEST_BYTES]), Failure> {
+fn check(file: &Path, mut copy: Option<&mut Draft>) -> Result<(Content, u64, [u8; FILE_DIGEST_BYTES]), Failure> {
     let unreadable = |error: io::Error| Failure::local(format!("cannot read {}: {error}", file.display()));
     let damaged = |why: &str| Failure::local(format!("{} is no intact snapshot: {why}", file.display()));
     let mut input = File::open(file).map_err(unreadable)?;
     let bytes = input.metadata().map_err(unreadable)?.len();
-    let Some(state_bytes) = bytes.checked_sub(DIGEST_BYTES as u64).filter(|bytes| *bytes > 0) else {
+    let Some(state_bytes) = bytes.checked_sub(FILE_DIGEST_BYTES as u64).filter(|bytes| *bytes > 0) else {
         return Err(damaged("it is too short"));
     };
-    let mut digest = [0; DIGEST_BYTES];
-    input.seek(io::SeekFrom::End(-(DIGEST_BYTES as i64))).map_err(unreadable)?;
+    let mut digest = [0; FILE_DIGEST_BYTES];
+    input.seek(io::SeekFrom::End(-(FILE_DIGEST_BYTES as i64))).map_err(unreadable)?;
     input.read_exact(&mut digest).map_err(unreadable)?;
     input.rewind().map_err(unreadable)?;
 
     let progress = progress("checking");
     progress.set_length(state_bytes);
     let mut hasher = Sha256::new();
-    let mut reader = snapshot_file::Reader::default();
+    let mut reader = Reader::new(u8::MAX);
     let mut state = BufReader::new(input).take(state_bytes);
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; FRAME_BYTES_MAX];
     loop {
         let length = state.read(&mut buffer).map_err(unreadable)?;
         if length == 0 {
             break;
         }
         hasher.update(&buffer[..length]);
-        reader.feed(&buffer[..length]).map_err(damaged)?;
+        reader.feed(&buffer[..length]);
+        while reader.pair().map_err(|why| damaged(&why.0))?.is_some() {}
         if let Some(draft) = &mut copy {
             draft.write(&buffer[..length])?;
         }
@@ -177,7 +185,7 @@ fn check(file: &Path, mut copy: Option<&mut Draft>) -> Result<(Content, u64, [u8
     if hasher.finalize()[..] != digest {
         return Err(damaged("its content does not fit its SHA-256"));
     }
-    Ok((reader.finish().map_err(damaged)?, bytes, digest))
+    Ok((reader.finish().map_err(|why| damaged(&why.0))?, bytes, digest))
 }
 
 fn progress(what: &'static str) -> ProgressBar {

@@ -71,6 +71,18 @@ impl Link {
         self.wake.notify_one();
     }
 
+    /// The other node has come here: if it was away, it is back. Connects again now, unless the connection stands. A
+    /// connection that is only written to would notice its end at the second message.
+    pub fn nudge(&self) {
+        let mut state = self.state.lock();
+        if state.stream.as_deref().is_some_and(is_closed) {
+            state.stream = None;
+        }
+        if state.stream.is_none() {
+            self.wake.notify_one();
+        }
+    }
+
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -157,6 +169,15 @@ fn write_now(stream: &TcpStream, bytes: &[u8]) -> Result<usize, ()> {
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => Ok(0),
         _ => Err(()),
     }
+}
+
+/// Whether the other side has closed the connection. Nothing is ever received on it.
+fn is_closed(stream: &TcpStream) -> bool {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the descriptor is open as long as `stream` lives, and there is room for the one byte asked for.
+    let received = unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+    received == 0 || (received < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
 }
 
 /// Makes the kernel give up a connection whose data nobody acknowledges.

@@ -113,7 +113,10 @@ impl Door {
             self.transport.set_address(hello.node, vec![hello.address]);
         }
         match hello.purpose {
-            Purpose::Messages => self.messages(stream),
+            Purpose::Messages => {
+                self.transport.nudge(hello.node);
+                self.messages(stream)
+            }
             Purpose::Snapshot => self.transport.receive_snapshot(stream),
             Purpose::Call => self.transport.answer_calls(stream),
         }

@@ -149,6 +149,13 @@ impl Transport {
         }
     }
 
+    /// A node has connected to this one: so it can be reached.
+    fn nudge(&self, node: NodeId) {
+        if let Some(link) = self.0.links.lock().get(&node) {
+            link.nudge();
+        }
+    }
+
     pub fn close(&self) {
         for link in std::mem::take(&mut *self.0.links.lock()).into_values() {
             link.close();

@@ -12,7 +12,7 @@ pub enum Bug {
     ReuseReadContext,
     /// One change in a hundred never reaches the watchers.
     DropWatchEvent,
-    /// Reads under the leader's lease are answered without another look at the clock.
+    /// Reads are served under the leader's lease without a look at the clock.
     ServePastLease,
     /// What a node voted is gone when it comes up again, and it thinks that it never voted.
     ForgetVote,

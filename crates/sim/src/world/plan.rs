@@ -84,7 +84,7 @@ pub struct Faults {
 
 impl Plan {
     pub fn new(seed: u64, long: bool) -> Plan {
-        let mut rng = Rng::new(seed ^ 0x5EED_0F_0A_0410D);
+        let mut rng = Rng::new(seed ^ 0x0005_EED0_F0A0_410D);
         let groups = if rng.percent(15) { 3 } else { 1 };
         let founders = if groups == 1 && rng.percent(25) { 5 } else { 3 };
         let mut host = HostConfig::new(NodeId(0), seed);

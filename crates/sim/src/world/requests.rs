@@ -75,7 +75,9 @@ impl Node {
                 let reading = Reading { group, range, deadline, valid_until: None, answer: None };
                 running.readings.insert(seq, reading);
                 let lease = replica.lease;
-                if by_lease && now < lease.valid_until {
+                let holds = now < lease.valid_until;
+                let believed = stage.has(Bug::ServePastLease) && lease.valid_until > Time::ZERO;
+                if by_lease && (holds || believed) {
                     stage.note(self.id.0, "read-by-lease", &[("group", group.0), ("seq", seq), ("index", lease.index)]);
                     self.read_at(stage, group, seq, lease.index, Some(lease.valid_until));
                 } else if let Some(index) = replica.read_index.filter(|_| stage.has(Bug::ReuseReadContext)) {

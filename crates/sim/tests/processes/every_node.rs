@@ -163,7 +163,6 @@ async fn metrics_tell_what_happened(cluster: &Cluster) {
             "etcd_server_proposals_pending",
             "etcd_server_proposals_failed_total",
             "etcd_disk_wal_fsync_duration_seconds_count",
-            "etcd_disk_backend_commit_duration_seconds_count",
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             "chainfire_write_duration_seconds_count",
         ] {

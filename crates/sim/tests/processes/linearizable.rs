@@ -125,12 +125,15 @@ fn puts_in_turn(history: &[Operation], at: usize) -> Option<Vec<usize>> {
     Some(in_turn)
 }
 
-/// Whether it is an answered get of a key that was written before and that nobody had tried to delete when it ended.
+/// Whether it is an answered get of a key that was put before and that nobody can have deleted since.
 fn nothing_deleted(history: &[Operation], at: usize) -> bool {
     let Some(key) = found_by_get(&history[at]) else { return false };
-    let deletes = history.iter().filter(|operation| matches!(&operation.call, Call::Delete { key: k } if k == key));
-    deletes.min_by_key(|operation| operation.start).is_none_or(|first| history[at].end < Some(first.start))
-        && puts_in_turn(history, at).is_some_and(|puts| !puts.is_empty())
+    let Some(put) = puts_in_turn(history, at).and_then(|puts| puts.last().copied()) else { return false };
+    !history.iter().any(|operation| {
+        let deletes = matches!(&operation.call, Call::Delete { key: deleted } if deleted == key);
+        let before = operation.end.is_some_and(|end| end < history[put].start);
+        deletes && !before && history[at].end >= Some(operation.start)
+    })
 }
 
 /// The key of a get that found it.
