@@ -9,6 +9,7 @@
 //! | [`command`], [`error`] | what lies in the log; what clients are told when it does not work out |
 //! | [`api`] | the RPCs and HTTP pages |
 //! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
+//! | [`restore`] | a saved snapshot becomes what a new cluster begins with |
 //! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
 //!
 //! The life of a put and of a get are told in [`api`]; consensus is one floor down, in the `consensus` crate, and reaches

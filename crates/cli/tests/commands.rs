@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use mock::{Mock, run};
+use proto::snapshot::{Header, Writer};
 use sha2::{Digest as _, Sha256};
 
 #[test]
@@ -143,20 +144,11 @@ fn maintenance() {
 
 /// The stream of a store with one live key, and its digest.
 fn snapshot_bytes() -> Vec<u8> {
-    let frame = |kind: u8, payload: &[u8]| {
-        let mut out = vec![kind];
-        out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-        out.extend_from_slice(payload);
-        let crc = crc32c::crc32c(&out);
-        out.extend_from_slice(&crc.to_le_bytes());
-        out
-    };
-    let mut header = b"CENTRA\x01S\x01\0\0\0".to_vec();
-    for number in [70u64, 3, 0xabc, 42] {
-        header.extend_from_slice(&number.to_le_bytes());
-    }
-    let pair = [&[0u8, 1, 0, 0, 0, 3, 0, 0, 0][..], b"k", b"val"].concat();
-    let mut bytes = [frame(1, &header), frame(2, &pair), frame(3, &1u64.to_le_bytes())].concat();
+    let mut writer = Writer::default();
+    let mut data = Vec::new();
+    writer.put_pair(&mut data, 0, b"k", b"val");
+    let header = Header { raft_index: 70, raft_term: 3, hash: 0xabc, revision: 42, ..Header::default() };
+    let mut bytes = [writer.header(&header), writer.data(&data), writer.trailer()].concat();
     bytes.extend_from_slice(&Sha256::digest(&bytes));
     bytes
 }

@@ -12,6 +12,9 @@ use super::header::{decode, encode};
 use super::{Api, refused, status_of};
 use crate::error::ApiError;
 
+/// The members are no part of the store: their answers tell none of its revisions.
+const NO_REVISION: i64 = 0;
+
 impl Api {
     pub(super) async fn member_add(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::MemberAddRequest = decode(message)?;
@@ -22,14 +25,14 @@ impl Api {
         tracing::info!(target: "chainfire_raft", "Adding node, node={node} addr={}", member.peer_urls.join(","));
         let membership = self.handle.change(MembershipChange::Add(member)).await.map_err(refused)?;
         let member = membership.members.get(&node).map(to_wire);
-        encode(&pb::MemberAddResponse { header: Some(self.header_now()), member, members: all(&membership) })
+        encode(&pb::MemberAddResponse { header: Some(self.header(NO_REVISION)), member, members: all(&membership) })
     }
 
     pub(super) async fn member_remove(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::MemberRemoveRequest = decode(message)?;
         let change = MembershipChange::Remove { node: NodeId(request.id) };
         let membership = self.handle.change(change).await.map_err(refused)?;
-        encode(&pb::MemberRemoveResponse { header: Some(self.header_now()), members: all(&membership) })
+        encode(&pb::MemberRemoveResponse { header: Some(self.header(NO_REVISION)), members: all(&membership) })
     }
 
     pub(super) async fn member_update(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
@@ -42,7 +45,7 @@ impl Api {
             client_urls: None,
         };
         let membership = self.handle.change(change).await.map_err(refused)?;
-        encode(&pb::MemberUpdateResponse { header: Some(self.header_now()), members: all(&membership) })
+        encode(&pb::MemberUpdateResponse { header: Some(self.header(NO_REVISION)), members: all(&membership) })
     }
 
     pub(super) async fn member_list(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
@@ -50,14 +53,17 @@ impl Api {
         if request.linearizable {
             self.linearize().await?;
         }
-        encode(&pb::MemberListResponse { header: Some(self.header_now()), members: all(&self.handle.membership()) })
+        encode(&pb::MemberListResponse {
+            header: Some(self.header(NO_REVISION)),
+            members: all(&self.handle.membership()),
+        })
     }
 
     pub(super) async fn member_promote(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::MemberPromoteRequest = decode(message)?;
         let change = MembershipChange::Promote { node: NodeId(request.id) };
         let membership = self.handle.change(change).await.map_err(refused)?;
-        encode(&pb::MemberPromoteResponse { header: Some(self.header_now()), members: all(&membership) })
+        encode(&pb::MemberPromoteResponse { header: Some(self.header(NO_REVISION)), members: all(&membership) })
     }
 }
 

@@ -236,6 +236,7 @@ fn what_is_no_history_is_refused() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "the time it takes is what is tested")]
 fn twenty_thousand_operations_take_little_time() {
     for (revisions, keys) in [(true, 20), (false, 20), (true, 1)] {
         let history = simulate(7, 20_000, 10, keys, revisions);

@@ -95,6 +95,7 @@ impl Node {
         let ready: Vec<u64> = replica.reads.range(..=replica.applied).map(|(index, _)| *index).collect();
         let reads: Vec<_> = ready.iter().filter_map(|index| replica.reads.remove(index)).flatten().collect();
         if replica.tap.take_published() {
+            stage.published.push((who.at, group));
             let delay = stage.rng.below(2 * super::plan::MS);
             stage.after(delay, Happening::Dispatch(who, group));
         }
@@ -130,6 +131,8 @@ impl Node {
         let cut_power = stage.plan.faults.crashes && !stage.healed && stage.rng.percent(20);
         let Some(share) = self.disk.shares.get_mut(&group) else { return };
         let Some(replica) = self.running.as_mut().and_then(|running| running.replicas.get_mut(&group)) else { return };
+        // A copy of the old state that never left is of no use, and would keep that state from being replaced.
+        replica.built.clear();
         let Some((_, sink)) = replica.staged.take_if(|(number, _)| *number == staged) else {
             return stage.ledger.fail(|| format!("node {node} is to install a snapshot it does not have"));
         };

@@ -43,7 +43,7 @@ impl World {
                 (Moment::Leads, 1) if partitions => self.strike_isolation(at),
                 (Moment::ReadGranted, _) => {}
                 _ if crashes && self.nodes[at].running.is_some() => {
-                    self.crash(at);
+                    self.nodes[at].crash(&mut self.stage);
                     let down = self.stage.rng.below(30 * MS);
                     self.stage.after(down, Happening::Start { at });
                 }
@@ -75,17 +75,11 @@ impl World {
         }
     }
 
-    /// A process dies; its clients notice, its disk keeps what was synced.
-    pub fn crash(&mut self, at: usize) {
-        self.nodes[at].crash(&mut self.stage);
-        self.hang_up(at);
-    }
-
     fn strike_crash(&mut self, at: usize) {
         if self.nodes[at].running.is_none() {
             return;
         }
-        self.crash(at);
+        self.nodes[at].crash(&mut self.stage);
         let down = match self.stage.rng.below(3) {
             0 => self.stage.rng.below(50 * MS),
             1 => self.stage.rng.below(self.stage.plan.election_timeout() * 2),
@@ -141,7 +135,7 @@ impl World {
             return;
         }
         if self.nodes[at].running.is_some() {
-            self.crash(at);
+            self.nodes[at].crash(&mut self.stage);
             let down = self.stage.rng.below(3 * SECOND);
             self.stage.after(down, Happening::Start { at });
         }

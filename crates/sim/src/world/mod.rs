@@ -63,7 +63,7 @@ pub use plan::Plan;
 use node::{FOUNDED, Node};
 use operate::Operator;
 use plan::{MS, NODES_MAX};
-use queue::{Happening, Who};
+use queue::Happening;
 use settle::Phase;
 use stage::Stage;
 use transfer::Transfers;
@@ -182,10 +182,7 @@ impl World {
             self.stage.now = time;
             self.stage.ledger.at(time);
             self.happen(what);
-            self.strike_moments();
-            for (number, transfer) in std::mem::take(&mut self.stage.outgoing) {
-                self.transfers.begin(number, transfer);
-            }
+            self.follow_up();
             if self.stage.trace.steps() > STEPS_MAX {
                 self.stage.ledger.fail(|| "this never ends".to_owned());
             }
@@ -220,7 +217,7 @@ impl World {
         match what {
             Happening::Turn(who) => self.nodes[who.at].turn(stage),
             Happening::Synced(who) => self.nodes[who.at].synced(stage),
-            Happening::Apply(who, group) => self.applied(who, group),
+            Happening::Apply(who, group) => self.nodes[who.at].apply(stage, group),
             Happening::Flush(who, group) => self.nodes[who.at].flush(stage, group),
             Happening::Dispatch(who, group) => {
                 if let Some(replica) = self.nodes[who.at].replica(group) {
@@ -252,16 +249,20 @@ impl World {
         }
     }
 
-    fn applied(&mut self, who: Who, group: base::GroupId) {
-        let stage = &mut self.stage;
-        self.nodes[who.at].apply(stage, group);
-        match self.nodes[who.at].replica(group) {
-            Some(replica) => {
+    /// What follows from a step for others than the node that took it.
+    fn follow_up(&mut self) {
+        self.strike_moments();
+        for at in std::mem::take(&mut self.stage.fallen) {
+            self.hang_up(at);
+        }
+        for (at, group) in std::mem::take(&mut self.stage.published) {
+            if let Some(replica) = self.nodes[at].replica(group) {
                 let tap = replica.tap.clone();
-                self.watchers.listen(stage, group, &tap);
+                self.watchers.listen(&mut self.stage, group, &tap);
             }
-            // The power was cut while a snapshot was put in place.
-            None => self.hang_up(who.at),
+        }
+        for (number, transfer) in std::mem::take(&mut self.stage.outgoing) {
+            self.transfers.begin(number, transfer);
         }
     }
 

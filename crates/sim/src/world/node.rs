@@ -76,7 +76,7 @@ pub struct Running {
     /// When the host's thread wakes.
     turn_at: Option<u64>,
     /// It is busy until then.
-    busy_until: u64,
+    pub busy_until: u64,
     pub writer: Writer,
     pub replicas: BTreeMap<GroupId, Replica>,
     /// What was asked of the host and has not come to an end.
@@ -282,6 +282,7 @@ impl Node {
         stage.note(self.id.0, "crash", &[("open", running.open.len() as u64)]);
         self.life += 1;
         self.crashes += 1;
+        stage.fallen.push(self.at);
         self.paused_until = 0;
         stage.ledger.down(self.at);
         drop(running);

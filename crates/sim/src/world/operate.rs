@@ -198,7 +198,7 @@ impl World {
             let until = *self.operator.leaving.entry(at).or_insert(now + grace);
             if now >= until || self.stage.healed {
                 self.operator.leaving.remove(&at);
-                self.crash(at);
+                self.nodes[at].crash(&mut self.stage);
                 self.nodes[at].enlisted = false;
                 self.nodes[at].damaged = false;
                 self.stage.note(at as u64 + 1, "shut-down", &[]);

@@ -28,6 +28,10 @@ pub struct Stage {
     pub healed: bool,
     /// Tender moments that nodes went through in this step.
     pub moments: Vec<(usize, Moment)>,
+    /// Groups whose state machines published something in this step, with their node.
+    pub published: Vec<(usize, GroupId)>,
+    /// Nodes that crashed in this step.
+    pub fallen: Vec<usize>,
     /// Snapshots that leave in this step, with their numbers.
     pub outgoing: Vec<(u64, Transfer)>,
 }
@@ -47,6 +51,8 @@ impl Stage {
             plan,
             healed: false,
             moments: Vec::new(),
+            published: Vec::new(),
+            fallen: Vec::new(),
             outgoing: Vec::new(),
         }
     }

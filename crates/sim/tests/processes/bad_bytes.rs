@@ -22,7 +22,7 @@ async fn garbage_on_the_raft_port_is_closed_and_logged_once() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let status = cluster.client(leader).status().await.unwrap();
-    let header = status.header.clone().unwrap();
+    let header = status.header.unwrap();
     let writers = Writers::start(&cluster.endpoints(), 1, "beside-garbage");
     let address = (cluster.nodes[leader].address, PEER_PORT).into();
     let mut rng = Rng::new(7);

@@ -157,8 +157,13 @@ impl Cluster {
 
     /// Starts a node that does not run.
     pub fn spawn(&mut self, index: usize) {
+        let command = self.command(index);
+        self.spawn_as(index, command);
+    }
+
+    /// Starts a node by another command line than its own.
+    pub fn spawn_as(&mut self, index: usize, mut command: Command) {
         assert!(self.nodes[index].process.is_none(), "{} runs already", self.nodes[index].name);
-        let mut command = self.command(index);
         let log = File::options().create(true).append(true).open(&self.nodes[index].log).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.nodes[index].process = Some(command.spawn().unwrap());

@@ -102,7 +102,7 @@ pub async fn assert_holds(client: &Client, acknowledged: &Acknowledged) {
 /// Clients that put keys of their own, each once, as fast as they are answered.
 pub struct Writers {
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<Vec<(String, String, i64, Instant)>>>,
+    acknowledged: Log,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -114,7 +114,7 @@ impl Writers {
     /// `label` keeps the keys of one call from those of others.
     pub fn start(endpoints: &[String], per_endpoint: usize, label: &str) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged = Arc::<Mutex<_>>::default();
+        let acknowledged = Log::default();
         let addresses = endpoints.iter().flat_map(|address| std::iter::repeat_n(address, per_endpoint));
         let tasks = addresses.enumerate().map(|(writer, address)| {
             let client = Client::with_timeout(address, Writers::CALL_TIMEOUT);
@@ -142,6 +142,7 @@ impl Writers {
     }
 }
 
+/// Key, value, revision, and when the acknowledgement came.
 type Log = Arc<Mutex<Vec<(String, String, i64, Instant)>>>;
 
 async fn write(client: Client, prefix: String, stop: Arc<AtomicBool>, acknowledged: Log) {

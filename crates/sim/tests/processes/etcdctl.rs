@@ -134,7 +134,7 @@ fn parse(script: &str) -> Vec<Part> {
         if let Some(words) = line.strip_prefix("$ ") {
             let words = words.split_whitespace().map(|word| word.trim_matches('"').to_owned()).collect();
             let mut input = String::new();
-            while let Some(line) = lines.next_if(|line| line.starts_with('<') && !line.starts_with("<l")) {
+            while let Some(line) = lines.next_if(|line| *line == "<" || line.starts_with("< ")) {
                 input += line[1..].trim_start();
                 input.push('\n');
             }

@@ -8,7 +8,8 @@ use proto::etcdserverpb as pb;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::client;
-use crate::cluster::{CLIENT_PORT, Cluster, Options, is_etcd};
+use crate::cluster::{CLIENT_PORT, Cluster, Options, PEER_PORT, command, is_etcd, program};
+use crate::tell::skipped;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_takes_every_request() {
@@ -39,6 +40,34 @@ async fn every_node_takes_every_request() {
     let client = cluster.client(follower);
     client.within(client.kv().compact(compaction)).await.unwrap();
     cluster.assert_equal_hashes().await;
+}
+
+/// Chainfire's own flags: what a user with one machine types.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_command_is_a_store() {
+    if is_etcd() {
+        return skipped("one_command_is_a_store", "an etcd has other flags");
+    }
+    let mut cluster = Cluster::new(1, Options::default());
+    let address = cluster.nodes[0].address;
+    for _ in 0..2 {
+        let mut command = command(&program());
+        command.arg("--data-dir").arg(&cluster.nodes[0].data_dir);
+        command.args([format!("--api-addr={address}:{CLIENT_PORT}"), format!("--raft-addr={address}:{PEER_PORT}")]);
+        cluster.spawn_as(0, command);
+        cluster.wait_until_serving(0).await;
+        cluster.client(0).put("key", "value").await.unwrap();
+        cluster.stop(0).await;
+    }
+    cluster.spawn_as(0, {
+        let mut command = command(&program());
+        command.env("CHAINFIRE_STORAGE_DATA_DIR", &cluster.nodes[0].data_dir);
+        command.env("CHAINFIRE_NETWORK_API_ADDR", format!("{address}:{CLIENT_PORT}"));
+        command.env("CHAINFIRE_NETWORK_RAFT_ADDR", format!("{address}:{PEER_PORT}"));
+        command
+    });
+    cluster.wait_until_serving(0).await;
+    assert_eq!(cluster.client(0).get("key").await.unwrap().kvs[0].version, 2);
 }
 
 async fn leases_work_through(cluster: &Cluster, index: usize) {

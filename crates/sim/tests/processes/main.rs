@@ -8,6 +8,7 @@
 //! | `watching` | a watch that reconnects gets every revision once |
 //! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
 //! | `catch_up` | a node that missed much is filled by a snapshot |
+//! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
 //! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
@@ -35,5 +36,6 @@ mod linearizable;
 mod lost_logs;
 mod membership;
 mod python;
+mod restore;
 mod tell;
 mod watching;
