@@ -131,7 +131,7 @@ async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
         let kind = AlarmType::Nospace as i32;
         let raised = store.reader.current().alarms.contains(&(kind, member));
         let over_quota = rules.quota_bytes > 0 && store.reader.stats().engine.total_bytes > rules.quota_bytes;
-        let room = room(&rules.data_dir);
+        let room = node::disk::room(&rules.data_dir);
         let full = room.is_some_and(|(free, total)| free < wanted(total));
         let roomy = room.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
         let for_disk = *raised_for_disk.get_or_insert(!over_quota);
@@ -155,20 +155,6 @@ async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
 
 fn wanted(total: u64) -> u64 {
     FREE_BYTES_MIN.min(total / FREE_PART_OF_DISK)
-}
-
-/// (free, total) bytes of the disk under a folder.
-fn room(dir: &std::path::Path) -> Option<(u64, u64)> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path ends with a zero byte and `stat` has room for the answer.
-    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    // SAFETY: the call succeeded and filled it.
-    let stat = unsafe { stat.assume_init() };
-    Some((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
 }
 
 /// Compacts by itself, on the leader, as etcd's two modes do.

@@ -27,6 +27,9 @@ pub mod housekeeping;
 pub mod lessor;
 pub mod machine;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 pub mod read;
 pub mod restore;
 pub mod server;

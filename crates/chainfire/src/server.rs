@@ -1,6 +1,7 @@
 //! A Chainfire process: a node, its API on the client listeners, housekeeping, and an orderly end.
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         metrics,
         sources: Arc::new(sources),
         started: Instant::now(),
+        put_said_ms: AtomicU64::new(0),
     });
     let rules = Rules {
         data_dir: settings.node.data_dir.clone(),

@@ -80,7 +80,9 @@ impl Group {
         }
         let step = self.membership.plan(&record.change, self.config.learners_max)?;
         if let MembershipChange::Arrive { node, .. } = record.change
-            && self.membership.members.get(&node).is_some_and(|member| self.heard_of(member.peer))
+            && let Some(member) = self.membership.members.get(&node)
+            && !member.peer.is_none()
+            && (self.heard_of(member.peer) || self.now.since(self.leader_since) < self.config.election_timeout())
         {
             // Whoever claims to be a member that is alive is a clone, or came back before it was missed.
             return Err(Refusal::DuplicateMember);
@@ -104,6 +106,9 @@ impl Group {
             RaftStep::Remove(peers) => {
                 self.may_remove(&peers)?;
                 peers.into_iter().map(|peer| single(ConfChangeType::RemoveNode, peer)).collect()
+            }
+            RaftStep::NextSuccessor { out, into } => {
+                vec![single(ConfChangeType::AddLearnerNode, into), single(ConfChangeType::RemoveNode, out)]
             }
             RaftStep::Swap { out, into } => {
                 if out == self.peer {
@@ -146,14 +151,17 @@ impl Group {
         }
     }
 
-    fn heard_of(&self, peer: PeerId) -> bool {
-        peer == self.peer || self.raw.raft.prs().get(peer.0).is_some_and(|progress| progress.recent_active)
+    /// Whether a peer was heard of within an election timeout. The raft crate's own mark is cleared for all peers at
+    /// intervals, and would call the living dead for a moment.
+    pub fn heard_of(&self, peer: PeerId) -> bool {
+        let patience = self.config.election_timeout();
+        peer == self.peer || self.heard.get(&peer).is_some_and(|heard| self.now.since(*heard) < patience)
     }
 
     fn caught_up(&self, peer: PeerId) -> bool {
         let last = self.raw.raft.raft_log.last_index();
         self.raw.raft.prs().get(peer.0).is_some_and(|progress| {
-            progress.recent_active
+            self.heard_of(peer)
                 && progress.state == ProgressState::Replicate
                 && progress.matched + CAUGHT_UP_ENTRIES >= last
         })
@@ -177,7 +185,7 @@ impl Group {
         let voters = self.membership.voters.iter().filter(|peer| **peer != self.peer);
         let progress = voters.filter_map(|peer| {
             let progress = self.raw.raft.prs().get(peer.0)?;
-            Some((progress.recent_active, progress.matched, *peer))
+            Some((self.heard_of(*peer), progress.matched, *peer))
         });
         progress.max().map(|(_, _, peer)| peer)
     }

@@ -41,6 +41,10 @@ pub(crate) struct Group {
     pub raw: RawNode<LogView>,
     pub log: Arc<LogReader>,
     pub membership: Membership,
+    /// When each peer was last heard of.
+    pub heard: BTreeMap<PeerId, Time>,
+    /// When this peer last became the leader.
+    pub leader_since: Time,
     pub proposals: Proposals,
     pub reads: Reads,
     pub transfers: Vec<Transfer>,
@@ -142,6 +146,8 @@ impl Group {
             raw,
             log,
             membership: membership.clone(),
+            heard: BTreeMap::new(),
+            leader_since: now,
             proposals: Proposals::default(),
             reads: Reads::new(seed),
             transfers: Vec::new(),
@@ -401,7 +407,7 @@ impl Group {
         let mut followers = Vec::new();
         if role == Role::Leader {
             let others = raft.prs().iter().filter(|(id, _)| **id != self.peer.0);
-            followers = others.map(|(id, pr)| (PeerId(*id), pr.matched, pr.recent_active)).collect();
+            followers = others.map(|(id, pr)| (PeerId(*id), pr.matched, self.heard_of(PeerId(*id)))).collect();
             followers.sort_unstable();
         }
         GroupStatus {
@@ -445,6 +451,9 @@ impl Group {
         if let Err(why) = check::raft_message(&message, from, self.peer, &self.raw.raft, &self.log) {
             effects.event(Event::BadMessage { group: self.id, from, why });
             return;
+        }
+        if self.membership.by_peer(from).is_some() {
+            self.heard.insert(from, self.now);
         }
         let kind = message.get_msg_type();
         let asks_for_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);

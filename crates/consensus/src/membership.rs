@@ -101,6 +101,11 @@ pub enum RaftStep {
     AddLearner(PeerId),
     AddVoter(PeerId),
     Remove(Vec<PeerId>),
+    /// One joint change: the incarnation that was to succeed was lost too.
+    NextSuccessor {
+        out: PeerId,
+        into: PeerId,
+    },
     /// One joint change.
     Swap {
         out: PeerId,
@@ -171,11 +176,14 @@ impl Membership {
                 Ok(if new.peer.is_none() { RaftStep::None } else { RaftStep::AddLearner(new.peer) })
             }
             MembershipChange::Arrive { node, peer } => {
-                member(node)?;
+                let member = member(node)?;
                 if peer.is_none() || self.by_peer(*peer).is_some() {
                     return Err(Refusal::DuplicateMember);
                 }
-                Ok(RaftStep::AddLearner(*peer))
+                Ok(match member.successor {
+                    PeerId::NONE => RaftStep::AddLearner(*peer),
+                    out => RaftStep::NextSuccessor { out, into: *peer },
+                })
             }
             MembershipChange::Promote { node } => {
                 let member = member(node)?;

@@ -146,6 +146,7 @@ impl Group {
             if role == StateRole::Leader {
                 self.change_barrier = self.log.last().max(self.raw.raft.raft_log.last_index());
                 self.last_round = base::Time::ZERO;
+                self.leader_since = self.now;
             }
             for to in std::mem::take(&mut self.snapshots).into_keys() {
                 self.log.withdraw_snapshot(to);

@@ -9,6 +9,7 @@
 //! whoever learns of a commit through an output finds it published.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use consensus::{
     StateMachine,
 };
 use parking_lot::Mutex;
-use storage::{LogBatch, LogStore};
+use storage::{LogBatch, LogError, LogStore};
 use tokio::sync::oneshot;
 
 use crate::clock;
@@ -42,6 +43,14 @@ const FLUSH_EVERY: Duration = Duration::from_secs(60);
 /// Work that took the driver longer than this is left to its thread for a while.
 const PATIENCE: Duration = Duration::from_millis(2);
 const LEAVE_FOR: Duration = Duration::from_millis(200);
+/// How often progress is mentioned.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+/// How a full disk is waited for.
+const FULL_RETRY: Duration = Duration::from_millis(100);
+const FULL_TRIES_MAX: u32 = 100;
+const FULL_FREE_BYTES: u64 = 16 << 20;
+/// A snapshot that was built and never sent is let go of after this.
+const SOURCE_KEPT: Duration = Duration::from_secs(60);
 /// Entries that the driver applies itself at most.
 const INLINE_ENTRIES_MAX: u64 = 4;
 
@@ -61,7 +70,7 @@ pub struct Engines {
     pub work: Arc<Inbox<Work>>,
     pub waiters: Arc<Waiters>,
     pub staged: Arc<Mutex<HashMap<u64, Box<dyn SnapshotSink>>>>,
-    pub sources: Arc<Mutex<HashMap<u64, Box<dyn SnapshotSource>>>>,
+    pub sources: Arc<Mutex<HashMap<u64, (Instant, Box<dyn SnapshotSource>)>>>,
     pub stop: Arc<AtomicBool>,
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub stats: Arc<DriverStats>,
@@ -126,6 +135,7 @@ impl Driver {
     /// Takes turns until told to stop.
     pub fn run(mut self) {
         let mut published = clock::now();
+        let mut said = (clock::now(), 0);
         let mut log_patience = Patience { not_before: Instant::now() };
         let mut apply_patience = Patience { not_before: Instant::now() };
         let mut done: Vec<Input> = Vec::new();
@@ -153,6 +163,12 @@ impl Driver {
                 && let Some(status) = self.host.status(self.shared.group)
             {
                 published = now;
+                if now.since(said.0) >= SAY_EVERY && status.committed > said.1 {
+                    said = (now, status.committed);
+                    let (index, term, leader) = (status.committed, status.term, status.leader_node);
+                    tracing::info!(target: "chainfire_storage", "Committed entry, index={index}");
+                    tracing::info!(target: "chainfire_raft", "Following the leader or leading, leader={leader} term={term}");
+                }
                 self.shared.status.store(Arc::new(status));
             }
             let (work, persist) = self.carry_out(outputs);
@@ -180,7 +196,7 @@ impl Driver {
                 Output::TransferDone { seq, .. } => engines.waiters.answer(seq, Answer::Transferred),
                 Output::BuildSnapshot { group, to, .. } => work.push(Work::BuildSnapshot { group, to }),
                 Output::SendSnapshot { to, message, snapshot } => {
-                    let source = engines.sources.lock().remove(&snapshot);
+                    let source = engines.sources.lock().remove(&snapshot).map(|(_, source)| source);
                     engines.stats.snapshots_sent.fetch_add(1, Ordering::Relaxed);
                     send_snapshot(to, message, source, engines.inbox.clone(), self.transport.clone());
                 }
@@ -218,17 +234,24 @@ impl Driver {
         let nothing_open = self.log.open.load(Ordering::SeqCst) == 0;
         if nothing_open && patience.allows() && done.is_empty() && self.engines.inbox.is_empty() {
             let begun = Instant::now();
-            if let Err(error) = self.store.write(&batch) {
-                return (self.engines.fatal)(error.to_string());
+            match self.store.write(&batch) {
+                Ok(()) => {}
+                // The log writer waits for room; the driver must not.
+                Err(LogError::NoSpace) => return self.leave_to_writer(number, batch),
+                Err(error) => return (self.engines.fatal)(error.to_string()),
             }
             self.engines.stats.synced(begun.elapsed());
             self.log.unmarked.store(true, Ordering::SeqCst);
             patience.spent(begun);
             done.push(Input::Persisted { number });
         } else {
-            self.log.open.fetch_add(1, Ordering::SeqCst);
-            self.log.waiting.push((number, batch));
+            self.leave_to_writer(number, batch);
         }
+    }
+
+    fn leave_to_writer(&self, number: u64, batch: LogBatch) {
+        self.log.open.fetch_add(1, Ordering::SeqCst);
+        self.log.waiting.push((number, batch));
     }
 }
 
@@ -268,7 +291,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
 }
 
 /// Writes batches until told to stop: whatever waits goes out with one write and one fsync.
-pub fn write_log(store: &dyn LogStore, log: &LogQueue, engines: &Engines) {
+pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Engines) {
     let mut idle = true;
     loop {
         let waiting = log.waiting.take(if idle { Duration::from_millis(500) } else { IDLE });
@@ -294,7 +317,7 @@ pub fn write_log(store: &dyn LogStore, log: &LogQueue, engines: &Engines) {
             all.groups.append(&mut batch.groups);
         }
         let begun = Instant::now();
-        if let Err(error) = store.write(&all) {
+        if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {
             return (engines.fatal)(error.to_string());
         }
         engines.stats.synced(begun.elapsed());
@@ -303,6 +326,32 @@ pub fn write_log(store: &dyn LogStore, log: &LogQueue, engines: &Engines) {
     }
     // The mark is made durable on the way out; after an error there is nothing left to save.
     let _ = store.idle();
+}
+
+/// A full disk stops acknowledging, not the node: the batch is tried again until there is room. An error that stays when
+/// there is room is final.
+fn write_when_there_is_room(
+    store: &dyn LogStore,
+    dir: &Path,
+    batch: &LogBatch,
+    engines: &Engines,
+) -> Result<(), LogError> {
+    let mut tries_with_room = 0;
+    let mut said = false;
+    loop {
+        match store.write(batch) {
+            Err(LogError::NoSpace) if tries_with_room < FULL_TRIES_MAX && !engines.stop.load(Ordering::Relaxed) => {
+                if !said {
+                    tracing::error!(target: "chainfire_storage", "No space left for the log, nothing is acknowledged code=CF1004");
+                }
+                said = true;
+                let roomy = crate::disk::room(dir).is_none_or(|(free, _)| free > FULL_FREE_BYTES);
+                tries_with_room += u32::from(roomy);
+                std::thread::sleep(FULL_RETRY);
+            }
+            other => return other,
+        }
+    }
 }
 
 impl DriverStats {
@@ -401,6 +450,7 @@ impl Applier {
             self.open.fetch_sub(counted, Ordering::SeqCst);
             if asked.elapsed() >= DURABLE_EVERY {
                 asked = Instant::now();
+                engines.sources.lock().retain(|_, (built, _)| built.elapsed() < SOURCE_KEPT);
                 for (group, applying) in self.groups.lock().iter_mut() {
                     if let Err(error) = applying.durable(*group, engines) {
                         return (engines.fatal)(error);
@@ -468,7 +518,7 @@ impl Applying {
         let source = self.machine.snapshot().map_err(|error| error.to_string())?;
         let mark = source.mark();
         let membership = Membership::decode(&source.membership()).unwrap_or_default();
-        engines.sources.lock().insert(snapshot, source);
+        engines.sources.lock().insert(snapshot, (Instant::now(), source));
         engines.inbox.push(Input::SnapshotBuilt { group, to, snapshot, mark, membership });
         Ok(())
     }

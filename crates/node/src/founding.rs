@@ -421,3 +421,39 @@ impl Standing {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutate;
+
+    #[test]
+    fn standings_round_trip_and_nothing_makes_the_decoder_panic() {
+        let standing = Standing {
+            cluster: ClusterId(1),
+            node: NodeId(2),
+            peer: PeerId(3),
+            bootstrap: true,
+            expected: false,
+            seed: 4,
+            name: "n1".to_owned(),
+            client_urls: vec!["http://127.0.0.1:2379".to_owned()],
+        };
+        assert_eq!(Standing::decode(standing.encode()).as_ref(), Some(&standing));
+        mutate::mutate(8, 50_000, &[standing.encode().to_vec()], |bytes| {
+            if let Some(standing) = Standing::decode(Bytes::copy_from_slice(bytes)) {
+                assert_eq!(Standing::decode(standing.encode()), Some(standing));
+            }
+        });
+    }
+
+    #[test]
+    fn who_founds() {
+        let seeds = |seeds: [u64; 3]| founder(&[(NodeId(2), seeds[0]), (NodeId(1), seeds[1]), (NodeId(3), seeds[2])]);
+        assert_eq!(seeds([0, 0, 0]), Ok(NodeId(1)));
+        assert_eq!(seeds([9, 9, 9]), Ok(NodeId(1)));
+        assert_eq!(seeds([9, 0, 9]), Ok(NodeId(2)));
+        assert_eq!(seeds([0, 0, 9]), Ok(NodeId(3)));
+        assert!(seeds([9, 0, 8]).is_err());
+    }
+}

@@ -147,6 +147,30 @@ impl Folder {
         Ok(next)
     }
 
+    /// Finishes a [`Folder::reincarnate`] that was interrupted: as long as the new incarnation has taken no part, what lies
+    /// beside `lost-PEER/` is the old one's or nobody's.
+    pub fn finish_reincarnation(&self, identity: &Identity) -> Result<(), IdentityError> {
+        let sweep = || -> io::Result<()> {
+            let mut rest = Vec::new();
+            let mut lost = false;
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let text = name.to_string_lossy();
+                lost |= text.starts_with("lost-");
+                if text != FILE && text != LOCK && !text.starts_with("lost-") {
+                    rest.push(entry.path());
+                }
+            }
+            if identity.voted || !lost {
+                return Ok(());
+            }
+            rest.iter()
+                .try_for_each(|path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) })
+        };
+        sweep().map_err(|error| IdentityError::Unusable { path: self.path.clone(), error })
+    }
+
     /// Removes what lost incarnations left, once the member was rebuilt.
     pub fn forget_lost(&self) {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
@@ -189,6 +213,7 @@ fn parse(text: &str) -> Result<Identity, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutate;
 
     const SEED: &str = "seed";
 
@@ -218,6 +243,17 @@ mod tests {
         assert!(!dir.path().join("raft").exists());
         folder.forget_lost();
         assert_eq!(folder.identity(NodeId(3)).unwrap(), second);
+    }
+
+    #[test]
+    fn no_text_makes_the_parser_panic() {
+        let text = "node = 3\npeer = \"00000000000000ff\"\ncluster = \"ab\"\nvoted = true\n";
+        assert_eq!(parse(text).unwrap().peer, PeerId(255));
+        mutate::mutate(7, 50_000, &[text.as_bytes().to_vec()], |bytes| {
+            if let Ok(identity) = parse(&String::from_utf8_lossy(bytes)) {
+                assert!(!identity.peer.is_none());
+            }
+        });
     }
 
     #[test]

@@ -21,11 +21,15 @@
 //! 3. Every queue has a bound; what does not fit is refused or (between peers) dropped, which Raft bears.
 
 pub mod clock;
+pub mod disk;
 pub(crate) mod driver;
 pub(crate) mod founding;
 pub mod handle;
 pub mod identity;
 pub(crate) mod inbox;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 pub mod logging;
 pub mod node;
 pub mod seed;

@@ -1,6 +1,6 @@
 //! A node put together: folder, log, host, threads, transport; and taken apart again.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,6 +124,7 @@ impl Node {
         let seed_file = seed.file;
         let seed = seed::load(seed, &folder, &config)?;
         let identity = folder.identity(config.node)?;
+        folder.finish_reincarnation(&identity)?;
         let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine, close_machine)?;
         let inbox: Arc<Inbox<Input>> = Arc::default();
         let work: Arc<Inbox<Work>> = Arc::default();
@@ -309,7 +310,8 @@ impl Shell {
         };
         start("driver", Box::new(move || driver.run()));
         let (engines, store) = (self.engines.clone(), self.store.clone());
-        start("log-writer", Box::new(move || driver::write_log(store.as_ref(), &log, &engines)));
+        let dir = self.folder.path().to_owned();
+        start("log-writer", Box::new(move || driver::write_log(store.as_ref(), &dir, &log, &engines)));
         let engines = self.engines.clone();
         start("applier", Box::new(move || applier.run(&engines)));
     }
@@ -376,12 +378,15 @@ async fn forget_lost(shell: Arc<Shell>) {
 
 /// Who holds a port, where the kernel tells: ", held by pid 12 (name)".
 pub fn holder(address: SocketAddr) -> String {
-    let port = format!(":{:04X}", address.port());
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    let listening = table.lines().filter_map(|line| {
+    let port = format!("{:04X}", address.port());
+    let own = kernel_form(address.ip());
+    let is_any = |ip: &str| ip.bytes().all(|digit| digit == b'0');
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    let listening = tables.iter().flat_map(|table| table.lines()).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let ours = fields.get(1)?.ends_with(&port) && *fields.get(3)? == "0A";
-        ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
+        let (ip, at) = fields.get(1)?.split_once(':')?;
+        let conflicts = at == port && (ip == own || is_any(ip) || is_any(&own)) && *fields.get(3)? == "0A";
+        conflicts.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
     });
     let inodes: Vec<String> = listening.collect();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -399,4 +404,14 @@ pub fn holder(address: SocketAddr) -> String {
         }
     }
     String::new()
+}
+
+/// An address as the kernel's tables show it: words of 32 bits in the machine's own order.
+fn kernel_form(ip: IpAddr) -> String {
+    let octets = match ip {
+        IpAddr::V4(four) => four.octets().to_vec(),
+        IpAddr::V6(six) => six.octets().to_vec(),
+    };
+    let (words, _) = octets.as_chunks::<4>();
+    words.iter().map(|word| format!("{:08X}", u32::from_ne_bytes(*word))).collect()
 }

@@ -105,7 +105,8 @@ impl Waiters {
 
     /// To be called after each turn, before its outputs are carried out.
     pub fn publish_lease(&self, lease: LeaderLease) {
-        self.committed.store(lease.index, Ordering::SeqCst);
+        // Never back: whoever still holds the old lease's end must not meet an index from before it.
+        self.committed.fetch_max(lease.index, Ordering::SeqCst);
         self.lease_until.store(lease.valid_until.as_nanos(), Ordering::SeqCst);
     }
 

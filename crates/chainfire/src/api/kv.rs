@@ -1,6 +1,8 @@
 //! The KV service.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::etcdserverpb as pb;
@@ -15,6 +17,8 @@ use crate::read::RangePages;
 
 /// Ranges of up to so many keys are read on the connection's own thread; longer ones on a thread for blocking work.
 const KEYS_INLINE_MAX: i64 = 1_000;
+/// Puts that take this long are mentioned more often.
+const SLOW: Duration = Duration::from_millis(100);
 /// About how much one message of a RangeStream carries.
 const PAGE_BYTES: usize = 512 << 10;
 
@@ -117,13 +121,32 @@ impl Api {
         }
         let command = command::raw(kind, message);
         let api = self.clone();
-        Answer::later(async move { api.propose(command).await })
+        Answer::later(async move {
+            let began = Instant::now();
+            let answer = api.propose(command).await;
+            if kind == Kind::Put && answer.is_ok() {
+                api.say_put(began.elapsed());
+            }
+            answer
+        })
     }
 
     fn read_range(&self, request: &pb::RangeRequest) -> Result<Bytes, Status> {
         let view = self.current()?;
         let answer = view.range(request).map_err(status_of)?;
         Ok(self.behind_header(view.revision, &answer.body))
+    }
+
+    /// A line every ten seconds, and for slow puts up to ten a second.
+    fn say_put(&self, took: Duration) {
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let last_ms = self.put_said_ms.load(Ordering::Relaxed);
+        let pause_ms = if took >= SLOW { 100 } else { 10_000 };
+        let due = now_ms >= last_ms + pause_ms;
+        let claim = || self.put_said_ms.compare_exchange(last_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed);
+        if due && claim().is_ok() {
+            tracing::info!(target: "chainfire_api", "Handled put request, latency={}ms", took.as_millis());
+        }
     }
 
     async fn range_linearizable(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {

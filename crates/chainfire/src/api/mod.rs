@@ -32,6 +32,7 @@ mod refusal;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -65,6 +66,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     pub sources: Arc<dyn Fn() -> String + Send + Sync>,
     pub started: Instant,
+    /// When a put was last mentioned in the log, in milliseconds after `started`.
+    pub put_said_ms: AtomicU64,
 }
 
 macro_rules! methods {

@@ -8,6 +8,7 @@ use node::InitialMember;
 use super::command_line::understand;
 use super::layers::Layers;
 use super::{AutoCompaction, Environment, Request, Settings, default_config, file, validate};
+use crate::mutate::mutate;
 
 /// The settings that a file's text comes to, or the complaint.
 fn from_text(text: &str) -> Result<Settings, String> {
@@ -419,4 +420,26 @@ fn durations_are_read_as_go_writes_them() {
         assert_eq!(super::duration(text).map(|time| time.as_millis()), Some(ms), "{text}");
     }
     assert!(["", "5", "h", "1x", "-1h", "1e9h", "99999999999h"].iter().all(|text| super::duration(text).is_none()));
+}
+
+#[test]
+fn no_text_makes_a_file_or_a_flag_panic() {
+    let defaults = default_config();
+    let some = "[cluster]\nnode_id = 2\nbootstrap = true\ninitial_members = [\"1=127.0.0.1:2380\"]\n[raft]\n\
+        tick_interval_ms = 100\n[storage]\nwrite_buffer_size = \"64 MiB\"\n[log]\nlevel = 'info'\n";
+    mutate(11, 5_000, &[defaults.into_bytes(), some.as_bytes().to_vec()], |bytes| {
+        if let Err(why) = from_text(&String::from_utf8_lossy(bytes)) {
+            assert!(!why.is_empty() && !why.contains('\n'), "one line: {why:?}");
+        }
+    });
+    let words = "--data-dir\n/tmp/x\n--node-id=3\n--initial-members\n1=127.0.0.1:2380,3=h:1\n--bootstrap=false\n-h\n-V";
+    let nothing = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let file = nothing.path().to_str().unwrap().to_owned();
+    mutate(12, 5_000, &[words.as_bytes().to_vec()], |bytes| {
+        let words: Vec<String> = String::from_utf8_lossy(bytes).split('\n').map(str::to_owned).collect();
+        let environment = Environment::from([("CHAINFIRE_CONFIG".to_owned(), file.clone())]);
+        if let Err(why) = understand(&words, &environment) {
+            assert!(!why.is_empty() && !why.contains('\n'), "one line: {why:?}");
+        }
+    });
 }

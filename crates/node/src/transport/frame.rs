@@ -151,6 +151,7 @@ mod tests {
     use base::Rng;
 
     use super::*;
+    use crate::mutate;
 
     #[test]
     fn greetings_round_trip() {
@@ -176,6 +177,23 @@ mod tests {
             bad[at] ^= 0x10;
             assert!(read(&mut bad.as_slice(), BYTES_MAX).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn no_changed_bytes_make_a_decoder_panic() {
+        let address = "127.0.0.1:2380".to_owned();
+        let (cluster, node, peer) = (ClusterId(1), NodeId(2), PeerId(3));
+        let hello = Hello { purpose: Purpose::Call, cluster, node, peer, address }.encode().to_vec();
+        let welcome = Welcome { status: BUSY, cluster, node, peer }.encode().to_vec();
+        let mut frame = Vec::new();
+        put(&mut frame, &hello);
+        mutate::mutate(6, 100_000, &[hello, welcome, frame], |mut bytes| {
+            if let Some(hello) = Hello::decode(bytes) {
+                assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+            }
+            let _ = Welcome::decode(bytes).map(|welcome| welcome.refusal());
+            let _ = read(&mut bytes, SMALL_BYTES_MAX);
+        });
     }
 
     #[test]

@@ -20,6 +20,8 @@ use super::{Transport, frame};
 
 /// Bytes that may wait for one node.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// A node that is just starting is not worth a line.
+const COMPLAIN_AT: u32 = 3;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
@@ -92,22 +94,22 @@ impl Link {
 
     fn run(&self, node: NodeId, transport: &Transport) {
         let mut retry = RETRY_MIN;
-        let mut complained = false;
+        let mut failures = 0;
         while !self.state.lock().closed {
             match transport.connect(node, frame::Purpose::Messages) {
                 Ok((stream, _)) => {
                     retry = RETRY_MIN;
-                    if complained {
+                    if failures >= COMPLAIN_AT {
                         tracing::info!(target: "chainfire_network", "Connected to peer, node={node}");
                     }
-                    complained = false;
+                    failures = 0;
                     self.carry(stream);
                 }
                 Err(error) => {
-                    if !complained {
+                    failures += 1;
+                    if failures == COMPLAIN_AT {
                         tracing::error!(target: "chainfire_network", "Failed to connect to peer, {error}");
                     }
-                    complained = true;
                 }
             }
             transport.0.inbox.push(Input::Unreachable { node });

@@ -33,3 +33,20 @@ impl Clock {
         u64::try_from(u128::from(span) * 1_000_000 / u128::from(self.rate)).expect("spans are seconds")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back_is_never_later() {
+        let mut rng = Rng::new(3);
+        for _ in 0..1_000 {
+            let clock = Clock::new(&mut rng, 50);
+            let world = rng.below(1 << 40);
+            let back = clock.world(clock.at(world));
+            assert!(back <= world && world - back <= 2, "{back} {world}");
+            assert!(clock.at(world) <= clock.at(world + 1));
+        }
+    }
+}

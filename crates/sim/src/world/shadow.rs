@@ -50,3 +50,30 @@ impl Shadow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use storage::LogEntry;
+    use storage::log::LogStart;
+
+    use super::*;
+
+    fn entries(first: u64, terms: &[u64]) -> GroupWrite {
+        let entry = |(index, term): (u64, &u64)| LogEntry { index, term: *term, kind: 0, data: Bytes::new() };
+        GroupWrite { entries: (first..).zip(terms).map(entry).collect(), ..GroupWrite::default() }
+    }
+
+    #[test]
+    fn it_follows_what_is_written() {
+        let mut shadow = Shadow::default();
+        shadow.apply(&entries(1, &[1, 1, 2]));
+        assert!(shadow.holds(3, 2) && !shadow.holds(3, 1) && !shadow.holds(4, 2));
+        shadow.apply(&entries(2, &[3]));
+        assert!(shadow.holds(1, 1) && shadow.holds(2, 3) && !shadow.holds(3, 2));
+        shadow.apply(&GroupWrite { compact_to: Some(1), ..entries(3, &[3]) });
+        assert!(shadow.holds(1, 1) && shadow.holds(0, 9) && shadow.holds(3, 3));
+        shadow.apply(&GroupWrite { reset: Some(LogStart { index: 7, term: 4 }), ..GroupWrite::default() });
+        assert!(shadow.holds(7, 4) && !shadow.holds(7, 3) && shadow.holds(6, 1) && !shadow.holds(8, 4));
+    }
+}

@@ -58,8 +58,11 @@ async fn wrong_ranges(client: &Client) {
         "etcdserver: mvcc: required revision is a future revision",
     );
     refused(client.range(pb::RangeRequest::default()).await, Code::InvalidArgument, "etcdserver: key is not provided");
-    let unsorted = pb::RangeRequest { sort_order: 7, ..range(0) };
-    refused(client.range(unsorted).await, Code::InvalidArgument, "etcdserver: invalid sort option");
+    if !is_etcd() {
+        // Not all versions of etcd look.
+        let unsorted = pb::RangeRequest { sort_order: 7, ..range(0) };
+        refused(client.range(unsorted).await, Code::InvalidArgument, "etcdserver: invalid sort option");
+    }
     let delete = client.within(client.kv().delete_range(pb::DeleteRangeRequest::default())).await;
     refused(delete, Code::InvalidArgument, "etcdserver: key is not provided");
     // A range that ends before it begins is empty, not wrong.

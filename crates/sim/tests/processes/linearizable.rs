@@ -53,7 +53,9 @@ async fn trouble(cluster: &mut Cluster, mut rng: Rng, until: Instant) -> Faults 
     while Instant::now() < until {
         let leader = cluster.leader().await;
         let victim = if rng.percent(60) { leader } else { rng.below(3) as usize };
-        if rng.percent(50) {
+        // Both equally often, in no fixed order.
+        let kill = if faults.kills == faults.pauses { rng.percent(50) } else { faults.kills < faults.pauses };
+        if kill {
             // Now and then a second node goes too, and with it the quorum.
             let second = rng.percent(20).then_some((victim + 1) % 3);
             cluster.kill(victim);

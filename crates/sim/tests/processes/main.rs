@@ -17,8 +17,8 @@
 //! The rest is the harness: `cluster` (processes), `client` (one endpoint), `history` (clients whose doings are
 //! recorded), `tell` (figures, and tests that cannot run here).
 //!
-//! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; what only
-//! Chainfire promises is left out then.
+//! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
+//! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.
 
 mod bad_bytes;
 mod bad_requests;

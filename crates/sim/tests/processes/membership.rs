@@ -120,17 +120,8 @@ async fn a_cluster_grows_from_one_and_shrinks_again_under_load() {
 pub async fn add(cluster: &Cluster, index: usize, is_learner: bool) -> Result<pb::Member, Status> {
     let through = cluster.client(0);
     let request = pb::MemberAddRequest { peer_urls: vec![cluster.peer_url(index)], is_learner };
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = through.within(through.cluster().member_add(request.clone())).await;
-        match answer {
-            // The members that are there have to be so for a while first.
-            Err(why) if why.message().contains("unhealthy cluster") && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            answer => return answer.map(|answer| answer.member.expect("the member that was added")),
-        }
-    }
+    let answer = once_healthy(async || through.within(through.cluster().member_add(request.clone())).await).await;
+    answer.map(|answer| answer.member.expect("the member that was added"))
 }
 
 async fn promote(cluster: &Cluster, id: u64) -> Result<(), Status> {
@@ -140,7 +131,21 @@ async fn promote(cluster: &Cluster, id: u64) -> Result<(), Status> {
 
 async fn remove(cluster: &Cluster, id: u64) -> Result<(), Status> {
     let through = cluster.client(0);
-    through.within(through.cluster().member_remove(pb::MemberRemoveRequest { id })).await.map(|_| ())
+    let request = pb::MemberRemoveRequest { id };
+    once_healthy(async || through.within(through.cluster().member_remove(request)).await).await.map(|_| ())
+}
+
+/// Members have to be there for a while before a change is taken, and the change before it must be done.
+async fn once_healthy<T>(change: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match change().await {
+            Err(why) if why.message() == "etcdserver: unhealthy cluster" && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// A member has its name once it has joined.
