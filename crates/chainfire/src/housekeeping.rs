@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consensus::{Refusal, Role};
@@ -15,11 +16,13 @@ use crate::store::{Store, Stores};
 use storage::rocks::EngineEvent;
 
 const LEASE_TICK: Duration = Duration::from_millis(100);
-const SPACE_TICK: Duration = Duration::from_millis(500);
+const EVENTS_TICK: Duration = Duration::from_millis(500);
+/// A disk can lose much room in little time; looking costs a microsecond.
+const SPACE_TICK: Duration = Duration::from_millis(25);
 /// Room that is kept on the disk for the log to go on: an alarm is raised below the first and taken back above the second.
 const FREE_BYTES_MIN: u64 = 128 << 20;
 /// … but no more than this part of a small disk.
-const FREE_PART_OF_DISK: u64 = 16;
+const FREE_PART_OF_DISK: u64 = 8;
 
 /// Starts all of it.
 pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
@@ -37,6 +40,8 @@ pub struct Rules {
     /// Zero: unlimited.
     pub quota_bytes: u64,
     pub auto_compaction: AutoCompaction,
+    /// Set while the disk has no room for more.
+    pub disk_full: Arc<AtomicBool>,
 }
 
 async fn ready(stores: &Stores) -> Arc<Store> {
@@ -127,13 +132,15 @@ async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     let mut raised_for_disk = None;
     loop {
         tokio::time::sleep(SPACE_TICK).await;
+        let free = node::disk::room(&rules.data_dir);
+        // This node's own clients are refused at once; the alarm takes its way through the log.
+        rules.disk_full.store(free.is_some_and(|(free, total)| free < wanted(total)), Ordering::Relaxed);
         let member = handle.node().0;
         let kind = AlarmType::Nospace as i32;
         let raised = store.reader.current().alarms.contains(&(kind, member));
         let over_quota = rules.quota_bytes > 0 && store.reader.stats().engine.total_bytes > rules.quota_bytes;
-        let room = node::disk::room(&rules.data_dir);
-        let full = room.is_some_and(|(free, total)| free < wanted(total));
-        let roomy = room.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
+        let full = free.is_some_and(|(free, total)| free < wanted(total));
+        let roomy = free.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
         let for_disk = *raised_for_disk.get_or_insert(!over_quota);
         let action = if !raised && (over_quota || full) {
             raised_for_disk = Some(!over_quota);
@@ -189,7 +196,7 @@ async fn compaction(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
 /// Puts into the log what the engine met in the background.
 async fn engine_events(stores: Arc<Stores>) {
     loop {
-        tokio::time::sleep(SPACE_TICK).await;
+        tokio::time::sleep(EVENTS_TICK).await;
         let Some(store) = stores.get() else { continue };
         for event in store.engine.take_events() {
             match event {

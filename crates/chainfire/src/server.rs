@@ -1,7 +1,7 @@
 //! A Chainfire process: a node, its API on the client listeners, housekeeping, and an orderly end.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
     let stores: Arc<Stores> = Arc::default();
     let metrics = Arc::new(Metrics::default());
+    let disk_full = Arc::new(AtomicBool::new(false));
     let lessor = LessorOptions { election_timeout: settings.node.host.election_timeout(), ..Default::default() };
     let node = start_node(settings.node.clone(), &settings, &lessor, &stores)?;
     let handle = node.handle();
@@ -76,11 +77,13 @@ async fn serve(settings: Settings) -> Result<(), String> {
         sources: Arc::new(sources),
         started: Instant::now(),
         put_said_ms: AtomicU64::new(0),
+        disk_full: disk_full.clone(),
     });
     let rules = Rules {
         data_dir: settings.node.data_dir.clone(),
         quota_bytes: settings.quota_bytes,
         auto_compaction: settings.auto_compaction,
+        disk_full: disk_full.clone(),
     };
     housekeeping::start(&handle, &stores, rules);
     let server = Server::new(api, server_config);

@@ -12,7 +12,8 @@ use consensus::entry::{Commands, CommandsBuilder, EntryData};
 use consensus::membership::ChangeRecord;
 use consensus::wire::Body;
 use consensus::{
-    CreateGroup, Host, HostConfig, Input, Mark, Member, MemberRole, Membership, MembershipChange, Message, Output, Refusal,
+    CreateGroup, Host, HostConfig, Input, Mark, Member, MemberRole, Membership, MembershipChange, Message, Output,
+    Refusal,
 };
 use mutate::mutate;
 use raft::eraftpb::{self, MessageType};
@@ -60,7 +61,7 @@ fn commands() -> Bytes {
 
 /// One of every kind, as another member would send it.
 fn messages() -> Vec<Message> {
-    let entry = |index, data: Bytes| eraftpb::Entry { index, term: 2, data, ..Default::default() };
+    let entry = |index, data: Bytes| eraftpb::Entry { index, term: 2, data: data.to_vec(), ..Default::default() };
     let raft = |msg_type: MessageType| eraftpb::Message {
         from: 12,
         to: OWN.0,
@@ -158,6 +159,7 @@ struct Told {
     host: Host,
     store: Arc<MemLog>,
     now: u64,
+    writes: u64,
 }
 
 impl Told {
@@ -167,7 +169,7 @@ impl Told {
         let mark = Mark { index: 1, term: 1, hash: 0 };
         let create = CreateGroup { group: GROUP, peer: OWN, mark, membership: membership(), fresh: true };
         let outputs = host.turn(Time::ZERO, vec![Input::Create(create)]);
-        let mut told = Told { host, store, now: 0 };
+        let mut told = Told { host, store, now: 0, writes: 0 };
         told.carry_out(outputs);
         told
     }
@@ -186,6 +188,7 @@ impl Told {
                 match output {
                     Output::Persist { number, batch } => {
                         self.store.write(&batch).unwrap();
+                        self.writes += 1;
                         inputs.push(Input::Persisted { number });
                     }
                     Output::Committed { group, last, .. } => {
@@ -206,22 +209,25 @@ fn a_host_goes_on_whatever_it_is_told() {
     let valid = messages();
     let inputs: Vec<Vec<u8>> = valid.iter().map(|message| message.encode().to_vec()).collect();
     let mut told = Told::begin();
-    let (mut rounds, mut stepped) = (0u64, 0u64);
-    mutate(5, 60_000, &inputs, |bytes| {
+    let (mut rounds, mut stepped, mut writes) = (0u64, 0u64, 0u64);
+    mutate(5, 300_000, &inputs, |bytes| {
         rounds += 1;
         // From the beginning now and then: absurd terms and indexes must not hide what is behind them.
         if rounds.is_multiple_of(20) {
+            writes += told.writes;
             told = Told::begin();
         }
         if let Some(mut message) = Message::decode(Bytes::copy_from_slice(bytes)) {
-            // Where most would end: at the wrong group or peer.
-            (message.group, message.to) = (GROUP, OWN);
-            if let Body::Raft(raft) = &mut message.body {
-                raft.to = OWN.0;
+            // Most others would end at the wrong group or peer.
+            if !rounds.is_multiple_of(10) {
+                (message.group, message.from, message.to) = (GROUP, PeerId(12), OWN);
+                if let Body::Raft(raft) = &mut message.body {
+                    (raft.from, raft.to) = (12, OWN.0);
+                }
             }
             stepped += 1;
             told.turn(Input::Message(message));
         }
     });
-    assert!(stepped > rounds / 4, "{stepped} of {rounds} were messages");
+    assert!(stepped > rounds / 5 && writes > rounds / 20, "{stepped} of {rounds} were messages, {writes} were heard");
 }

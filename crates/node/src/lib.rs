@@ -27,10 +27,10 @@ pub(crate) mod founding;
 pub mod handle;
 pub mod identity;
 pub(crate) mod inbox;
+pub mod logging;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
-pub mod logging;
 pub mod node;
 pub mod seed;
 pub mod transport;

@@ -13,6 +13,7 @@ use super::header::decode;
 use super::{Api, check, status_of};
 use crate::command::{self, Kind};
 use crate::error::ApiError;
+use crate::machine::txn::has_puts;
 use crate::read::RangePages;
 
 /// Ranges of up to so many keys are read on the connection's own thread; longer ones on a thread for blocking work.
@@ -52,7 +53,8 @@ impl Api {
     pub(super) fn put(self: &Arc<Self>, message: Bytes) -> Answer {
         let checked = self.sized(&message).and_then(|()| {
             let request: pb::PutRequest = decode(message.clone())?;
-            check::put(&request).map_err(status_of)
+            check::put(&request).map_err(status_of)?;
+            self.room()
         });
         self.replicate(Kind::Put, checked, &message)
     }
@@ -68,7 +70,8 @@ impl Api {
     pub(super) fn txn(self: &Arc<Self>, message: Bytes) -> Answer {
         let checked = self.sized(&message).and_then(|()| {
             let request: pb::TxnRequest = decode(message.clone())?;
-            check::txn(&request, self.limits.txn_ops_max).map_err(status_of)
+            check::txn(&request, self.limits.txn_ops_max).map_err(status_of)?;
+            if has_puts(&request) { self.room() } else { Ok(()) }
         });
         self.replicate(Kind::Txn, checked, &message)
     }
@@ -113,6 +116,10 @@ impl Api {
     fn sized(&self, message: &Bytes) -> Result<(), Status> {
         let fits = message.len() <= self.limits.request_bytes_max;
         if fits { Ok(()) } else { Err(status_of(ApiError::RequestTooLarge)) }
+    }
+
+    fn room(&self) -> Result<(), Status> {
+        if self.disk_full.load(Ordering::Relaxed) { Err(status_of(ApiError::NoSpace)) } else { Ok(()) }
     }
 
     fn replicate(self: &Arc<Self>, kind: Kind, checked: Result<(), Status>, message: &Bytes) -> Answer {

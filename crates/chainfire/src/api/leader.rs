@@ -41,8 +41,11 @@ impl CallService for LeaderCalls {
     }
 }
 
+/// A lease that is not known may have been granted by an entry that is committed, and applied where the client was
+/// answered, but not here yet. What [`confirm`] reads settles that: only who is gone after it is gone.
 async fn renew(handle: &GroupHandle, stores: &Stores, id: i64) -> Result<i64, Refusal> {
     let store = stores.get().ok_or(Refusal::NoLeader)?;
+    let mut settled = false;
     loop {
         let (renewal, term) = {
             let mut lessor = store.lessor.lock();
@@ -59,9 +62,10 @@ async fn renew(handle: &GroupHandle, stores: &Stores, id: i64) -> Result<i64, Re
                 handle.propose(Command::InTerm { term, command: clear }.encode()).await?;
             }
             Renewal::Wait => tokio::time::sleep(WAIT).await,
+            Renewal::Gone if settled => return Ok(0),
             Renewal::Gone => {
                 confirm(handle, term).await?;
-                return Ok(0);
+                settled = true;
             }
             Renewal::NotLeading => return Err(Refusal::NoLeader),
         }
@@ -70,14 +74,17 @@ async fn renew(handle: &GroupHandle, stores: &Stores, id: i64) -> Result<i64, Re
 
 async fn remaining(handle: &GroupHandle, stores: &Stores, id: i64) -> Result<i64, Refusal> {
     let store = stores.get().ok_or(Refusal::NoLeader)?;
-    let (remaining, term) = {
+    let look = || {
         let mut lessor = store.lessor.lock();
         (lessor.remaining_s(id, handle.now()), lessor.term())
     };
+    let (remaining, term) = look();
     if term.is_none() {
         return Err(Refusal::NoLeader);
     }
     confirm(handle, term).await?;
+    // As in `renew`: what was not known before may be known after.
+    let remaining = remaining.or_else(|| look().0);
     Ok(remaining.map_or(-1, |(_, remaining_s)| remaining_s))
 }
 

@@ -32,7 +32,7 @@ mod refusal;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -68,6 +68,8 @@ pub struct Api {
     pub started: Instant,
     /// When a put was last mentioned in the log, in milliseconds after `started`.
     pub put_said_ms: AtomicU64,
+    /// Set while this node's disk has no room for more.
+    pub disk_full: Arc<AtomicBool>,
 }
 
 macro_rules! methods {

@@ -191,7 +191,9 @@ fn the_first_line_of_the_version_is_etcds() {
 #[test]
 fn no_words_make_the_parser_panic() {
     let words = |flags: &str| flags.replace(' ', "\n").into_bytes();
-    let more = words("--quota-backend-bytes=1 --auto-compaction-mode revision --auto-compaction-retention=10 --log-level debug");
+    let more = words(
+        "--quota-backend-bytes=1 --auto-compaction-mode revision --auto-compaction-retention=10 --log-level debug",
+    );
     mutate(13, 5_000, &[words(&member(2)), more], |bytes| {
         let words: Vec<String> = String::from_utf8_lossy(bytes).split('\n').map(str::to_owned).collect();
         if let Err(why) = understand(&words, &Environment::new()) {
