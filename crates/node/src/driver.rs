@@ -64,13 +64,16 @@ pub enum Work {
     Stop,
 }
 
+/// A snapshot that waits to be sent, and when it was built.
+type BuiltSnapshot = (Instant, Box<dyn SnapshotSource>);
+
 /// What the threads share with the shell.
 pub struct Engines {
     pub inbox: Arc<Inbox<Input>>,
     pub work: Arc<Inbox<Work>>,
     pub waiters: Arc<Waiters>,
     pub staged: Arc<Mutex<HashMap<u64, Box<dyn SnapshotSink>>>>,
-    pub sources: Arc<Mutex<HashMap<u64, (Instant, Box<dyn SnapshotSource>)>>>,
+    pub sources: Arc<Mutex<HashMap<u64, BuiltSnapshot>>>,
     pub stop: Arc<AtomicBool>,
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub stats: Arc<DriverStats>,
