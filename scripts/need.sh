@@ -62,6 +62,7 @@ for purpose in "$@"; do
             need_command clang clang
             need_command ld.lld lld
             need_libclang
+            need_command protoc protobuf-compiler
             ;;
         demo)
             need_command etcdctl etcd-client
