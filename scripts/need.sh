@@ -10,6 +10,10 @@ CACHE=${CENTRA_CACHE:-$HOME/.cache/centra}
 missing=()
 need_command() { command -v "$1" > /dev/null || missing+=("$2"); }
 
+need_venv() {
+    python3 -c 'import ensurepip, venv' 2> /dev/null || missing+=(python3-venv)
+}
+
 need_libclang() {
     compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' > /dev/null || ldconfig -p | grep -q 'libclang.*\.so' || missing+=(libclang-dev)
 }
@@ -73,6 +77,7 @@ for purpose in "$@"; do
             need_command jq jq
             need_command curl curl
             need_command python3 python3
+            need_venv
             ;;
         bench) ;;
         *) echo "need.sh: unknown purpose $purpose" >&2 && exit 2 ;;
