@@ -57,6 +57,13 @@ impl Host {
                 touched.insert(*id);
             }
         }
+        // The disk's answers come first: whatever else happens in this turn may rest on them, and what it holds back must
+        // not wait for a persist that is done already.
+        for input in &inputs {
+            if let Input::Persisted { number } = input {
+                self.persisted(*number, &mut effects, &mut touched);
+            }
+        }
         for input in inputs {
             self.input(input, &mut effects, &mut touched);
         }
@@ -99,7 +106,7 @@ impl Host {
 
     fn input(&mut self, input: Input, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {
         match input {
-            Input::Persisted { number } => self.persisted(number, effects, touched),
+            Input::Persisted { .. } => {}
             Input::Create(create) => {
                 touched.insert(create.group);
                 self.create(&create, effects);
