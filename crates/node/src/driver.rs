@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use base::{GroupId, NodeId, PeerId};
 use consensus::wire::Body;
 use consensus::{
-    Applied, Event, Host, Input, LogReader, Mark, Membership, Message, Output, SnapshotSink, SnapshotSource,
-    StateMachine,
+    Applied, Event, Host, Input, LogReader, MachineError, Mark, Membership, Message, Output, SnapshotSink,
+    SnapshotSource, StateMachine,
 };
-use parking_lot::Mutex;
-use storage::{LogBatch, LogError, LogStore};
+use parking_lot::{Mutex, MutexGuard};
+use storage::{EngineError, LogBatch, LogError, LogStore};
 use tokio::sync::oneshot;
 
 use crate::clock;
@@ -416,8 +416,9 @@ impl Applier {
     pub fn run(&self, engines: &Engines) {
         let mut asked = Instant::now();
         let mut next_snapshot = 0;
+        let mut more = false;
         loop {
-            let taken = self.work.take(Duration::from_millis(200));
+            let taken = self.work.take(if more { Duration::ZERO } else { Duration::from_millis(200) });
             let counted = taken.iter().filter(|work| !matches!(work, Work::Receiver { .. } | Work::Stop)).count();
             for work in coalesce(taken) {
                 let result = match work {
@@ -451,6 +452,10 @@ impl Applier {
                 }
             }
             self.open.fetch_sub(counted, Ordering::SeqCst);
+            more = match self.tend() {
+                Ok(more) => more,
+                Err(error) => return (engines.fatal)(error),
+            };
             if asked.elapsed() >= DURABLE_EVERY {
                 asked = Instant::now();
                 engines.sources.lock().retain(|_, (built, _)| built.elapsed() < SOURCE_KEPT);
@@ -461,6 +466,22 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// Lets each state machine do a little of its own work; whether any has more. The driver may come in between.
+    fn tend(&self) -> Result<bool, String> {
+        let mut groups = self.groups.lock();
+        let mut more = false;
+        for applying in groups.values_mut() {
+            more |= match applying.machine.tend() {
+                Ok(more) => more,
+                // It can wait for room.
+                Err(MachineError::Engine(EngineError::NoSpace(_))) => false,
+                Err(error) => return Err(error.to_string()),
+            };
+        }
+        MutexGuard::unlock_fair(groups);
+        Ok(more)
     }
 
     fn host(&self, group: GroupId, peer: PeerId, reader: Arc<LogReader>, engines: &Engines) {

@@ -3,28 +3,35 @@
 //! | family | key | value |
 //! |---|---|---|
 //! | 0 `kv` | user key | record: the encoded `mvccpb.KeyValue` of the live version |
-//! | 1 `old` | ordered(user key), 8 mod revision | 8 revision that superseded it, then the record |
-//! | 2 `rev` | 8 revision, 4 place within it | 1 kind (0 put, 1 delete), 8 mod revision of the version before (0: none), user key |
+//! | 1 `old` | ordered(user key), 8 revision | 8 revision from which on nobody needs this, then the record of that version, or nothing: a signpost |
+//! | 2 `rev` | 8 revision, user key | 1 kind (0 put, 1 delete), 4 place within the revision, 8 mod revision of the version before (0: none), then for a put its record |
 //! | 3 `meta` | see below | |
 //!
-//! Numbers in keys and in `old` and `rev` values are big-endian; `ordered` is [`base::codec::put_ordered`]. A version
-//! lives in `kv` until a later put or a delete moves it to `old`; it is live at every revision from its mod revision
-//! up to, not including, the one that superseded it. A version superseded at or below the compacted revision can be
-//! reached by no reader and goes when the engine rewrites its file. `rev` keeps all changes from the compacted
-//! revision on.
+//! Numbers in keys and in `old` and `rev` values are big-endian; `ordered` is [`base::codec::put_ordered`].
+//!
+//! `rev` is the history, written in its own order: every change from the compacted revision on, with what it left, and
+//! where the version before is to be found. A version that is neither live nor in `rev` any more, but can still be
+//! read, because it was superseded after the compacted revision, lies in `old` until that too is compacted. Versions get
+//! there when they are superseded, if they are older than the compacted revision then, and else by the sweep that follows
+//! a compaction ([`super::sweep`]).
+//!
+//! Reading in the past follows the links in `rev` back from the live version. Signposts in `old` make the way short:
+//! there is one at each [`SIGNPOST_EVERY`]th version of a key, and one at each deletion, from where no live version leads
+//! back. A read at a revision begins at the first signpost above it.
 //!
 //! | `meta` key | value | absence means |
 //! |---|---|---|
 //! | `a`, 4 kind, 8 member | empty | this alarm is not raised |
 //! | `b`, user key | 4 (little-endian): live keys from this one up to the next `b` | see [`super::count`] |
 //! | `c` | 8 compacted revision | never compacted |
+//! | `g` | 8 revision before which `rev` is swept | never swept |
 //! | `k`, 8 lease id, user key | empty | the key is not attached to the lease |
 //! | `l`, 8 lease id | 8 TTL, 8 remaining TTL (seconds) | no such lease |
 //! | `m` | 1 version of this layout, 24 mark, 8 revision | nothing was ever applied |
 //! | `n` | encoded membership | the group was never founded |
 //!
-//! The mark, the revision and the buckets describe the whole store and are written once per batch; they and the
-//! membership stand outside the rolling hash. All else is inside.
+//! The mark, the revision and the buckets describe the whole store and are written once per batch; they, the membership
+//! and what the sweep does stand outside the rolling hash. All else is inside.
 
 use base::codec::{put_ordered, put_u64};
 use consensus::{MachineError, Mark};
@@ -47,81 +54,117 @@ pub const ALARM: u8 = b'a';
 pub const BUCKET: u8 = b'b';
 pub const COMPACTED: &[u8] = b"c";
 pub const ATTACHED: u8 = b'k';
+pub const SWEPT: &[u8] = b"g";
 pub const LEASE: u8 = b'l';
 pub const STATE: &[u8] = b"m";
 pub const MEMBERSHIP: &[u8] = b"n";
 
-const LAYOUT_VERSION: u8 = 1;
+const LAYOUT_VERSION: u8 = 2;
 const STATE_BYTES: usize = 1 + Mark::BYTES + 8;
 
+/// A version whose number this divides gets a signpost: more would cost writes, fewer would cost reads in the past.
+pub const SIGNPOST_EVERY: i64 = 32;
+
 /// The kinds in `rev` values.
-pub const REV_PUT: u8 = 0;
-pub const REV_DELETE: u8 = 1;
+const REV_PUT: u8 = 0;
+const REV_DELETE: u8 = 1;
 
 /// Writes the key of a version in `old` over `out`.
-pub fn old_key(out: &mut Vec<u8>, key: &[u8], mod_revision: i64) {
+pub fn old_key(out: &mut Vec<u8>, key: &[u8], revision: i64) {
     out.clear();
     put_ordered(out, key);
-    put_u64(out, mod_revision as u64);
+    put_u64(out, revision as u64);
 }
 
-/// A pair of `old`, read.
+/// Writes a value of `old` over `out`: of a signpost without a record.
+pub fn old_value(out: &mut Vec<u8>, needed_before: i64, record: Option<&[u8]>) {
+    out.clear();
+    put_u64(out, needed_before as u64);
+    out.extend_from_slice(record.unwrap_or_default());
+}
+
+/// A value of `old`, read.
 #[derive(Clone, Copy, Debug)]
 pub struct Old<'a> {
-    pub superseded_at: i64,
-    pub record: &'a [u8],
+    /// No read at or above this revision needs it: that is where the version was superseded.
+    pub needed_before: i64,
+    /// `None`: this is a signpost.
+    pub record: Option<&'a [u8]>,
 }
 
 impl<'a> Old<'a> {
     pub fn read(value: &'a [u8]) -> Result<Old<'a>, MachineError> {
         let (head, record) = value.split_first_chunk::<8>().ok_or_else(|| damaged("old", value))?;
-        Ok(Old { superseded_at: i64::from_be_bytes(*head), record })
+        let record = (!record.is_empty()).then_some(record);
+        Ok(Old { needed_before: i64::from_be_bytes(*head), record })
     }
 }
 
-/// The mod revision at the end of a key of `old`.
-pub fn old_key_revision(key: &[u8]) -> Result<i64, MachineError> {
-    key.last_chunk::<8>().map(|tail| i64::from_be_bytes(*tail)).ok_or_else(|| damaged("old", key))
+/// The user key, encoded, and the revision of a key of `old`.
+pub fn read_old_key(key: &[u8]) -> Result<(&[u8], i64), MachineError> {
+    let (stem, tail) = key.split_last_chunk::<8>().ok_or_else(|| damaged("old", key))?;
+    Ok((stem, i64::from_be_bytes(*tail)))
 }
 
-/// The key of the `sub`th change within a revision.
-pub fn rev_key(revision: i64, sub: u32) -> [u8; 12] {
-    let mut out = [0; 12];
-    out[..8].copy_from_slice(&revision.to_be_bytes());
-    out[8..].copy_from_slice(&sub.to_be_bytes());
-    out
-}
-
-/// Writes a value of `rev` over `out`.
-pub fn rev_value(out: &mut Vec<u8>, kind: u8, previous: i64, key: &[u8]) {
+/// Writes the key of a key's change at a revision over `out`; with an empty `key`, where the revision begins.
+pub fn rev_key(out: &mut Vec<u8>, revision: i64, key: &[u8]) {
     out.clear();
-    out.push(kind);
-    put_u64(out, previous as u64);
+    put_u64(out, revision as u64);
     out.extend_from_slice(key);
+}
+
+/// Where a revision begins in `rev`.
+pub fn rev_start(revision: i64) -> [u8; 8] {
+    revision.to_be_bytes()
+}
+
+/// Writes a value of `rev` over `out`. A put has a record.
+pub fn rev_value(out: &mut Vec<u8>, place: u32, previous: i64, record: Option<&[u8]>) {
+    out.clear();
+    out.push(if record.is_some() { REV_PUT } else { REV_DELETE });
+    out.extend_from_slice(&place.to_be_bytes());
+    put_u64(out, previous as u64);
+    out.extend_from_slice(record.unwrap_or_default());
 }
 
 /// A pair of `rev`, read.
 #[derive(Clone, Copy, Debug)]
 pub struct Rev<'a> {
     pub revision: i64,
-    pub kind: u8,
+    pub key: &'a [u8],
+    /// The order of changes within the revision.
+    pub place: u32,
     /// The mod revision of the version that this change replaced; zero when there was none.
     pub previous: i64,
-    pub key: &'a [u8],
+    /// What a put left; `None` for a delete.
+    pub record: Option<&'a [u8]>,
 }
 
 impl<'a> Rev<'a> {
-    pub fn read(key: &[u8], value: &'a [u8]) -> Result<Rev<'a>, MachineError> {
-        let (Some((revision, _)), Some((kind, rest))) = (key.split_first_chunk::<8>(), value.split_first()) else {
-            return Err(damaged("rev", key));
+    pub fn read(key: &'a [u8], value: &'a [u8]) -> Result<Rev<'a>, MachineError> {
+        let parts = || {
+            let (revision, user_key) = key.split_first_chunk::<8>()?;
+            let (kind, rest) = value.split_first()?;
+            let (place, rest) = rest.split_first_chunk::<4>()?;
+            let (previous, record) = rest.split_first_chunk::<8>()?;
+            let record = match *kind {
+                REV_PUT => Some(record),
+                REV_DELETE if record.is_empty() => None,
+                _ => return None,
+            };
+            Some(Rev {
+                revision: i64::from_be_bytes(*revision),
+                key: user_key,
+                place: u32::from_be_bytes(*place),
+                previous: i64::from_be_bytes(*previous),
+                record,
+            })
         };
-        let (previous, user_key) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("rev", key))?;
-        Ok(Rev {
-            revision: i64::from_be_bytes(*revision),
-            kind: *kind,
-            previous: i64::from_be_bytes(*previous),
-            key: user_key,
-        })
+        parts().ok_or_else(|| damaged("rev", key))
+    }
+
+    pub fn is_delete(&self) -> bool {
+        self.record.is_none()
     }
 }
 
@@ -216,8 +259,9 @@ pub fn state_value(mark: &Mark, revision: i64) -> [u8; STATE_BYTES] {
 pub fn read_state(value: &[u8]) -> Result<(Mark, i64), MachineError> {
     match value.first() {
         Some(&LAYOUT_VERSION) if value.len() == STATE_BYTES => {}
-        Some(&version) if version > LAYOUT_VERSION => {
-            return Err(MachineError::Damaged(format!("the store has layout {version}, this program knows 1")));
+        Some(&version) if version != LAYOUT_VERSION => {
+            let why = format!("the store has layout {version}, this program knows {LAYOUT_VERSION}");
+            return Err(MachineError::Damaged(why));
         }
         _ => return Err(damaged("state", value)),
     }
@@ -236,7 +280,7 @@ pub fn damaged(what: &str, bytes: &[u8]) -> MachineError {
 }
 
 fn old_is_droppable(_key: &[u8], value: &[u8], watermark: u64) -> bool {
-    value.split_first_chunk::<8>().is_some_and(|(superseded_at, _)| u64::from_be_bytes(*superseded_at) <= watermark)
+    value.split_first_chunk::<8>().is_some_and(|(needed_before, _)| u64::from_be_bytes(*needed_before) <= watermark)
 }
 
 #[cfg(test)]
@@ -247,11 +291,20 @@ mod tests {
     fn every_record_kind_comes_back() {
         let mut key = Vec::new();
         old_key(&mut key, b"a\0b", 77);
-        assert_eq!(old_key_revision(&key).unwrap(), 77);
+        assert_eq!(read_old_key(&key).unwrap(), (&b"a\0\xFFb\0\x01"[..], 77));
         let mut value = Vec::new();
-        rev_value(&mut value, REV_DELETE, 5, b"user");
-        let rev = Rev::read(&rev_key(9, 3), &value).unwrap();
-        assert_eq!((rev.revision, rev.kind, rev.previous, rev.key), (9, REV_DELETE, 5, &b"user"[..]));
+        old_value(&mut value, 9, Some(b"record"));
+        let old = Old::read(&value).unwrap();
+        assert_eq!((old.needed_before, old.record), (9, Some(&b"record"[..])));
+        old_value(&mut value, 9, None);
+        assert_eq!(Old::read(&value).unwrap().record, None);
+        rev_key(&mut key, 9, b"user");
+        for record in [None, Some(&b"record"[..])] {
+            rev_value(&mut value, 3, 5, record);
+            let rev = Rev::read(&key, &value).unwrap();
+            assert_eq!((rev.revision, rev.key, rev.place, rev.previous), (9, &b"user"[..], 3, 5));
+            assert_eq!((rev.record, rev.is_delete()), (record, record.is_none()));
+        }
         let lease = Lease { id: -4, ttl_s: 60, remaining_s: 7 };
         assert_eq!(Lease::read(read_lease_key(&lease_key(-4)).unwrap(), &lease.value()).unwrap(), lease);
         assert_eq!(read_attached_key(&attached_key(-4, b"k")).unwrap(), (-4, &b"k"[..]));
@@ -263,8 +316,10 @@ mod tests {
     #[test]
     fn damage_and_newer_layouts_are_errors() {
         assert!(Old::read(&[1; 7]).is_err());
+        assert!(read_old_key(&[1; 7]).is_err());
         assert!(Rev::read(&[0; 3], &[0; 20]).is_err());
-        assert!(Rev::read(&rev_key(1, 1), &[0; 8]).is_err());
+        assert!(Rev::read(&rev_start(1), &[0; 12]).is_err());
+        assert!(Rev::read(&rev_start(1), &[2; 13]).is_err());
         assert!(Lease::read(1, &[0; 15]).is_err());
         assert!(read_alarm_key(&[0; 12]).is_err());
         let mut state = state_value(&Mark::default(), 1);
@@ -274,8 +329,8 @@ mod tests {
 
     #[test]
     fn only_the_unreachable_is_droppable() {
-        let mut value = 5_u64.to_be_bytes().to_vec();
-        value.extend_from_slice(b"record");
+        let mut value = Vec::new();
+        old_value(&mut value, 5, Some(b"record"));
         assert!(old_is_droppable(b"", &value, 5));
         assert!(!old_is_droppable(b"", &value, 4));
     }

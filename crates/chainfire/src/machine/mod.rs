@@ -18,6 +18,7 @@
 //! | [`commands`], [`txn`] | what each command does |
 //! | [`recent`] | the versions that will be replaced next |
 //! | [`count`] | counting without walking |
+//! | [`sweep`] | what follows a compaction |
 //! | [`snapshot`] | the state as a stream |
 //!
 //! Invariants
@@ -38,6 +39,7 @@ pub mod record;
 pub mod snapshot;
 pub mod source;
 pub mod stage;
+pub mod sweep;
 pub mod txn;
 
 use std::sync::Arc;
@@ -56,6 +58,7 @@ use layout::META;
 use recent::Recent;
 use snapshot::SnapshotReceiver;
 use stage::{Stage, State, Written};
+use sweep::Sweep;
 
 /// A batch's memory is kept for the next one up to this size.
 const BATCH_BYTES_KEPT: usize = 4 << 20;
@@ -76,6 +79,7 @@ pub struct Machine {
     state: State,
     recent: Recent,
     batch: WriteBatch,
+    sweep: Sweep,
 }
 
 impl Machine {
@@ -87,6 +91,7 @@ impl Machine {
         sink: Arc<dyn EventSink>,
     ) -> Result<(Machine, Reader), MachineError> {
         let (state, view) = load(&*engine)?;
+        let sweep = Sweep::load(&*view)?;
         let reader = Reader::new(engine.clone(), picture(&state, view));
         let machine = Machine {
             engine,
@@ -96,6 +101,7 @@ impl Machine {
             state,
             recent: Recent::default(),
             batch: WriteBatch::new(),
+            sweep,
         };
         Ok((machine, reader))
     }
@@ -199,6 +205,10 @@ impl StateMachine for Machine {
         Ok(())
     }
 
+    fn tend(&mut self) -> Result<bool, MachineError> {
+        self.sweep.step(&*self.engine, self.state.compacted, self.state.revision)
+    }
+
     fn durable(&self) -> Result<u64, MachineError> {
         let value = self.engine.durable_get(META, layout::STATE)?;
         Ok(value.map(|value| layout::read_state(&value)).transpose()?.map_or(0, |(mark, _)| mark.index))
@@ -225,10 +235,15 @@ impl StateMachine for Machine {
         let install = receiver.take_install()?;
         let mut current = self.reader.suspend();
         let replaced = self.engine.commit_install(install).map_err(MachineError::from);
-        let loaded = replaced.and_then(|()| load(&*self.engine));
+        let loaded = replaced.and_then(|()| {
+            let (state, view) = load(&*self.engine)?;
+            let sweep = Sweep::load(&*view)?;
+            Ok((state, sweep, view))
+        });
         let (view, done) = match loaded {
-            Ok((state, view)) => {
+            Ok((state, sweep, view)) => {
                 self.state = state;
+                self.sweep = sweep;
                 self.recent = Recent::default();
                 (view, Ok(()))
             }

@@ -84,7 +84,7 @@ impl SnapshotStream {
             let mut walk = self.view.view.scan(id, from, None);
             while walk.valid() && self.pending.len() < PAYLOAD_BYTES_MAX {
                 let (key, value) = (walk.key(), walk.value());
-                if id != OLD || Old::read(value)?.superseded_at > self.view.compacted {
+                if id != OLD || Old::read(value)?.needed_before > self.view.compacted {
                     self.writer.put_pair(&mut self.pending, id.0, key, value);
                 }
                 walk.advance();

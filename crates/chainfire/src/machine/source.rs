@@ -3,23 +3,19 @@
 //! A [`Source`] is an engine view plus, within `apply`, the overlays of the batch. Everything that reads the store does
 //! it through here, so that a range within a transaction and a range of an API thread are the same code.
 //!
-//! Reading in the past needs no index of versions: the version of a key that was live at revision R is either its
-//! record in `kv`, if that was last put at or before R, or the one pair of `old` with mod revision <= R < superseding
-//! revision.
+//! Reading in the past goes back from the live version, link by link ([`layout`]), from the nearest signpost on.
 //!
-//! The parts: [`overlay`] what is laid over the view, [`past`] ranges as of a past revision.
+//! The parts: [`overlay`] what is laid over the view, [`past`] reading as of a past revision.
 
 mod overlay;
 mod past;
 
-use base::codec::put_u64;
 use bytes::Bytes;
 use consensus::MachineError;
 use storage::{Cursor, FamilyId, View};
 
 use super::count::CountIndex;
-use super::layout::{self, KV, META, OLD, Old, REV};
-use super::record::Record;
+use super::layout::{self, KV, META, REV};
 use overlay::overlay_range;
 pub use overlay::{Overlay, Overlays, Staged, Walk};
 
@@ -67,46 +63,15 @@ impl<'a> Source<'a> {
         Source { view, counts, staged: None }
     }
 
-    /// With the overlays of a batch under way. `old` must have been brought up to date by the batch.
+    /// With the overlays of a batch under way. For reads in the past, `old` and `rev` must have been brought up to date by
+    /// the batch.
     pub fn staged(view: &'a dyn View, counts: &'a CountIndex, overlays: &'a Overlays) -> Source<'a> {
         Source { view, counts, staged: Some(overlays) }
     }
 
     /// The live version of a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
-        if let Some(staged) = self.staged.and_then(|overlays| overlays.kv.get(key)) {
-            return Ok(staged.now.clone());
-        }
-        Ok(self.view.get(KV, key)?)
-    }
-
-    /// The version of a key that was live at a revision.
-    pub fn get_at(&self, key: &[u8], at: i64) -> Result<Option<Bytes>, MachineError> {
-        match self.get(key)? {
-            Some(record) if Record::read(&record)?.mod_revision <= at => Ok(Some(record)),
-            _ => self.old_at(key, at),
-        }
-    }
-
-    /// The version of a key that was put at exactly this revision, live or not.
-    pub fn version(&self, key: &[u8], mod_revision: i64) -> Result<Option<Bytes>, MachineError> {
-        if let Some(record) = self.get(key)?
-            && Record::read(&record)?.mod_revision == mod_revision
-        {
-            return Ok(Some(record));
-        }
-        self.old_version(key, mod_revision)
-    }
-
-    /// As [`Source::version`], of versions that are known to be superseded.
-    pub fn old_version(&self, key: &[u8], mod_revision: i64) -> Result<Option<Bytes>, MachineError> {
-        let mut old_key = Vec::with_capacity(key.len() + 10);
-        layout::old_key(&mut old_key, key, mod_revision);
-        let value = match self.staged.and_then(|overlays| overlays.old.get(&old_key[..])) {
-            Some(staged) => staged.now.clone(),
-            None => self.view.get(OLD, &old_key)?,
-        };
-        value.map(|value| Ok(value.slice_ref(Old::read(&value)?.record))).transpose()
+        self.pair(KV, key)
     }
 
     /// Calls `visit` with the record of each key of the span in order, as of now or of a past revision, until it says
@@ -228,7 +193,7 @@ impl<'a> Source<'a> {
 
     /// A walk over `rev` from a revision on. Only sees what the engine holds.
     pub fn changes(&self, from: i64) -> Box<dyn Cursor + 'a> {
-        self.view.scan(REV, &layout::rev_key(from, 0), None)
+        self.view.scan(REV, &layout::rev_start(from), None)
     }
 
     /// The keys attached to a lease, in order.
@@ -245,28 +210,18 @@ impl<'a> Source<'a> {
         Ok(keys)
     }
 
+    /// What a family holds under a key, overlay included.
+    fn pair(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
+        let staged = self.staged.and_then(|overlays| overlays.of(family)).and_then(|overlay| overlay.get(key));
+        match staged {
+            Some(staged) => Ok(staged.now.clone()),
+            None => Ok(self.view.get(family, key)?),
+        }
+    }
+
     /// A walk over a family, overlay included.
     pub fn walk(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Walk<'a> {
         let staged = self.staged.and_then(|overlays| overlays.of(family)).filter(|overlay| !overlay.is_empty());
         Walk::new(self.view.scan(family, from, to), staged, from, to)
-    }
-
-    /// The version in `old` that was live at a revision.
-    fn old_at(&self, key: &[u8], at: i64) -> Result<Option<Bytes>, MachineError> {
-        let mut from = Vec::with_capacity(key.len() + 10);
-        base::codec::put_ordered(&mut from, key);
-        let mut to = from.clone();
-        put_u64(&mut to, at as u64 + 1);
-        let walk = self.view.scan_back(OLD, &from, Some(&to));
-        let staged = self.staged.and_then(|overlays| overlay_range(&overlays.old, &from, Some(&to)).next_back());
-        let value = match staged {
-            Some((key, staged)) if !walk.valid() || &key[..] > walk.key() => staged.now.clone(),
-            _ if walk.valid() => Some(Bytes::copy_from_slice(walk.value())),
-            _ => None,
-        };
-        walk.status()?;
-        let Some(value) = value else { return Ok(None) };
-        let old = Old::read(&value)?;
-        Ok((old.superseded_at > at).then(|| value.slice_ref(old.record)))
     }
 }

@@ -19,7 +19,7 @@ use storage::batch::Op;
 use storage::{Engine, View, WriteBatch};
 
 use super::count::CountIndex;
-use super::layout::{self, KV, META, OLD, REV};
+use super::layout::{self, KV, META, OLD, REV, SIGNPOST_EVERY};
 use super::recent::Recent;
 use super::record::{Record, shared_key};
 use super::source::{Overlays, Source, Staged};
@@ -47,8 +47,8 @@ pub struct Stage<'a> {
     pub state: State,
     pub batch: WriteBatch,
     overlays: Overlays,
-    /// Operations of the batch that `overlays.old` knows of.
-    old_ops: usize,
+    /// Operations of the batch that the overlays of `old` and `rev` know of.
+    past_ops: usize,
     /// Writes of the revision under way.
     writes: u32,
     events: Vec<Event>,
@@ -56,8 +56,8 @@ pub struct Stage<'a> {
     published: Vec<RevisionEvents>,
     /// What happened to leases, in order.
     pub lease_changes: Vec<LeaseChange>,
-    /// What the compacted revision was before the batch, if the batch moved it.
-    compacted_before: Option<i64>,
+    /// Whether the batch moved the compacted revision.
+    compacted: bool,
     membership_changed: bool,
     key_scratch: Vec<u8>,
     value_scratch: Vec<u8>,
@@ -92,12 +92,12 @@ impl<'a> Stage<'a> {
             state,
             batch,
             overlays: Overlays::default(),
-            old_ops: 0,
+            past_ops: 0,
             writes: 0,
             events: Vec::new(),
             published: Vec::new(),
             lease_changes: Vec::new(),
-            compacted_before: None,
+            compacted: false,
             membership_changed: false,
             key_scratch: Vec::new(),
             value_scratch: Vec::new(),
@@ -111,13 +111,16 @@ impl<'a> Stage<'a> {
 
     /// As [`Stage::source`], for reads in the past too.
     pub fn source_of_all_times(&mut self) -> Source<'_> {
-        for op in self.batch.ops().skip(self.old_ops) {
-            if let Op::Put { family: OLD, key, value } = op {
-                let staged = Staged { existed: false, now: Some(Bytes::copy_from_slice(value)) };
-                self.overlays.old.insert(Bytes::copy_from_slice(key), staged);
-            }
+        for op in self.batch.ops().skip(self.past_ops) {
+            let (overlay, key, value) = match op {
+                Op::Put { family: OLD, key, value } => (&mut self.overlays.old, key, value),
+                Op::Put { family: REV, key, value } => (&mut self.overlays.rev, key, value),
+                _ => continue,
+            };
+            let staged = Staged { existed: false, now: Some(Bytes::copy_from_slice(value)) };
+            overlay.insert(Bytes::copy_from_slice(key), staged);
         }
-        self.old_ops = self.batch.len();
+        self.past_ops = self.batch.len();
         self.source()
     }
 
@@ -153,11 +156,15 @@ impl<'a> Stage<'a> {
             value,
             lease,
         };
+        let signpost = record.version % SIGNPOST_EVERY == 0;
         let record = record.encode();
         self.batch.put(KV, key, &record);
         let (lease_before, revision_before) = before.map_or((0, 0), |before| (before.lease, before.mod_revision));
         self.supersede(key, previous.as_deref(), revision_before);
-        self.note_change(layout::REV_PUT, revision_before, key);
+        self.note_change(revision_before, key, Some(&record))?;
+        if signpost {
+            self.signpost(key);
+        }
         if lease_before != lease {
             self.detach(lease_before, key);
             if lease != 0 {
@@ -177,7 +184,8 @@ impl<'a> Stage<'a> {
         let key = shared_key(&previous)?;
         self.batch.delete(KV, &key);
         self.supersede(&key, Some(&previous), before.mod_revision);
-        self.note_change(layout::REV_DELETE, before.mod_revision, &key);
+        self.note_change(before.mod_revision, &key, None)?;
+        self.signpost(&key);
         self.detach(before.lease, &key);
         self.overlay(key.clone(), true, None);
         let kv = tombstone(&key, revision);
@@ -217,7 +225,7 @@ impl<'a> Stage<'a> {
     /// Moves the compacted revision up.
     pub fn compact(&mut self, revision: i64) {
         self.batch.put(META, layout::COMPACTED, &revision.to_le_bytes());
-        self.compacted_before.get_or_insert(self.state.compacted);
+        self.compacted = true;
         self.state.compacted = revision;
     }
 
@@ -231,10 +239,6 @@ impl<'a> Stage<'a> {
         assert_eq!(self.writes, 0, "a batch ends between revisions");
         if self.membership_changed {
             self.batch.put(META, layout::MEMBERSHIP, &self.state.membership);
-        }
-        if let Some(before) = self.compacted_before {
-            let (from, to) = (layout::rev_key(before.max(0), 0), layout::rev_key(self.state.compacted.max(0), 0));
-            self.batch.delete_range(REV, &from, &to);
         }
         let before = self.state.counts.clone();
         let source = Source::staged(self.view, &before, &self.overlays);
@@ -257,7 +261,7 @@ impl<'a> Stage<'a> {
             }
         }
         Written {
-            compacted: self.compacted_before.is_some(),
+            compacted: self.compacted,
             state: self.state,
             recent: self.recent,
             batch: self.batch,
@@ -266,22 +270,46 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Moves a version that is replaced or deleted to `old`.
+    /// Keeps a version that is replaced or deleted and that `rev` has no more, or soon will not have.
     fn supersede(&mut self, key: &[u8], previous: Option<&[u8]>, mod_revision: i64) {
-        if let Some(previous) = previous {
+        if let Some(previous) = previous
+            && mod_revision < self.state.compacted
+        {
             layout::old_key(&mut self.key_scratch, key, mod_revision);
-            self.value_scratch.clear();
-            self.value_scratch.extend_from_slice(&(self.state.revision + 1).to_be_bytes());
-            self.value_scratch.extend_from_slice(previous);
+            layout::old_value(&mut self.value_scratch, self.state.revision + 1, Some(previous));
             self.batch.put(OLD, &self.key_scratch, &self.value_scratch);
         }
     }
 
-    /// Enters a change into history.
-    fn note_change(&mut self, kind: u8, previous: i64, key: &[u8]) {
-        layout::rev_value(&mut self.value_scratch, kind, previous, key);
-        self.batch.put(REV, &layout::rev_key(self.state.revision + 1, self.writes), &self.value_scratch);
+    /// Leaves a sign at the change under way, where reads of the past may begin.
+    fn signpost(&mut self, key: &[u8]) {
+        let revision = self.state.revision + 1;
+        layout::old_key(&mut self.key_scratch, key, revision);
+        layout::old_value(&mut self.value_scratch, revision, None);
+        self.batch.put(OLD, &self.key_scratch, &self.value_scratch);
+    }
+
+    /// Enters a change into history. `previous` is the mod revision of the version it replaced, and zero without one.
+    fn note_change(&mut self, previous: i64, key: &[u8], record: Option<&[u8]>) -> Result<(), MachineError> {
+        let revision = self.state.revision + 1;
+        let previous = self.before_this_revision(previous, key)?;
+        layout::rev_key(&mut self.key_scratch, revision, key);
+        layout::rev_value(&mut self.value_scratch, self.writes, previous, record);
+        self.batch.put(REV, &self.key_scratch, &self.value_scratch);
         self.writes += 1;
+        Ok(())
+    }
+
+    /// The API lets no command change a key twice. Were there one all the same, history would have the last change, and
+    /// link it to what was before all of them.
+    fn before_this_revision(&self, previous: i64, key: &[u8]) -> Result<i64, MachineError> {
+        let deleted = || self.overlays.kv.get(key).is_some_and(|staged| staged.now.is_none());
+        if self.writes == 0 || !(previous == self.state.revision + 1 || previous == 0 && deleted()) {
+            return Ok(previous);
+        }
+        let Some(first) = self.events.iter().find(|event| event.key == key) else { return Ok(previous) };
+        let before = first.prev.as_deref().map(Record::read).transpose()?;
+        Ok(before.map_or(0, |before| before.mod_revision))
     }
 
     fn detach(&mut self, lease: i64, key: &[u8]) {

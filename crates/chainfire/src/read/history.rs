@@ -1,14 +1,14 @@
 //! What changed between two revisions, read back from the store: for watchers that begin in the past or fell behind.
 //!
-//! `rev` says in order which keys changed, and for each the revision of the version before; the versions themselves
-//! are then point reads. What comes out has the shape of what the machine published when it applied the changes, with
-//! one difference: of a change at the compacted revision itself, the version before it is gone.
+//! `rev` holds it in order, but for the order within a revision, which each change brings along; the versions before
+//! are point reads. What comes out has the shape of what the machine published when it applied the changes, with one
+//! difference: of a change at the compacted revision itself, the version before it is gone.
 
 use bytes::Bytes;
 use consensus::MachineError;
 
 use crate::event::{Event, EventKind, RevisionEvents};
-use crate::machine::layout::{REV_DELETE, Rev, damaged};
+use crate::machine::layout::{Rev, damaged};
 use crate::machine::record::Record;
 use crate::machine::source::{Source, Span};
 
@@ -35,7 +35,7 @@ pub fn read(
 ) -> Result<History, MachineError> {
     let mut out = History { revisions: Vec::new(), next: to.saturating_add(1).max(from) };
     let (mut bytes, mut seen) = (0, 0);
-    let mut under_way = RevisionEvents { revision: from, events: Vec::new() };
+    let mut under_way = UnderWay { revision: from, events: Vec::new() };
     let mut walk = source.changes(from.max(0));
     while walk.valid() {
         let change = Rev::read(walk.key(), walk.value())?;
@@ -43,55 +43,59 @@ pub fn read(
             break;
         }
         if change.revision != under_way.revision {
-            bytes += close(&mut under_way, change.revision, &mut out.revisions);
+            bytes += under_way.close(change.revision, &mut out.revisions);
             if bytes >= bytes_max || seen >= CHANGES_MAX {
                 out.next = change.revision;
                 return Ok(out);
             }
         }
         seen += 1;
-        if range.contains(change.key)
-            && let Some(event) = event(source, compacted, &change)?
-        {
-            under_way.events.push(event);
+        if range.contains(change.key) {
+            under_way.events.push((change.place, event(source, compacted, &change)?));
         }
         walk.advance();
     }
     walk.status()?;
-    close(&mut under_way, to, &mut out.revisions);
+    under_way.close(to, &mut out.revisions);
     Ok(out)
 }
 
-/// Moves a finished revision over; returns its bytes.
-fn close(under_way: &mut RevisionEvents, next: i64, revisions: &mut Vec<RevisionEvents>) -> usize {
-    let done = std::mem::replace(under_way, RevisionEvents { revision: next, events: Vec::new() });
-    let bytes = if done.events.is_empty() { 0 } else { done.bytes() };
-    if bytes > 0 {
-        revisions.push(done);
-    }
-    bytes
+/// A revision of which not all may have been read.
+struct UnderWay {
+    revision: i64,
+    /// Each with its place.
+    events: Vec<(u32, Event)>,
 }
 
-fn event(source: &Source<'_>, compacted: i64, change: &Rev<'_>) -> Result<Option<Event>, MachineError> {
-    let kept = change.revision > compacted;
-    let missing = || damaged("version named in history", change.key);
-    let prev = if change.previous != 0 && kept {
+impl UnderWay {
+    /// Moves a finished revision over and begins the next; returns its bytes.
+    fn close(&mut self, next: i64, revisions: &mut Vec<RevisionEvents>) -> usize {
+        let revision = std::mem::replace(&mut self.revision, next);
+        if self.events.is_empty() {
+            return 0;
+        }
+        self.events.sort_unstable_by_key(|(place, _)| *place);
+        let events = self.events.drain(..).map(|(_, event)| event).collect();
+        let done = RevisionEvents { revision, events };
+        let bytes = done.bytes();
+        revisions.push(done);
+        bytes
+    }
+}
+
+fn event(source: &Source<'_>, compacted: i64, change: &Rev<'_>) -> Result<Event, MachineError> {
+    let prev = if change.previous != 0 && change.revision > compacted {
+        let missing = || damaged("version named in history", change.key);
         Some(source.old_version(change.key, change.previous)?.ok_or_else(missing)?)
     } else {
         None
     };
-    let (kind, kv) = if change.kind == REV_DELETE {
-        (EventKind::Delete, tombstone(change.key, change.revision))
-    } else {
-        match source.version(change.key, change.revision)? {
-            Some(record) => (EventKind::Put, record),
-            // Superseded within the compacted revision itself.
-            None if !kept => return Ok(None),
-            None => return Err(missing()),
-        }
+    let (kind, kv) = match change.record {
+        Some(record) => (EventKind::Put, Bytes::copy_from_slice(record)),
+        None => (EventKind::Delete, tombstone(change.key, change.revision)),
     };
     let key = kv.slice_ref(Record::read(&kv)?.key);
-    Ok(Some(Event { kind, key, kv, prev }))
+    Ok(Event { kind, key, kv, prev })
 }
 
 /// The `kv` of a delete event.

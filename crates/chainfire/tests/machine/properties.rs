@@ -53,6 +53,9 @@ fn run(seed: u64, engine: Arc<dyn Engine>, batches: usize, disturb: &dyn Fn(&mut
             assert_eq!(answer, model.apply(command, header()), "seed {seed}: {command:?}");
         }
         disturb(&mut rng);
+        if rng.percent(30) {
+            world.machine.tend().unwrap();
+        }
         let view = world.view();
         assert_eq!((view.revision, view.compacted), (model.revision(), model.compacted));
         assert_eq!(*view.alarms, model.alarms);
@@ -117,24 +120,14 @@ fn compare_history(seed: u64, view: &StateView, model: &Model, generator: &mut G
     let mut theirs = vec![];
     for revision in from.max(2)..=to.min(model.revision()) {
         let inside = model.changes[revision as usize].iter().filter(|change| covers(&change.kv.key, &key, &end));
-        let inside: Vec<Change> = inside
-            .filter(|change| revision > model.compacted || !is_gone(model, revision, change))
-            .map(
-                |change| {
-                    if revision > model.compacted { change.clone() } else { Change { prev: None, ..change.clone() } }
-                },
-            )
-            .collect();
+        let kept = revision > model.compacted;
+        let seen = |change: &Change| if kept { change.clone() } else { Change { prev: None, ..change.clone() } };
+        let inside: Vec<Change> = inside.map(seen).collect();
         if !inside.is_empty() {
             theirs.push((revision, inside));
         }
     }
     assert_eq!(ours, theirs, "seed {seed}: history of {key:?} {end:?} from {from} to {to}");
-}
-
-/// Whether a put at the compacted revision was deleted by the same transaction: its version is beyond reach.
-fn is_gone(model: &Model, revision: i64, change: &Change) -> bool {
-    !change.delete && model.maps[revision as usize].get(&change.kv.key) != Some(&change.kv)
 }
 
 fn compare_leases(view: &StateView, model: &Model) {
@@ -209,13 +202,16 @@ fn batching_and_origin_leave_no_trace() {
                 let local = if split % 2 == 0 { crate::world::LOCAL } else { base::PeerId(1) };
                 let mut applied = Applied::default();
                 world.machine.apply(&batch, local, &mut applied).unwrap();
+                if split == 1 {
+                    world.machine.tend().unwrap();
+                }
                 assert_eq!(applied.outcomes.is_empty(), split % 2 == 1 || batch.iter().all(is_empty));
                 hashes.extend(applied.hashes);
                 rest = &rest[size..];
             }
             let view = world.view();
             let hash = view.hash_kv(0).unwrap();
-            results.push((view.mark, hashes, hash, content(&view, &*world.engine)));
+            results.push((view.mark, hashes, hash, content(&mut world)));
         }
         assert!(results.iter().all(|result| *result == results[0]), "seed {seed}");
     }
@@ -233,7 +229,7 @@ fn a_crash_leaves_a_prefix_and_replay_heals_it() {
         let mut generator = Generator { rng: rng.fork(1), keys: 25 };
         let engine = Arc::new(MemEngine::new(&layout::FAMILIES));
         let mut world = World::open(engine.clone());
-        let mut states = vec![(world.view().mark, content(&world.view(), &*engine))];
+        let mut states = vec![(world.view().mark, content(&mut world))];
         let mut log: Vec<Vec<Command>> = vec![];
         for _ in 0..80 {
             if rng.percent(8) {
@@ -244,7 +240,7 @@ fn a_crash_leaves_a_prefix_and_replay_heals_it() {
                 assert_eq!(mark.index, durable, "seed {seed}");
                 let state = states.iter().find(|(before, _)| before.index == mark.index).unwrap();
                 assert_eq!(state.0, mark, "seed {seed}");
-                assert!(content(&world.view(), &*engine) == state.1, "seed {seed}");
+                assert!(content(&mut world) == state.1, "seed {seed}");
                 let count = world.view().count(b"\0", b"\0").unwrap();
                 assert_eq!(count, world.view().keys());
                 for commands in &log[mark.index as usize..] {
@@ -257,7 +253,7 @@ fn a_crash_leaves_a_prefix_and_replay_heals_it() {
                 (0..1 + rng.below(5)).map(|_| generator.command(world.view().revision)).collect();
             world.apply(std::slice::from_ref(&commands));
             log.push(commands);
-            states.push((world.machine.mark(), content(&world.view(), &*engine)));
+            states.push((world.machine.mark(), content(&mut world)));
             if rng.percent(50) {
                 engine.maybe_flush(&mut rng);
             }

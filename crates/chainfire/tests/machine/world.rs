@@ -23,7 +23,7 @@ use storage::memengine::MemEngine;
 use storage::rocks::{RocksEngine, RocksOptions};
 use storage::{Engine, FamilyId};
 
-use crate::model::{Answer, Change};
+use crate::model::{Answer, Change, covers};
 
 pub const IDENTITY: Identity = Identity { cluster: ClusterId(0xC0FFEE), member: NodeId(3) };
 pub const LOCAL: PeerId = PeerId(77);
@@ -132,17 +132,19 @@ pub fn rocks(dir: &std::path::Path) -> Arc<RocksEngine> {
     Arc::new(RocksEngine::open(dir, &layout::FAMILIES, &options).unwrap())
 }
 
-/// Everything that an engine holds and that readers can reach, but for what depends on batching.
-pub fn content(view: &StateView, engine: &dyn Engine) -> Vec<(u8, Bytes, Bytes)> {
+/// Everything that a machine's engine holds and that readers can reach, but for what depends on batching.
+pub fn content(world: &mut World) -> Vec<(u8, Bytes, Bytes)> {
+    while world.machine.tend().unwrap() {}
     let mut out = vec![];
-    let shown = engine.view();
+    let (view, shown) = (world.view(), world.engine.view());
     for family in 0..4 {
         let mut walk = shown.scan(FamilyId(family), &[], None);
         while walk.valid() {
             let (key, value) = (walk.key(), walk.value());
             let reachable = match FamilyId(family) {
-                layout::OLD => layout::Old::read(value).unwrap().superseded_at > view.compacted,
+                layout::OLD => layout::Old::read(value).unwrap().needed_before > view.compacted,
                 layout::META => key[0] != layout::BUCKET,
+                layout::REV => layout::Rev::read(key, value).unwrap().revision >= view.compacted,
                 _ => true,
             };
             if reachable {
@@ -179,6 +181,13 @@ pub fn changes(revision: &RevisionEvents) -> Vec<Change> {
         Change { delete: event.kind == EventKind::Delete, kv: kv(&event.kv), prev: event.prev.as_ref().map(kv) }
     };
     revision.events.iter().map(change).collect()
+}
+
+/// What a transaction changes.
+#[derive(Default)]
+struct Taken {
+    put: BTreeSet<Bytes>,
+    deleted: Vec<(Bytes, Bytes)>,
 }
 
 /// Random commands over few keys, few leases and revisions around those that exist.
@@ -267,13 +276,12 @@ impl Generator {
         pb::Compare { result: self.rng.below(4) as i32, target, key, range_end, target_union: Some(union) }
     }
 
-    /// As the API lets them through: no key is put twice.
+    /// As the API lets them through: no key is put twice, or put and deleted.
     pub fn txn(&mut self, revision: i64, depth: u32) -> pb::TxnRequest {
-        let taken = &mut BTreeSet::new();
-        self.txn_without(revision, depth, taken)
+        self.txn_without(revision, depth, &mut Taken::default())
     }
 
-    fn txn_without(&mut self, revision: i64, depth: u32, taken: &mut BTreeSet<Bytes>) -> pb::TxnRequest {
+    fn txn_without(&mut self, revision: i64, depth: u32, taken: &mut Taken) -> pb::TxnRequest {
         let compare = (0..self.rng.below(3)).map(|_| self.compare(revision)).collect();
         let mut branches = [vec![], vec![]];
         for branch in &mut branches {
@@ -281,12 +289,20 @@ impl Generator {
                 let request = match self.rng.below(if depth > 0 { 11 } else { 10 }) {
                     0..4 => {
                         let put = self.put();
-                        if !taken.insert(put.key.clone()) {
+                        let deleted = taken.deleted.iter().any(|(key, end)| covers(&put.key, key, end));
+                        if deleted || !taken.put.insert(put.key.clone()) {
                             continue;
                         }
                         Request::RequestPut(put)
                     }
-                    4..6 => Request::RequestDeleteRange(self.delete()),
+                    4..6 => {
+                        let delete = self.delete();
+                        if taken.put.iter().any(|put| covers(put, &delete.key, &delete.range_end)) {
+                            continue;
+                        }
+                        taken.deleted.push((delete.key.clone(), delete.range_end.clone()));
+                        Request::RequestDeleteRange(delete)
+                    }
                     6..10 => Request::RequestRange(self.range(revision)),
                     _ => Request::RequestTxn(self.txn_without(revision, depth - 1, taken)),
                 };

@@ -181,6 +181,13 @@ impl Node {
         {
             return stage.ledger.fail(|| format!("a clean-up failed: {error}"));
         }
+        while stage.rng.percent(70) {
+            match replica.machine.tend() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return stage.ledger.fail(|| format!("a machine cannot be tended: {error}")),
+            }
+        }
         match replica.machine.durable() {
             Ok(index) if index < share.durable => {
                 let before = share.durable;

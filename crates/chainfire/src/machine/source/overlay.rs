@@ -11,7 +11,7 @@ use bytes::Bytes;
 use consensus::MachineError;
 use storage::{Cursor, FamilyId};
 
-use crate::machine::layout::{KV, META, OLD};
+use crate::machine::layout::{KV, META, OLD, REV};
 
 /// What lies over one family of an engine view, by key.
 pub type Overlay = BTreeMap<Bytes, Staged>;
@@ -30,6 +30,7 @@ pub struct Staged {
 pub struct Overlays {
     pub kv: Overlay,
     pub old: Overlay,
+    pub rev: Overlay,
     pub meta: Overlay,
 }
 
@@ -39,6 +40,7 @@ impl Overlays {
         match family {
             KV => Some(&self.kv),
             OLD => Some(&self.old),
+            REV => Some(&self.rev),
             META => Some(&self.meta),
             _ => None,
         }

@@ -1,17 +1,18 @@
-//! Reading a range as of a past revision: the short way over what changed since, and the long way.
+//! Reading as of a past revision: the short way over what changed since, and the long way.
 //!
 //! The short way ([`Source::patches`]) undoes the changes since the revision in an overlay over the present. The long
-//! way ([`visit`]) merges two filtered walks: records of `kv` that were put at or before the revision, and versions of
-//! `old` that were live at it. No key is in both.
+//! way ([`visit`]) goes over all keys that are live or have a signpost above the revision, and follows the links of
+//! those that were changed since.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use base::codec::put_u64;
+use base::codec::{put_ordered, put_u64, take_ordered};
 use bytes::Bytes;
 use consensus::MachineError;
 
 use super::{More, Overlays, Source, Span, Staged, Walk};
-use crate::machine::layout::{self, KV, OLD, Old, Rev};
+use crate::machine::layout::{self, KV, OLD, Old, REV, Rev};
 use crate::machine::record::Record;
 
 /// Calls `visit` with each record of `from..to` that was live at a revision, in key order, until it wants no more.
@@ -22,36 +23,91 @@ pub fn visit(
     at: i64,
     visit: &mut dyn FnMut(&[u8]) -> Result<More, MachineError>,
 ) -> Result<(), MachineError> {
-    let mut live = Live { walk: source.walk(KV, from, to), at };
-    let mut dead = Dead::new(source, from, to, at);
-    live.settle()?;
-    dead.settle()?;
+    let mut live = source.walk(KV, from, to);
+    let mut signs = Signs::new(source, from, to, at)?;
     loop {
-        let first = match (live.here()?, dead.here()?) {
-            (None, None) => break,
-            (Some(_), None) => true,
-            (None, Some(_)) => false,
-            (Some(live), Some(dead)) => live.key < dead.key,
+        let order = match &signs.here {
+            Some((key, _)) if live.valid() => live.key().cmp(key),
+            Some(_) => Ordering::Greater,
+            None if live.valid() => Ordering::Less,
+            None => break,
         };
-        if first {
-            if !visit(live.walk.value())? {
-                return Ok(());
-            }
-            live.walk.advance();
-            live.settle()?;
+        let sign = if order == Ordering::Less { None } else { signs.here.take() };
+        let more = if order == Ordering::Greater {
+            let (key, revision) = sign.as_ref().expect("the walk stands on a sign");
+            source.version_behind(key, *revision, at)?.map_or(Ok(true), |record| visit(&record))?
         } else {
-            if !visit(dead.record()?)? {
-                return Ok(());
+            let mod_revision = Record::read(live.value())?.mod_revision;
+            if mod_revision <= at {
+                visit(live.value())?
+            } else {
+                let begin = sign.as_ref().map_or(mod_revision, |(_, revision)| *revision);
+                source.version_behind(live.key(), begin, at)?.map_or(Ok(true), |record| visit(&record))?
             }
-            dead.walk.advance();
-            dead.settle()?;
+        };
+        if !more {
+            return Ok(());
+        }
+        if order != Ordering::Greater {
+            live.advance();
+        }
+        if sign.is_some() {
+            signs.next()?;
         }
     }
-    live.walk.status()?;
-    dead.walk.status()
+    live.status()?;
+    signs.walk.status()
 }
 
 impl<'a> Source<'a> {
+    /// The version of a key that was live at a revision.
+    pub fn get_at(&self, key: &[u8], at: i64) -> Result<Option<Bytes>, MachineError> {
+        let live = self.get(key)?;
+        let live_since = live.as_deref().map(Record::read).transpose()?.map(|record| record.mod_revision);
+        if live_since.is_some_and(|since| since <= at) {
+            return Ok(live);
+        }
+        let mut stem = Vec::with_capacity(key.len() + 10);
+        put_ordered(&mut stem, key);
+        let walk = self.walk(OLD, &with_revision(&stem, at as u64 + 1), Some(&with_revision(&stem, u64::MAX)));
+        let sign = if walk.valid() { Some(layout::read_old_key(walk.key())?.1) } else { None };
+        walk.status()?;
+        sign.or(live_since).map_or(Ok(None), |begin| self.version_behind(key, begin, at))
+    }
+
+    /// A version of a key that is known to be superseded.
+    pub fn old_version(&self, key: &[u8], mod_revision: i64) -> Result<Option<Bytes>, MachineError> {
+        let mut at = Vec::with_capacity(key.len() + 10);
+        layout::rev_key(&mut at, mod_revision, key);
+        if let Some(value) = self.pair(REV, &at)? {
+            return Ok(Rev::read(&at, &value)?.record.map(|record| value.slice_ref(record)));
+        }
+        layout::old_key(&mut at, key, mod_revision);
+        let Some(value) = self.pair(OLD, &at)? else { return Ok(None) };
+        Ok(Old::read(&value)?.record.map(|record| value.slice_ref(record)))
+    }
+
+    /// The version of a key that was live at a revision, found by going back from a change after it.
+    fn version_behind(&self, key: &[u8], mut change: i64, at: i64) -> Result<Option<Bytes>, MachineError> {
+        let missing = || layout::damaged("version named in history", key);
+        let mut there = Vec::with_capacity(8 + key.len());
+        loop {
+            layout::rev_key(&mut there, change, key);
+            let value = self.pair(REV, &there)?.ok_or_else(missing)?;
+            let previous = Rev::read(&there, &value)?.previous;
+            if previous == 0 {
+                return Ok(None);
+            }
+            if previous >= change {
+                return Err(missing());
+            }
+            if previous <= at {
+                return self.old_version(key, previous)?.ok_or_else(missing).map(Some);
+            }
+            change = previous;
+        }
+    }
+
     /// What makes the present of a span look like a revision not long ago: the keys that changed since, as they were.
     /// `None` when more than `changes_max` have (in the whole store), and while a batch is under way.
     pub fn patches(
@@ -78,7 +134,7 @@ impl<'a> Source<'a> {
                 return Ok(None);
             }
             if span.contains(change.key) {
-                let live = change.kind != layout::REV_DELETE;
+                let live = !change.is_delete();
                 match changed.get_mut(change.key) {
                     Some(known) => known.1 = live,
                     None => {
@@ -120,10 +176,10 @@ impl<'a> Source<'a> {
             }
             steps_left -= 1;
             if span.contains(change.key) {
-                match change.kind {
-                    layout::REV_DELETE => difference += 1,
-                    _ if change.previous == 0 => difference -= 1,
-                    _ => {}
+                if change.is_delete() {
+                    difference += 1;
+                } else if change.previous == 0 {
+                    difference -= 1;
                 }
             }
             walk.advance();
@@ -133,98 +189,53 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The live records that were put at or before a revision.
-struct Live<'a> {
+/// A walk over `old` that stops once for each key: at its first entry above a revision.
+struct Signs<'a> {
     walk: Walk<'a>,
     at: i64,
+    /// The key, and the revision of that entry.
+    here: Option<(Vec<u8>, i64)>,
 }
 
-impl Live<'_> {
+impl<'a> Signs<'a> {
+    fn new(source: &Source<'a>, from: &[u8], to: Option<&[u8]>, at: i64) -> Result<Signs<'a>, MachineError> {
+        let bound = |key: &[u8]| {
+            let mut bound = Vec::with_capacity(key.len() + 2);
+            put_ordered(&mut bound, key);
+            bound
+        };
+        let walk = source.walk(OLD, &bound(from), to.map(bound).as_deref());
+        let mut signs = Signs { walk, at, here: None };
+        signs.settle()?;
+        Ok(signs)
+    }
+
+    /// On to the next key.
+    fn next(&mut self) -> Result<(), MachineError> {
+        let beyond = with_revision(layout::read_old_key(self.walk.key())?.0, u64::MAX);
+        self.walk.seek(&beyond);
+        self.settle()
+    }
+
     fn settle(&mut self) -> Result<(), MachineError> {
-        while let Some(record) = self.here()?
-            && record.mod_revision > self.at
-        {
-            self.walk.advance();
-        }
-        Ok(())
-    }
-
-    fn here(&self) -> Result<Option<Record<'_>>, MachineError> {
-        if self.walk.valid() { Record::read(self.walk.value()).map(Some) } else { Ok(None) }
-    }
-}
-
-/// The superseded records that were live at a revision.
-struct Dead<'a> {
-    walk: Walk<'a>,
-    source: Source<'a>,
-    at: i64,
-}
-
-/// Dead versions of one key that are stepped over before a walk jumps.
-const STEPS_BEFORE_JUMP: u32 = 8;
-
-impl<'a> Dead<'a> {
-    fn new(source: &Source<'a>, from: &[u8], to: Option<&[u8]>, at: i64) -> Dead<'a> {
-        let mut low = Vec::with_capacity(from.len() + 2);
-        base::codec::put_ordered(&mut low, from);
-        let high = to.map(|to| {
-            let mut high = Vec::with_capacity(to.len() + 2);
-            base::codec::put_ordered(&mut high, to);
-            high
-        });
-        Dead { walk: source.walk(OLD, &low, high.as_deref()), source: *source, at }
-    }
-
-    /// Moves to the next version that was live at the revision, from where the walk stands.
-    fn settle(&mut self) -> Result<(), MachineError> {
-        let mut steps = 0;
-        let mut last_key: Vec<u8> = Vec::new();
+        self.here = None;
         while self.walk.valid() {
-            let key = self.walk.key();
-            let (stem, mod_revision) = (&key[..key.len().saturating_sub(8)], layout::old_key_revision(key)?);
-            let old = Old::read(self.walk.value())?;
-            if mod_revision <= self.at && old.superseded_at > self.at {
-                return Ok(());
+            let (stem, revision) = layout::read_old_key(self.walk.key())?;
+            if revision > self.at {
+                let (key, _) = take_ordered(stem).ok_or_else(|| layout::damaged("old", stem))?;
+                self.here = Some((key, revision));
+                break;
             }
-            if mod_revision > self.at {
-                // This key was not live at the revision, or was passed already: on to the next key.
-                let mut beyond = stem.to_vec();
-                put_u64(&mut beyond, u64::MAX);
-                self.walk.seek(&beyond);
-                continue;
-            }
-            if last_key != stem {
-                last_key.clear();
-                last_key.extend_from_slice(stem);
-                steps = 0;
-            }
-            steps += 1;
-            if steps <= STEPS_BEFORE_JUMP {
-                self.walk.advance();
-                continue;
-            }
-            let user_key = Record::read(old.record)?.key.to_vec();
-            let mut there = stem.to_vec();
-            let live = self.source.get(&user_key)?;
-            if live.map_or(Ok(false), |live| Record::read(&live).map(|live| live.mod_revision <= self.at))? {
-                put_u64(&mut there, u64::MAX);
-            } else {
-                match self.source.old_at(&user_key, self.at)? {
-                    Some(record) => put_u64(&mut there, Record::read(&record)?.mod_revision as u64),
-                    None => put_u64(&mut there, self.at as u64 + 1),
-                }
-            }
-            self.walk.seek(&there);
+            let above = with_revision(stem, self.at as u64 + 1);
+            self.walk.seek(&above);
         }
         Ok(())
     }
+}
 
-    fn here(&self) -> Result<Option<Record<'_>>, MachineError> {
-        if self.walk.valid() { Record::read(self.record()?).map(Some) } else { Ok(None) }
-    }
-
-    fn record(&self) -> Result<&[u8], MachineError> {
-        Ok(Old::read(self.walk.value())?.record)
-    }
+fn with_revision(stem: &[u8], revision: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(stem.len() + 8);
+    key.extend_from_slice(stem);
+    put_u64(&mut key, revision);
+    key
 }
