@@ -64,18 +64,11 @@ impl Effects {
 
     /// Adds entries to the turn's write of a group, where they follow on one another.
     fn write(&mut self, write: GroupWrite) {
-        if let Some(last) = self.writes.last_mut() {
-            let follows = match (last.entries.last(), write.entries.first()) {
-                (Some(before), Some(after)) => before.index + 1 == after.index,
-                _ => true,
-            };
-            if last.group == write.group && follows && write.reset.is_none() && write.compact_to.is_none() {
-                last.entries.extend(write.entries);
-                last.hard = write.hard.or(last.hard);
-                return;
-            }
-        }
-        self.writes.push(write);
+        let apart = match self.writes.last_mut() {
+            Some(last) => last.join(write).err(),
+            None => Some(write),
+        };
+        self.writes.extend(apart);
     }
 }
 

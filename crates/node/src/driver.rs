@@ -315,9 +315,9 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
         idle = false;
         let mut number = 0;
         let mut all = LogBatch::default();
-        for (next, mut batch) in waiting {
+        for (next, batch) in waiting {
             number = next;
-            all.groups.append(&mut batch.groups);
+            all.append(batch);
         }
         let begun = Instant::now();
         if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {

@@ -9,6 +9,7 @@
 //! Who calls what: `write` is called by one thread (the log writer); reads come from others at the same time
 //! and see only what has been written.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base::GroupId;
@@ -61,6 +62,42 @@ pub struct GroupWrite {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LogBatch {
     pub groups: Vec<GroupWrite>,
+}
+
+impl GroupWrite {
+    /// Takes a later write of the same group in, where all it does is to go on from here; else gives it back.
+    pub fn join(&mut self, later: GroupWrite) -> Result<(), GroupWrite> {
+        let only_adds = !later.destroy && later.reset.is_none() && later.compact_to.is_none();
+        let follows = match (self.entries.last(), later.entries.first()) {
+            (Some(before), Some(after)) => before.index + 1 == after.index,
+            _ => true,
+        };
+        if self.group != later.group || self.destroy || !only_adds || !follows {
+            return Err(later);
+        }
+        self.entries.extend(later.entries);
+        self.hard = later.hard.or(self.hard);
+        Ok(())
+    }
+}
+
+impl LogBatch {
+    /// Adds what is to be written after this: groups go on with the write they have, as far as possible.
+    pub fn append(&mut self, later: LogBatch) {
+        let mut latest: BTreeMap<GroupId, usize> =
+            self.groups.iter().enumerate().map(|(at, write)| (write.group, at)).collect();
+        for write in later.groups {
+            let group = write.group;
+            let apart = match latest.get(&group) {
+                Some(&at) => self.groups[at].join(write).err(),
+                None => Some(write),
+            };
+            if let Some(apart) = apart {
+                latest.insert(group, self.groups.len());
+                self.groups.push(apart);
+            }
+        }
+    }
 }
 
 /// A group's log as it stands.

@@ -5,14 +5,15 @@
 //! machine remembers it. Only the machine's own writes and reads come here; the answers are those that the engine
 //! would give, whatever is remembered and whatever is not.
 //!
-//! A table of groups of four places, a key's group chosen by its hash. A full group gives up its places in turn, and so
-//! do all groups in turn when the records together grow beyond [`BYTES_MAX`]. The table doubles while it is small, so
-//! that a small store costs little.
+//! A table of groups of places, a key's group chosen by its hash. A look at a group takes one cache line for the tags, and
+//! one for the record that a tag points at. A full group gives up its places in turn, and so do all groups in turn when
+//! the records together grow beyond [`BYTES_MAX`]. The table doubles while it is small, so that a small store costs
+//! little.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::record::Record;
+use super::record::key_of;
 
 /// Bytes of records and their bookkeeping, at most.
 const BYTES_MAX: usize = 64 << 20;
@@ -20,15 +21,15 @@ const BYTES_MAX: usize = 64 << 20;
 const RECORD_BYTES_MAX: usize = 16 << 10;
 /// What a place and an allocation add to a record, about.
 const OVERHEAD_BYTES: usize = 64;
-const WAYS: usize = 4;
-const GROUPS_MIN: usize = 256;
-const GROUPS_MAX: usize = 1 << 16;
+const WAYS: usize = 8;
+const GROUPS_MIN: usize = 128;
+const GROUPS_MAX: usize = 1 << 15;
 
 /// What is remembered.
 #[derive(Debug, Default)]
 pub struct Recent {
     /// A power of two of them, or none.
-    groups: Vec<[Place; WAYS]>,
+    groups: Vec<Group>,
     records: usize,
     bytes: usize,
     /// The place that is given up next when all is full.
@@ -36,10 +37,11 @@ pub struct Recent {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Place {
-    hash: u64,
-    /// Empty when the place is free.
-    record: Bytes,
+struct Group {
+    /// The upper halves of the keys' hashes.
+    tags: [u32; WAYS],
+    /// Empty where the place is free.
+    records: [Bytes; WAYS],
 }
 
 impl Recent {
@@ -47,7 +49,7 @@ impl Recent {
     pub fn get(&self, key: &[u8]) -> Option<Bytes> {
         let hash = xxh3_64(key);
         let group = self.groups.get(self.group(hash))?;
-        group.iter().find(|place| place.holds(hash, key)).map(|place| place.record.clone())
+        group.find(tag(hash), key).map(|place| group.records[place].clone())
     }
 
     /// Remembers a live version. The memory of `record` is kept; it should not be a small part of something big.
@@ -61,28 +63,22 @@ impl Recent {
         }
         let hash = xxh3_64(key);
         let index = self.group(hash);
-        let group = &mut self.groups[index];
-        let place = group
-            .iter()
-            .position(|place| place.holds(hash, key))
-            .or_else(|| group.iter().position(|place| place.record.is_empty()))
-            .unwrap_or(self.hand % WAYS);
+        let group = &self.groups[index];
+        let place = group.find(tag(hash), key).or_else(|| group.free()).unwrap_or(self.hand % WAYS);
         self.hand = self.hand.wrapping_add(1);
-        self.set(index, place, Place { hash, record });
+        self.set(index, place, tag(hash), record);
         while self.bytes > BYTES_MAX {
             self.hand = self.hand.wrapping_add(1);
             let group = (self.hand / WAYS) & (self.groups.len() - 1);
-            self.set(group, self.hand % WAYS, Place::default());
+            self.set(group, self.hand % WAYS, 0, Bytes::new());
         }
     }
 
     pub fn remove(&mut self, key: &[u8]) {
         let hash = xxh3_64(key);
         let index = self.group(hash);
-        if let Some(group) = self.groups.get(index)
-            && let Some(place) = group.iter().position(|place| place.holds(hash, key))
-        {
-            self.set(index, place, Place::default());
+        if let Some(place) = self.groups.get(index).and_then(|group| group.find(tag(hash), key)) {
+            self.set(index, place, 0, Bytes::new());
         }
     }
 
@@ -90,32 +86,45 @@ impl Recent {
         hash as usize & self.groups.len().wrapping_sub(1)
     }
 
-    fn set(&mut self, group: usize, place: usize, new: Place) {
-        let weight = |place: &Place| if place.record.is_empty() { 0 } else { place.record.len() + OVERHEAD_BYTES };
-        let place = &mut self.groups[group][place];
-        self.bytes = self.bytes + weight(&new) - weight(place);
-        self.records = self.records + usize::from(!new.record.is_empty()) - usize::from(!place.record.is_empty());
-        *place = new;
+    fn set(&mut self, group: usize, place: usize, tag: u32, record: Bytes) {
+        let weight = |record: &Bytes| if record.is_empty() { 0 } else { record.len() + OVERHEAD_BYTES };
+        let group = &mut self.groups[group];
+        let before = &group.records[place];
+        self.bytes = self.bytes + weight(&record) - weight(before);
+        self.records = self.records + usize::from(!record.is_empty()) - usize::from(!before.is_empty());
+        (group.tags[place], group.records[place]) = (tag, record);
     }
 
     fn grow(&mut self) {
         let size = (self.groups.len() * 2).max(GROUPS_MIN);
         let before = std::mem::replace(&mut self.groups, vec![Default::default(); size]);
         (self.records, self.bytes) = (0, 0);
-        for place in before.into_iter().flatten().filter(|place| !place.record.is_empty()) {
-            let index = self.group(place.hash);
+        for record in before.into_iter().flat_map(|group| group.records).filter(|record| !record.is_empty()) {
+            let hash = xxh3_64(key_of(&record).expect("only records are remembered"));
+            let index = self.group(hash);
             // A group splits in two, so that there is always room.
-            if let Some(free) = self.groups[index].iter().position(|place| place.record.is_empty()) {
-                self.set(index, free, place);
+            if let Some(free) = self.groups[index].free() {
+                self.set(index, free, tag(hash), record);
             }
         }
     }
 }
 
-impl Place {
-    fn holds(&self, hash: u64, key: &[u8]) -> bool {
-        self.hash == hash && !self.record.is_empty() && Record::read(&self.record).is_ok_and(|record| record.key == key)
+impl Group {
+    fn find(&self, tag: u32, key: &[u8]) -> Option<usize> {
+        (0..WAYS).find(|place| {
+            // Of a free place the key cannot be read.
+            self.tags[*place] == tag && key_of(&self.records[*place]).is_ok_and(|known| known == key)
+        })
     }
+
+    fn free(&self) -> Option<usize> {
+        self.records.iter().position(Bytes::is_empty)
+    }
+}
+
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 #[cfg(test)]
@@ -124,6 +133,7 @@ mod tests {
 
     use base::Rng;
 
+    use super::super::record::Record;
     use super::*;
 
     #[test]
@@ -156,10 +166,8 @@ mod tests {
             assert!(recent.bytes <= BYTES_MAX);
         }
         assert!(hits > 100_000, "{hits}");
-        let places = recent.groups.iter().flatten().filter(|place| !place.record.is_empty());
-        assert_eq!(
-            (places.clone().count(), places.map(|p| p.record.len() + OVERHEAD_BYTES).sum()),
-            (recent.records, recent.bytes)
-        );
+        let records = recent.groups.iter().flat_map(|group| &group.records).filter(|record| !record.is_empty());
+        let bytes = records.clone().map(|record| record.len() + OVERHEAD_BYTES).sum();
+        assert_eq!((records.count(), bytes), (recent.records, recent.bytes));
     }
 }

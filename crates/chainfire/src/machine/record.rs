@@ -47,9 +47,18 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The record as a whole, with its key as a part of the same memory.
+/// The key of a record, without a look at the rest: it is the first field.
+pub fn key_of(record: &[u8]) -> Result<&[u8], MachineError> {
+    let key = record.strip_prefix(&[0x0A]).and_then(take_varint).and_then(|(length, rest)| {
+        let length = usize::try_from(length).ok()?;
+        rest.get(..length)
+    });
+    key.ok_or_else(|| damaged("record", record))
+}
+
+/// The key of a record, as a part of the same memory.
 pub fn shared_key(record: &Bytes) -> Result<Bytes, MachineError> {
-    Ok(record.slice_ref(Record::read(record)?.key))
+    Ok(record.slice_ref(key_of(record)?))
 }
 
 /// Appends a protobuf varint.
@@ -157,6 +166,7 @@ mod tests {
             let mut ours = Vec::new();
             record.write(&mut ours);
             assert!(ours.len() <= record.bytes_max());
+            assert_eq!(key_of(&ours).ok(), (!key.is_empty()).then_some(&key[..]));
             let theirs = KeyValue {
                 key: key.clone().into(),
                 create_revision: record.create_revision,

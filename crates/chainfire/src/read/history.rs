@@ -9,7 +9,7 @@ use consensus::MachineError;
 
 use crate::event::{Event, EventKind, RevisionEvents};
 use crate::machine::layout::{Rev, damaged};
-use crate::machine::record::Record;
+use crate::machine::record::{Record, shared_key};
 use crate::machine::source::{Source, Span};
 
 /// A part of history.
@@ -94,7 +94,7 @@ fn event(source: &Source<'_>, compacted: i64, change: &Rev<'_>) -> Result<Event,
         Some(record) => (EventKind::Put, Bytes::copy_from_slice(record)),
         None => (EventKind::Delete, tombstone(change.key, change.revision)),
     };
-    let key = kv.slice_ref(Record::read(&kv)?.key);
+    let key = shared_key(&kv)?;
     Ok(Event { kind, key, kv, prev })
 }
 

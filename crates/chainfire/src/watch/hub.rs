@@ -1,7 +1,8 @@
 //! The hub: takes what was applied, finds out whom it concerns, and leaves them a note.
 //!
 //! Locks, in the order in which they nest: a stream's worker, `index`, `registry`, `ring`, `incoming`, a stream's
-//! inbox. `publish` takes only `incoming` for an append, so the applier never waits for watchers.
+//! inbox. `publish` takes `incoming` for an append, and the two before it for as little, so the applier never waits for
+//! watchers. While there is no stream at all nothing is kept: whoever comes later reads history.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
@@ -347,6 +348,23 @@ impl WatchHub {
         registry.streams.values().filter_map(|stream| stream.lose_notes()).collect()
     }
 
+    /// Passes over what leads to `revision`, if there is no stream that could have a watcher. A stream is opened before
+    /// that or after it, never meanwhile.
+    fn pass_over(&self, revision: i64) -> bool {
+        let registry = self.registry.lock();
+        if !registry.streams.is_empty() {
+            return false;
+        }
+        let mut ring = self.ring.write();
+        if !self.incoming.lock().queue.is_empty() {
+            return false;
+        }
+        ring.reset(revision);
+        self.published.fetch_max(revision, Ordering::AcqRel);
+        self.position.fetch_max(revision, Ordering::AcqRel);
+        true
+    }
+
     fn receive(&self, what: Waiting, bytes: usize, revision: i64) {
         self.published.fetch_max(revision, Ordering::AcqRel);
         let waker = {
@@ -369,7 +387,7 @@ impl WatchHub {
 
 impl EventSink for WatchHub {
     fn publish(&self, batch: Arc<Vec<RevisionEvents>>, revision: i64) {
-        if !batch.is_empty() || revision > self.published() {
+        if (!batch.is_empty() || revision > self.published()) && !self.pass_over(revision) {
             let bytes = batch.iter().map(RevisionEvents::bytes).sum();
             self.receive(Waiting::Batch { batch, at: 0, revision }, bytes, revision);
         }

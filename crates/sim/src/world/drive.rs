@@ -204,9 +204,9 @@ impl Node {
         // All that waits goes out with one write and one sync.
         let mut all = LogBatch::default();
         let mut last = 0;
-        for (number, mut batch) in running.writer.waiting.drain(..) {
+        for (number, batch) in running.writer.waiting.drain(..) {
             last = number;
-            all.groups.append(&mut batch.groups);
+            all.append(batch);
         }
         match self.disk.log.stage(&all) {
             Ok(staged) => running.writer.syncing = Some(Syncing { number: last, staged, batch: all }),

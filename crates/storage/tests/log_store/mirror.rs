@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use base::Rng;
-use storage::LogStore;
+use storage::{LogBatch, LogStore};
 use storage::memlog::MemLog;
 use storage::seglog::{SegLog, SegLogOptions};
 
@@ -57,6 +57,31 @@ fn the_twins_agree_on_a_real_disk() {
             agree(&log, &operations.model, &mut rng, &format!("step {step}"));
         }
     }
+}
+
+/// What waits for the log is written as one: that must lead to what the batches lead to one by one.
+#[test]
+fn batches_joined_are_batches_one_by_one() {
+    let mut joined = 0;
+    for seed in 0..300 {
+        let mut operations = Operations::new(seed);
+        operations.shrink_percent = [2, 12, 40][seed as usize % 3];
+        let mut rng = Rng::new(seed);
+        let log = SegLog::open_on(Arc::new(SimDisk::new()), small()).unwrap();
+        for step in 0..30 {
+            let mut all = LogBatch::default();
+            let mut writes = 0;
+            for _ in 0..rng.between(1, 6) {
+                let batch = operations.batch();
+                writes += batch.groups.len();
+                all.append(batch);
+            }
+            joined += writes - all.groups.len();
+            log.write(&all).unwrap();
+            agree(&log, &operations.model, &mut rng, &format!("seed {seed} step {step}"));
+        }
+    }
+    assert!(joined > 1000, "only {joined} writes were joined");
 }
 
 /// The in-memory twin's own power cut: what was synced stays, and of the rest whole batches in order.
