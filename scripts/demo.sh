@@ -4,11 +4,11 @@
 #   scripts/demo.sh          stays up until Ctrl-C
 #   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
 #
-# SERVER=path runs it on another program that takes etcd's flags (a real etcd, for one).
+# SERVER=path runs it on another program that takes etcd's flags (bin/etcd, or a real etcd).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-SERVER=${SERVER:-bin/etcd}
+SERVER=${SERVER:-}
 HOSTS=(127.0.0.1 127.0.0.2 127.0.0.3)
 CLIENT_PORT=2379
 PEER_PORT=2380
@@ -111,7 +111,7 @@ stay() {
     etcdctl get --prefix /dpkg/lib --keys-only | grep /Version | wc -l
     etcdctl watch --prefix /demo/
     etcdctl endpoint status -w table
-    etcdctl move-leader <member id>
+    etcdctl --endpoints <the leader's> move-leader <member id>
     curl http://${HOSTS[0]}:$CLIENT_PORT/metrics
 TEXT
     if [ -x bin/chainfire-client ]; then
@@ -121,15 +121,21 @@ TEXT
     while :; do sleep 3600 & wait $!; done
 }
 
-# start HOST: one node, with the flags that etcd takes.
+# start HOST: one node; on 127.0.0.N it is node N.
 start() {
     local host=$1 members=() each
-    for each in "${HOSTS[@]}"; do members+=("node-${each##*.}=http://$each:$PEER_PORT"); done
-    "$SERVER" --name "node-${host##*.}" --data-dir "$folder/$host" \
-        --listen-client-urls "http://$host:$CLIENT_PORT" --advertise-client-urls "http://$host:$CLIENT_PORT" \
-        --listen-peer-urls "http://$host:$PEER_PORT" --initial-advertise-peer-urls "http://$host:$PEER_PORT" \
-        --initial-cluster "$(join "${members[@]}")" --initial-cluster-state new --initial-cluster-token demo \
-        >> "$folder/$host.log" 2>&1 &
+    if [ -n "$SERVER" ]; then
+        for each in "${HOSTS[@]}"; do members+=("node-${each##*.}=http://$each:$PEER_PORT"); done
+        "$SERVER" --name "node-${host##*.}" --data-dir "$folder/$host" \
+            --listen-client-urls "http://$host:$CLIENT_PORT" --advertise-client-urls "http://$host:$CLIENT_PORT" \
+            --listen-peer-urls "http://$host:$PEER_PORT" --initial-advertise-peer-urls "http://$host:$PEER_PORT" \
+            --initial-cluster "$(join "${members[@]}")" --initial-cluster-state new --initial-cluster-token demo \
+            >> "$folder/$host.log" 2>&1 &
+    else
+        for each in "${HOSTS[@]}"; do members+=("${each##*.}=$each:$PEER_PORT"); done
+        bin/chainfire --node-id "${host##*.}" --data-dir "$folder/$host" --api-addr "$host:$CLIENT_PORT" \
+            --raft-addr "$host:$PEER_PORT" --initial-members "$(join "${members[@]}")" >> "$folder/$host.log" 2>&1 &
+    fi
     pids[$host]=$!
 }
 

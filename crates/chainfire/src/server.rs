@@ -76,6 +76,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         metrics,
         sources: Arc::new(sources),
         started: Instant::now(),
+        range_bytes_per_key: AtomicU64::new(0),
         put_said_ms: AtomicU64::new(0),
         disk_full: disk_full.clone(),
     });

@@ -223,7 +223,13 @@ impl Driver {
         {
             let begun = Instant::now();
             match self.applier.apply(group, first, last, &self.engines) {
-                Ok(inputs) => done.extend(inputs),
+                Ok((inputs, rest)) => {
+                    done.extend(inputs);
+                    if let Some(first) = rest {
+                        // The applier waits for room; the driver must not.
+                        self.applier.push(vec![Work::Apply { group, first, last }]);
+                    }
+                }
                 Err(error) => (self.engines.fatal)(error),
             }
             patience.spent(begun);
@@ -304,21 +310,19 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
                 break;
             }
             let unmarked = log.unmarked.swap(false, Ordering::SeqCst);
-            if (!idle || unmarked)
-                && let Err(error) = store.idle()
-            {
-                return (engines.fatal)(error.to_string());
+            if !idle || unmarked {
+                match store.idle() {
+                    // What it would have done can wait for room.
+                    Ok(()) | Err(LogError::NoSpace) => {}
+                    Err(error) => return (engines.fatal)(error.to_string()),
+                }
             }
             idle = true;
             continue;
         }
         idle = false;
-        let mut number = 0;
-        let mut all = LogBatch::default();
-        for (next, batch) in waiting {
-            number = next;
-            all.append(batch);
-        }
+        let number = waiting.last().map_or(0, |(number, _)| *number);
+        let all = LogBatch::joined(waiting.into_iter().map(|(_, batch)| batch));
         let begun = Instant::now();
         if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {
             return (engines.fatal)(error.to_string());
@@ -405,10 +409,35 @@ impl Applier {
         self.open.load(Ordering::SeqCst) == 0 && self.work.is_empty()
     }
 
-    fn apply(&self, group: GroupId, first: u64, last: u64, engines: &Engines) -> Result<Vec<Input>, String> {
+    /// Applies `first..=last` as far as the disk has room: also says from where on it had none.
+    fn apply(
+        &self,
+        group: GroupId,
+        first: u64,
+        last: u64,
+        engines: &Engines,
+    ) -> Result<(Vec<Input>, Option<u64>), String> {
         match self.groups.lock().get_mut(&group) {
             Some(applying) => applying.apply(group, first, last, engines),
-            None => Ok(Vec::new()),
+            None => Ok((Vec::new(), None)),
+        }
+    }
+
+    /// As [`Applier::apply`]; waits for room.
+    fn apply_all(&self, group: GroupId, mut first: u64, last: u64, engines: &Engines) -> Result<(), String> {
+        let mut said = false;
+        loop {
+            let (inputs, rest) = self.apply(group, first, last, engines)?;
+            engines.inbox.extend(inputs);
+            let Some(rest) = rest else { return Ok(()) };
+            if engines.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if !said {
+                tracing::error!(target: "chainfire_storage", "No space left for the state, entries wait code=CF1004");
+            }
+            (said, first) = (true, rest);
+            std::thread::sleep(FULL_RETRY);
         }
     }
 
@@ -427,9 +456,7 @@ impl Applier {
                         self.host(group, peer, reader, engines);
                         Ok(())
                     }
-                    Work::Apply { group, first, last } => {
-                        self.apply(group, first, last, engines).map(|inputs| engines.inbox.extend(inputs))
-                    }
+                    Work::Apply { group, first, last } => self.apply_all(group, first, last, engines),
                     Work::BuildSnapshot { group, to } => {
                         next_snapshot += 1;
                         let groups = self.groups.lock();
@@ -519,13 +546,23 @@ fn stop(groups: &mut HashMap<GroupId, Applying>) {
 }
 
 impl Applying {
-    fn apply(&mut self, group: GroupId, first: u64, last: u64, engines: &Engines) -> Result<Vec<Input>, String> {
+    fn apply(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        last: u64,
+        engines: &Engines,
+    ) -> Result<(Vec<Input>, Option<u64>), String> {
         let mut inputs = Vec::new();
         let mut next = first;
         while next <= last {
             let entries = self.reader.read(next, last, APPLY_BYTES_MAX).map_err(|error| error.to_string())?;
             let mut applied = Applied::default();
-            self.machine.apply(&entries, self.peer, &mut applied).map_err(|error| error.to_string())?;
+            match self.machine.apply(&entries, self.peer, &mut applied) {
+                Ok(()) => {}
+                Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Some(next))),
+                Err(error) => return Err(error.to_string()),
+            }
             let reached = entries.last().map_or(last, |entry| entry.index);
             engines.waiters.set_applied(reached);
             engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
@@ -535,7 +572,7 @@ impl Applying {
             inputs.push(Input::Applied { group, index: reached, hashes: applied.hashes });
             next = reached + 1;
         }
-        Ok(inputs)
+        Ok((inputs, None))
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {
@@ -551,6 +588,8 @@ impl Applying {
         let Some(sink) = engines.staged.lock().remove(&staged) else {
             return Err("a staged snapshot vanished".to_owned());
         };
+        // They hold views of the state that is about to go, and a node that is behind has no use for them.
+        engines.sources.lock().clear();
         self.machine.install(sink).map_err(|error| error.to_string())?;
         let mark: Mark = self.machine.mark();
         let membership = Membership::decode(&self.machine.membership()).unwrap_or_default();
@@ -577,8 +616,10 @@ impl Applying {
             let flushing = self.flushing.clone();
             let fatal = engines.fatal.clone();
             std::thread::spawn(move || {
-                if let Err(error) = flusher() {
-                    fatal(error.to_string());
+                match flusher() {
+                    // The log keeps what is not flushed; the next turn comes when there is room.
+                    Ok(()) | Err(MachineError::Engine(EngineError::NoSpace(_))) => {}
+                    Err(error) => fatal(error.to_string()),
                 }
                 flushing.store(false, Ordering::SeqCst);
             });

@@ -234,7 +234,9 @@ async fn arrive(shell: &Arc<Shell>, address: &str) -> Result<(), String> {
     let answer = asked.map_err(|why| format!("{address}: {why}"))?;
     let mut answer = answer.map_err(|why| match why {
         Refusal::UnknownMember => format!("{address}: its cluster does not know this node; add it with member-add"),
-        Refusal::DuplicateMember => format!("{address}: the member that this node claims to be is alive"),
+        Refusal::DuplicateMember => {
+            format!("{address}: the member that this node claims to be is alive, or known at another address")
+        }
         why => format!("{address}: {why}"),
     })?;
     if answer.len() < 16 {
@@ -335,6 +337,16 @@ async fn admit(handle: &GroupHandle, mut body: Bytes) -> Result<Bytes, Refusal> 
     let member = membership.members.get(&node).or_else(by_url).ok_or(Refusal::UnknownMember)?;
     let node = member.node;
     if member.peer != peer && member.successor != peer {
+        let known_elsewhere = !member.peer_urls.iter().any(|known| bare_address(known) == bare_address(&url));
+        if !member.peer.is_none() && known_elsewhere {
+            tracing::warn!(
+                target: "chainfire_raft",
+                "A new folder claims to be a node that is known at another address, node={node} addr={url} known={}; \
+                 if the node has moved, update its member first",
+                member.peer_urls.join(",")
+            );
+            return Err(Refusal::DuplicateMember);
+        }
         handle.change(MembershipChange::Arrive { node, peer }).await?;
         tracing::info!(target: "chainfire_raft", "Adding a node's data folder, node={node} peer={peer} addr={url}");
     }

@@ -121,3 +121,44 @@ pub enum EngineError {
     #[error("state store failed: {0}")]
     Failed(String),
 }
+
+/// A view in which nothing can be read: it answers everything with the reason.
+pub struct NoView(pub EngineError);
+
+impl View for NoView {
+    fn get(&self, _: FamilyId, _: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Err(self.0.clone())
+    }
+
+    fn scan(&self, _: FamilyId, _: &[u8], _: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        Box::new(NoCursor(&self.0))
+    }
+
+    fn scan_back(&self, _: FamilyId, _: &[u8], _: Option<&[u8]>) -> Box<dyn Cursor + '_> {
+        Box::new(NoCursor(&self.0))
+    }
+}
+
+struct NoCursor<'a>(&'a EngineError);
+
+impl Cursor for NoCursor<'_> {
+    fn valid(&self) -> bool {
+        false
+    }
+
+    fn key(&self) -> &[u8] {
+        unreachable!("asked only while valid")
+    }
+
+    fn value(&self) -> &[u8] {
+        unreachable!("asked only while valid")
+    }
+
+    fn advance(&mut self) {}
+
+    fn seek(&mut self, _: &[u8]) {}
+
+    fn status(&self) -> Result<(), EngineError> {
+        Err(self.0.clone())
+    }
+}

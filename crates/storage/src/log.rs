@@ -82,21 +82,23 @@ impl GroupWrite {
 }
 
 impl LogBatch {
-    /// Adds what is to be written after this: groups go on with the write they have, as far as possible.
-    pub fn append(&mut self, later: LogBatch) {
-        let mut latest: BTreeMap<GroupId, usize> =
-            self.groups.iter().enumerate().map(|(at, write)| (write.group, at)).collect();
-        for write in later.groups {
+    /// Batches that are to be written one after the other, as one: groups go on with the write they have, as far as
+    /// possible.
+    pub fn joined(batches: impl IntoIterator<Item = LogBatch>) -> LogBatch {
+        let mut all = LogBatch::default();
+        let mut latest: BTreeMap<GroupId, usize> = BTreeMap::new();
+        for write in batches.into_iter().flat_map(|batch| batch.groups) {
             let group = write.group;
             let apart = match latest.get(&group) {
-                Some(&at) => self.groups[at].join(write).err(),
+                Some(&at) => all.groups[at].join(write).err(),
                 None => Some(write),
             };
             if let Some(apart) = apart {
-                latest.insert(group, self.groups.len());
-                self.groups.push(apart);
+                latest.insert(group, all.groups.len());
+                all.groups.push(apart);
             }
         }
+        all
     }
 }
 

@@ -3,8 +3,8 @@
 //! The maps are persistent (they share what they have in common), so that a view, a flush and a crash each copy
 //! a pointer. A write touches the live image; [`Engine::flush`] makes it the durable one; [`MemEngine::crash`]
 //! goes back to the durable one. [`MemEngine::maybe_flush`] stands for the flushes that the production engine
-//! begins by itself, which end some writes after they began. Physical clean-up really drops what may be dropped,
-//! so that a reader that reaches such a pair is found out.
+//! begins by itself, which end some writes after they began. Physical clean-up really drops what may be dropped, from
+//! views that are held too, so that a reader that reaches such a pair is found out.
 //!
 //! Deterministic: nothing here depends on time, addresses or a random source other than the caller's.
 //!
@@ -12,6 +12,7 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::Rng;
 use bytes::Bytes;
@@ -19,12 +20,14 @@ use parking_lot::RwLock;
 use rpds::RedBlackTreeMapSync;
 
 use crate::batch::{Op, WriteBatch};
-use crate::engine::{Cursor, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
+use crate::engine::{Cursor, Droppable, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
 
 /// An engine in memory. Shared by the incarnations of a simulated node, as a disk would be.
 pub struct MemEngine {
     families: &'static [FamilySpec],
     state: RwLock<State>,
+    /// The watermark of the last clean-up.
+    cleaned: Arc<AtomicU64>,
 }
 
 struct State {
@@ -66,7 +69,7 @@ impl MemEngine {
             full: false,
             cut_commit: None,
         };
-        MemEngine { families, state: RwLock::new(state) }
+        MemEngine { families, state: RwLock::new(state), cleaned: Arc::default() }
     }
 
     /// A power cut: what was not durable is gone, and so are installs that were not committed. Views taken
@@ -92,7 +95,10 @@ impl MemEngine {
                 Some(image) => state.durable = image,
                 None => state.flushing = Some(state.live.clone()),
             },
-            2 => state.clean_up(self.families),
+            2 => {
+                state.clean_up(self.families);
+                self.cleaned.fetch_max(state.watermark, Ordering::Relaxed);
+            }
             _ => {}
         }
     }
@@ -128,11 +134,12 @@ impl Engine for MemEngine {
     }
 
     fn view(&self) -> Arc<dyn View> {
-        self.state.read().live.clone()
+        let image = self.state.read().live.clone();
+        Arc::new(MemView { image, families: self.families, cleaned: self.cleaned.clone() })
     }
 
     fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.state.read().live.get(family, key)
+        Ok(self.state.read().live.map(family).get(key).cloned())
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -144,7 +151,7 @@ impl Engine for MemEngine {
     }
 
     fn durable_get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.state.read().durable.get(family, key)
+        Ok(self.state.read().durable.map(family).get(key).cloned())
     }
 
     fn set_watermark(&self, watermark: u64) {
@@ -154,7 +161,9 @@ impl Engine for MemEngine {
 
     fn reclaim(&self) -> Result<(), EngineError> {
         self.flush()?;
-        self.state.write().clean_up(self.families);
+        let mut state = self.state.write();
+        state.clean_up(self.families);
+        self.cleaned.fetch_max(state.watermark, Ordering::Relaxed);
         Ok(())
     }
 
@@ -245,22 +254,51 @@ impl Image {
     }
 
     fn delete_range(&mut self, family: FamilyId, from: &[u8], to: &[u8]) {
-        let doomed: Vec<Bytes> = pairs(self.map(family), from, Some(to)).map(|(key, _)| key.clone()).collect();
+        let all = Shown { map: self.map(family), droppable: None };
+        let doomed: Vec<Bytes> = pairs(all, from, Some(to)).map(|(key, _)| key.clone()).collect();
         doomed.iter().for_each(|key| self.delete(family, key));
     }
 }
 
-impl View for Image {
+struct MemView {
+    image: Arc<Image>,
+    families: &'static [FamilySpec],
+    cleaned: Arc<AtomicU64>,
+}
+
+impl MemView {
+    fn shown(&self, family: FamilyId) -> Shown<'_> {
+        let watermark = self.cleaned.load(Ordering::Relaxed);
+        let droppable = self.families[usize::from(family.0)].droppable;
+        Shown { map: self.image.map(family), droppable: droppable.map(|droppable| (droppable, watermark)) }
+    }
+}
+
+impl View for MemView {
     fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.map(family).get(key).cloned())
+        let shown = self.shown(family);
+        Ok(shown.map.get(key).filter(|value| shown.is_there(key, value)).cloned())
     }
 
     fn scan(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
-        Box::new(Forward(Walk::new(self.map(family), from, to, Pairs::next)))
+        Box::new(Forward(Walk::new(self.shown(family), from, to, Pairs::next)))
     }
 
     fn scan_back(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
-        Box::new(Backward(Walk::new(self.map(family), from, to, Pairs::next_back)))
+        Box::new(Backward(Walk::new(self.shown(family), from, to, Pairs::next_back)))
+    }
+}
+
+/// A family as clean-up has left it.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    map: &'a Map,
+    droppable: Option<(Droppable, u64)>,
+}
+
+impl Shown<'_> {
+    fn is_there(&self, key: &[u8], value: &[u8]) -> bool {
+        self.droppable.is_none_or(|(droppable, watermark)| !droppable(key, value, watermark))
     }
 }
 
@@ -268,17 +306,21 @@ type Pair<'a> = (&'a Bytes, &'a Bytes);
 type Pairs<'a> = dyn DoubleEndedIterator<Item = Pair<'a>> + 'a;
 
 /// The pairs of `from..to`; none when the bounds are the wrong way round.
-fn pairs<'a>(map: &'a Map, from: &[u8], to: Option<&[u8]>) -> Box<Pairs<'a>> {
+fn pairs<'a>(shown: Shown<'a>, from: &[u8], to: Option<&[u8]>) -> Box<Pairs<'a>> {
     let (from, to) = (Bytes::copy_from_slice(from), to.map(Bytes::copy_from_slice));
     match to {
         Some(to) if from >= to => Box::new(std::iter::empty()),
-        to => Box::new(map.range::<Bytes, _>((Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded)))),
+        to => {
+            let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+            let all = shown.map.range::<Bytes, _>((Bound::Included(from), to));
+            Box::new(all.filter(move |(key, value)| shown.is_there(key, value)))
+        }
     }
 }
 
 /// Where a cursor stands, and what lies before it.
 struct Walk<'a> {
-    map: &'a Map,
+    shown: Shown<'a>,
     from: Bytes,
     to: Option<Bytes>,
     here: Option<Pair<'a>>,
@@ -287,14 +329,14 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(
-        map: &'a Map,
+        shown: Shown<'a>,
         from: &[u8],
         to: Option<&[u8]>,
         step: impl FnOnce(&mut Pairs<'a>) -> Option<Pair<'a>>,
     ) -> Walk<'a> {
-        let mut rest = pairs(map, from, to);
+        let mut rest = pairs(shown, from, to);
         let here = step(&mut *rest);
-        Walk { map, from: Bytes::copy_from_slice(from), to: to.map(Bytes::copy_from_slice), here, rest }
+        Walk { shown, from: Bytes::copy_from_slice(from), to: to.map(Bytes::copy_from_slice), here, rest }
     }
 
     fn pair(&self) -> Pair<'a> {
@@ -325,7 +367,7 @@ impl Cursor for Forward<'_> {
     fn seek(&mut self, key: &[u8]) {
         let walk = &mut self.0;
         if walk.here.is_some_and(|(here, _)| &**here < key) {
-            walk.rest = pairs(walk.map, key, walk.to.as_deref());
+            walk.rest = pairs(walk.shown, key, walk.to.as_deref());
             walk.here = walk.rest.next();
         }
     }
@@ -357,7 +399,7 @@ impl Cursor for Backward<'_> {
         if walk.here.is_some_and(|(here, _)| &**here > key) {
             // The key's successor in the order of bytes ends the range that includes it.
             let end = [key, &[0]].concat();
-            walk.rest = pairs(walk.map, &walk.from, Some(&end));
+            walk.rest = pairs(walk.shown, &walk.from, Some(&end));
             walk.here = walk.rest.next_back();
         }
     }

@@ -40,7 +40,7 @@ pub use self::options::RocksOptions;
 use self::events::Events;
 use self::install::{RocksInstall, Staging};
 use self::options::Blueprint;
-use self::view::{NoView, RocksView, Store};
+use self::view::{RocksView, Store};
 use crate::batch::{Op, WriteBatch};
 use crate::engine::{Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
 
@@ -165,7 +165,7 @@ impl Engine for RocksEngine {
     fn view(&self) -> Arc<dyn View> {
         match self.store() {
             Ok(store) => Arc::new(RocksView::new(store)),
-            Err(error) => Arc::new(NoView(error)),
+            Err(error) => Arc::new(crate::engine::NoView(error)),
         }
     }
 

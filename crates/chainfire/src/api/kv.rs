@@ -16,8 +16,10 @@ use crate::error::ApiError;
 use crate::machine::txn::has_puts;
 use crate::read::RangePages;
 
-/// Ranges of up to so many keys are read on the connection's own thread; longer ones on a thread for blocking work.
+/// Ranges of up to so many keys, and of so many bytes as it seems, are read on the connection's own thread; larger ones on
+/// a thread for blocking work.
 const KEYS_INLINE_MAX: i64 = 1_000;
+const BYTES_INLINE_MAX: i64 = 1 << 20;
 /// Puts that take this long are mentioned more often.
 const SLOW: Duration = Duration::from_millis(100);
 /// About how much one message of a RangeStream carries.
@@ -32,9 +34,7 @@ impl Api {
         if let Err(error) = check::range(&request) {
             return Answer::Ready(Err(status_of(error)));
         }
-        let short = request.range_end.is_empty() || (1..=KEYS_INLINE_MAX).contains(&request.limit);
-        let filtered = request.sort_order != 0 || request.sort_target != 0;
-        if !short || filtered {
+        if !self.is_short(&request) {
             return Answer::later(self.clone().range_apart(request));
         }
         if request.serializable {
@@ -92,7 +92,9 @@ impl Api {
         if !request.serializable {
             self.linearize().await?;
         }
-        let mut pages = RangePages::new(&*self.current()?, request).map_err(status_of)?;
+        let api = self.clone();
+        let begun = blocking(move || RangePages::new(&*api.current()?, request).map_err(status_of));
+        let mut pages = begun.await?;
         let revision = pages.revision;
         loop {
             let api = self.clone();
@@ -138,9 +140,28 @@ impl Api {
         })
     }
 
+    /// Whether a range takes so little time that another thread would cost more.
+    fn is_short(&self, request: &pb::RangeRequest) -> bool {
+        if request.range_end.is_empty() {
+            return true;
+        }
+        if request.revision != 0 || request.sort_order != 0 || request.sort_target != 0 {
+            return false;
+        }
+        // The index counts; keys are only read at the ends of the range.
+        let keys = if request.count_only { KEYS_INLINE_MAX } else { request.limit };
+        let bytes_per_key = self.range_bytes_per_key.load(Ordering::Relaxed) as i64;
+        (1..=KEYS_INLINE_MAX).contains(&keys) && keys.saturating_mul(bytes_per_key) <= BYTES_INLINE_MAX
+    }
+
     fn read_range(&self, request: &pb::RangeRequest) -> Result<Bytes, Status> {
         let view = self.current()?;
         let answer = view.range(request).map_err(status_of)?;
+        if answer.returned > 0 {
+            let (before, now) =
+                (self.range_bytes_per_key.load(Ordering::Relaxed), (answer.body.len() / answer.returned) as u64);
+            self.range_bytes_per_key.store((before * 3 + now) / 4, Ordering::Relaxed);
+        }
         Ok(self.behind_header(view.revision, &answer.body))
     }
 

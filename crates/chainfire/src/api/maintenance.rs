@@ -5,6 +5,7 @@
 //! restore` reads it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::NodeId;
 use bytes::Bytes;
@@ -24,6 +25,9 @@ use crate::machine::snapshot;
 
 const SNAPSHOT_CHUNK_BYTES: usize = 32 << 10;
 const SNAPSHOT_PAGE_BYTES: usize = 512;
+/// A client that takes nothing for so long is let go of: its stream keeps old data on the disk, and a received state from
+/// being put in place.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Api {
     pub(super) fn status(&self) -> Result<Bytes, Status> {
@@ -137,7 +141,8 @@ impl Api {
                     blob: blob.into(),
                     version: ETCD_VERSION.to_owned(),
                 };
-                responses.send(encode(&response)?).await?;
+                let sent = tokio::time::timeout(SNAPSHOT_PATIENCE, responses.send(encode(&response)?)).await;
+                sent.unwrap_or_else(|_| Err(Status::new(Code::Aborted, "the client took no data for too long")))?;
             }
             if last {
                 return Ok(());

@@ -66,6 +66,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     pub sources: Arc<dyn Fn() -> String + Send + Sync>,
     pub started: Instant,
+    /// About how many bytes a key takes in the answers to ranges of late.
+    pub range_bytes_per_key: AtomicU64,
     /// When a put was last mentioned in the log, in milliseconds after `started`.
     pub put_said_ms: AtomicU64,
     /// Set while this node's disk has no room for more.
@@ -235,7 +237,8 @@ impl Api {
     }
 
     fn current(&self) -> Result<Arc<StateView>, Status> {
-        Ok(self.store()?.reader.current())
+        let view = self.store()?.reader.current();
+        if view.is_readable() { Ok(view) } else { Err(status_of(ApiError::NoLeader)) }
     }
 
     /// Waits until everything that was committed before the call can be read here.

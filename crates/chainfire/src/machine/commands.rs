@@ -7,10 +7,12 @@
 //! While a NOSPACE alarm is raised, what would add data is refused; while a CORRUPT alarm is, everything but alarms and
 //! lease checkpoints.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base::NodeId;
 use bytes::{Bytes, BytesMut};
-use consensus::{MachineError, Outcome};
+use consensus::{MachineError, Member, Outcome};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::alarm_request::AlarmAction;
 
@@ -280,4 +282,14 @@ fn alarm(stage: &mut Stage<'_>, action: i32, member: u64, kind: i32, body: &mut 
         message_field(body, 2, &alarm);
     }
     Ok(())
+}
+
+/// Lowers the alarms of nodes that are no members any more: nobody else would.
+pub(super) fn lower_alarms_of_strangers(stage: &mut Stage<'_>, members: &BTreeMap<NodeId, Member>) {
+    let (kept, lowered) =
+        stage.state.alarms.iter().partition::<Vec<_>, _>(|(_, member)| members.contains_key(&NodeId(*member)));
+    for (kind, member) in &lowered {
+        stage.set_meta(layout::alarm_key(*kind, *member).to_vec(), None);
+    }
+    stage.state.alarms = Arc::new(kept);
 }

@@ -18,7 +18,7 @@
 //! | [`commands`], [`txn`] | what each command does |
 //! | [`recent`] | the versions that will be replaced next |
 //! | [`count`] | counting without walking |
-//! | [`sweep`] | what follows a compaction |
+//! | [`sweep`], [`horizon`] | what follows a compaction, and what it must leave alone |
 //! | [`snapshot`] | the state as a stream |
 //!
 //! Invariants
@@ -33,6 +33,7 @@
 
 pub mod commands;
 pub mod count;
+pub mod horizon;
 pub mod layout;
 pub mod recent;
 pub mod record;
@@ -47,13 +48,15 @@ use std::sync::Arc;
 use base::{ClusterId, NodeId, PeerId, hash};
 use bytes::Bytes;
 use consensus::{
-    Applied, Entry, HASH_EVERY, MachineError, Mark, Outcome, Payload, SnapshotSink, SnapshotSource, StateMachine,
+    Applied, Entry, HASH_EVERY, MachineError, Mark, Membership, Outcome, Payload, SnapshotSink, SnapshotSource,
+    StateMachine,
 };
 use storage::{Engine, View, WriteBatch};
 
 use crate::event::EventSink;
 use crate::read::{Reader, StateView};
 use count::CountIndex;
+use horizon::Horizons;
 use layout::META;
 use recent::Recent;
 use snapshot::SnapshotReceiver;
@@ -80,6 +83,7 @@ pub struct Machine {
     recent: Recent,
     batch: WriteBatch,
     sweep: Sweep,
+    horizons: Horizons,
 }
 
 impl Machine {
@@ -92,7 +96,8 @@ impl Machine {
     ) -> Result<(Machine, Reader), MachineError> {
         let (state, view) = load(&*engine)?;
         let sweep = Sweep::load(&*view)?;
-        let reader = Reader::new(engine.clone(), picture(&state, view));
+        let horizons = Horizons::new(state.compacted);
+        let reader = Reader::new(engine.clone(), picture(&state, view, &horizons));
         let machine = Machine {
             engine,
             identity,
@@ -102,8 +107,13 @@ impl Machine {
             recent: Recent::default(),
             batch: WriteBatch::new(),
             sweep,
+            horizons,
         };
         Ok((machine, reader))
+    }
+
+    fn picture(&self, view: Arc<dyn View>) -> StateView {
+        picture(&self.state, view, &self.horizons)
     }
 
     /// Begins a batch. What it takes along of the machine's memory comes back when it was written, and is only memory.
@@ -122,7 +132,8 @@ impl Machine {
             self.batch = batch;
             self.batch.clear();
         }
-        self.reader.publish(picture(&self.state, self.engine.view()));
+        self.horizons.advance(self.state.compacted);
+        self.reader.publish(self.picture(self.engine.view()));
         if !published.is_empty() {
             self.sink.publish(Arc::new(published), self.state.revision);
         }
@@ -130,7 +141,7 @@ impl Machine {
             self.sink.leases(&lease_changes);
         }
         if compacted {
-            self.engine.set_watermark(watermark(&self.state));
+            self.engine.set_watermark(self.horizons.watermark());
             self.sink.compacted(self.state.compacted);
         }
         Ok(())
@@ -185,6 +196,9 @@ impl StateMachine for Machine {
                 }
                 Payload::Membership { membership, done } => {
                     stage.set_membership(membership.clone());
+                    if let Some(Membership { members, .. }) = Membership::decode(membership) {
+                        commands::lower_alarms_of_strangers(&mut stage, &members);
+                    }
                     if let Some((peer, seq)) = done
                         && *peer == local
                     {
@@ -206,6 +220,7 @@ impl StateMachine for Machine {
     }
 
     fn tend(&mut self) -> Result<bool, MachineError> {
+        self.engine.set_watermark(self.horizons.watermark());
         self.sweep.step(&*self.engine, self.state.compacted, self.state.revision)
     }
 
@@ -233,7 +248,7 @@ impl StateMachine for Machine {
             .downcast_mut::<SnapshotReceiver>()
             .ok_or_else(|| MachineError::BadSnapshot("it was received by another machine".into()))?;
         let install = receiver.take_install()?;
-        let mut current = self.reader.suspend();
+        self.reader.suspend();
         let replaced = self.engine.commit_install(install).map_err(MachineError::from);
         let loaded = replaced.and_then(|()| {
             let (state, view) = load(&*self.engine)?;
@@ -250,8 +265,8 @@ impl StateMachine for Machine {
             // Readers are served, or refused, by what the engine has; the error stops the node.
             Err(error) => (self.engine.view(), Err(error)),
         };
-        *current = Some(Arc::new(picture(&self.state, view)));
-        drop(current);
+        self.horizons = Horizons::new(self.state.compacted);
+        self.reader.publish(self.picture(view));
         done?;
         self.sink.reset(self.state.revision);
         Ok(())
@@ -276,11 +291,10 @@ fn load(engine: &dyn Engine) -> Result<(State, Arc<dyn View>), MachineError> {
     drop(walk);
     let counts = CountIndex::load(&*view)?;
     let state = State { mark, revision, compacted, membership, alarms: Arc::new(alarms), counts };
-    engine.set_watermark(watermark(&state));
     Ok((state, view))
 }
 
-fn picture(state: &State, view: Arc<dyn View>) -> StateView {
+fn picture(state: &State, view: Arc<dyn View>, horizons: &Horizons) -> StateView {
     StateView {
         revision: state.revision,
         compacted: state.compacted,
@@ -289,9 +303,6 @@ fn picture(state: &State, view: Arc<dyn View>) -> StateView {
         alarms: state.alarms.clone(),
         counts: state.counts.clone(),
         view,
+        horizon: Some(horizons.current()),
     }
-}
-
-fn watermark(state: &State) -> u64 {
-    u64::try_from(state.compacted).unwrap_or(0)
 }

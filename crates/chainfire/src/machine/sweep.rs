@@ -47,19 +47,22 @@ impl Sweep {
             return Ok(false);
         }
         let begin = || UnderWay { before: compacted, next: layout::rev_start(compacted + 1).to_vec(), until: revision };
-        let under_way = self.under_way.get_or_insert_with(begin);
+        // A step that fails is not to be gone on from: what it walked over was not copied.
+        let mut under_way = self.under_way.take().unwrap_or_else(begin);
         let mut batch = WriteBatch::new();
         let walked_all = under_way.walk(engine, &mut batch)?;
+        let before = under_way.before;
         if walked_all {
-            let before = under_way.before;
             batch.delete_range(REV, &layout::rev_start(0), &layout::rev_start(before));
             batch.put(META, layout::SWEPT, &before.to_le_bytes());
         }
         if !batch.is_empty() {
             engine.write(&batch)?;
         }
-        if walked_all && let Some(done) = self.under_way.take() {
-            self.swept = done.before;
+        if walked_all {
+            self.swept = before;
+        } else {
+            self.under_way = Some(under_way);
         }
         Ok(self.under_way.is_some() || compacted > self.swept)
     }

@@ -28,13 +28,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use consensus::{MachineError, Mark};
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::RwLock;
 use proto::etcdserverpb::RangeRequest;
-use storage::engine::EngineStats;
-use storage::{Engine, View};
+use storage::engine::{EngineStats, NoView};
+use storage::{Engine, EngineError, View};
 
 use crate::error::ApiError;
 use crate::machine::count::CountIndex;
+use crate::machine::horizon::Horizon;
 pub use crate::machine::layout::Lease;
 use crate::machine::layout::{self, META};
 use crate::machine::source::{Source, Span};
@@ -47,20 +48,19 @@ pub use range::{RangeAnswer, RangePage, RangePages};
 pub struct Reader(Arc<Shared>);
 
 struct Shared {
-    /// `None` only while a snapshot is put in place.
-    current: RwLock<Option<Arc<StateView>>>,
+    current: RwLock<Arc<StateView>>,
     engine: Arc<dyn Engine>,
 }
 
 impl Reader {
     pub(crate) fn new(engine: Arc<dyn Engine>, first: StateView) -> Reader {
-        Reader(Arc::new(Shared { current: RwLock::new(Some(Arc::new(first))), engine }))
+        Reader(Arc::new(Shared { current: RwLock::new(Arc::new(first)), engine }))
     }
 
-    /// The picture as of the last applied batch. Waits while a received snapshot is put in place, which in turn waits
-    /// for views that are held: who holds one must not ask for another.
+    /// The picture as of the last applied batch. While a received snapshot is put in place, which waits for views that
+    /// are held, it is one in which nothing can be read.
     pub fn current(&self) -> Arc<StateView> {
-        self.0.current.read().clone().expect("a view is missing only while the lock is held for writing")
+        self.0.current.read().clone()
     }
 
     /// Sizes and counters, for metrics and the quota.
@@ -73,16 +73,25 @@ impl Reader {
     }
 
     pub(crate) fn publish(&self, view: StateView) {
-        let next = Some(Arc::new(view));
-        let last = std::mem::replace(&mut *self.0.current.write(), next);
+        let last = std::mem::replace(&mut *self.0.current.write(), Arc::new(view));
         drop(last);
     }
 
-    /// Takes the current view away; readers wait until the guard is given a view and dropped.
-    pub(crate) fn suspend(&self) -> RwLockWriteGuard<'_, Option<Arc<StateView>>> {
-        let mut guard = self.0.current.write();
-        *guard = None;
-        guard
+    /// Takes the engine's view away until the next is published.
+    pub(crate) fn suspend(&self) {
+        let last = self.current();
+        let blind = StateView {
+            revision: last.revision,
+            compacted: last.compacted,
+            mark: last.mark,
+            membership: last.membership.clone(),
+            alarms: last.alarms.clone(),
+            counts: last.counts.clone(),
+            view: Arc::new(NoView(EngineError::Failed("a received state is being put in place".into()))),
+            horizon: None,
+        };
+        drop(last);
+        self.publish(blind);
     }
 }
 
@@ -110,9 +119,16 @@ pub struct StateView {
     pub alarms: Arc<Vec<(i32, u64)>>,
     pub(crate) counts: CountIndex,
     pub(crate) view: Arc<dyn View>,
+    /// Keeps physical clean-up from what this view may be asked about. `None`: nothing can be read here.
+    pub(crate) horizon: Option<Horizon>,
 }
 
 impl StateView {
+    /// Whether there is anything to be read: not while a received state is put in place.
+    pub fn is_readable(&self) -> bool {
+        self.horizon.is_some()
+    }
+
     /// Answers a Range with etcd's semantics: `count` ignores limit and filters; filters and sorting come before the
     /// limit. Errors: `Compacted`, `FutureRevision`, `InvalidSortOption`, `Storage`.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, ApiError> {

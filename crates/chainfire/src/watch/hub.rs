@@ -328,6 +328,10 @@ impl WatchHub {
         pass.bytes += pass.encoded.bytes();
         let number = {
             let mut ring = self.ring.write();
+            if pass.last < ring.last() {
+                // Taken before the last stream closed, and passed over since: nobody is left who could want it.
+                return Vec::new();
+            }
             let number = ring.next_number();
             ring.push(Arc::new(pass));
             number
@@ -456,5 +460,50 @@ impl Incoming {
         }
         self.bytes = self.bytes.saturating_sub(pass.bytes);
         (!pass.parts.is_empty()).then_some(Taken::Pass(pass))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::{HistoryError, Past};
+
+    struct Nothing;
+
+    impl History for Nothing {
+        fn revision(&self) -> i64 {
+            1
+        }
+
+        fn compacted(&self) -> i64 {
+            -1
+        }
+
+        fn read(&self, _: i64, to: i64, _: &KeyRange, _: usize) -> Result<Past, HistoryError> {
+            Ok(Past { revisions: Vec::new(), covered: to })
+        }
+    }
+
+    /// The last stream closes while the dispatcher has a pass in its hands, and what follows is passed over.
+    #[test]
+    fn a_pass_that_was_overtaken_is_dropped() {
+        let hub = WatchHub::new(WatchOptions::default());
+        hub.begin(Arc::new(Nothing), 1);
+        let publish =
+            |revision| hub.publish(Arc::new(vec![RevisionEvents { revision, events: Vec::new() }]), revision);
+        let stream = hub.open().unwrap();
+        publish(2);
+        let mut index = hub.index.lock();
+        let Some(Taken::Pass(pass)) = hub.incoming.lock().take(1) else { panic!("a pass waits") };
+        drop(stream);
+        publish(3);
+        assert_eq!(hub.position(), 3, "nobody is there");
+        assert_eq!(hub.pass(&mut index, pass).len(), 0);
+        drop(index);
+        // Whoever comes now is served again.
+        let _stream = hub.open().unwrap();
+        publish(4);
+        while hub.dispatch() {}
+        assert_eq!((hub.position(), hub.ring.read().last()), (4, 4));
     }
 }

@@ -548,3 +548,53 @@ fn answers_to_requests() {
     assert_eq!(Seen::decode(&progress[0]).unwrap(), Seen { watch_id: 7, ..base });
     assert_eq!(progress.len(), 1);
 }
+
+/// Streams come and go while one thread publishes and another dispatches: each watcher sees what is put while it is
+/// there, whatever was passed over before.
+#[test]
+fn streams_come_and_go_under_writes() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let store = Store { visible: 1, revision: 1, ..Store::default() };
+    let shelf = Arc::new(Shelf(Mutex::new(store)));
+    let hub = WatchHub::new(WatchOptions::default());
+    hub.begin(shelf.clone(), 1);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (hub, shelf, done) = (&hub, &shelf, &done);
+        let publisher = scope.spawn(move || {
+            let mut rng = Rng::new(5);
+            while !done.load(Ordering::Relaxed) {
+                let written = {
+                    let mut store = shelf.0.lock();
+                    let written = store.write(&mut rng, 10);
+                    store.visible = store.revision;
+                    written
+                };
+                let revision = written.revision;
+                hub.publish(Arc::new(vec![written]), revision);
+            }
+        });
+        let dispatcher = scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                hub.dispatch();
+            }
+        });
+        for _ in 0..100 {
+            for _ in 0..2_000 {
+                drop(hub.open().unwrap());
+            }
+            let stream = hub.open().unwrap();
+            let everything = CreateWatch { key: "\0".into(), range_end: "\0".into(), ..CreateWatch::default() };
+            stream.try_submit(Command::Create(everything)).unwrap_or_else(|_| panic!("room"));
+            // The answer to the creation, and an event after it.
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            let mut answers = 0;
+            while answers < 2 {
+                assert!(std::time::Instant::now() < deadline, "a watcher gets no events");
+                assert!(!publisher.is_finished() && !dispatcher.is_finished(), "a thread ended");
+                answers += stream.poll().into_messages().len();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}

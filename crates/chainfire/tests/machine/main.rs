@@ -4,4 +4,5 @@ mod errors;
 mod model;
 mod properties;
 mod snapshots;
+mod upkeep;
 mod world;

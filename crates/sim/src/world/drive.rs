@@ -202,12 +202,8 @@ impl Node {
             return;
         }
         // All that waits goes out with one write and one sync.
-        let mut all = LogBatch::default();
-        let mut last = 0;
-        for (number, batch) in running.writer.waiting.drain(..) {
-            last = number;
-            all.append(batch);
-        }
+        let last = running.writer.waiting.back().map_or(0, |(number, _)| *number);
+        let all = LogBatch::joined(running.writer.waiting.drain(..).map(|(_, batch)| batch));
         match self.disk.log.stage(&all) {
             Ok(staged) => running.writer.syncing = Some(Syncing { number: last, staged, batch: all }),
             Err(error) => return stage.ledger.fail(|| format!("the log refused a write: {error}")),

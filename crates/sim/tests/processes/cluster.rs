@@ -155,6 +155,12 @@ impl Cluster {
         self.nodes[index].process.is_some()
     }
 
+    /// Whether a node that was started has ended by itself.
+    pub fn has_ended(&mut self, index: usize) -> bool {
+        let process = self.nodes[index].process.as_mut().expect("the node was started");
+        process.try_wait().unwrap().is_some()
+    }
+
     /// Starts a node that does not run.
     pub fn spawn(&mut self, index: usize) {
         let command = self.command(index);

@@ -48,6 +48,39 @@ async fn a_removed_log_is_seen() {
     rebuilt_after("a removed log", Victim::Leader, Some(&["shorter", "corrupted log entry"]), damage).await;
 }
 
+/// A fresh folder that claims a living member's name and address is no new incarnation of that member, however long it
+/// goes on claiming.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_impostor_of_a_living_member_is_never_admitted() {
+    if is_etcd() {
+        return skipped("impostor", "an etcd knows members by their address");
+    }
+    const CLAIMING: Duration = Duration::from_secs(10);
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let mut before = Vec::new();
+    for index in 0..3 {
+        before.push(peer_of(&cluster, 0, index).await);
+    }
+    let impostor = cluster.add_node("new");
+    let mut command = cluster.command(impostor);
+    command.arg("--name=n2");
+    command.arg(format!("--initial-advertise-peer-urls={}", cluster.peer_url(1)));
+    command.arg(format!("--initial-cluster={}", cluster.nodes[0].initial_cluster));
+    cluster.spawn_as(impostor, command);
+    let writers = Writers::start(&cluster.endpoints()[..3], 1, "meanwhile");
+    tokio::time::sleep(CLAIMING).await;
+    let acknowledged = writers.finish().await;
+    for (index, peer) in before.iter().enumerate() {
+        assert_eq!(peer_of(&cluster, 0, index).await, *peer, "a living member keeps its place");
+    }
+    let stranger = Client::with_timeout(&cluster.endpoint(impostor), Duration::from_millis(500));
+    assert!(stranger.get("/").await.is_err(), "the impostor serves nothing");
+    assert!(!cluster.has_ended(impostor), "it waits and says why");
+    assert!(cluster.log(impostor).contains("the member that this node claims to be is alive"));
+    cluster.kill(impostor);
+    assert_holds(&cluster.client(1), &acknowledged).await;
+}
+
 enum Victim {
     Leader,
     Follower,

@@ -69,13 +69,9 @@ fn batches_joined_are_batches_one_by_one() {
         let mut rng = Rng::new(seed);
         let log = SegLog::open_on(Arc::new(SimDisk::new()), small()).unwrap();
         for step in 0..30 {
-            let mut all = LogBatch::default();
-            let mut writes = 0;
-            for _ in 0..rng.between(1, 6) {
-                let batch = operations.batch();
-                writes += batch.groups.len();
-                all.append(batch);
-            }
+            let batches: Vec<LogBatch> = (0..rng.between(1, 6)).map(|_| operations.batch()).collect();
+            let writes: usize = batches.iter().map(|batch| batch.groups.len()).sum();
+            let all = LogBatch::joined(batches);
             joined += writes - all.groups.len();
             log.write(&all).unwrap();
             agree(&log, &operations.model, &mut rng, &format!("seed {seed} step {step}"));
