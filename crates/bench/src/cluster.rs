@@ -28,7 +28,8 @@ const PEER_PORT: u16 = 2380;
 const HEARTBEAT_MS: u32 = 100;
 /// Both systems' default, given to both by name.
 pub const ELECTION_TIMEOUT_MS: u32 = 1000;
-const START_PATIENCE: Duration = Duration::from_secs(60);
+/// An etcd with ten gigabytes that the kernel has forgotten takes minutes.
+const START_PATIENCE: Duration = Duration::from_secs(600);
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const QUOTA_BYTES: u64 = 32 << 30;
 
@@ -64,7 +65,9 @@ impl System {
         let output = Command::new(program).arg("--version").output();
         let output = output.with_context(|| format!("{} cannot be run", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let first = text.lines().next().unwrap_or_default();
+        // Called by etcd's name, Chainfire says the version that it stands in for first, and its own below.
+        let own = |line: &&str| line.starts_with("Chainfire ");
+        let first = text.lines().find(own).or_else(|| text.lines().next()).unwrap_or_default();
         ensure!(output.status.success() && !first.is_empty(), "{} --version: {}", program.display(), output.status);
         let version = first.rsplit(' ').next().unwrap_or(first).to_owned();
         Ok(System { kind, version, program: program.to_owned() })

@@ -142,6 +142,10 @@ errors! {
     DowngradeInProcess = 123, FAILED_PRECONDITION, "etcdserver: cluster has a downgrade job in progress";
     NoInflightDowngrade = 124, FAILED_PRECONDITION, "etcdserver: no inflight downgrade job";
 
+    /// No client of etcd's takes more in one message.
+    AnswerTooLarge = 130, RESOURCE_EXHAUSTED,
+        "grpc: trying to send message larger than max (2147483647); ask for fewer keys with a limit";
+
     /// RangeStream cannot sort.
     StreamCustomSort = 140, UNIMPLEMENTED, "RangeStream does not support custom sort orders";
     /// RangeStream cannot filter.

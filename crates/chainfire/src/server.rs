@@ -12,7 +12,7 @@ use rpc::server::{Server, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::leader::LeaderCalls;
-use crate::api::{Api, ApiLimits};
+use crate::api::{Api, ApiLimits, LargeAnswers};
 use crate::config::Settings;
 use crate::housekeeping::{self, Rules};
 use crate::lessor::LessorOptions;
@@ -22,6 +22,8 @@ use crate::store::{self, Stores};
 
 /// Bytes a message may have beyond the largest request.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
+/// Bytes of large answers that clients have not taken yet.
+const ANSWER_BYTES_HELD_MAX: usize = 1 << 30;
 const READY_POLL: Duration = Duration::from_millis(20);
 
 /// Runs until a signal ends it. The error is one line for people; nothing was started then.
@@ -76,6 +78,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         metrics,
         sources: Arc::new(sources),
         started: Instant::now(),
+        large: LargeAnswers::new(ANSWER_BYTES_HELD_MAX),
         range_bytes_per_key: AtomicU64::new(0),
         put_said_ms: AtomicU64::new(0),
         disk_full: disk_full.clone(),

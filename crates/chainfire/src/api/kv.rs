@@ -13,7 +13,7 @@ use super::header::decode;
 use super::{Api, check, status_of};
 use crate::command::{self, Kind};
 use crate::error::ApiError;
-use crate::machine::txn::has_puts;
+use crate::machine::txn::{has_puts, is_serializable, only_reads};
 use crate::read::RangePages;
 
 /// Ranges of up to so many keys, and of so many bytes as it seems, are read on the connection's own thread; larger ones on
@@ -71,9 +71,33 @@ impl Api {
         let checked = self.sized(&message).and_then(|()| {
             let request: pb::TxnRequest = decode(message.clone())?;
             check::txn(&request, self.limits.txn_ops_max).map_err(status_of)?;
-            if has_puts(&request) { self.room() } else { Ok(()) }
+            if has_puts(&request) {
+                self.room()?;
+            }
+            Ok(only_reads(&request).then_some(request))
         });
-        self.replicate(Kind::Txn, checked, &message)
+        match checked {
+            Ok(Some(reading)) => Answer::later(self.clone().read_txn(reading)),
+            checked => self.replicate(Kind::Txn, checked.map(|_| ()), &message),
+        }
+    }
+
+    /// A transaction that only reads costs no entry in the log; like a range it may be asked of any node, and a
+    /// serializable one needs no quorum.
+    async fn read_txn(self: Arc<Self>, request: pb::TxnRequest) -> Result<Bytes, Status> {
+        let serializable = is_serializable(&request);
+        loop {
+            let grant = if serializable { None } else { Some(self.linearize().await?) };
+            let (api, asked) = (self.clone(), request.clone());
+            let answer = blocking(move || {
+                let view = api.current()?;
+                Ok(api.behind_header(view.revision, &view.txn(&asked).map_err(status_of)?))
+            });
+            let answer = answer.await;
+            if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
+                return answer;
+            }
+        }
     }
 
     pub(super) fn compact(self: &Arc<Self>, message: Bytes) -> Answer {
@@ -157,10 +181,9 @@ impl Api {
     fn read_range(&self, request: &pb::RangeRequest) -> Result<Bytes, Status> {
         let view = self.current()?;
         let answer = view.range(request).map_err(status_of)?;
-        if answer.returned > 0 {
-            let (before, now) =
-                (self.range_bytes_per_key.load(Ordering::Relaxed), (answer.body.len() / answer.returned) as u64);
-            self.range_bytes_per_key.store((before * 3 + now) / 4, Ordering::Relaxed);
+        if let Some(now) = answer.body.len().checked_div(answer.returned) {
+            let before = self.range_bytes_per_key.load(Ordering::Relaxed);
+            self.range_bytes_per_key.store((before * 3 + now as u64) / 4, Ordering::Relaxed);
         }
         Ok(self.behind_header(view.revision, &answer.body))
     }
@@ -188,13 +211,14 @@ impl Api {
     }
 
     async fn range_apart(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {
+        let _turn = self.large.turn().await;
         loop {
             let grant = if request.serializable { None } else { Some(self.linearize().await?) };
             let (api, asked) = (self.clone(), request.clone());
             let answer = blocking(move || api.read_range(&asked)).await;
             // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
-                return answer;
+                return answer.and_then(|answer| self.large.hold(answer));
             }
         }
     }

@@ -25,11 +25,14 @@ mod cluster;
 mod header;
 mod http_pages;
 mod kv;
+mod large;
 pub mod leader;
 mod lease;
 mod maintenance;
 mod refusal;
 mod watch;
+
+pub use large::LargeAnswers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -66,6 +69,7 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     pub sources: Arc<dyn Fn() -> String + Send + Sync>,
     pub started: Instant,
+    pub large: LargeAnswers,
     /// About how many bytes a key takes in the answers to ranges of late.
     pub range_bytes_per_key: AtomicU64,
     /// When a put was last mentioned in the log, in milliseconds after `started`.

@@ -41,7 +41,8 @@ pub struct State {
 
 /// A batch under way.
 pub struct Stage<'a> {
-    engine: &'a dyn Engine,
+    /// For single keys as they are; without it the view is asked.
+    engine: Option<&'a dyn Engine>,
     view: &'a dyn View,
     recent: Recent,
     pub state: State,
@@ -85,12 +86,17 @@ impl<'a> Stage<'a> {
         batch: WriteBatch,
     ) -> Stage<'a> {
         assert!(batch.is_empty(), "a batch is begun empty");
+        Stage { engine: Some(engine), recent, batch, ..Stage::over(view, state) }
+    }
+
+    /// A batch that is never written: for commands that only read, over any view.
+    pub fn over(view: &'a dyn View, state: State) -> Stage<'a> {
         Stage {
-            engine,
+            engine: None,
             view,
-            recent,
+            recent: Recent::default(),
             state,
-            batch,
+            batch: WriteBatch::new(),
             overlays: Overlays::default(),
             past_ops: 0,
             writes: 0,
@@ -137,7 +143,8 @@ impl<'a> Stage<'a> {
         if let Some(record) = self.recent.get(key) {
             return Ok(Some(record));
         }
-        let record = self.engine.get(KV, key)?;
+        let Some(engine) = self.engine else { return Ok(self.view.get(KV, key)?) };
+        let record = engine.get(KV, key)?;
         if let Some(record) = &record {
             self.recent.put(key, record.clone());
         }
@@ -207,7 +214,10 @@ impl<'a> Stage<'a> {
     pub fn meta(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
         match self.overlays.meta.get(key) {
             Some(staged) => Ok(staged.now.clone()),
-            None => Ok(self.engine.get(META, key)?),
+            None => Ok(match self.engine {
+                Some(engine) => engine.get(META, key)?,
+                None => self.view.get(META, key)?,
+            }),
         }
     }
 

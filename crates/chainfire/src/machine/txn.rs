@@ -17,7 +17,7 @@ use super::record::{Record, int_field, message_field};
 use super::source::Span;
 use super::stage::Stage;
 use crate::error::ApiError;
-use crate::read::range;
+use crate::read::{StateView, range};
 
 /// Whether any branch holds a put.
 pub fn has_puts(request: &pb::TxnRequest) -> bool {
@@ -26,6 +26,34 @@ pub fn has_puts(request: &pb::TxnRequest) -> bool {
         Some(Request::RequestTxn(nested)) => has_puts(nested),
         _ => false,
     })
+}
+
+/// Whether no branch holds anything but reads.
+pub fn only_reads(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| match &op.request {
+        Some(Request::RequestRange(_)) | None => true,
+        Some(Request::RequestTxn(nested)) => only_reads(nested),
+        Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) => false,
+    })
+}
+
+/// Whether all that is read may be stale.
+pub fn is_serializable(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|op| match &op.request {
+        Some(Request::RequestRange(range)) => range.serializable,
+        _ => false,
+    })
+}
+
+/// Runs a transaction that only reads, on a view.
+pub fn read(view: &StateView, request: &pb::TxnRequest) -> Result<Vec<u8>, ApiError> {
+    let mut stage = Stage::over(&*view.view, view.state());
+    let mut body = Vec::new();
+    match run(&mut stage, request, Some(&mut body)) {
+        Ok(()) => Ok(body),
+        Err(Stop::Refused(error)) => Err(error),
+        Err(Stop::Broken(error)) => Err(error.into()),
+    }
 }
 
 /// Runs a transaction; `body` gets the response's fields but for the header.

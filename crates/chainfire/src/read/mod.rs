@@ -29,7 +29,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use consensus::{MachineError, Mark};
 use parking_lot::RwLock;
-use proto::etcdserverpb::RangeRequest;
+use proto::etcdserverpb::{RangeRequest, TxnRequest};
 use storage::engine::{EngineStats, NoView};
 use storage::{Engine, EngineError, View};
 
@@ -39,6 +39,8 @@ use crate::machine::horizon::Horizon;
 pub use crate::machine::layout::Lease;
 use crate::machine::layout::{self, META};
 use crate::machine::source::{Source, Span};
+use crate::machine::stage::State;
+use crate::machine::txn;
 pub use digest::KvHash;
 pub use history::History;
 pub use range::{RangeAnswer, RangePage, RangePages};
@@ -130,11 +132,28 @@ impl StateView {
     }
 
     /// Answers a Range with etcd's semantics: `count` ignores limit and filters; filters and sorting come before the
-    /// limit. Errors: `Compacted`, `FutureRevision`, `InvalidSortOption`, `Storage`.
+    /// limit. Errors: `Compacted`, `FutureRevision`, `InvalidSortOption`, `AnswerTooLarge`, `Storage`.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, ApiError> {
         range::check_sort(request)?;
         let at = range::check_revision(request.revision, self.revision, self.compacted)?;
-        Ok(range::answer(&self.source(), at, self.revision, request)?)
+        let answer = range::answer(&self.source(), at, self.revision, request)?;
+        if answer.too_large { Err(ApiError::AnswerTooLarge) } else { Ok(answer) }
+    }
+
+    /// Answers a transaction that only reads: the response's fields but for the header. Errors: as [`StateView::range`].
+    pub fn txn(&self, request: &TxnRequest) -> Result<Vec<u8>, ApiError> {
+        txn::read(self, request)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        State {
+            mark: self.mark,
+            revision: self.revision,
+            compacted: self.compacted,
+            membership: self.membership.clone(),
+            alarms: self.alarms.clone(),
+            counts: self.counts.clone(),
+        }
     }
 
     /// The live version of one key as an encoded `mvccpb.KeyValue`.

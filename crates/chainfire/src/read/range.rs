@@ -40,6 +40,8 @@ pub struct RangeAnswer {
     pub more: bool,
     /// Key-values in `body`.
     pub returned: usize,
+    /// Not all fitted into a message.
+    pub too_large: bool,
 }
 
 /// The revision to read at: `None` is the present. Errors: `FutureRevision`, `Compacted`.
@@ -241,7 +243,11 @@ struct Builder<'a> {
     more: bool,
     returned: usize,
     out: Vec<u8>,
+    too_large: bool,
 }
+
+/// A larger answer is not made.
+const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 impl<'a> Builder<'a> {
     fn new(request: &'a RangeRequest) -> Builder<'a> {
@@ -253,10 +259,11 @@ impl<'a> Builder<'a> {
             more: false,
             returned: 0,
             out: Vec::new(),
+            too_large: false,
         }
     }
 
-    /// Takes the next record in key order; false when it lies beyond the limit.
+    /// Takes the next record in key order; false when it lies beyond the limit, or the answer can take no more.
     fn offer(&mut self, record: &[u8]) -> Result<bool, MachineError> {
         if self.passes(record)? {
             if self.limit.is_some_and(|limit| self.returned >= limit) {
@@ -265,7 +272,7 @@ impl<'a> Builder<'a> {
             }
             self.push(record)?;
         }
-        Ok(true)
+        Ok(!self.too_large)
     }
 
     /// One more than the limit.
@@ -285,6 +292,10 @@ impl<'a> Builder<'a> {
     }
 
     fn push(&mut self, record: &[u8]) -> Result<(), MachineError> {
+        self.too_large |= self.out.len() + record.len() > ANSWER_BYTES_MAX;
+        if self.too_large {
+            return Ok(());
+        }
         push_kv(&mut self.out, record, self.request.keys_only)?;
         self.returned += 1;
         Ok(())
@@ -292,7 +303,8 @@ impl<'a> Builder<'a> {
 
     fn finish(mut self) -> RangeAnswer {
         push_trailer(&mut self.out, self.more, self.count);
-        RangeAnswer { body: self.out, count: self.count, more: self.more, returned: self.returned }
+        let Builder { out: body, count, more, returned, too_large, .. } = self;
+        RangeAnswer { body, count, more, returned, too_large }
     }
 }
 

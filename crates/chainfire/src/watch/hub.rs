@@ -489,8 +489,7 @@ mod tests {
     fn a_pass_that_was_overtaken_is_dropped() {
         let hub = WatchHub::new(WatchOptions::default());
         hub.begin(Arc::new(Nothing), 1);
-        let publish =
-            |revision| hub.publish(Arc::new(vec![RevisionEvents { revision, events: Vec::new() }]), revision);
+        let publish = |revision| hub.publish(Arc::new(vec![RevisionEvents { revision, events: Vec::new() }]), revision);
         let stream = hub.open().unwrap();
         publish(2);
         let mut index = hub.index.lock();

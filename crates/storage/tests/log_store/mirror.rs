@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use base::Rng;
-use storage::{LogBatch, LogStore};
 use storage::memlog::MemLog;
 use storage::seglog::{SegLog, SegLogOptions};
+use storage::{LogBatch, LogStore};
 
 use crate::content::whole;
 use crate::disk::SimDisk;

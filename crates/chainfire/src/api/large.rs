@@ -1,0 +1,86 @@
+//! Bounds what large answers take of memory, however many are asked for at once: few are made at a time, and those that
+//! wait for slow clients are counted until their bytes are gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use rpc::Status;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::status_of;
+use crate::error::ApiError;
+
+/// Large answers in the making.
+const MADE_AT_ONCE_MAX: usize = 16;
+/// Smaller ones are not counted.
+const COUNTED_FROM: usize = 256 << 10;
+
+pub struct LargeAnswers {
+    making: Semaphore,
+    held: Arc<AtomicUsize>,
+    held_max: usize,
+}
+
+/// An answer's bytes, counted as long as they live.
+struct Held {
+    bytes: Bytes,
+    held: Arc<AtomicUsize>,
+}
+
+impl LargeAnswers {
+    pub fn new(held_max: usize) -> LargeAnswers {
+        LargeAnswers { making: Semaphore::new(MADE_AT_ONCE_MAX), held: Arc::default(), held_max }
+    }
+
+    /// To be held while an answer is made.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        self.making.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// Counts an answer; refuses it when too much is held already. One alone is never refused.
+    pub fn hold(&self, bytes: Bytes) -> Result<Bytes, Status> {
+        if bytes.len() < COUNTED_FROM {
+            return Ok(bytes);
+        }
+        let before = self.held.fetch_add(bytes.len(), Ordering::Relaxed);
+        let held = Held { bytes, held: self.held.clone() };
+        if before > 0 && before + held.bytes.len() > self.held_max {
+            return Err(status_of(ApiError::TooManyRequests));
+        }
+        Ok(Bytes::from_owner(held))
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_bounded_and_given_back() {
+        let large = LargeAnswers::new(1 << 20);
+        let answer = |bytes: usize| large.hold(vec![7; bytes].into());
+        let first = answer(600 << 10).unwrap();
+        assert!(answer(10).is_ok(), "small ones pass");
+        assert!(answer(600 << 10).is_err());
+        assert_eq!(large.held.load(Ordering::Relaxed), 600 << 10);
+        let part = first.slice(..10);
+        drop(first);
+        assert!(answer(600 << 10).is_err(), "a part keeps the whole");
+        drop(part);
+        assert!(answer(4 << 20).is_ok(), "one alone is never refused");
+        assert_eq!(large.held.load(Ordering::Relaxed), 0);
+    }
+}
