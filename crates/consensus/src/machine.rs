@@ -92,6 +92,11 @@ pub trait StateMachine: Send {
     /// Applies entries; `applied.outcomes` gets only what `local` proposed.
     fn apply(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError>;
 
+    /// Whether `apply` may have to wait for the disk. To be asked by who must not wait.
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     /// Does a little of what no command asks for and what changes nothing that can be read, such as giving space back;
     /// whether there is more to do. To be called again and again between the other work.
     fn tend(&mut self) -> Result<bool, MachineError> {

@@ -220,6 +220,7 @@ impl Driver {
             && patience.allows()
             && self.engines.inbox.is_empty()
             && self.applier.idle()
+            && !self.applier.may_wait(group)
         {
             let begun = Instant::now();
             match self.applier.apply(group, first, last, &self.engines) {
@@ -407,6 +408,10 @@ impl Applier {
 
     fn idle(&self) -> bool {
         self.open.load(Ordering::SeqCst) == 0 && self.work.is_empty()
+    }
+
+    fn may_wait(&self, group: GroupId) -> bool {
+        self.groups.lock().get(&group).is_some_and(|applying| applying.machine.may_wait())
     }
 
     /// Applies `first..=last` as far as the disk has room: also says from where on it had none.

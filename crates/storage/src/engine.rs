@@ -76,6 +76,11 @@ pub trait Engine: Send + Sync {
     fn commit_install(&self, install: Box<dyn Install>) -> Result<(), EngineError>;
 
     fn stats(&self) -> EngineStats;
+
+    /// Whether a write may have to wait, because flushes or compactions are behind.
+    fn is_stalled(&self) -> bool {
+        false
+    }
 }
 
 /// An immutable, consistent picture of an engine.

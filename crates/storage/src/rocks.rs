@@ -237,6 +237,10 @@ impl Engine for RocksEngine {
         slot.as_ref().map(|_| ()).map_err(EngineError::clone)
     }
 
+    fn is_stalled(&self) -> bool {
+        self.events.is_stalled()
+    }
+
     fn stats(&self) -> EngineStats {
         let Ok(store) = self.store() else { return EngineStats::default() };
         let sum = |names: &[&properties::PropName]| -> u64 {

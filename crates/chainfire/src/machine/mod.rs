@@ -219,6 +219,10 @@ impl StateMachine for Machine {
         Ok(())
     }
 
+    fn may_wait(&self) -> bool {
+        self.engine.is_stalled()
+    }
+
     fn tend(&mut self) -> Result<bool, MachineError> {
         self.engine.set_watermark(self.horizons.watermark());
         self.sweep.step(&*self.engine, self.state.compacted, self.state.revision)

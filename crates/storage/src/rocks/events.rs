@@ -73,6 +73,10 @@ impl Events {
         (state.stalls, state.stall_ms + under_way)
     }
 
+    pub fn is_stalled(&self) -> bool {
+        !self.state.lock().stalled.is_empty()
+    }
+
     /// The database was closed: whatever stalled it is over.
     pub fn closed(&self) {
         let mut state = self.state.lock();
