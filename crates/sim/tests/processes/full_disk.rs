@@ -83,6 +83,43 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     assert!(found.kvs.iter().all(|pair| pair.value.len() == VALUE_BYTES));
 }
 
+/// Not a byte is left, and the store has to write out what it holds in memory: the node waits for room, and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_without_a_byte_left_ends_nothing() {
+    if is_etcd() {
+        return skipped("a_disk_without_a_byte", "an etcd whose disk is full stops");
+    }
+    let disk = match SmallDisk::mount() {
+        Ok(disk) => disk,
+        Err(why) => return skipped("a_disk_without_a_byte", &format!("a small file system cannot be mounted: {why}")),
+    };
+    let options = Options { data_root: Some(disk.path()), ..Options::default() };
+    let mut cluster = Cluster::start_with(1, options).await;
+    let client = cluster.client(0);
+    for number in 0..200 {
+        client.put(&format!("before-{number}"), &"x".repeat(10_000)).await.unwrap();
+    }
+    let ballast = disk.path().join("someone-elses");
+    fill(&ballast, disk.free_bytes());
+    until_refused(&client, "key", "small").await;
+    // Defragmenting begins with a flush, which finds no room; nobody is to wait for it.
+    let _ = client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await;
+    let full = Instant::now();
+    while full.elapsed() < Duration::from_secs(5) {
+        assert!(!cluster.has_ended(0), "the node ended");
+        assert_eq!(client.get("before-199").await.unwrap().count, 1);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    fs::remove_file(&ballast).unwrap();
+    wait_for_writes(&client).await;
+    let _ = client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await;
+    assert_eq!(client.prefix("before-").await.unwrap().count, 200);
+    cluster.kill(0);
+    cluster.spawn(0);
+    cluster.wait_until_serving(0).await;
+    assert_eq!(client.prefix("before-").await.unwrap().count, 200);
+}
+
 async fn until_refused(client: &Client, key: &str, value: &str) -> Instant {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
