@@ -12,7 +12,7 @@ const ROCKSDB: &str = "rust-librocksdb-sys";
 fn every_selection_sees_the_same_features_under_rocksdb() {
     let alone = features(&["-p", "storage"]);
     assert!(!alone.is_empty(), "{ROCKSDB} is not in storage's tree");
-    for name in ["consensus", "node", "chainfire", "sim", "bench"] {
+    for name in ["chainfire", "sim", "bench"] {
         compare(&alone, &features(&["-p", name]), &format!("-p {name}"));
     }
     compare(&alone, &features(&["--workspace"]), "--workspace");

@@ -6,7 +6,7 @@ use base::PeerId;
 use raft::eraftpb::{Message, MessageType};
 use raft::{Raft, StateRole};
 
-use crate::log::{LogReader, LogView};
+use crate::log::LogView;
 
 /// The raft crate's mark on votes that a leader asked for.
 pub(crate) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
@@ -14,13 +14,7 @@ pub(crate) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 const CONTEXT_BYTES_MAX: usize = 64;
 
 /// `Err` says in words why the message must not be stepped.
-pub(crate) fn raft_message(
-    message: &Message,
-    from: PeerId,
-    to: PeerId,
-    raft: &Raft<LogView>,
-    log: &LogReader,
-) -> Result<(), String> {
+pub(crate) fn raft_message(message: &Message, from: PeerId, to: PeerId, raft: &Raft<LogView>) -> Result<(), String> {
     let fail = |why: &str| Err(format!("{why} in {:?}", message.msg_type));
     if message.from != from.0 || message.to != to.0 || from.is_none() || from == to {
         return fail("wrong sender or receiver");
@@ -38,9 +32,9 @@ pub(crate) fn raft_message(
         return fail("unexpected entries");
     }
     match kind {
-        MessageType::MsgAppend => append(message, raft, log),
+        MessageType::MsgAppend => append(message, raft),
         MessageType::MsgHeartbeat => {
-            if message.term >= raft.term && message.commit > log.last() {
+            if message.term >= raft.term && message.commit > raft.raft_log.last_index() {
                 return fail("commit beyond the log");
             }
             Ok(())
@@ -48,10 +42,10 @@ pub(crate) fn raft_message(
         // Only a leader listens. One that restarted may hear of entries it lost, acknowledged to its earlier life.
         MessageType::MsgAppendResponse if raft.state != StateRole::Leader => Ok(()),
         MessageType::MsgAppendResponse => {
-            if message.index > log.last() && message.term == raft.term && !message.reject {
+            if message.index > raft.raft_log.last_index() && message.term == raft.term && !message.reject {
                 return fail("acknowledged index beyond the log");
             }
-            if message.commit > log.last() && message.term == raft.term {
+            if message.commit > raft.raft_log.last_index() && message.term == raft.term {
                 return fail("commit beyond the log");
             }
             Ok(())
@@ -74,7 +68,7 @@ pub(crate) fn raft_message(
     }
 }
 
-fn append(message: &Message, raft: &Raft<LogView>, log: &LogReader) -> Result<(), String> {
+fn append(message: &Message, raft: &Raft<LogView>) -> Result<(), String> {
     let fail = |why: &str| Err(format!("{why} in an append after {}", message.index));
     if message.log_term > message.term {
         return fail("a term from the future");
@@ -96,7 +90,8 @@ fn append(message: &Message, raft: &Raft<LogView>, log: &LogReader) -> Result<()
             .entries
             .iter()
             .take_while(|entry| entry.index <= committed)
-            .any(|entry| log.term_of(entry.index).is_ok_and(|ours| ours != entry.term));
+            // Zero: the entry is compacted. What the turn has appended so far counts too.
+            .any(|entry| raft.raft_log.term(entry.index).is_ok_and(|ours| ours != 0 && ours != entry.term));
         if contradicts {
             return fail("a contradiction to what is committed");
         }

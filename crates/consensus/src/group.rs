@@ -448,7 +448,7 @@ impl Group {
         if self.installing.is_some() {
             return;
         }
-        if let Err(why) = check::raft_message(&message, from, self.peer, &self.raw.raft, &self.log) {
+        if let Err(why) = check::raft_message(&message, from, self.peer, &self.raw.raft) {
             effects.event(Event::BadMessage { group: self.id, from, why });
             return;
         }

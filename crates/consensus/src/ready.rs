@@ -7,7 +7,7 @@
 
 use base::{GroupId, PeerId};
 use raft::eraftpb::{self, ConfChangeV2, Entry, EntryType, MessageType};
-use raft::{Ready, StateRole};
+use raft::{Ready, SnapshotStatus, StateRole};
 use storage::log::{HardState, LogStart};
 use storage::{GroupWrite, LogEntry};
 
@@ -305,7 +305,7 @@ impl Group {
     }
 
     /// Answers to heartbeats promise nothing but their term: once that is on disk they need not wait.
-    fn send_unbound(&self, messages: Vec<eraftpb::Message>, effects: &mut Effects) -> Vec<eraftpb::Message> {
+    fn send_unbound(&mut self, messages: Vec<eraftpb::Message>, effects: &mut Effects) -> Vec<eraftpb::Message> {
         let unbound = |message: &eraftpb::Message| {
             message.msg_type == MessageType::MsgHeartbeatResponse as i32 && message.term <= self.persisted_term
         };
@@ -388,17 +388,22 @@ impl Group {
         }
     }
 
-    fn send_raft(&self, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
+    fn send_raft(&mut self, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
         for mut message in messages {
             let to = PeerId(message.to);
             let Some(node) = self.node_of(to) else { continue };
-            let is_snapshot = message.msg_type == MessageType::MsgSnapshot as i32;
+            let is_snapshot =
+                (message.msg_type == MessageType::MsgSnapshot as i32).then(|| snapshot_mark(message.get_snapshot()));
             self.mend_append(&mut message);
             let body = Body::Raft(Box::new(message));
             let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
-            if is_snapshot {
-                let snapshot = self.snapshots.get(&to).map_or(0, |out| out.snapshot);
-                effects.out.push(Output::SendSnapshot { to: node, message, snapshot });
+            if let Some(mark) = is_snapshot {
+                // Meanwhile another may have been built, which is not what the message speaks of.
+                let built = self.snapshots.get(&to).filter(|out| out.snapshot != 0 && out.index == mark.index);
+                match built.map(|out| out.snapshot) {
+                    Some(snapshot) => effects.out.push(Output::SendSnapshot { to: node, message, snapshot }),
+                    None => self.raw.report_snapshot(to.0, SnapshotStatus::Failure),
+                }
             } else {
                 effects.out.push(Output::Send { to: node, message });
             }

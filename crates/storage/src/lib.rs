@@ -18,6 +18,7 @@ pub mod engine;
 pub mod log;
 pub mod memengine;
 pub mod memlog;
+#[cfg(feature = "rocks")]
 pub mod rocks;
 pub mod seglog;
 

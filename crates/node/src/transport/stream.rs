@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use base::NodeId;
+use consensus::wire::Body;
 use consensus::{Input, Message, SnapshotSource};
 use tokio::sync::oneshot;
 
@@ -60,7 +61,12 @@ impl Transport {
             }
             sink.write(chunk).map_err(failed)?;
         }
-        sink.finish().map_err(failed)?;
+        let mark = sink.finish().map_err(failed)?;
+        let Body::Raft(raft) = &message.body else { return Err(invalid("a snapshot with another message")) };
+        let announced = raft.get_snapshot().get_metadata();
+        if (announced.index, announced.term) != (mark.index, mark.term) {
+            return Err(invalid("a snapshot that is not the one announced"));
+        }
         let id = clock::random_u64();
         let mut staged = self.0.staged.lock();
         if staged.len() >= STAGED_MAX {
