@@ -8,6 +8,7 @@
 //! The driver publishes the lease and the status after each turn and before it carries the outputs out, so that
 //! whoever learns of a commit through an output finds it published.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId, PeerId};
+use bytes::Bytes;
 use consensus::wire::Body;
 use consensus::{
     Applied, Event, Host, Input, LogReader, MachineError, Mark, Membership, Message, Output, SnapshotSink,
@@ -379,6 +381,28 @@ struct Applying {
     durable: u64,
     flushed: Instant,
     flushing: Arc<AtomicBool>,
+    /// Held by the snapshot that is being received or waits to be put in place.
+    receiving: Arc<()>,
+}
+
+/// A snapshot on its way in. The machine takes one at a time: another one begun would undo it.
+struct Receiving {
+    sink: Box<dyn SnapshotSink>,
+    _alone: Arc<()>,
+}
+
+impl SnapshotSink for Receiving {
+    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
+        self.sink.write(chunk)
+    }
+
+    fn finish(&mut self) -> Result<Mark, MachineError> {
+        self.sink.finish()
+    }
+
+    fn as_any(&mut self) -> &mut dyn Any {
+        self.sink.as_any()
+    }
 }
 
 /// The state machines and the work that waits for them. The applier's thread does it, or the driver when there is little.
@@ -469,7 +493,7 @@ impl Applier {
                     }
                     Work::Receiver { group, reply } => {
                         let groups = self.groups.lock();
-                        let sink = groups.get(&group).and_then(|applying| applying.machine.receiver().ok());
+                        let sink = groups.get(&group).and_then(Applying::receiver);
                         // The stream may have ended meanwhile.
                         let _ = reply.send(sink);
                         Ok(())
@@ -520,8 +544,15 @@ impl Applier {
         let machine = self.machines.lock().remove(&group).expect("a machine is given before its group is created");
         let index = machine.mark().index;
         engines.waiters.set_applied(index);
-        let applying =
-            Applying { peer, reader, machine, durable: index, flushed: Instant::now(), flushing: Arc::default() };
+        let applying = Applying {
+            peer,
+            reader,
+            machine,
+            durable: index,
+            flushed: Instant::now(),
+            flushing: Arc::default(),
+            receiving: Arc::default(),
+        };
         self.groups.lock().insert(group, applying);
     }
 }
@@ -578,6 +609,15 @@ impl Applying {
             next = reached + 1;
         }
         Ok((inputs, None))
+    }
+
+    /// `None` while another snapshot is on its way in; the sender tries again.
+    fn receiver(&self) -> Option<Box<dyn SnapshotSink>> {
+        if Arc::strong_count(&self.receiving) > 1 {
+            return None;
+        }
+        let sink = self.machine.receiver().ok()?;
+        Some(Box::new(Receiving { sink, _alone: self.receiving.clone() }))
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use base::{GroupId, NodeId};
+use consensus::wire::Body;
 use consensus::{Input, Message, SnapshotSink, SnapshotSource, StateMachine};
 
 use super::World;
@@ -38,6 +39,16 @@ impl Node {
         let Some(replica) = self.replica(group) else { return };
         match replica.built.remove(&peer) {
             Some((number, source)) if number == snapshot => {
+                let announced = match &message.body {
+                    Body::Raft(raft) => raft.get_snapshot().get_metadata().index,
+                    _ => 0,
+                };
+                if announced != source.mark().index {
+                    let built = source.mark().index;
+                    let node = self.id.0;
+                    let what = || format!("node {node} announces a snapshot at {announced} and sends one at {built}");
+                    return stage.ledger.fail(what);
+                }
                 let message = Message::decode(message.encode()).expect("a message survives its own encoding");
                 let transfer = Transfer { from: who, to: to.0 as usize - 1, message, source, sink: None };
                 stage.outgoing.push((snapshot, transfer));
