@@ -174,7 +174,7 @@ impl std::error::Error for ApiError {}
 
 impl From<storage::EngineError> for ApiError {
     fn from(error: storage::EngineError) -> ApiError {
-        tracing::error!(%error, "a read of the state store failed");
+        tracing::error!(target: "chainfire_storage", "A read of the state failed, why={error} code=CF1006");
         ApiError::Storage
     }
 }

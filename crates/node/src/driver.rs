@@ -463,7 +463,7 @@ impl Applier {
                 return Ok(());
             }
             if !said {
-                tracing::error!(target: "chainfire_storage", "No space left for the state, entries wait code=CF1004");
+                tracing::error!(target: "chainfire_storage", "No space left for the state, entries wait code=CF1005");
             }
             (said, first) = (true, rest);
             std::thread::sleep(FULL_RETRY);

@@ -318,7 +318,7 @@ fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
     let alike = founding && seed == shell.seed;
     let joined = shell.join(cluster, identity.node, alike.then_some(membership));
     joined.map(|()| Bytes::new()).map_err(|why| {
-        tracing::error!(target: "chainfire_raft", "Could not join the founded cluster, why={why}");
+        tracing::error!(target: "chainfire_raft", "Could not join the founded cluster, why={why} code=CF2002");
         Refusal::Damaged
     })
 }

@@ -28,6 +28,8 @@ pub struct FamilySpec {
     pub droppable: Option<Droppable>,
     /// Whether point reads of absent keys are frequent, so that a bloom filter pays.
     pub bloom: bool,
+    /// Whether new keys are greater than all before them.
+    pub sequential: bool,
 }
 
 /// Sizes and counters, for metrics and `Status`.

@@ -44,10 +44,10 @@ pub const META: FamilyId = FamilyId(3);
 
 /// What the engine must be opened with.
 pub const FAMILIES: [FamilySpec; 4] = [
-    FamilySpec { name: "kv", droppable: None, bloom: true },
-    FamilySpec { name: "old", droppable: Some(old_is_droppable), bloom: false },
-    FamilySpec { name: "rev", droppable: None, bloom: false },
-    FamilySpec { name: "meta", droppable: None, bloom: true },
+    FamilySpec { name: "kv", droppable: None, bloom: true, sequential: false },
+    FamilySpec { name: "old", droppable: Some(old_is_droppable), bloom: false, sequential: false },
+    FamilySpec { name: "rev", droppable: None, bloom: false, sequential: true },
+    FamilySpec { name: "meta", droppable: None, bloom: true, sequential: false },
 ];
 
 pub const ALARM: u8 = b'a';

@@ -229,7 +229,7 @@ impl StateView {
 
 impl From<MachineError> for ApiError {
     fn from(error: MachineError) -> ApiError {
-        tracing::error!(%error, "a read of the state failed");
+        tracing::error!(target: "chainfire_storage", "A read of the state failed, why={error} code=CF1006");
         ApiError::Storage
     }
 }

@@ -108,7 +108,7 @@ impl Link {
                 Err(error) => {
                     failures += 1;
                     if failures == COMPLAIN_AT {
-                        tracing::error!(target: "chainfire_network", "Failed to connect to peer, {error}");
+                        tracing::error!(target: "chainfire_network", "Failed to connect to peer, {error} code=CF3001");
                     }
                 }
             }

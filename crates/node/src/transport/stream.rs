@@ -52,7 +52,8 @@ impl Transport {
             .ok_or_else(|| invalid("a snapshot without its message"))?;
         let (reply, sink) = oneshot::channel();
         self.0.work.push(Work::Receiver { group: message.group, reply });
-        let mut sink = sink.blocking_recv().ok().flatten().ok_or_else(|| invalid("a snapshot for no group here"))?;
+        let no_sink = || io::Error::other("there is no such group here, or another snapshot is on its way in");
+        let mut sink = sink.blocking_recv().ok().flatten().ok_or_else(no_sink)?;
         let failed = |error: consensus::MachineError| io::Error::other(error.to_string());
         loop {
             let chunk = frame::read(&mut reader, CHUNK_BYTES_MAX)?;

@@ -8,7 +8,8 @@
 //!   are whole per file (about 400 KiB for 64 MiB), not partitioned: that saves a fifth of every read, and fits as
 //!   long as a store is below some fifty times its cache.
 //! * Upper levels are stored with lz4, the last one with zstd at its fastest level: compaction is paid by the
-//!   same cores that serve.
+//!   same cores that serve. A family that grows at its end keeps lz4 throughout, so that its files are moved down as they
+//!   are instead of being written again.
 //!
 //! Left out: statistics objects (they cost on every operation; sizes come from properties, stalls from the
 //! listener) and rate limits.
@@ -127,7 +128,7 @@ impl Blueprint {
 
     /// One descriptor per family, RocksDB's own included.
     pub fn descriptors(&self) -> Vec<ColumnFamilyDescriptor> {
-        let own = FamilySpec { name: DEFAULT_FAMILY, droppable: None, bloom: false };
+        let own = FamilySpec { name: DEFAULT_FAMILY, droppable: None, bloom: false, sequential: false };
         let all = self.families.iter().chain([&own]);
         all.map(|spec| ColumnFamilyDescriptor::new(spec.name, self.family(spec))).collect()
     }
@@ -140,10 +141,12 @@ impl Blueprint {
         o.set_level_zero_file_num_compaction_trigger(self.options.level0_file_num_compaction_trigger);
         o.set_level_compaction_dynamic_level_bytes(true);
         o.set_compression_type(DBCompressionType::Lz4);
-        o.set_bottommost_compression_type(DBCompressionType::Zstd);
-        const WINDOW_BITS_DEFAULT: i32 = -14;
-        const ZSTD_LEVEL: i32 = 1;
-        o.set_bottommost_compression_options(WINDOW_BITS_DEFAULT, ZSTD_LEVEL, 0, 0, true);
+        if !spec.sequential {
+            o.set_bottommost_compression_type(DBCompressionType::Zstd);
+            const WINDOW_BITS_DEFAULT: i32 = -14;
+            const ZSTD_LEVEL: i32 = 1;
+            o.set_bottommost_compression_options(WINDOW_BITS_DEFAULT, ZSTD_LEVEL, 0, 0, true);
+        }
         o.set_block_based_table_factory(&self.tables(spec));
         if spec.bloom {
             o.set_memtable_prefix_bloom_ratio(0.05);

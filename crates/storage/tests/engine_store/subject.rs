@@ -16,9 +16,9 @@ pub const OLD: FamilyId = FamilyId(2);
 pub const ALL: [FamilyId; 3] = [DATA, INDEX, OLD];
 
 pub static FAMILIES: [FamilySpec; 3] = [
-    FamilySpec { name: "data", droppable: None, bloom: true },
-    FamilySpec { name: "index", droppable: None, bloom: false },
-    FamilySpec { name: "old", droppable: Some(is_droppable), bloom: false },
+    FamilySpec { name: "data", droppable: None, bloom: true, sequential: false },
+    FamilySpec { name: "index", droppable: None, bloom: false, sequential: true },
+    FamilySpec { name: "old", droppable: Some(is_droppable), bloom: false, sequential: false },
 ];
 
 fn is_droppable(_key: &[u8], value: &[u8], watermark: u64) -> bool {
