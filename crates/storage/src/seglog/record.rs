@@ -18,7 +18,7 @@
 //! flag is set (term, vote, commit), the first entry's index if there are entries, and for each entry term (8),
 //! length with the kind (4) and CRC (4).
 //!
-//! Every byte but the padding lies under exactly one CRC. Each CRC begins from a value that no other place
+//! Every byte lies under exactly one CRC, or must be zero (padding). Each CRC begins from a value that no other place
 //! shares: header and meta from the log's salt and the segment, an entry's from salt, group, index and term. So
 //! neither a record of an earlier use of the file nor an entry from elsewhere can pass for what is looked for,
 //! and nobody who does not know the salt can forge a record within an entry.
@@ -145,6 +145,10 @@ pub fn decode_record(bytes: &[u8], salt: u64, segment: u64) -> Result<Record<'_>
     let meta = &bytes[HEADER_BYTES..meta_end];
     if crc(seal(salt, segment), meta) != header.meta_crc {
         return Err(Flaw::Body("the checksum of the meta section differs"));
+    }
+    let padding = &bytes[data_end..bytes.len().min(header.record_bytes() as usize)];
+    if padding.iter().any(|byte| *byte != 0) {
+        return Err(Flaw::Body("the padding is not zero"));
     }
     let record = Record { header, meta };
     let mut walk = record.parts();
