@@ -88,14 +88,16 @@ impl Api {
         let serializable = is_serializable(&request);
         loop {
             let grant = if serializable { None } else { Some(self.linearize().await?) };
+            let turn = self.large.turn().await;
             let (api, asked) = (self.clone(), request.clone());
             let answer = blocking(move || {
                 let view = api.current()?;
                 Ok(api.behind_header(view.revision, &view.txn(&asked).map_err(status_of)?))
             });
             let answer = answer.await;
+            drop(turn);
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
-                return answer;
+                return answer.and_then(|answer| self.large.hold(answer));
             }
         }
     }
@@ -211,11 +213,12 @@ impl Api {
     }
 
     async fn range_apart(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {
-        let _turn = self.large.turn().await;
         loop {
             let grant = if request.serializable { None } else { Some(self.linearize().await?) };
+            let turn = self.large.turn().await;
             let (api, asked) = (self.clone(), request.clone());
             let answer = blocking(move || api.read_range(&asked)).await;
+            drop(turn);
             // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
                 return answer.and_then(|answer| self.large.hold(answer));

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::status_of;
 use crate::error::ApiError;
+use crate::read::range::ANSWER_BYTES_MAX;
 
 /// Large answers in the making.
 const MADE_AT_ONCE_MAX: usize = 16;
@@ -33,7 +34,7 @@ impl LargeAnswers {
         LargeAnswers { making: Semaphore::new(MADE_AT_ONCE_MAX), held: Arc::default(), held_max }
     }
 
-    /// To be held while an answer is made.
+    /// To be held while an answer is made, not while a leader is waited for: stale reads need none.
     pub async fn turn(&self) -> SemaphorePermit<'_> {
         self.making.acquire().await.expect("the semaphore is never closed")
     }
@@ -42,6 +43,9 @@ impl LargeAnswers {
     pub fn hold(&self, bytes: Bytes) -> Result<Bytes, Status> {
         if bytes.len() < COUNTED_FROM {
             return Ok(bytes);
+        }
+        if bytes.len() > ANSWER_BYTES_MAX {
+            return Err(status_of(ApiError::AnswerTooLarge));
         }
         let before = self.held.fetch_add(bytes.len(), Ordering::Relaxed);
         let held = Held { bytes, held: self.held.clone() };

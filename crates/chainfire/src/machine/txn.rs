@@ -233,7 +233,8 @@ fn range_within(stage: &mut Stage<'_>, request: &pb::RangeRequest) -> Result<Vec
     let now = stage.now();
     let at = (request.revision > 0 && request.revision != now).then_some(request.revision);
     let source = if at.is_some() { stage.source_of_all_times() } else { stage.source() };
-    Ok(range::answer(&source, at, now, request)?.body)
+    // Never broken off: what the client is told must be whole.
+    Ok(range::answer(&source, at, now, request, usize::MAX)?.body)
 }
 
 /// The header of a response within a transaction: the revision alone.

@@ -136,7 +136,7 @@ impl StateView {
     pub fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, ApiError> {
         range::check_sort(request)?;
         let at = range::check_revision(request.revision, self.revision, self.compacted)?;
-        let answer = range::answer(&self.source(), at, self.revision, request)?;
+        let answer = range::answer(&self.source(), at, self.revision, request, range::ANSWER_BYTES_MAX)?;
         if answer.too_large { Err(ApiError::AnswerTooLarge) } else { Ok(answer) }
     }
 

@@ -63,15 +63,17 @@ pub fn check_sort(request: &RangeRequest) -> Result<(), ApiError> {
     if known { Ok(()) } else { Err(ApiError::InvalidSortOption) }
 }
 
-/// Answers a checked request at a checked revision; `now` is the store's revision.
+/// Answers a checked request at a checked revision; `now` is the store's revision. An answer beyond `bytes_max` is broken
+/// off and says so.
 pub fn answer(
     source: &Source<'_>,
     at: Option<i64>,
     now: i64,
     request: &RangeRequest,
+    bytes_max: usize,
 ) -> Result<RangeAnswer, MachineError> {
     let span = Span::new(&request.key, &request.range_end);
-    let mut answer = Builder::new(request);
+    let mut answer = Builder::new(request, bytes_max);
     if let Span::One(key) = span {
         let record = match at {
             None => source.get(key)?,
@@ -244,13 +246,14 @@ struct Builder<'a> {
     returned: usize,
     out: Vec<u8>,
     too_large: bool,
+    bytes_max: usize,
 }
 
-/// A larger answer is not made.
-const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+/// A larger answer is not given to a client.
+pub const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 impl<'a> Builder<'a> {
-    fn new(request: &'a RangeRequest) -> Builder<'a> {
+    fn new(request: &'a RangeRequest, bytes_max: usize) -> Builder<'a> {
         Builder {
             request,
             filters: has_filters(request),
@@ -260,6 +263,7 @@ impl<'a> Builder<'a> {
             returned: 0,
             out: Vec::new(),
             too_large: false,
+            bytes_max,
         }
     }
 
@@ -292,7 +296,7 @@ impl<'a> Builder<'a> {
     }
 
     fn push(&mut self, record: &[u8]) -> Result<(), MachineError> {
-        self.too_large |= self.out.len() + record.len() > ANSWER_BYTES_MAX;
+        self.too_large |= self.out.len() + record.len() > self.bytes_max;
         if self.too_large {
             return Ok(());
         }
