@@ -3,7 +3,7 @@
 //! Taken are the flags of a static cluster, as `--flag value`, `--flag=value`, or with one dash, and as variables
 //! `ETCD_FLAG`; a flag wins over its variable. Everything else is refused by name, with the flag that was probably meant.
 //! Unknown variables are only mentioned in the log, as etcd does (schedulers set `ETCD_SERVICE_HOST` and the like), unless
-//! they ask for TLS.
+//! they are about TLS.
 //!
 //! # Who is who
 //! etcd's members know each other by name and peer URL, ours by number. A member's number is a hash of the cluster's
@@ -13,7 +13,9 @@
 //! # Differences from etcd
 //! * `--quota-backend-bytes 0` means no limit, where etcd means 2 GiB.
 //! * `--snapshot-count` is how many log entries are kept for members that lag.
-//! * One peer URL to listen at; no Unix sockets; no TLS in this version, hence no peer URL off loopback.
+//! * One peer URL to listen at; no Unix sockets. A peer URL off loopback must be https.
+//! * Members always show each other certificates (`--peer-client-cert-auth` may be given, and is always true). Generated
+//!   certificates (`--auto-tls`) and lists of ciphers are refused.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,6 +24,8 @@ use std::time::Duration;
 
 use base::NodeId;
 use consensus::HostConfig;
+use node::tls::{ApiTls, TlsOptions};
+use node::transport::bare_address;
 use node::{InitialMember, NodeConfig};
 use sha2::{Digest as _, Sha256};
 use storage::rocks::RocksOptions;
@@ -52,6 +56,14 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("log-level", "info", "debug, info, warn, error, panic or fatal"),
     ("auto-compaction-retention", "0", "what is kept: hours or a duration, or a number of revisions; 0: everything"),
     ("auto-compaction-mode", "periodic", "periodic (by age) or revision (by number)"),
+    ("cert-file", "", "the certificate shown to clients"),
+    ("key-file", "", "its key, readable by its owner alone"),
+    ("trusted-ca-file", "", "the CA that signs clients"),
+    ("client-cert-auth", "false", "whether clients need a certificate"),
+    ("peer-cert-file", "", "the certificate shown to members; that of clients by default"),
+    ("peer-key-file", "", "its key, readable by its owner alone"),
+    ("peer-trusted-ca-file", "", "the CA that signs members"),
+    ("peer-client-cert-auth", "true", "members always show each other certificates; false is refused"),
 ];
 const VARIABLE_PREFIX: &str = "ETCD_";
 
@@ -99,7 +111,7 @@ impl Given {
             let origin = format!("environment variable {variable}");
             match FLAGS.iter().find(|(name, ..)| *name == flag) {
                 Some((name, ..)) => drop(self.values.insert(name, (value.clone(), origin))),
-                None if is_about_tls(&flag) => return Err(format!("{origin}: {NO_TLS}")),
+                None if is_about_tls(&flag) => return Err(format!("{origin}: {NOT_OURS}")),
                 None => self.warnings.push(format!("{origin} is not understood and has no effect")),
             }
         }
@@ -121,7 +133,7 @@ impl Given {
             let Some((known, ..)) = FLAGS.iter().find(|(known, ..)| *known == name) else {
                 let name = name.escape_debug();
                 if is_about_tls(&name.to_string()) {
-                    return Err(format!("flag --{name}: {NO_TLS}"));
+                    return Err(format!("flag --{name}: {NOT_OURS}"));
                 }
                 let meant = nearest(&name.to_string(), FLAGS.iter().map(|(known, ..)| *known)).unwrap_or_default();
                 return Err(format!("unknown flag --{name}; the nearest known flag is --{meant}"));
@@ -157,18 +169,17 @@ impl Given {
         number.ok_or_else(|| self.wrong(flag, format!("must be a whole number from {min} to {max}, not {value:?}")))
     }
 
-    /// URLs of one flag as `http://HOST:PORT`.
+    /// URLs of one flag as `http://HOST:PORT` or `https://HOST:PORT`.
     fn urls(&self, flag: &str) -> Result<Vec<String>, String> {
         let urls =
-            self.value(flag).split(',').map(str::trim).map(|url| plain(url).map_err(|why| self.wrong(flag, why)));
+            self.value(flag).split(',').map(str::trim).map(|url| member_url(url).map_err(|why| self.wrong(flag, why)));
         urls.collect()
     }
 
     fn addresses(&self, flag: &str) -> Result<Vec<SocketAddr>, String> {
         let urls = self.urls(flag)?;
         let address = |url: &String| {
-            let bare = url.strip_prefix("http://").unwrap_or(url);
-            client_address(bare)
+            client_address(bare_address(url))
                 .ok_or_else(|| self.wrong(flag, format!("must have an IP address to listen at, not {url:?}")))
         };
         urls.iter().map(address).collect()
@@ -181,13 +192,15 @@ impl Given {
                 "flag --advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned()
             );
         }
-        for address in listen_client.iter().filter(|address| !is_loopback(address)) {
+        let tls = self.tls()?;
+        let secure_api = tls.as_ref().is_some_and(|tls| tls.api != ApiTls::Off);
+        for address in listen_client.iter().filter(|address| !is_loopback(address) && !secure_api) {
             let text =
                 format!("clients are served at {address} without TLS: whoever reaches it reads and writes everything");
             self.warnings.push(text);
         }
         let advertise_client = self.urls("advertise-client-urls")?;
-        let node = self.node(&advertise_client)?;
+        let node = self.node(&advertise_client, tls)?;
         if listen_client.contains(&node.listen_peer) {
             let why = format!("{} is where clients are served already", node.listen_peer);
             return Err(self.wrong("listen-peer-urls", why));
@@ -207,14 +220,84 @@ impl Given {
         })
     }
 
-    fn node(&self, client_urls: &[String]) -> Result<NodeConfig, String> {
+    /// Whether the URLs of a flag are https; all of them or none.
+    fn is_secure(&self, flag: &str) -> Result<bool, String> {
+        let urls = self.urls(flag)?;
+        let secure = urls.iter().filter(|url| url.starts_with("https:")).count();
+        match secure {
+            0 => Ok(false),
+            count if count == urls.len() => Ok(true),
+            _ => Err(self.wrong(flag, "http and https together are not supported")),
+        }
+    }
+
+    fn file(&self, flag: &str) -> Option<PathBuf> {
+        Some(self.value(flag)).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    fn switch(&self, flag: &str) -> Result<bool, String> {
+        self.value(flag)
+            .parse()
+            .map_err(|_| self.wrong(flag, format!("must be true or false, not {:?}", self.value(flag))))
+    }
+
+    /// `None` without certificates.
+    fn tls(&self) -> Result<Option<TlsOptions>, String> {
+        let (api, members) = (self.is_secure("listen-client-urls")?, self.is_secure("listen-peer-urls")?);
+        if !self.switch("peer-client-cert-auth")? {
+            return Err(self.wrong("peer-client-cert-auth", "members always show each other certificates"));
+        }
+        if !api && !members {
+            return Ok(None);
+        }
+        let pair = |cert: &str, key: &str| match (self.file(cert), self.file(key)) {
+            (Some(cert), Some(key)) => Ok(Some((cert, key))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(self.wrong(cert, format!("needs --{key}"))),
+            (None, Some(_)) => Err(self.wrong(key, format!("needs --{cert}"))),
+        };
+        let clients = pair("cert-file", "key-file")?;
+        let peers = pair("peer-cert-file", "peer-key-file")?.filter(|_| members);
+        if api && clients.is_none() {
+            return Err(self.wrong("listen-client-urls", "https needs --cert-file and --key-file"));
+        }
+        let Some((cert_file, key_file)) = peers.clone().or_else(|| clients.clone()) else {
+            return Err(self.wrong("listen-peer-urls", "https needs --peer-cert-file and --peer-key-file"));
+        };
+        let client_ca = self.file("trusted-ca-file");
+        let ca_file =
+            if members { self.file("peer-trusted-ca-file").or_else(|| client_ca.clone()) } else { client_ca.clone() };
+        if members && ca_file.is_none() {
+            return Err(self.wrong("listen-peer-urls", "https needs --peer-trusted-ca-file"));
+        }
+        let mutual = self.switch("client-cert-auth")?;
+        if mutual && client_ca.is_none() {
+            return Err(self.wrong("client-cert-auth", "it needs --trusted-ca-file"));
+        }
+        Ok(Some(TlsOptions {
+            cert_file,
+            key_file,
+            ca_file,
+            api_pair: clients.filter(|_| peers.is_some()),
+            client_ca_file: client_ca,
+            api: match (api, mutual) {
+                (false, _) => ApiTls::Off,
+                (true, true) => ApiTls::Mutual,
+                (true, false) => ApiTls::Server,
+            },
+            members,
+        }))
+    }
+
+    fn node(&self, client_urls: &[String], tls: Option<TlsOptions>) -> Result<NodeConfig, String> {
         let name = self.value("name").to_owned();
+        let secure = tls.as_ref().is_some_and(|tls| tls.members);
         let listen_peer = match self.addresses("listen-peer-urls")?.as_slice() {
-            [address] if is_loopback(address) => *address,
+            [address] if is_loopback(address) || secure => *address,
             [address] => {
                 return Err(self.wrong("listen-peer-urls", format!(
-                    "{address} is off loopback, where members speak to each other under TLS only, which is not available \
-                     in this version; use an address such as 127.0.0.1"
+                    "{address} is off loopback, where members speak to each other under TLS only: make it https, with \
+                     --peer-cert-file, --peer-key-file and --peer-trusted-ca-file"
                 )));
             }
             _ => return Err(self.wrong("listen-peer-urls", "only one is supported")),
@@ -252,6 +335,7 @@ impl Given {
             bootstrap: founds,
             request_timeout: request_timeout(host.election_timeout()),
             host,
+            tls,
         })
     }
 
@@ -268,7 +352,7 @@ impl Given {
             let Some((member, url)) = part.split_once('=') else {
                 return Err(self.wrong(flag, format!("must be NAME=PEER-URL,…, not {part:?}")));
             };
-            let url = plain(url).map_err(|why| self.wrong(flag, why))?;
+            let url = member_url(url).map_err(|why| self.wrong(flag, why))?;
             if cluster.values().any(|urls| urls.contains(&url)) {
                 return Err(self.wrong(flag, format!("names {url} twice")));
             }
@@ -353,21 +437,21 @@ impl Given {
     }
 }
 
-const NO_TLS: &str = "TLS is not available in this version";
+const NOT_OURS: &str = "this TLS setting of etcd is not supported";
 
 fn is_about_tls(flag: &str) -> bool {
     ["cert", "key-file", "ca-file", "crl-file", "tls", "cipher-suites"].iter().any(|part| flag.contains(part))
 }
 
-/// `http://HOST:PORT`, or why not.
-fn plain(url: &str) -> Result<String, String> {
+/// `http://HOST:PORT` or the same with https, or why not.
+fn member_url(url: &str) -> Result<String, String> {
     if url.starts_with("unix") {
         return Err(format!("{url:?} is a Unix socket, which is not supported"));
     }
     match peer_address(url) {
         Plain::Address(address) if url.starts_with("http://") => Ok(address),
-        Plain::Secure => Err(format!("{url:?}: {NO_TLS}")),
-        _ => Err(format!("must be http://HOST:PORT, not {url:?}")),
+        Plain::Secure(address) => Ok(address),
+        _ => Err(format!("must be http://HOST:PORT or https://HOST:PORT, not {url:?}")),
     }
 }
 

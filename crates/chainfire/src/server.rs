@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use base::NodeId;
 use node::node::MachineFiles;
 use node::{Node, NodeConfig};
-use rpc::server::{Server, ServerConfig};
+use rpc::server::{Server, ServerConfig, Tls};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::leader::LeaderCalls;
@@ -60,6 +60,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
                 group: &node.handle().status(),
                 membership: &node.handle().membership(),
                 log: &node.log_stats(),
+                tls: node.certificates().map(|certificates| certificates.stats()),
                 store: store.as_ref().map(|store| store.reader.stats()),
                 watch: store.as_ref().map(|store| store.hub.stats()),
                 server: counted.get().and_then(Weak::upgrade).map(|server| server.stats()).unwrap_or_default(),
@@ -93,16 +94,26 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let server = Server::new(api, server_config);
     // Set once: it was made just now.
     let _ = counted.set(Arc::downgrade(&server));
+    let tls = node.certificates().and_then(|certificates| {
+        certificates.api_server()?;
+        let of_the_moment = move || certificates.api_server().expect("what is served does not change");
+        Some(Arc::new(Tls::new(of_the_moment, node::tls::words::of_io)))
+    });
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
         tracing::info!(target: "chainfire_api", "Serving clients, addr={address}");
-        let server = server.clone();
-        serving.push(tokio::spawn(async move { server.serve(listener).await }));
+        let (server, tls) = (server.clone(), tls.clone());
+        serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
     }
     tokio::spawn(say_when_ready(handle));
-    wait_for_signal().await;
+    wait_for_signal(|| {
+        if let Some(certificates) = node.certificates() {
+            certificates.reload_aloud();
+        }
+    })
+    .await;
     tracing::info!(target: "chainfire_api", "Stopping");
     // Leadership first: the others go on while this node's clients finish.
     let handle = node.handle();
@@ -165,11 +176,17 @@ async fn say_when_ready(handle: node::GroupHandle) {
     tracing::info!(target: "chainfire_api", "ready to serve client requests");
 }
 
-async fn wait_for_signal() {
-    let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
-    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Until the process is asked to end. SIGHUP asks for `reload`.
+async fn wait_for_signal(reload: impl Fn()) {
+    let watch = |kind| signal(kind).expect("signals can be watched");
+    let mut terminate = watch(SignalKind::terminate());
+    let mut interrupt = watch(SignalKind::interrupt());
+    let mut hang_up = watch(SignalKind::hangup());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt.recv() => return,
+            _ = hang_up.recv() => reload(),
+        }
     }
 }

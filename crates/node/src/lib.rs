@@ -12,7 +12,7 @@
 //!
 //! # Rooms
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
-//! [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
+//! [`tls`] certificates · [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
 //! cluster begins and how a member comes (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`clock`], [`logging`].
 //!
 //! # Invariants
@@ -33,6 +33,7 @@ pub mod logging;
 mod mutate;
 pub mod node;
 pub mod seed;
+pub mod tls;
 pub mod transport;
 pub(crate) mod waiters;
 

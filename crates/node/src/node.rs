@@ -22,6 +22,7 @@ use crate::handle::{GroupHandle, Shared};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
 use crate::seed::{self, Seed};
+use crate::tls::{self, Certificates, TlsError, TlsOptions};
 use crate::transport::{CallService, Listening, Me, Transport};
 use crate::waiters::Waiters;
 
@@ -47,6 +48,8 @@ pub struct NodeConfig {
     pub bootstrap: bool,
     pub host: HostConfig,
     pub request_timeout: Duration,
+    /// Without it, members talk in the clear, and on loopback only.
+    pub tls: Option<TlsOptions>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +64,13 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     #[error("cannot listen on {address} for Raft: {error}{}", holder(*address))]
     Listen { address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(
+        "certificate {cert} names neither {} nor {host}: the other members would refuse it; make one for this node with \
+         scripts/generate-dev-certs.sh", tls::node_name(*.node)
+    )]
+    WrongName { cert: PathBuf, node: NodeId, host: String },
     #[error("{0}")]
     Log(LogError),
     #[error("{0}; there is no other member to rebuild it from: restore a snapshot into an empty data folder")]
@@ -87,6 +97,7 @@ pub type CloseMachine = Box<dyn FnOnce() + Send>;
 /// A running node.
 pub struct Node {
     shell: Arc<Shell>,
+    certificates: Option<Arc<Certificates>>,
     listening: Mutex<Option<Listening>>,
 }
 
@@ -120,11 +131,22 @@ impl Node {
         // The port first: a folder that is not taken into use is not made either.
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
+        let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let folder = Folder::open(&config.data_dir, seed.file)?;
         let seed_file = seed.file;
         let seed = seed::load(seed, &folder, &config)?;
         let identity = folder.identity(config.node)?;
         folder.finish_reincarnation(&identity)?;
+        let for_members = certificates.clone().filter(|certificates| certificates.options().members);
+        if let Some(certificates) = &for_members
+            && !certificates.name_this_node(identity.node, [config.advertise_peer.as_str()])
+        {
+            return Err(StartError::WrongName {
+                cert: certificates.options().cert_file.clone(),
+                node: identity.node,
+                host: tls::host_of(&config.advertise_peer).to_owned(),
+            });
+        }
         let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine, close_machine)?;
         let inbox: Arc<Inbox<Input>> = Arc::default();
         let work: Arc<Inbox<Work>> = Arc::default();
@@ -145,7 +167,7 @@ impl Node {
             cluster: identity.cluster,
             address: config.advertise_peer.clone(),
         };
-        let transport = Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone());
+        let transport = Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone(), for_members);
         for member in config.initial.iter().filter(|member| member.node != NodeId::default()) {
             transport.set_address(member.node, vec![member.address.clone()]);
         }
@@ -185,11 +207,19 @@ impl Node {
             .map_err(|error| StartError::Listen { address: shell.config.listen_peer, error })?;
         runtime.spawn(founding::settle(shell.clone()));
         runtime.spawn(forget_lost(shell.clone()));
-        Ok(Node { shell, listening: Mutex::new(Some(listening)) })
+        if let Some(certificates) = &certificates {
+            runtime.spawn(tls::reload::tend(certificates.clone()));
+        }
+        Ok(Node { shell, certificates, listening: Mutex::new(Some(listening)) })
     }
 
     pub fn handle(&self) -> GroupHandle {
         self.shell.handle.clone()
+    }
+
+    /// Those in use on all ports.
+    pub fn certificates(&self) -> Option<Arc<Certificates>> {
+        self.certificates.clone()
     }
 
     pub fn stats(&self) -> Arc<DriverStats> {

@@ -117,7 +117,8 @@ fn variables(environment: &Environment, layers: &mut Layers) -> Result<(), Strin
     for (name, value) in environment {
         let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
         let rest = rest.to_ascii_lowercase();
-        let ours = SECTIONS.iter().any(|(section, _)| rest.strip_prefix(section).is_some_and(|r| r.starts_with('_')));
+        let begins = |section: &str| rest.strip_prefix(&section.replace('.', "_")).is_some_and(|r| r.starts_with('_'));
+        let ours = SECTIONS.iter().any(|(section, _)| begins(section));
         if !ours {
             continue;
         }

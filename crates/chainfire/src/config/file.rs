@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::keys::{self, Key, LATER, SECTIONS, TOP_LEVEL};
 use super::layers::{Layers, Origin};
@@ -92,25 +93,35 @@ struct Entry<'a> {
 fn entries<'a>(root: &'a DeTable<'a>) -> Vec<Entry<'a>> {
     let mut all = Vec::new();
     for (name, value) in root.iter() {
-        let entry = |section,
-                     name: &'a toml::Spanned<toml::de::DeString<'a>>,
-                     value: &'a toml::Spanned<DeValue<'a>>| {
-            Entry { section, name: name.get_ref(), value: value.get_ref(), span: name.span() }
-        };
         let section = name.get_ref().as_ref();
         let known = SECTIONS.iter().chain(LATER).any(|(known, _)| *known == section);
         match value.get_ref() {
             DeValue::Table(table) if known => {
-                all.extend(table.iter().map(|(name, value)| entry(Some(section), name, value)));
+                for (name, value) in table.iter() {
+                    // A section within the section.
+                    let inner = SECTIONS.iter().find(|(inner, _)| {
+                        inner.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) == Some(name.get_ref())
+                    });
+                    match (inner, value.get_ref()) {
+                        (Some((inner, _)), DeValue::Table(table)) => {
+                            all.extend(table.iter().map(|(name, value)| Entry::new(Some(inner), name, value)));
+                        }
+                        _ => all.push(Entry::new(Some(section), name, value)),
+                    }
+                }
             }
-            _ => all.push(entry(None, name, value)),
+            _ => all.push(Entry::new(None, name, value)),
         }
     }
     all.sort_by_key(|entry| entry.span.start);
     all
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    fn new(section: Option<&'a str>, name: &'a Spanned<DeString<'a>>, value: &'a Spanned<DeValue<'a>>) -> Entry<'a> {
+        Entry { section, name: name.get_ref(), value: value.get_ref(), span: name.span() }
+    }
+
     /// The setting that the entry names; none where an announced section stands empty.
     fn key(&self) -> Result<Option<&'static Key>, String> {
         let Some(section) = self.section else { return self.top_level().map(Some) };

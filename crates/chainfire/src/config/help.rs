@@ -29,9 +29,6 @@ pub fn default_config() -> String {
             }
             let _ = writeln!(out, "{} = {}", key.name, key.default);
         }
-        if *section == "network" {
-            out.push_str("\n# TLS is not available in this version: keys here are refused.\n[network.tls]\n");
-        }
     }
     out
 }

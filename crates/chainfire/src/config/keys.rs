@@ -22,7 +22,7 @@ impl Key {
     }
 
     pub fn variable(&self) -> String {
-        format!("{}{}_{}", VARIABLE_PREFIX, self.section, self.name).to_ascii_uppercase()
+        format!("{}{}_{}", VARIABLE_PREFIX, self.section.replace('.', "_"), self.name).to_ascii_uppercase()
     }
 }
 
@@ -30,6 +30,10 @@ impl Key {
 pub const SECTIONS: &[(&str, &str)] = &[
     ("cluster", "Who this node is, and with whom it founds or finds a cluster."),
     ("network", "Where it listens."),
+    (
+        "network.tls",
+        "Certificates, for all ports. The files are read again when they change, and at SIGHUP. See scripts/generate-dev-certs.sh.",
+    ),
     ("raft", "Heartbeats, elections and the log."),
     ("storage", "The data folder and the RocksDB store in it. Sizes are bytes, or texts such as \"64MiB\"."),
     ("limits", "What one request may ask for."),
@@ -39,8 +43,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
 
 /// Sections that a later version will know.
 pub const LATER: &[(&str, &str)] = &[
-    ("network.tls", "TLS is not available in this version"),
-    ("tls", "TLS is not available in this version"),
+    ("tls", "certificates are named in [network.tls]"),
     ("gossip", "gossip is not available in this version"),
     ("auth", "users and roles are not available in this version"),
 ];
@@ -120,7 +123,7 @@ pub const KEYS: &[Key] = &[
         default: "\"127.0.0.1:2380\"",
         help: &[
             "where the other nodes reach this one",
-            "A loopback address in this version: off loopback, nodes will speak to each other under TLS only.",
+            "Off loopback, nodes speak to each other under TLS only: see [network.tls].",
         ],
     },
     Key {
@@ -129,7 +132,58 @@ pub const KEYS: &[Key] = &[
         flag: "insecure",
         kind: Kind::Switch,
         default: "false",
-        help: &["serve clients off loopback without TLS: whoever reaches the port reads and writes everything"],
+        help: &[
+            "serve clients off loopback without TLS: whoever reaches the port reads and writes everything",
+            "It never covers the ports on which nodes talk to each other.",
+        ],
+    },
+    Key {
+        section: "network.tls",
+        name: "cert_file",
+        flag: "tls-cert-file",
+        kind: Kind::Text { bytes_max: 4096 },
+        default: "\"\"",
+        help: &[
+            "this node's certificate (PEM, with those between it and the CA); empty: no TLS",
+            "It needs serverAuth and clientAuth, and a SAN that names the node: chainfire-node-N, or its Raft address.",
+        ],
+    },
+    Key {
+        section: "network.tls",
+        name: "key_file",
+        flag: "tls-key-file",
+        kind: Kind::Text { bytes_max: 4096 },
+        default: "\"\"",
+        help: &["the key of cert_file (PEM), readable by its owner alone: mode 0600"],
+    },
+    Key {
+        section: "network.tls",
+        name: "ca_file",
+        flag: "tls-ca-file",
+        kind: Kind::Text { bytes_max: 4096 },
+        default: "\"\"",
+        help: &[
+            "the CA that signs members, and clients too unless client_ca_file is given; both CAs while it is changed",
+        ],
+    },
+    Key {
+        section: "network.tls",
+        name: "client_ca_file",
+        flag: "tls-client-ca-file",
+        kind: Kind::Text { bytes_max: 4096 },
+        default: "\"\"",
+        help: &["a CA of its own for clients; empty: ca_file"],
+    },
+    Key {
+        section: "network.tls",
+        name: "api",
+        flag: "tls-api",
+        kind: Kind::Choice(&["mutual", "server", "off"]),
+        default: "\"mutual\"",
+        help: &[
+            "mutual: clients need a certificate; server: TLS without one; off: plain HTTP for clients",
+            "Off loopback, off also needs network.insecure = true. Nodes among themselves are always mutual.",
+        ],
     },
     Key {
         section: "raft",

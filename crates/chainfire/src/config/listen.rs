@@ -7,20 +7,21 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 pub(crate) enum Plain {
     /// `http://HOST:PORT`.
     Address(String),
-    /// It asks for TLS.
-    Secure,
+    /// `https://HOST:PORT`: it asks for TLS.
+    Secure(String),
     Wrong,
 }
 
-/// `HOST:PORT`, with or without `http://`, and nothing behind it.
+/// `HOST:PORT`, with or without a scheme, and nothing behind it.
 pub(crate) fn peer_address(text: &str) -> Plain {
-    let bare = match text.split_once("://") {
-        Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
-        Some(("https", _)) => return Plain::Secure,
+    let (secure, bare) = match text.split_once("://") {
+        Some(("http", rest)) => (false, rest.strip_suffix('/').unwrap_or(rest)),
+        Some(("https", rest)) => (true, rest.strip_suffix('/').unwrap_or(rest)),
         Some(_) => return Plain::Wrong,
-        None => text,
+        None => (false, text),
     };
     match host_and_port(bare) {
+        Some(_) if secure => Plain::Secure(format!("https://{bare}")),
         Some(_) => Plain::Address(format!("http://{bare}")),
         None => Plain::Wrong,
     }
@@ -67,7 +68,7 @@ mod tests {
         assert_eq!(peer_address("127.0.0.1:2380"), good("127.0.0.1:2380"));
         assert_eq!(peer_address("http://node-1.example:2380/"), good("node-1.example:2380"));
         assert_eq!(peer_address("[::1]:2380"), good("[::1]:2380"));
-        assert_eq!(peer_address("https://one:2380"), Plain::Secure);
+        assert_eq!(peer_address("https://one:2380"), Plain::Secure("https://one:2380".to_owned()));
         for wrong in ["", "one", "one:", ":2380", "one:0", "one:99999", "a b:1", "unix://x:1", "http://one:1/path"] {
             assert_eq!(peer_address(wrong), Plain::Wrong, "{wrong}");
         }

@@ -15,7 +15,7 @@
 //! 2. A setting that can be written has an effect.
 //! 3. The printed default configuration holds every key and reads back as the defaults.
 //!
-//! Left out: reloading a file while the node runs. [`crate::etcd_flags`] is the other way to come to `Settings`.
+//! [`crate::etcd_flags`] is the other way to come to `Settings`.
 
 pub mod command_line;
 mod file;

@@ -229,12 +229,18 @@ fn mistakes_in_a_file_are_named() {
         ),
         (
             "[cluster]\ninitial_members = [\"1=https://x:1\"]\n",
-            "c.toml:2: cluster.initial_members is \"https://x:1\": TLS is not available in this version",
+            "c.toml:2: cluster.initial_members has https://x:1, but there is no certificate in [network.tls]",
         ),
         (
             "[network.tls]\ncert_file = \"/etc/x.crt\"\n",
-            "c.toml:1: [network.tls]: TLS is not available in this version",
+            "c.toml:2: network.tls.cert_file is set, and network.tls.key_file is not: cert_file, key_file and ca_file \
+             belong together",
         ),
+        (
+            "[network.tls]\ncert = \"/etc/x.crt\"\n",
+            "c.toml:2: unknown key `cert` in [network.tls]; the nearest known key is `cert_file`",
+        ),
+        ("[tls]\ncert_file = \"/etc/x.crt\"\n", "c.toml:2: [tls]: certificates are named in [network.tls]"),
         ("[gossip]\naddr = \"x\"\n", "c.toml:2: [gossip]: gossip is not available in this version"),
         (
             "[storage]\nmax_open_files = 100\n[storage]\nblock_cache_size = 1\n",

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base::NodeId;
 use consensus::HostConfig;
 use consensus::membership::MEMBERS_MAX;
+use node::tls::{ApiTls, TlsOptions};
 use node::transport::bare_address;
 use node::{InitialMember, NodeConfig};
 use storage::rocks::RocksOptions;
@@ -19,8 +20,10 @@ use super::{AutoCompaction, Settings, request_timeout};
 /// Derives the settings, or says in one line what does not go together.
 pub fn validate(layers: &Layers) -> Result<Settings, String> {
     let mut warnings = Vec::new();
-    let (listen_client, advertise_client) = clients(layers, &mut warnings)?;
-    let node = node(layers, &advertise_client, &mut warnings)?;
+    let tls = tls(layers)?;
+    let secure_api = tls.as_ref().is_some_and(|tls| tls.api != ApiTls::Off);
+    let (listen_client, advertise_client) = clients(layers, secure_api, &mut warnings)?;
+    let node = node(layers, &advertise_client, tls, &mut warnings)?;
     if listen_client.contains(&node.listen_peer) {
         let at = layers.origin("network", "raft_addr");
         return Err(format!("{at}: network.raft_addr is {}, where clients are served already", node.listen_peer));
@@ -40,11 +43,57 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
     })
 }
 
-fn node(layers: &Layers, client_urls: &[String], warnings: &mut Vec<String>) -> Result<NodeConfig, String> {
+/// `None` without certificates.
+fn tls(layers: &Layers) -> Result<Option<TlsOptions>, String> {
+    let file = |name: &str| Some(layers.text("network.tls", name)).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let needed = ["cert_file", "key_file", "ca_file"];
+    let Some(given) = needed.iter().chain(&["client_ca_file"]).find(|name| file(name).is_some()) else {
+        return Ok(None);
+    };
+    let need = |name: &str| {
+        file(name).ok_or_else(|| {
+            let at = layers.origin("network.tls", given);
+            format!("{at}: network.tls.{given} is set, and network.tls.{name} is not: cert_file, key_file and ca_file belong together")
+        })
+    };
+    Ok(Some(TlsOptions {
+        cert_file: need("cert_file")?,
+        key_file: need("key_file")?,
+        ca_file: Some(need("ca_file")?),
+        api_pair: None,
+        client_ca_file: file("client_ca_file"),
+        api: match layers.text("network.tls", "api") {
+            "mutual" => ApiTls::Mutual,
+            "server" => ApiTls::Server,
+            _ => ApiTls::Off,
+        },
+        members: true,
+    }))
+}
+
+/// An address with the scheme that members speak.
+fn schemed(address: &str, secure: bool) -> Result<String, String> {
+    match (address.split_once("://"), secure) {
+        (Some(("https", _)), false) => Err(format!("has {address}, but there is no certificate in [network.tls]")),
+        (Some((_, bare)), true) => Ok(format!("https://{bare}")),
+        _ => Ok(address.to_owned()),
+    }
+}
+
+fn node(
+    layers: &Layers,
+    client_urls: &[String],
+    tls: Option<TlsOptions>,
+    warnings: &mut Vec<String>,
+) -> Result<NodeConfig, String> {
     let node = NodeId(layers.number("cluster", "node_id"));
     let bootstrap = layers.switch("cluster", "bootstrap");
-    let initial = layers.members("cluster", "initial_members").to_vec();
     let members_at = layers.origin("cluster", "initial_members");
+    let mut initial = layers.members("cluster", "initial_members").to_vec();
+    for member in &mut initial {
+        member.address = schemed(&member.address, tls.is_some())
+            .map_err(|why| format!("{members_at}: cluster.initial_members {why}"))?;
+    }
     if node == NodeId::default() && bootstrap {
         let at = layers.origin("cluster", "node_id");
         return Err(format!(
@@ -68,15 +117,25 @@ fn node(layers: &Layers, client_urls: &[String], warnings: &mut Vec<String>) -> 
     }
     let listen_peer = socket(layers.text("network", "raft_addr"));
     let raft_at = layers.origin("network", "raft_addr");
-    if !is_loopback(&listen_peer) {
+    if !is_loopback(&listen_peer) && tls.is_none() {
         return Err(format!(
-            "{raft_at}: network.raft_addr is {listen_peer}, but off loopback nodes speak to each other under TLS only, \
-             which is not available in this version; use an address such as 127.0.0.1:2380"
+            "{raft_at}: network.raft_addr is {listen_peer}, but off loopback nodes speak to each other under TLS only: name \
+             cert_file, key_file and ca_file in [network.tls] (scripts/generate-dev-certs.sh makes them), or use an \
+             address such as 127.0.0.1:2380"
         ));
     }
-    let advertise_peer = own.map_or_else(|| format!("http://{listen_peer}"), |member| member.address.clone());
+    let everywhere = listen_peer.ip().is_unspecified();
+    if everywhere && own.is_none() {
+        return Err(format!(
+            "{raft_at}: network.raft_addr is {listen_peer}, every address of this machine: say in cluster.initial_members \
+             at which one the others reach this node, number {node}"
+        ));
+    }
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let advertise_peer = own.map_or_else(|| format!("{scheme}://{listen_peer}"), |member| member.address.clone());
     if let Ok(listed) = bare_address(&advertise_peer).parse::<SocketAddr>()
         && listed != listen_peer
+        && !(everywhere && listed.port() == listen_peer.port())
     {
         return Err(format!(
             "{members_at}: cluster.initial_members has node {node} at {listed}, but it listens at {listen_peer} \
@@ -105,6 +164,7 @@ fn node(layers: &Layers, client_urls: &[String], warnings: &mut Vec<String>) -> 
         bootstrap,
         request_timeout: request_timeout(host.election_timeout()),
         host,
+        tls,
     })
 }
 
@@ -133,16 +193,20 @@ fn distinct(members: &[InitialMember]) -> Result<(), String> {
 }
 
 /// Where clients are served, and what they are told.
-fn clients(layers: &Layers, warnings: &mut Vec<String>) -> Result<(Vec<SocketAddr>, Vec<String>), String> {
+fn clients(
+    layers: &Layers,
+    secure: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<SocketAddr>, Vec<String>), String> {
     let at = layers.origin("network", "api_addr");
     let mut listen: Vec<SocketAddr> = layers.texts("network", "api_addr").iter().map(|text| socket(text)).collect();
     listen.dedup();
     let open: Vec<SocketAddr> = listen.iter().filter(|address| !is_loopback(address)).copied().collect();
-    if let Some(address) = open.first() {
+    if let Some(address) = open.first().filter(|_| !secure) {
         if !layers.switch("network", "insecure") {
             return Err(format!(
-                "{at}: network.api_addr is {address}, which others reach, and there is no TLS in this version; set \
-                 network.insecure = true to serve them all the same"
+                "{at}: network.api_addr is {address}, which others reach, and clients are served without TLS there: name \
+                 certificates in [network.tls], or set network.insecure = true to serve them all the same"
             ));
         }
         warnings.push(format!(
@@ -157,7 +221,8 @@ fn clients(layers: &Layers, warnings: &mut Vec<String>) -> Result<(Vec<SocketAdd
                  network.api_advertise_urls which one clients use"
             ));
         }
-        advertise = listen.iter().map(|address| format!("http://{address}")).collect();
+        let scheme = if secure { "https" } else { "http" };
+        advertise = listen.iter().map(|address| format!("{scheme}://{address}")).collect();
     }
     // `localhost` always works on the machine itself.
     for address in &open {

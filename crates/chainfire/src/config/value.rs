@@ -244,11 +244,10 @@ fn is_log_level(text: &str) -> bool {
         })
 }
 
-/// `http://HOST:PORT` out of an address with or without a scheme.
+/// `http://HOST:PORT` out of an address with or without a scheme; one with https keeps it.
 fn address(text: &str) -> Result<String, String> {
     match listen::peer_address(text) {
-        Plain::Address(address) => Ok(address),
-        Plain::Secure => Err(format!("is {text:?}: TLS is not available in this version")),
+        Plain::Address(address) | Plain::Secure(address) => Ok(address),
         Plain::Wrong => Err(format!("must be HOST:PORT, such as \"127.0.0.1:2380\", not {:?}", shortened(text))),
     }
 }

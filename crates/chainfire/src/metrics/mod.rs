@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use consensus::{GroupStatus, MemberRole, Membership, Role};
 use node::DriverStats;
+use node::tls::TlsStats;
 use rpc::server::ServerStats;
 use storage::log::LogStats;
 
@@ -45,6 +46,8 @@ pub struct Sources<'a> {
     pub group: &'a GroupStatus,
     pub membership: &'a Membership,
     pub log: &'a LogStats,
+    /// None without certificates.
+    pub tls: Option<TlsStats>,
     /// None while the node belongs to no cluster.
     pub store: Option<StoreStats>,
     /// None while the node belongs to no cluster.
@@ -133,6 +136,9 @@ impl Metrics {
         page.gauge("chainfire_log_segments", "Files of the Raft log.", log.segments);
         page.counter("chainfire_log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
         page.counter("chainfire_log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
+        if let Some(tls) = &sources.tls {
+            certificates(page, tls);
+        }
         if let Some(store) = &sources.store {
             state(page, store);
         }
@@ -194,6 +200,16 @@ impl Metrics {
         });
         page.counters("grpc_server_handled_total", "Calls ended, by code.", done);
     }
+}
+
+fn certificates(page: &mut Page, tls: &TlsStats) {
+    let file = |file: &str| labels(&[("file", file)]);
+    let ca = (tls.ca_expires_s != i64::MAX).then(|| (file("ca"), tls.ca_expires_s));
+    let expiry = [(file("cert"), tls.cert_expires_s)].into_iter().chain(ca);
+    page.gauges("chainfire_tls_expiry_timestamp_seconds", "When a certificate expires, as Unix time.", expiry);
+    page.counter("chainfire_tls_reloads_total", "Times that changed certificates were taken into use.", tls.reloads);
+    let failed = tls.failed_reloads;
+    page.counter("chainfire_tls_failed_reloads_total", "Times that changed certificates were refused.", failed);
 }
 
 fn raft(page: &mut Page, sources: &Sources) {

@@ -2,7 +2,6 @@
 //! (zero, or one more than a refusal's code) and a body. Connections are kept for the next question.
 
 use std::io;
-use std::net::TcpStream;
 use std::time::Duration;
 
 use base::NodeId;
@@ -11,6 +10,7 @@ use consensus::Refusal;
 use consensus::wire::{refusal_code, refusal_from};
 
 use super::frame::{self, Purpose};
+use super::pipe::Pipe;
 use super::{CallFuture, Transport};
 
 /// Questions and answers are small.
@@ -63,32 +63,32 @@ impl Transport {
     fn ask(&self, address: &str, method: u8, body: &[u8], timeout: Duration) -> Result<Result<Bytes, Refusal>, String> {
         let pooled = self.0.pool.lock().get_mut(address).and_then(Vec::pop);
         let fresh = pooled.is_none();
-        let stream = match pooled {
-            Some(stream) => stream,
+        let mut pipe = match pooled {
+            Some(pipe) => pipe,
             None => self.connect_to(address, Purpose::Call)?.0,
         };
-        match exchange(&stream, method, body, timeout) {
+        match exchange(&mut pipe, method, body, timeout) {
             Ok(answer) => {
                 let mut pool = self.0.pool.lock();
                 let idle = pool.entry(address.to_owned()).or_default();
                 if idle.len() < POOLED_MAX {
-                    idle.push(stream);
+                    idle.push(pipe);
                 }
                 Ok(answer)
             }
             // A kept connection may have been closed by the other side in the meantime. Methods may be repeated.
             Err(_) if !fresh => {
-                let (stream, _) = self.connect_to(address, Purpose::Call)?;
-                exchange(&stream, method, body, timeout).map_err(|error| error.to_string())
+                let (mut pipe, _) = self.connect_to(address, Purpose::Call)?;
+                exchange(&mut pipe, method, body, timeout).map_err(|error| error.to_string())
             }
             Err(error) => Err(error.to_string()),
         }
     }
 
-    pub(super) fn answer_calls(&self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
+    pub(super) fn answer_calls(&self, mut pipe: Pipe) -> io::Result<()> {
+        pipe.socket().set_read_timeout(Some(IDLE_TIMEOUT))?;
         loop {
-            let mut request = frame::read(&mut stream, CALL_BYTES_MAX)?;
+            let mut request = frame::read(&mut pipe, CALL_BYTES_MAX)?;
             if request.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "an empty call"));
             }
@@ -102,18 +102,18 @@ impl Transport {
                 }
                 Err(why) => reply.push(1 + refusal_code(why)),
             }
-            frame::write(&mut stream, &reply)?;
+            frame::write(&mut pipe, &reply)?;
         }
     }
 }
 
-fn exchange(mut stream: &TcpStream, method: u8, body: &[u8], timeout: Duration) -> io::Result<Result<Bytes, Refusal>> {
-    stream.set_read_timeout(Some(timeout))?;
+fn exchange(pipe: &mut Pipe, method: u8, body: &[u8], timeout: Duration) -> io::Result<Result<Bytes, Refusal>> {
+    pipe.socket().set_read_timeout(Some(timeout))?;
     let mut request = Vec::with_capacity(1 + body.len());
     request.push(method);
     request.extend_from_slice(body);
-    frame::write(&mut stream, &request)?;
-    let mut reply = frame::read(&mut stream, CALL_BYTES_MAX)?;
+    frame::write(pipe, &request)?;
+    let mut reply = frame::read(pipe, CALL_BYTES_MAX)?;
     match reply.try_get_u8() {
         Ok(0) => Ok(Ok(reply)),
         Ok(code) => Ok(Err(refusal_from(code - 1).unwrap_or(Refusal::NoLeader))),

@@ -43,6 +43,8 @@ pub struct Welcome {
 pub const WELCOME: u8 = 0;
 pub const WRONG_CLUSTER: u8 = 1;
 pub const BUSY: u8 = 2;
+/// The certificate does not name the node that its owner claims to be.
+pub const WRONG_NAME: u8 = 3;
 
 impl Hello {
     pub fn encode(&self) -> Bytes {
@@ -104,6 +106,7 @@ impl Welcome {
         match self.status {
             WELCOME => None,
             WRONG_CLUSTER => Some("the node there belongs to another cluster"),
+            WRONG_NAME => Some("tls: bad certificate: ours does not name this node"),
             _ => Some("the node there has too many connections"),
         }
     }

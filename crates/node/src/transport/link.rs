@@ -1,21 +1,20 @@
 //! The messages to one other node.
 //!
 //! While the socket takes what there is, the sender writes to it directly, without another thread. What is left over
-//! waits in a queue for the link's thread. When the connection breaks, the queue is thrown away: what was in it
-//! is stale by the time there is another one.
+//! waits in the pipe for the link's thread. When the connection breaks, it is thrown away: it is stale by the time there
+//! is another one.
 
-use std::collections::VecDeque;
-use std::io::Write;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::NodeId;
 use bytes::Bytes;
 use consensus::Input;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::pipe::Pipe;
 use super::{Transport, frame};
 
 /// Bytes that may wait for one node.
@@ -24,6 +23,8 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 const COMPLAIN_AT: u32 = 3;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// A write that makes no progress for this long means that nobody reads: the connection is given up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Link {
     state: Mutex<State>,
@@ -32,11 +33,7 @@ pub struct Link {
 
 #[derive(Default)]
 struct State {
-    stream: Option<Arc<TcpStream>>,
-    queue: VecDeque<Vec<u8>>,
-    queued_bytes: usize,
-    /// The link's thread is writing: nobody else may.
-    writing: bool,
+    pipe: Option<Pipe>,
     closed: bool,
 }
 
@@ -54,22 +51,15 @@ impl Link {
         let mut out = Vec::with_capacity(bytes);
         payloads.iter().for_each(|payload| frame::put(&mut out, payload));
         let mut state = self.state.lock();
-        let Some(stream) = state.stream.clone() else { return };
-        if state.queue.is_empty() && !state.writing {
-            match write_now(&stream, &out) {
-                Ok(written) if written == out.len() => return,
-                Ok(written) => drop(out.drain(..written)),
-                Err(()) => {
-                    state.stream = None;
-                    self.wake.notify_one();
-                    return;
-                }
-            }
-        } else if state.queued_bytes + out.len() > QUEUE_BYTES_MAX {
+        let Some(pipe) = &mut state.pipe else { return };
+        if pipe.waiting_bytes() > 0 && pipe.waiting_bytes() + out.len() > QUEUE_BYTES_MAX {
             return;
         }
-        state.queued_bytes += out.len();
-        state.queue.push_back(out);
+        match pipe.push(&out) {
+            Ok(()) if pipe.waiting_bytes() == 0 => return,
+            Ok(()) => {}
+            Err(_) => state.pipe = None,
+        }
         self.wake.notify_one();
     }
 
@@ -77,10 +67,10 @@ impl Link {
     /// connection that is only written to would notice its end at the second message.
     pub fn nudge(&self) {
         let mut state = self.state.lock();
-        if state.stream.as_deref().is_some_and(is_closed) {
-            state.stream = None;
+        if state.pipe.as_mut().is_some_and(Pipe::is_closed) {
+            state.pipe = None;
         }
-        if state.stream.is_none() {
+        if state.pipe.is_none() {
             self.wake.notify_one();
         }
     }
@@ -88,7 +78,7 @@ impl Link {
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        state.stream = None;
+        state.pipe = None;
         self.wake.notify_one();
     }
 
@@ -97,13 +87,13 @@ impl Link {
         let mut failures = 0;
         while !self.state.lock().closed {
             match transport.connect(node, frame::Purpose::Messages) {
-                Ok((stream, _)) => {
+                Ok((pipe, _)) => {
                     retry = RETRY_MIN;
                     if failures >= COMPLAIN_AT {
                         tracing::info!(target: "chainfire_network", "Connected to peer, node={node}");
                     }
                     failures = 0;
-                    self.carry(stream);
+                    self.carry(pipe);
                 }
                 Err(error) => {
                     failures += 1;
@@ -122,64 +112,37 @@ impl Link {
     }
 
     /// Writes what waits until the connection breaks.
-    fn carry(&self, stream: TcpStream) {
-        // A write that makes no progress for this long means that nobody reads: the connection is given up.
-        if stream.set_write_timeout(Some(Duration::from_secs(5))).is_err() {
-            return;
-        }
-        set_user_timeout(&stream, Duration::from_secs(5));
-        let stream = Arc::new(stream);
+    fn carry(&self, pipe: Pipe) {
+        set_user_timeout(pipe.socket(), STALL_TIMEOUT);
+        // Waiting for the socket goes on while the pipe is the sender's.
+        let Ok(socket) = pipe.socket().try_clone() else { return };
         let mut state = self.state.lock();
         if state.closed {
             return;
         }
-        state.stream = Some(stream.clone());
+        state.pipe = Some(pipe);
         loop {
-            while state.queue.is_empty() && state.stream.is_some() {
-                self.wake.wait(&mut state);
-            }
-            if state.stream.is_none() {
-                break;
-            }
-            let waiting = std::mem::take(&mut state.queue);
-            state.queued_bytes = 0;
-            state.writing = true;
-            drop(state);
-            let written = waiting.iter().try_for_each(|bytes| (&*stream).write_all(bytes));
-            state = self.state.lock();
-            state.writing = false;
-            if written.is_err() {
-                break;
+            match &mut state.pipe {
+                None => return,
+                Some(pipe) if pipe.waiting_bytes() == 0 => self.wake.wait(&mut state),
+                Some(_) => {
+                    let room = MutexGuard::unlocked(&mut state, || wait_for_room(socket.as_raw_fd(), STALL_TIMEOUT));
+                    if let Some(pipe) = &mut state.pipe
+                        && (!room || pipe.flush_now().is_err())
+                    {
+                        state.pipe = None;
+                    }
+                }
             }
         }
-        state.stream = None;
-        state.queue.clear();
-        state.queued_bytes = 0;
     }
 }
 
-/// Writes what the socket takes at once.
-fn write_now(stream: &TcpStream, bytes: &[u8]) -> Result<usize, ()> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the descriptor is open as long as `stream` lives, and the buffer is valid for its length.
-    let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
-    if sent >= 0 {
-        return Ok(sent as usize);
-    }
-    let error = std::io::Error::last_os_error();
-    match error.kind() {
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => Ok(0),
-        _ => Err(()),
-    }
-}
-
-/// Whether the other side has closed the connection. Nothing is ever received on it.
-fn is_closed(stream: &TcpStream) -> bool {
-    let mut byte = 0_u8;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
-    // SAFETY: the descriptor is open as long as `stream` lives, and there is room for the one byte asked for.
-    let received = unsafe { libc::recv(stream.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-    received == 0 || (received < 0 && std::io::Error::last_os_error().kind() != std::io::ErrorKind::WouldBlock)
+/// Whether the socket takes something, or has failed, within the time.
+fn wait_for_room(socket: RawFd, timeout: Duration) -> bool {
+    let mut wanted = libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the caller holds the socket open, and there is one entry.
+    unsafe { libc::poll(&raw mut wanted, 1, timeout.as_millis() as libc::c_int) > 0 }
 }
 
 /// Makes the kernel give up a connection whose data nobody acknowledges.

@@ -6,11 +6,14 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use base::PeerId;
 use consensus::{Input, Message};
 use parking_lot::Mutex;
 
 use super::frame::{self, Hello, Purpose, Welcome};
+use super::pipe::Pipe;
 use super::{HANDSHAKE_TIMEOUT, Transport};
+use crate::tls;
 
 /// Connections in all; every other node needs three at most at a time, and calls share a few.
 const CONNECTIONS_MAX: usize = 512;
@@ -80,32 +83,46 @@ impl Door {
     }
 
     fn serve(&self, stream: TcpStream, from: IpAddr) {
-        if let Err(error) = self.converse(stream)
-            && error.kind() == io::ErrorKind::InvalidData
-        {
-            let mut strangers = self.strangers.lock();
-            if strangers.len() < STRANGERS_MAX && strangers.insert(from) {
-                tracing::warn!(
-                    target: "chainfire_network",
-                    "Closed a connection on the Raft port whose bytes are not ours, addr={from} why={error}"
-                );
-            }
+        let Err(error) = self.converse(stream) else { return };
+        if error.kind() != io::ErrorKind::InvalidData {
+            return;
+        }
+        let mut strangers = self.strangers.lock();
+        if strangers.len() < STRANGERS_MAX && strangers.insert(from) {
+            tracing::warn!(
+                target: "chainfire_network",
+                "Closed a connection on the Raft port, addr={from} why={} code=CF3101",
+                tls::words::of_io(&error)
+            );
         }
     }
 
-    fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+    fn converse(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
         stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        let hello = Hello::decode(&frame::read(&mut stream, frame::SMALL_BYTES_MAX)?)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no greeting of ours"))?;
+        let certificates = self.transport.0.certificates.as_ref();
+        if certificates.is_none() && speaks_tls(&stream) {
+            return Err(invalid(
+                "the other side speaks TLS, and this node does not: set [network.tls] here".to_owned(),
+            ));
+        }
+        let mut pipe = Pipe::accept(stream, certificates)?;
+        let hello = Hello::decode(&frame::read(&mut pipe, frame::SMALL_BYTES_MAX)?)
+            .ok_or_else(|| invalid("its bytes are not ours".to_owned()))?;
         let me = self.transport.me();
         let strange = hello.cluster.0 != 0 && me.cluster.0 != 0 && hello.cluster != me.cluster;
         // Whoever belongs to no cluster may ask, but not take part.
         let outside = hello.purpose != Purpose::Call && (me.cluster.0 == 0 || hello.cluster != me.cluster);
-        let status = if strange || outside { frame::WRONG_CLUSTER } else { frame::WELCOME };
+        let vouched = self.transport.vouch(&pipe, &hello);
+        let status = match &vouched {
+            Err(_) => frame::WRONG_NAME,
+            Ok(()) if strange || outside => frame::WRONG_CLUSTER,
+            Ok(()) => frame::WELCOME,
+        };
         let welcome = Welcome { status, cluster: me.cluster, node: me.node, peer: me.peer };
-        frame::write(&mut stream, &welcome.encode())?;
+        frame::write(&mut pipe, &welcome.encode())?;
+        vouched.map_err(invalid)?;
         if status != frame::WELCOME {
             return Ok(());
         }
@@ -115,22 +132,25 @@ impl Door {
         match hello.purpose {
             Purpose::Messages => {
                 self.transport.nudge(hello.node);
-                self.messages(stream)
+                self.messages(pipe, hello.peer)
             }
-            Purpose::Snapshot => self.transport.receive_snapshot(stream),
-            Purpose::Call => self.transport.answer_calls(stream),
+            Purpose::Snapshot => self.transport.receive_snapshot(pipe),
+            Purpose::Call => self.transport.answer_calls(pipe),
         }
     }
 
-    fn messages(&self, stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(None)?;
-        let mut reader = BufReader::with_capacity(READ_BYTES, stream);
+    fn messages(&self, pipe: Pipe, peer: PeerId) -> io::Result<()> {
+        pipe.socket().set_read_timeout(None)?;
+        let mut reader = BufReader::with_capacity(READ_BYTES, pipe);
         loop {
             let mut batch = Vec::new();
             loop {
                 let bytes = frame::read(&mut reader, frame::BYTES_MAX)?;
-                let message = Message::decode(bytes)
-                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a message that cannot be decoded"))?;
+                let message =
+                    Message::decode(bytes).ok_or_else(|| invalid("a message that cannot be decoded".to_owned()))?;
+                if message.from != peer {
+                    return Err(invalid(format!("a message of peer {} on a connection of {peer}", message.from)));
+                }
                 batch.push(Input::Message(message));
                 if !holds_frame(reader.buffer()) {
                     break;
@@ -144,6 +164,17 @@ impl Door {
             }
         }
     }
+}
+
+/// Whether the other side begins as TLS does.
+fn speaks_tls(stream: &TcpStream) -> bool {
+    const HANDSHAKE: u8 = 0x16;
+    let mut first = [0];
+    stream.peek(&mut first).is_ok_and(|count| count == 1 && first[0] == HANDSHAKE)
+}
+
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 fn holds_frame(buffer: &[u8]) -> bool {

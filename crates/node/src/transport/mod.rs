@@ -4,6 +4,10 @@
 //! Every connection begins with a [`frame::Hello`] that names the cluster, the sender and the purpose, and a
 //! [`frame::Welcome`]. What is not ours is closed at once and logged once per address.
 //!
+//! With certificates ([`crate::tls`]) every connection is TLS, both sides show theirs, and each must name the node that its
+//! owner claims to be. A connection's messages are those of the peer that has greeted.
+//!
+//! * `pipe`: a connection, plain or TLS.
 //! * `link`: outgoing messages. The driver writes to the socket itself while it takes what there is; what does not fit waits
 //!   in a bounded queue for the link's own thread, which also connects and reconnects.
 //! * `listener`: accepts; a thread per connection reads, checks and hands over.
@@ -17,6 +21,7 @@ mod call;
 pub mod frame;
 mod link;
 mod listener;
+mod pipe;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -33,8 +38,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::driver::Work;
 use crate::inbox::Inbox;
+use crate::tls::{self, Certificates};
 use frame::{Hello, Purpose, Welcome};
 use link::Link;
+use pipe::Pipe;
 
 pub use listener::Listening;
 
@@ -57,12 +64,14 @@ struct Inner {
     me: RwLock<Me>,
     addresses: RwLock<BTreeMap<NodeId, Vec<String>>>,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
-    pool: Mutex<BTreeMap<String, Vec<TcpStream>>>,
+    pool: Mutex<BTreeMap<String, Vec<Pipe>>>,
     service: OnceLock<Arc<dyn CallService>>,
     inbox: Arc<Inbox<Input>>,
     work: Arc<Inbox<Work>>,
     staged: StagedSnapshots,
     runtime: tokio::runtime::Handle,
+    /// `None`: plain TCP, on loopback.
+    certificates: Option<Arc<Certificates>>,
 }
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
@@ -85,6 +94,7 @@ impl Transport {
         work: Arc<Inbox<Work>>,
         staged: StagedSnapshots,
         runtime: tokio::runtime::Handle,
+        certificates: Option<Arc<Certificates>>,
     ) -> Transport {
         Transport(Arc::new(Inner {
             me: RwLock::new(me),
@@ -96,6 +106,7 @@ impl Transport {
             work,
             staged,
             runtime,
+            certificates,
         }))
     }
 
@@ -167,7 +178,7 @@ impl Transport {
     }
 
     /// Connects to one of a node's addresses and shakes hands.
-    fn connect(&self, node: NodeId, purpose: Purpose) -> Result<(TcpStream, Welcome), String> {
+    fn connect(&self, node: NodeId, purpose: Purpose) -> Result<(Pipe, Welcome), String> {
         let addresses = self.address(node).ok_or_else(|| format!("no address of node {node} is known"))?;
         let mut failure = String::new();
         for address in addresses {
@@ -182,25 +193,52 @@ impl Transport {
         Err(failure)
     }
 
-    fn connect_to(&self, address: &str, purpose: Purpose) -> Result<(TcpStream, Welcome), String> {
+    fn connect_to(&self, address: &str, purpose: Purpose) -> Result<(Pipe, Welcome), String> {
         let bare = bare_address(address);
         let socket = bare.to_socket_addrs().map_err(|error| error.to_string())?.next().ok_or("no such host")?;
-        let mut stream = TcpStream::connect_timeout(&socket, CONNECT_TIMEOUT).map_err(|error| match error.kind() {
+        let stream = TcpStream::connect_timeout(&socket, CONNECT_TIMEOUT).map_err(|error| match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
             std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "timeout".to_owned(),
             _ => error.to_string(),
         })?;
         let tuned = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT)));
         tuned.and_then(|()| stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))).map_err(|error| error.to_string())?;
+        let wrong = |error: std::io::Error| tls::words::of_io(&error);
+        let mut pipe = Pipe::open(stream, self.0.certificates.as_ref()).map_err(wrong)?;
         let me = self.me();
         let hello = Hello { purpose, cluster: me.cluster, node: me.node, peer: me.peer, address: me.address };
-        frame::write(&mut stream, &hello.encode()).map_err(|error| error.to_string())?;
-        let reply = frame::read(&mut stream, frame::SMALL_BYTES_MAX).map_err(|error| error.to_string())?;
+        frame::write(&mut pipe, &hello.encode()).map_err(wrong)?;
+        let reply = frame::read(&mut pipe, frame::SMALL_BYTES_MAX).map_err(wrong)?;
         let welcome = Welcome::decode(&reply).ok_or("the other side does not speak this protocol")?;
-        match welcome.refusal() {
-            Some(why) => Err(why.to_owned()),
-            None => Ok((stream, welcome)),
+        if let Some(why) = welcome.refusal() {
+            return Err(why.to_owned());
         }
+        if let Some(certificate) = pipe.certificate()
+            && !tls::names_member(certificate, welcome.node, [bare])
+        {
+            return Err(format!(
+                "certificate verify failed: it names neither {} nor {}",
+                tls::node_name(welcome.node),
+                tls::host_of(bare)
+            ));
+        }
+        Ok((pipe, welcome))
+    }
+
+    /// Whether whoever has greeted may be who it claims to be: its certificate names the node, or the address under which
+    /// the cluster knows the node; a node that is not known yet may say itself where it is.
+    fn vouch(&self, pipe: &Pipe, hello: &Hello) -> Result<(), String> {
+        let Some(certificate) = pipe.certificate() else { return Ok(()) };
+        let known = self.address(hello.node).unwrap_or_else(|| vec![hello.address.clone()]);
+        if tls::names_member(certificate, hello.node, known.iter().map(String::as_str)) {
+            return Ok(());
+        }
+        Err(format!(
+            "certificate verify failed: it names neither {} nor {}, and so does not belong to node {}",
+            tls::node_name(hello.node),
+            known.iter().map(|address| tls::host_of(address)).collect::<Vec<_>>().join(", "),
+            hello.node
+        ))
     }
 }
 

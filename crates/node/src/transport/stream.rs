@@ -2,7 +2,6 @@
 //! with one byte when all of it is verified and on its disk.
 
 use std::io::{self, BufReader, BufWriter, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use base::NodeId;
@@ -12,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::Transport;
 use super::frame::{self, Purpose};
+use super::pipe::Pipe;
 use crate::clock;
 use crate::driver::Work;
 
@@ -30,23 +30,24 @@ impl Transport {
         message: &Message,
         mut source: Box<dyn SnapshotSource>,
     ) -> Result<(), String> {
-        let (stream, _) = self.connect(to, Purpose::Snapshot)?;
+        let (mut pipe, _) = self.connect(to, Purpose::Snapshot)?;
         let wrong = |error: io::Error| error.to_string();
-        stream.set_write_timeout(Some(STALL_TIMEOUT)).map_err(wrong)?;
-        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, &stream);
+        pipe.socket().set_write_timeout(Some(STALL_TIMEOUT)).map_err(wrong)?;
+        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, &mut pipe);
         frame::write(&mut writer, &message.encode()).map_err(wrong)?;
         while let Some(chunk) = source.next_chunk().map_err(|error| error.to_string())? {
             frame::write(&mut writer, &chunk).map_err(wrong)?;
         }
         frame::write(&mut writer, &[]).and_then(|()| writer.flush()).map_err(wrong)?;
-        stream.set_read_timeout(Some(FINISH_TIMEOUT)).map_err(wrong)?;
-        let reply = frame::read(&mut &stream, frame::SMALL_BYTES_MAX).map_err(wrong)?;
+        drop(writer);
+        pipe.socket().set_read_timeout(Some(FINISH_TIMEOUT)).map_err(wrong)?;
+        let reply = frame::read(&mut pipe, frame::SMALL_BYTES_MAX).map_err(wrong)?;
         if reply.first() == Some(&0) { Ok(()) } else { Err("the other side could not take it".to_owned()) }
     }
 
-    pub(super) fn receive_snapshot(&self, stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(STALL_TIMEOUT))?;
-        let mut reader = BufReader::with_capacity(BUFFER_BYTES, &stream);
+    pub(super) fn receive_snapshot(&self, pipe: Pipe) -> io::Result<()> {
+        pipe.socket().set_read_timeout(Some(STALL_TIMEOUT))?;
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, pipe);
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let message = Message::decode(frame::read(&mut reader, frame::BYTES_MAX)?)
             .ok_or_else(|| invalid("a snapshot without its message"))?;
@@ -76,6 +77,6 @@ impl Transport {
         staged.insert(id, sink);
         drop(staged);
         self.0.inbox.push(Input::SnapshotReceived { message, staged: id });
-        frame::write(&mut &stream, &[0])
+        frame::write(reader.get_mut(), &[0])
     }
 }

@@ -4,7 +4,7 @@
 //! it is served by one task until the peer leaves or the server stops. What a call is answered with is the business of the
 //! [`Service`].
 //!
-//! TLS comes in below: [`Server::serve_connection`] takes any byte stream.
+//! TLS comes in below ([`tls`]): [`Server::serve_connection`] takes any byte stream.
 //!
 //! Bounds: connections in all and per address, the time for the first bytes and for headers, header bytes, streams,
 //! message bytes, bytes of unfinished requests, and bytes that wait to be written (`http2::session`).
@@ -16,6 +16,7 @@ mod service;
 mod stats;
 mod stop;
 mod stream;
+mod tls;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +33,7 @@ pub use metadata::Metadata;
 pub use service::{Answer, BoxFuture, Call, HttpBody, Kind, Method, Service, http_body};
 pub use stats::ServerStats;
 pub use stream::{OUTBOX_BYTES_MAX, RequestStream, ResponseSink};
+pub use tls::Tls;
 
 use crate::Status;
 use http2::PREFACE;
@@ -131,6 +133,11 @@ impl<S: Service> Server<S> {
     /// Accepts connections, each on a task of the current runtime, until [`Server::stop`]; then waits until the
     /// connections have ended, which the drain timeout bounds. May run for several listeners at once.
     pub async fn serve(self: &Arc<Self>, listener: TcpListener) {
+        self.serve_with(listener, None).await;
+    }
+
+    /// As [`Server::serve`], over TLS if there is any.
+    pub async fn serve_with(self: &Arc<Self>, listener: TcpListener, tls: Option<Arc<Tls>>) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -141,9 +148,18 @@ impl<S: Service> Server<S> {
                     // A socket that refuses the option is about to fail anyway.
                     let _ = io.set_nodelay(true);
                     if let Some(guest) = self.admit(peer) {
-                        let server = self.clone();
+                        let (server, tls) = (self.clone(), tls.clone());
                         tokio::spawn(async move {
-                            server.serve_connection(io, peer).await;
+                            match tls {
+                                None => server.serve_connection(io, peer).await,
+                                Some(tls) => {
+                                    let patience = server.config.handshake_timeout;
+                                    let shaken = tokio::time::timeout(patience, tls.accept(io, peer)).await;
+                                    if let Ok(Some(io)) = shaken {
+                                        server.serve_connection(io, peer).await;
+                                    }
+                                }
+                            }
                             drop(guest);
                         });
                     }

@@ -1,0 +1,147 @@
+//! Sets of files, made on the spot, good and bad.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+    date_time_ymd,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    pub fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// Writes `ca.crt` and a pair for `names` into a folder.
+    pub fn write(&self, folder: &Path, names: &[&str], expired: bool) -> TlsOptions {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, names[0]);
+        params.subject_alt_names = names
+            .iter()
+            .map(|name| match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
+            })
+            .collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let path = |name: &str| folder.join(name);
+        fs::write(path("ca.crt"), self.0.pem()).unwrap();
+        fs::write(path("node.crt"), certificate.pem()).unwrap();
+        write_key(&path("node.key"), &key.serialize_pem(), 0o600);
+        TlsOptions {
+            cert_file: path("node.crt"),
+            key_file: path("node.key"),
+            ca_file: Some(path("ca.crt")),
+            api_pair: None,
+            client_ca_file: None,
+            api: ApiTls::Mutual,
+            members: true,
+        }
+    }
+}
+
+fn write_key(path: &Path, pem: &str, mode: u32) {
+    let _ = fs::remove_file(path);
+    fs::write(path, pem).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn refused(options: TlsOptions) -> String {
+    Certificates::load(options).err().expect("refused").to_string()
+}
+
+#[test]
+fn a_good_set_is_taken_and_names_its_node() {
+    let folder = TempDir::new().unwrap();
+    let options =
+        Authority::new("ca").write(folder.path(), &["chainfire-node-2", "10.0.0.2", "127.0.0.1", "localhost"], false);
+    let certificates = Certificates::load(options).unwrap();
+    let names = |node: u64, hosts: &[&str]| certificates.name_this_node(NodeId(node), hosts.iter().copied());
+    assert!(names(2, &[]));
+    assert!(names(3, &["http://10.0.0.2:2380"]));
+    assert!(!names(3, &["10.0.0.3:2380", "node3:2380"]));
+    assert!(!names(3, &["127.0.0.1:2380", "localhost:2380"]), "loopback names nobody");
+    assert!(!names(0, &["chainfire-node-3:2380"]));
+    assert!(certificates.stats().cert_expires_s > 0);
+}
+
+#[test]
+fn hosts_are_cut_out() {
+    for (address, host) in
+        [("n1:2380", "n1"), ("http://n1:2380/x", "n1"), ("[::1]:2380", "::1"), ("10.0.0.1", "10.0.0.1"), ("::1", "::1")]
+    {
+        assert_eq!(host_of(address), host);
+    }
+}
+
+#[test]
+fn what_is_unsafe_or_does_not_fit_is_refused_with_its_file_named() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new("ca");
+    let options = authority.write(folder.path(), &["chainfire-node-1"], false);
+
+    let key = fs::read_to_string(&options.key_file).unwrap();
+    write_key(&options.key_file, &key, 0o644);
+    let why = refused(options.clone());
+    assert!(why.contains("mode 0644") && why.contains("chmod 600"), "{why}");
+
+    write_key(&options.key_file, &KeyPair::generate().unwrap().serialize_pem(), 0o600);
+    assert!(refused(options.clone()).contains("do not belong together"));
+
+    write_key(&options.key_file, "no key", 0o600);
+    assert!(refused(options.clone()).contains("no PEM private key"));
+
+    write_key(&options.key_file, &key, 0o600);
+    let other = TempDir::new().unwrap();
+    let theirs = Authority::new("other").write(other.path(), &["x"], false);
+    let ca_file = options.ca_file.clone().unwrap();
+    fs::copy(theirs.ca_file.unwrap(), &ca_file).unwrap();
+    let why = refused(options.clone());
+    assert!(why.contains("certificate verify failed") && why.contains("same CA"), "{why}");
+
+    fs::remove_file(&ca_file).unwrap();
+    assert!(refused(options).contains("generate-dev-certs.sh"));
+}
+
+#[test]
+fn a_reload_takes_a_good_set_and_keeps_the_old_one_otherwise() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new("ca");
+    let options = authority.write(folder.path(), &["chainfire-node-1"], false);
+    let certificates = Certificates::load(options.clone()).unwrap();
+    assert_eq!(certificates.reload(), Ok(false));
+    let before = certificates.server();
+
+    fs::write(&options.cert_file, "half a certific").unwrap();
+    assert!(certificates.reload().is_err());
+    assert!(Arc::ptr_eq(&before, &certificates.server()));
+
+    authority.write(folder.path(), &["chainfire-node-1"], false);
+    assert_eq!(certificates.reload(), Ok(true));
+    assert!(!Arc::ptr_eq(&before, &certificates.server()));
+    let stats = certificates.stats();
+    assert_eq!((stats.reloads, stats.failed_reloads), (1, 1));
+}
+
+#[test]
+fn an_expired_set_is_loaded_so_that_it_can_be_replaced() {
+    let folder = TempDir::new().unwrap();
+    let certificates =
+        Certificates::load(Authority::new("ca").write(folder.path(), &["chainfire-node-1"], true)).unwrap();
+    assert!(certificates.stats().cert_expires_s < 1_600_000_000);
+}
