@@ -65,6 +65,8 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("peer-trusted-ca-file", "", "the CA that signs members"),
     ("peer-client-cert-auth", "true", "members always show each other certificates; false is refused"),
 ];
+/// Flags that need no value.
+const SWITCHES: [&str; 2] = ["client-cert-auth", "peer-client-cert-auth"];
 const VARIABLE_PREFIX: &str = "ETCD_";
 
 /// Understands `arguments` (without the program's name), or says in one line why not.
@@ -138,7 +140,8 @@ impl Given {
                 let meant = nearest(&name.to_string(), FLAGS.iter().map(|(known, ..)| *known)).unwrap_or_default();
                 return Err(format!("unknown flag --{name}; the nearest known flag is --{meant}"));
             };
-            let value = inline.or_else(|| words.next().cloned());
+            let switch = SWITCHES.contains(known).then(|| "true".to_owned());
+            let value = inline.or(switch).or_else(|| words.next().cloned());
             let value = value.ok_or_else(|| format!("flag --{known} needs a value"))?;
             self.values.insert(known, (value, format!("flag --{known}")));
         }

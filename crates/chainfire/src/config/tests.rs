@@ -237,8 +237,8 @@ fn mistakes_in_a_file_are_named() {
              belong together",
         ),
         (
-            "[network.tls]\ncert = \"/etc/x.crt\"\n",
-            "c.toml:2: unknown key `cert` in [network.tls]; the nearest known key is `cert_file`",
+            "[network.tls]\ncert_fil = \"/etc/x.crt\"\n",
+            "c.toml:2: unknown key `cert_fil` in [network.tls]; the nearest known key is `cert_file`",
         ),
         ("[tls]\ncert_file = \"/etc/x.crt\"\n", "c.toml:2: [tls]: certificates are named in [network.tls]"),
         ("[gossip]\naddr = \"x\"\n", "c.toml:2: [gossip]: gossip is not available in this version"),
@@ -277,8 +277,8 @@ fn settings_that_do_not_go_together_are_named() {
     let cases = [
         (
             "[network]\napi_addr = \"10.0.0.1:2379\"\n".to_owned(),
-            "c.toml:2: network.api_addr is 10.0.0.1:2379, which others reach, and there is no TLS in this version; set \
-             network.insecure = true to serve them all the same",
+            "c.toml:2: network.api_addr is 10.0.0.1:2379, which others reach, and clients are served without TLS \
+             there: name certificates in [network.tls], or set network.insecure = true to serve them all the same",
         ),
         (
             "[network]\ninsecure = true\napi_addr = \"0.0.0.0:2379\"\n".to_owned(),
@@ -287,8 +287,9 @@ fn settings_that_do_not_go_together_are_named() {
         ),
         (
             "[network]\ninsecure = true\nraft_addr = \"10.0.0.1:2380\"\n".to_owned(),
-            "c.toml:3: network.raft_addr is 10.0.0.1:2380, but off loopback nodes speak to each other under TLS only, \
-             which is not available in this version; use an address such as 127.0.0.1:2380",
+            "c.toml:3: network.raft_addr is 10.0.0.1:2380, but off loopback nodes speak to each other under TLS only: \
+             name cert_file, key_file and ca_file in [network.tls] (scripts/generate-dev-certs.sh makes them), or use an \
+             address such as 127.0.0.1:2380",
         ),
         (
             "[network]\nraft_addr = \"127.0.0.1:2379\"\n".to_owned(),

@@ -98,8 +98,8 @@ fn mistakes_are_named() {
     let cases = [
         ("--nam x", "unknown flag --nam; the nearest known flag is --name"),
         ("-wal-dir x", "unknown flag --wal-dir; the nearest known flag is --data-dir"),
-        ("--cert-file x", "flag --cert-file: TLS is not available in this version"),
-        ("--peer-client-cert-auth", "flag --peer-client-cert-auth: TLS is not available in this version"),
+        ("--auto-tls", "flag --auto-tls: this TLS setting of etcd is not supported"),
+        ("--peer-client-cert-auth=false", "flag --peer-client-cert-auth: members always show each other certificates"),
         ("gateway", "`gateway` is not a flag"),
         ("--name", "flag --name needs a value"),
         (
@@ -107,16 +107,21 @@ fn mistakes_are_named() {
             "flag --advertise-client-urls is required when --listen-client-urls is set explicitly",
         ),
         (
-            "--listen-client-urls https://127.0.0.1:1",
-            "flag --listen-client-urls: \"https://127.0.0.1:1\": TLS is not available in this version",
+            "--listen-client-urls https://127.0.0.1:1 --advertise-client-urls https://127.0.0.1:1",
+            "flag --listen-client-urls: https needs --cert-file and --key-file",
         ),
+        (
+            "--listen-peer-urls https://10.0.0.1:2380 --peer-cert-file c --peer-key-file k",
+            "flag --listen-peer-urls: https needs --peer-trusted-ca-file",
+        ),
+        ("--listen-peer-urls https://10.0.0.1:2380 --peer-cert-file c", "flag --peer-cert-file: needs --peer-key-file"),
         (
             "--listen-client-urls unix://127.0.0.1:1",
             "flag --listen-client-urls: \"unix://127.0.0.1:1\" is a Unix socket, which is not supported",
         ),
         (
             "--listen-client-urls 127.0.0.1:1",
-            "flag --listen-client-urls: must be http://HOST:PORT, not \"127.0.0.1:1\"",
+            "flag --listen-client-urls: must be http://HOST:PORT or https://HOST:PORT, not \"127.0.0.1:1\"",
         ),
         (
             "--listen-client-urls http://example.org:1",
@@ -124,8 +129,8 @@ fn mistakes_are_named() {
         ),
         (
             "--listen-peer-urls http://10.0.0.1:2380",
-            "flag --listen-peer-urls: 10.0.0.1:2380 is off loopback, where members speak to each other under TLS only, \
-             which is not available in this version; use an address such as 127.0.0.1",
+            "flag --listen-peer-urls: 10.0.0.1:2380 is off loopback, where members speak to each other under TLS only: \
+             make it https, with --peer-cert-file, --peer-key-file and --peer-trusted-ca-file",
         ),
         ("--listen-peer-urls http://127.0.0.1:1,http://127.0.0.1:2", "flag --listen-peer-urls: only one is supported"),
         (
@@ -164,8 +169,8 @@ fn mistakes_are_named() {
         assert_eq!(from_flags(flags).unwrap_err(), line);
     }
     assert_eq!(
-        from_all("", &[("ETCD_CERT_FILE", "/x")]).unwrap_err(),
-        "environment variable ETCD_CERT_FILE: TLS is not available in this version"
+        from_all("", &[("ETCD_CIPHER_SUITES", "x")]).unwrap_err(),
+        "environment variable ETCD_CIPHER_SUITES: this TLS setting of etcd is not supported"
     );
     assert_eq!(
         from_all("", &[("ETCD_SNAPSHOT_COUNT", "x")]).unwrap_err(),
@@ -200,4 +205,22 @@ fn no_words_make_the_parser_panic() {
             assert!(!why.is_empty() && !why.contains('\n'), "one line: {why:?}");
         }
     });
+}
+
+#[test]
+fn the_flags_that_kubeadm_gives_are_taken() {
+    let settings = from_flags(
+        "--advertise-client-urls=https://10.0.0.1:2379 --cert-file=/pki/server.crt --client-cert-auth=true --data-dir=/d \
+         --initial-advertise-peer-urls=https://10.0.0.1:2380 --initial-cluster=n1=https://10.0.0.1:2380 \
+         --key-file=/pki/server.key --listen-client-urls=https://127.0.0.1:2379,https://10.0.0.1:2379 \
+         --listen-peer-urls=https://10.0.0.1:2380 --name=n1 --peer-cert-file=/pki/peer.crt --peer-client-cert-auth \
+         --peer-key-file=/pki/peer.key --peer-trusted-ca-file=/pki/ca.crt --trusted-ca-file=/pki/ca.crt",
+    )
+    .unwrap();
+    let tls = settings.node.tls.unwrap();
+    assert_eq!((tls.api, tls.members), (node::tls::ApiTls::Mutual, true));
+    assert_eq!(tls.cert_file.to_str(), Some("/pki/peer.crt"));
+    assert_eq!(tls.api_pair.unwrap().0.to_str(), Some("/pki/server.crt"));
+    assert_eq!(settings.node.advertise_peer, "https://10.0.0.1:2380");
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
 }
