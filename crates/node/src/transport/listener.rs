@@ -40,8 +40,8 @@ struct Door {
     transport: Transport,
     stop: Arc<AtomicBool>,
     open: AtomicUsize,
-    /// Addresses that sent what is not ours; each is logged once.
-    strangers: Mutex<BTreeSet<IpAddr>>,
+    /// Addresses that sent what is not ours, and what was wrong; each is logged once.
+    strangers: Mutex<BTreeSet<(IpAddr, String)>>,
 }
 
 impl Listening {
@@ -87,12 +87,12 @@ impl Door {
         if error.kind() != io::ErrorKind::InvalidData {
             return;
         }
+        let why = tls::words::of_io(&error);
         let mut strangers = self.strangers.lock();
-        if strangers.len() < STRANGERS_MAX && strangers.insert(from) {
+        if strangers.len() < STRANGERS_MAX && strangers.insert((from, why.clone())) {
             tracing::warn!(
                 target: "chainfire_network",
-                "Closed a connection on the Raft port, addr={from} why={} code=CF3101",
-                tls::words::of_io(&error)
+                "Closed a connection on the Raft port, addr={from} why={why} code=CF3101"
             );
         }
     }
@@ -149,7 +149,7 @@ impl Door {
                 let message =
                     Message::decode(bytes).ok_or_else(|| invalid("a message that cannot be decoded".to_owned()))?;
                 if message.from != peer {
-                    return Err(invalid(format!("a message of peer {} on a connection of {peer}", message.from)));
+                    return Err(invalid("a message of another peer than the one that greeted".to_owned()));
                 }
                 batch.push(Input::Message(message));
                 if !holds_frame(reader.buffer()) {

@@ -2,6 +2,7 @@
 //!
 //! The configuration is asked for at every connection, so that certificates can be changed while the server runs.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use tokio_rustls::server::TlsStream;
 pub struct Tls {
     pub config: Box<dyn Fn() -> Arc<ServerConfig> + Send + Sync>,
     pub words: fn(&io::Error) -> String,
-    /// Who was complained about last, and when: one line per address and minute.
-    said: Mutex<Option<(IpAddr, Instant)>>,
+    /// Who was complained about, why, and when: one line per address, reason and minute.
+    said: Mutex<BTreeMap<(IpAddr, String), Instant>>,
 }
 
 const SAY_EVERY: Duration = Duration::from_secs(60);
+const SAID_MAX: usize = 256;
 /// The first byte of a TLS connection: a handshake record.
 const HANDSHAKE: u8 = 0x16;
 const ADVICE: &str = "this port speaks TLS: use https:// and the cluster's CA";
@@ -32,7 +34,7 @@ const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Tls {
     pub fn new(config: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static, words: fn(&io::Error) -> String) -> Tls {
-        Tls { config: Box::new(config), words, said: Mutex::new(None) }
+        Tls { config: Box::new(config), words, said: Mutex::default() }
     }
 
     /// `None`: the client was no client of this port, and was told so.
@@ -60,8 +62,8 @@ impl Tls {
 
     fn complain(&self, from: SocketAddr, why: &str) {
         let mut said = self.said.lock();
-        if said.is_none_or(|(who, when)| who != from.ip() || when.elapsed() >= SAY_EVERY) {
-            *said = Some((from.ip(), Instant::now()));
+        said.retain(|_, when| when.elapsed() < SAY_EVERY);
+        if said.len() < SAID_MAX && said.insert((from.ip(), why.to_owned()), Instant::now()).is_none() {
             tracing::warn!(target: "chainfire_network", "TLS handshake failed, addr={from} why={why} code=CF3104");
         }
     }

@@ -17,6 +17,7 @@ use proto::etcdserverpb as pb;
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
+use crate::pki::Pki;
 
 pub const CLIENT_PORT: u16 = 2379;
 pub const PEER_PORT: u16 = 2380;
@@ -34,13 +35,15 @@ pub struct Options {
     pub election_ms: u32,
     /// Further flags, without dashes.
     pub flags: Vec<(&'static str, String)>,
+    /// Every port is TLS, with certificates by this CA.
+    pub tls: bool,
     /// Where the data lies; the cluster's own folder by default.
     pub data_root: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { heartbeat_ms: 100, election_ms: 1000, flags: Vec::new(), data_root: None }
+        Options { heartbeat_ms: 100, election_ms: 1000, flags: Vec::new(), tls: false, data_root: None }
     }
 }
 
@@ -61,6 +64,7 @@ pub struct Cluster {
     options: Options,
     folder: Option<TempDir>,
     network: Network,
+    pki: Option<Pki>,
 }
 
 /// One node; its flags stay the same over restarts unless a test changes them.
@@ -94,7 +98,8 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("processes-").tempdir().unwrap();
         std::os::unix::fs::symlink(program(), folder.path().join("etcd")).unwrap();
         let network = Network::take();
-        let mut cluster = Cluster { nodes: Vec::new(), options, folder: Some(folder), network };
+        let pki = options.tls.then(|| Pki::new(&folder.path().join("certs")));
+        let mut cluster = Cluster { nodes: Vec::new(), options, folder: Some(folder), network, pki };
         for _ in 0..count {
             cluster.add_node("new");
         }
@@ -118,6 +123,9 @@ impl Cluster {
             name,
         });
         self.nodes[index].initial_cluster = self.initial_cluster();
+        if let Some(pki) = &self.pki {
+            pki.issue(&self.nodes[index].name, &[&self.nodes[index].address.to_string()]);
+        }
         index
     }
 
@@ -131,7 +139,11 @@ impl Cluster {
     }
 
     pub fn endpoint(&self, index: usize) -> String {
-        format!("http://{}:{CLIENT_PORT}", self.nodes[index].address)
+        format!("{}://{}:{CLIENT_PORT}", self.scheme(), self.nodes[index].address)
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.options.tls { "https" } else { "http" }
     }
 
     pub fn endpoints(&self) -> Vec<String> {
@@ -139,11 +151,23 @@ impl Cluster {
     }
 
     pub fn client(&self, index: usize) -> Client {
-        Client::new(&self.endpoint(index))
+        self.client_within(index, client::CALL_TIMEOUT)
+    }
+
+    pub fn client_within(&self, index: usize, timeout: Duration) -> Client {
+        match &self.pki {
+            Some(pki) => Client::secure(&self.endpoint(index), pki.client(), timeout),
+            None => Client::with_timeout(&self.endpoint(index), timeout),
+        }
+    }
+
+    /// The certificates of a cluster with TLS.
+    pub fn pki(&self) -> &Pki {
+        self.pki.as_ref().expect("a cluster with TLS")
     }
 
     pub fn peer_url(&self, index: usize) -> String {
-        format!("http://{}:{PEER_PORT}", self.nodes[index].address)
+        format!("{}://{}:{PEER_PORT}", self.scheme(), self.nodes[index].address)
     }
 
     /// All that a node has said, over all its starts.
@@ -192,6 +216,9 @@ impl Cluster {
             ("heartbeat-interval", self.options.heartbeat_ms.to_string()),
             ("election-timeout", self.options.election_ms.to_string()),
         ];
+        if let Some(pki) = &self.pki {
+            flags.extend(pki.flags(&node.name));
+        }
         flags.extend(self.options.flags.iter().cloned());
         command.args(flags.into_iter().map(|(name, value)| format!("--{name}={value}")));
         command
@@ -240,7 +267,7 @@ impl Cluster {
         self.signal(index, libc::SIGCONT);
     }
 
-    fn signal(&self, index: usize, number: i32) {
+    pub fn signal(&self, index: usize, number: i32) {
         if let Some(process) = &self.nodes[index].process {
             // SAFETY: takes numbers; the child has not been waited for, so the id is still its own.
             unsafe { libc::kill(process.id() as libc::pid_t, number) };
@@ -255,7 +282,7 @@ impl Cluster {
 
     /// Returns when the node has answered a linearizable read.
     pub async fn wait_until_serving(&mut self, index: usize) {
-        let client = Client::with_timeout(&self.endpoint(index), Duration::from_secs(2));
+        let client = self.client_within(index, Duration::from_secs(2));
         let deadline = Instant::now() + PATIENCE;
         while let Err(why) = client.get("/").await {
             let Node { name, process, .. } = &mut self.nodes[index];
@@ -283,7 +310,7 @@ impl Cluster {
     async fn find_leader(&self) -> Option<usize> {
         let mut found = None;
         for index in (0..self.nodes.len()).filter(|index| self.is_running(*index)) {
-            let client = Client::with_timeout(&self.endpoint(index), Duration::from_millis(300));
+            let client = self.client_within(index, Duration::from_millis(300));
             let Ok(status) = client.status().await else { continue };
             let own = status.header.as_ref().map_or(0, |header| header.member_id);
             let term = status.raft_term;

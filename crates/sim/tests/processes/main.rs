@@ -12,9 +12,10 @@
 //! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
+//! | `secure` | certificates on every port: who is refused, and how they are changed under load |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
-//! The rest is the harness: `cluster` (processes), `client` (one endpoint), `history` (clients whose doings are
+//! The rest is the harness: `cluster` (processes), `client` (one endpoint), `pki` (certificates), `history` (clients whose doings are
 //! recorded), `tell` (figures, and tests that cannot run here).
 //!
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
@@ -35,7 +36,9 @@ mod leadership;
 mod linearizable;
 mod lost_logs;
 mod membership;
+mod pki;
 mod python;
 mod restore;
+mod secure;
 mod tell;
 mod watching;

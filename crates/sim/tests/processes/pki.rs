@@ -1,0 +1,124 @@
+//! Certificates of a cluster: a CA, a pair for each node and one for clients, in a folder of the cluster's.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+    date_time_ymd,
+};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+pub struct Pki {
+    folder: PathBuf,
+    authority: Mutex<Authority>,
+}
+
+/// Signs; several may be trusted at a time.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    pub fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate and its key, as PEM.
+    pub fn sign(&self, name: &str, hosts: &[&str], expired: bool) -> (String, String) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let san = |host: &&str| match host.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName((*host).try_into().unwrap()),
+        };
+        params.subject_alt_names = hosts.iter().map(san).collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
+        }
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+impl Pki {
+    pub fn new(folder: &Path) -> Pki {
+        fs::create_dir_all(folder).unwrap();
+        let pki = Pki { folder: folder.to_owned(), authority: Mutex::new(Authority::new("ca")) };
+        pki.trust(&[&pki.authority.lock().pem()]);
+        pki.issue("client", &[]);
+        pki
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// What nodes trust from here on.
+    pub fn trust(&self, authorities: &[&str]) {
+        replace(&self.path("ca.crt"), &authorities.concat(), 0o644);
+    }
+
+    pub fn authority_pem(&self) -> String {
+        self.authority.lock().pem()
+    }
+
+    /// The CA that signs from here on; returns the one before.
+    pub fn change_authority(&self, authority: Authority) -> Authority {
+        std::mem::replace(&mut *self.authority.lock(), authority)
+    }
+
+    /// Signs and leaves `NAME.crt` and `NAME.key`.
+    pub fn issue(&self, name: &str, hosts: &[&str]) {
+        let (certificate, key) = self.authority.lock().sign(name, hosts, false);
+        self.put(name, &certificate, &key);
+    }
+
+    pub fn sign(&self, name: &str, hosts: &[&str], expired: bool) -> (String, String) {
+        self.authority.lock().sign(name, hosts, expired)
+    }
+
+    pub fn put(&self, name: &str, certificate: &str, key: &str) {
+        replace(&self.path(&format!("{name}.key")), key, 0o600);
+        replace(&self.path(&format!("{name}.crt")), certificate, 0o644);
+    }
+
+    /// etcd's flags of a node.
+    pub fn flags(&self, name: &str) -> Vec<(&'static str, String)> {
+        let path = |file: String| self.path(&file).display().to_string();
+        let (cert, key, ca) = (path(format!("{name}.crt")), path(format!("{name}.key")), path("ca.crt".to_owned()));
+        vec![
+            ("cert-file", cert.clone()),
+            ("key-file", key.clone()),
+            ("trusted-ca-file", ca.clone()),
+            ("client-cert-auth", "true".to_owned()),
+            ("peer-cert-file", cert),
+            ("peer-key-file", key),
+            ("peer-trusted-ca-file", ca),
+        ]
+    }
+
+    /// What a client of today brings along.
+    pub fn client(&self) -> ClientTlsConfig {
+        let read = |file: &str| fs::read(self.path(file)).unwrap();
+        ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read("ca.crt")))
+            .identity(Identity::from_pem(read("client.crt"), read("client.key")))
+    }
+}
+
+/// At once, as whoever distributes certificates should.
+fn replace(path: &Path, text: &str, mode: u32) {
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, text).unwrap();
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(mode)).unwrap();
+    fs::rename(temporary, path).unwrap();
+}
