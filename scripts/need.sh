@@ -71,10 +71,12 @@ for purpose in "$@"; do
         demo)
             need_command etcdctl etcd-client
             need_command jq jq
+            need_command openssl openssl
             ;;
         test)
             need_command etcdctl etcd-client
             need_command jq jq
+            need_command openssl openssl
             need_command curl curl
             need_command python3 python3
             need_venv
