@@ -1,22 +1,12 @@
-//! The command line, and what the environment adds to it.
-//!
-//! A setting is taken from its flag, else from its `CHAINFIRE_…` variable, else from etcdctl's `ETCDCTL_…` variable, else
-//! it has its default.
+//! The command line: all commands and their flags. What holds for every command is in [`crate::settings`].
 
-use std::env;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::failure::Failure;
-use crate::format::{parse_duration, parse_lease_id, parse_node_id};
-use crate::output::Format;
+use crate::format::{parse_lease_id, parse_node_id};
 use crate::range::Keys;
-
-const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::settings::Global;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,6 +18,7 @@ Examples:
   chainfire-client member-add --node-id 4 --peer-url 10.0.0.4:2380
   chainfire-client --endpoint node1:2379 --endpoint node2:2379 status --cluster
   chainfire-client snapshot save backup.db
+  chainfire-client --endpoint https://node1:2379 --cacert ca.crt --cert client.crt --key client.key status
 
 Exit codes:
   0 done    1 refused by the server    2 wrong usage    3 no endpoint reached
@@ -41,93 +32,6 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
-}
-
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Connection and output")]
-pub struct Global {
-    /// Where a node answers; repeat it or separate by commas, and the first that can be reached is used
-    #[arg(
-        long = "endpoint",
-        visible_alias = "endpoints",
-        value_name = "URL",
-        global = true,
-        value_delimiter = ',',
-        env = "CHAINFIRE_ENDPOINTS",
-        help = "Where nodes answer, with or without http://; repeat it or separate by commas, the first that can be \
-                reached is used [default: http://127.0.0.1:2379]"
-    )]
-    endpoints: Vec<String>,
-    /// How answers are shown [default: table on a terminal, simple otherwise]
-    #[arg(
-        short = 'o',
-        long,
-        visible_short_alias = 'w',
-        visible_alias = "write-out",
-        global = true,
-        env = "CHAINFIRE_OUTPUT"
-    )]
-    output: Option<Format>,
-    /// How long a command may take [default: 5s]
-    #[arg(long, visible_alias = "command-timeout", value_name = "DURATION", global = true, value_parser = parse_duration, env = "CHAINFIRE_TIMEOUT")]
-    timeout: Option<Duration>,
-    /// How long to wait for each endpoint to accept the connection [default: 2s]
-    #[arg(long, value_name = "DURATION", global = true, value_parser = parse_duration, env = "CHAINFIRE_DIAL_TIMEOUT")]
-    dial_timeout: Option<Duration>,
-}
-
-/// What holds for every command.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// At least one.
-    pub endpoints: Vec<String>,
-    pub output: Option<Format>,
-    pub timeout: Duration,
-    pub dial_timeout: Duration,
-}
-
-impl Global {
-    /// Fills in etcdctl's variables and the defaults.
-    pub fn settle(self) -> Result<Settings, Failure> {
-        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let duration = |flag: Option<Duration>, name: &str, default| match (flag, variable(name)) {
-            (Some(flag), _) => Ok(flag),
-            (None, Some(text)) => parse_duration(&text).map_err(|why| Failure::usage(format!("{name}: {why}"))),
-            (None, None) => Ok(default),
-        };
-        let mut endpoints = self.endpoints;
-        if endpoints.iter().all(|endpoint| endpoint.trim().is_empty()) {
-            endpoints.clear();
-        }
-        if endpoints.is_empty() {
-            let listed = variable("ETCDCTL_ENDPOINTS").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-            endpoints.extend(listed.split(',').map(str::to_owned));
-        }
-        for endpoint in &mut endpoints {
-            *endpoint = endpoint.trim().trim_end_matches('/').to_owned();
-            if endpoint.is_empty() {
-                return Err(Failure::usage("an endpoint is empty").advise("write host:port, such as 127.0.0.1:2379"));
-            }
-            if endpoint.starts_with("https://") {
-                return Err(Failure::usage(format!("{endpoint}: this client speaks no TLS")).advise("use http://"));
-            }
-            if !endpoint.contains("://") {
-                *endpoint = format!("http://{endpoint}");
-            }
-        }
-        let output = match (self.output, variable("ETCDCTL_WRITE_OUT")) {
-            (None, Some(text)) => Some(Format::from_str(&text, true).map_err(|_| {
-                Failure::usage(format!("ETCDCTL_WRITE_OUT: `{text}` is not among table, json and simple"))
-            })?),
-            (flag, _) => flag,
-        };
-        Ok(Settings {
-            endpoints,
-            output,
-            timeout: duration(self.timeout, "ETCDCTL_COMMAND_TIMEOUT", DEFAULT_TIMEOUT)?,
-            dial_timeout: duration(self.dial_timeout, "ETCDCTL_DIAL_TIMEOUT", DEFAULT_DIAL_TIMEOUT)?,
-        })
-    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -195,10 +99,29 @@ that loses its node goes on at another endpoint, without a gap. Ctrl-C ends it."
     /// Backups: save, check, restore
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Named clusters: endpoints and certificates under a name, for --context NAME
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Print a completion script
     #[command(after_help = "\
 Example: chainfire-client completion bash > /etc/bash_completion.d/chainfire-client")]
     Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ContextCommand {
+    /// List the contexts; the current one carries a star
+    List,
+    /// Make a context current: it is used when neither flags nor variables name endpoints
+    Use { name: String },
+    /// Make or change a context: it takes --endpoint, --cacert, --cert, --key and --server-name as given
+    #[command(after_help = "\
+Example:
+  chainfire-client context set prod --endpoint https://node1:2379,https://node2:2379 \\
+    --cacert ca.crt --cert client.crt --key client.key")]
+    Set { name: String },
+    /// Forget a context
+    Remove { name: String },
 }
 
 #[derive(Args, Debug)]
@@ -459,11 +382,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn endpoints_are_completed() {
-        let cli = Cli::parse_from(["x", "--endpoint", "a:1,http://b:2/", "--endpoints", "c:3", "status"]);
-        assert_eq!(cli.global.settle().unwrap().endpoints, ["http://a:1", "http://b:2", "http://c:3"]);
     }
 }

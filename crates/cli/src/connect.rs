@@ -4,16 +4,17 @@
 //! passed over too when asking again cannot do harm, that is for reads; a write is sent once, and what the
 //! first endpoint says is final, for it may have happened.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::time::Duration;
 
+use rpc::client::Tls;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use crate::args::Settings;
-use crate::failure::Failure;
+use crate::failure::{CERTIFICATE_FILE, Failure};
+use crate::settings::{Settings, with_scheme};
 
 /// Whether asking twice is the same as asking once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,18 +29,21 @@ pub struct Client {
     deadline: Instant,
     /// The endpoint that answered last, and the channel to it.
     current: RefCell<Option<(String, Channel)>>,
+    /// Read when the first https:// endpoint is met.
+    tls: OnceCell<Tls>,
 }
 
 impl Client {
     pub fn new(settings: Settings) -> Client {
         let deadline = Instant::now() + settings.timeout;
-        Client { settings, deadline, current: RefCell::new(None) }
+        Client { settings, deadline, current: RefCell::new(None), tls: OnceCell::new() }
     }
 
     /// One for a single endpoint of several.
     pub fn only(&self, endpoint: &str) -> Client {
         let mut settings = self.settings.clone();
-        settings.endpoints = vec![endpoint.to_owned()];
+        // One that a member advertises may lack its scheme.
+        settings.endpoints = vec![with_scheme(endpoint, &settings.tls).unwrap_or_else(|_| endpoint.to_owned())];
         Client::new(settings)
     }
 
@@ -129,17 +133,23 @@ impl Client {
         }
         // One dead address must not eat the time for the others.
         let patience = self.settings.dial_timeout.min(self.settings.timeout);
-        let connected = tokio::time::timeout(patience, rpc::client::connect(endpoint, patience)).await;
-        let channel = match connected {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(Failure::of_connection(endpoint, &error)),
-            Err(_) => {
-                return Err(Failure::new(crate::failure::Kind::Unreachable, format!("{endpoint}: connection timeout"))
-                    .advise("is the host up, and does a firewall let this port through?"));
-            }
+        let tls = if endpoint.starts_with("https://") { Some(self.tls()?) } else { None };
+        let channel = match rpc::client::connect(endpoint, patience, tls).await {
+            Ok(channel) => channel,
+            Err(error) => return Err(Failure::of_connection(endpoint, &error)),
         };
         *self.current.borrow_mut() = Some((endpoint.to_owned(), channel.clone()));
         Ok(channel)
+    }
+}
+
+impl Client {
+    fn tls(&self) -> Result<&Tls, Failure> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls);
+        }
+        let tls = Tls::load(&self.settings.tls).map_err(|why| Failure::local(why).code(CERTIFICATE_FILE))?;
+        Ok(self.tls.get_or_init(|| tls))
     }
 }
 

@@ -10,11 +10,31 @@
 //! | 5 | the time ran out; a write may or may not have happened |
 //! | 6 | a local file is damaged or cannot be read or written |
 
-use std::error::Error as _;
+use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
+use rpc::client::ConnectError;
+use rpc::tls_words::{BAD_CERTIFICATE, CERTIFICATE_REQUIRED, SPEAKS_NO_TLS, SPEAKS_TLS, VERIFY_FAILED};
 use tonic::{Code, Status};
+
+// Stable codes of this program's own errors: `code=CF6001`.
+/// We do not accept the server's certificate.
+const SERVER_NOT_TRUSTED: u16 = 6001;
+/// The server does not accept ours.
+const CLIENT_NOT_TRUSTED: u16 = 6002;
+/// The server wants one of us.
+const CLIENT_UNKNOWN: u16 = 6003;
+/// `http://` at a port that speaks TLS.
+const TLS_WANTED: u16 = 6004;
+/// `https://` at a port that speaks none.
+const TLS_UNWANTED: u16 = 6005;
+/// Anything else between the two sides of TLS.
+const TLS_FAILED: u16 = 6006;
+/// A certificate or key of ours cannot be read, or does not fit.
+pub const CERTIFICATE_FILE: u16 = 6010;
+pub const CONTEXT_UNKNOWN: u16 = 6020;
+pub const CONTEXT_BROKEN: u16 = 6021;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -36,11 +56,13 @@ pub struct Failure {
     pub text: String,
     /// What to do about it.
     pub advice: Option<String>,
+    /// A stable number for what happened, where it is not the server that said it.
+    pub code: Option<u16>,
 }
 
 impl Failure {
     pub fn new(kind: Kind, text: impl Into<String>) -> Failure {
-        Failure { kind, text: text.into(), advice: None }
+        Failure { kind, text: text.into(), advice: None, code: None }
     }
 
     pub fn usage(text: impl Into<String>) -> Failure {
@@ -56,6 +78,11 @@ impl Failure {
         self
     }
 
+    pub fn code(mut self, code: u16) -> Failure {
+        self.code = Some(code);
+        self
+    }
+
     /// The time for the command ran out.
     pub fn timed_out(endpoint: &str) -> Failure {
         Failure::new(Kind::TimedOut, format!("{endpoint}: context deadline exceeded"))
@@ -63,8 +90,19 @@ impl Failure {
     }
 
     /// A connection could not be made.
-    pub fn of_connection(endpoint: &str, error: &tonic::transport::Error) -> Failure {
-        let mut cause: &(dyn std::error::Error + 'static) = error;
+    pub fn of_connection(endpoint: &str, error: &ConnectError) -> Failure {
+        let error = match error {
+            ConnectError::Unreachable(error) => error,
+            ConnectError::TurnedAway(words) => {
+                return Failure::of_words(endpoint, words)
+                    .unwrap_or_else(|| Failure::new(Kind::Unreachable, format!("{endpoint}: {words}")));
+            }
+            ConnectError::TimedOut => return Failure::silent(endpoint),
+        };
+        if let Some(failure) = Failure::of_tls(endpoint, error) {
+            return failure;
+        }
+        let mut cause: &(dyn Error + 'static) = error;
         let mut kind = None;
         while let Some(deeper) = cause.source() {
             cause = deeper;
@@ -75,15 +113,24 @@ impl Failure {
                 Failure::new(Kind::Unreachable, format!("{endpoint}: connection refused"))
                     .advise("is the node running? try `systemctl status chainfire`, or another --endpoint")
             }
-            Some(ErrorKind::TimedOut) => Failure::new(Kind::Unreachable, format!("{endpoint}: connection timeout"))
-                .advise("is the host up, and does a firewall let this port through?"),
+            Some(ErrorKind::TimedOut) => Failure::silent(endpoint),
             _ => Failure::new(Kind::Unreachable, format!("{endpoint}: cannot connect: {cause}"))
                 .advise("check the address of --endpoint"),
         }
     }
 
+    /// Nobody said anything, not even no.
+    fn silent(endpoint: &str) -> Failure {
+        Failure::new(Kind::Unreachable, format!("{endpoint}: connection timeout"))
+            .advise("is the host up, and does a firewall let this port through?")
+    }
+
     /// The server answered with an error, or the connection broke.
     pub fn of_status(endpoint: &str, status: &Status) -> Failure {
+        // What has no source was said by the server itself.
+        if let Some(failure) = status.source().and_then(|source| Failure::of_tls(endpoint, source)) {
+            return failure;
+        }
         let message = match status.message() {
             "" => format!("{:?}", status.code()),
             message => message.to_owned(),
@@ -119,17 +166,64 @@ impl Failure {
         }
     }
 
+    /// TLS, or the want of it, is the cause; its words are somewhere among the causes' texts.
+    fn of_tls(endpoint: &str, error: &(dyn Error + 'static)) -> Option<Failure> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(failure) = Failure::of_words(endpoint, &error.to_string()) {
+                return Some(failure);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    fn of_words(endpoint: &str, text: &str) -> Option<Failure> {
+        TLS_TROUBLES.iter().find_map(|(phrase, code, advice)| {
+            let at = text.find(phrase)?;
+            // Around them may stand what a library says; the words of a port are complete in themselves.
+            let words = if *phrase == SPEAKS_TLS { phrase } else { &text[at..] };
+            let failure = Failure::new(Kind::Unreachable, format!("{endpoint}: {words}"));
+            Some(failure.advise(*advice).code(*code))
+        })
+    }
+
     /// Tells the user, on standard error.
     pub fn report(&self) -> ExitCode {
         if self.kind != Kind::Unheard {
-            match &self.advice {
-                Some(advice) => eprintln!("Error: {} ({advice})", self.text),
-                None => eprintln!("Error: {}", self.text),
-            }
+            let advice = self.advice.as_ref().map(|advice| format!(" ({advice})")).unwrap_or_default();
+            let code = self.code.map(|code| format!(" code=CF{code}")).unwrap_or_default();
+            eprintln!("Error: {}{advice}{code}", self.text);
         }
         ExitCode::from(self.kind as u8)
     }
 }
+
+/// Words, what they are, and what to do. The first that is found counts.
+const TLS_TROUBLES: &[(&str, u16, &str)] = &[
+    (
+        VERIFY_FAILED,
+        SERVER_NOT_TRUSTED,
+        "is --cacert the CA of this cluster, and the host in --endpoint a name of the certificate? `openssl x509 -noout \
+         -text` shows both; scripts/generate-dev-certs.sh renews what expired",
+    ),
+    (CERTIFICATE_REQUIRED, CLIENT_UNKNOWN, "this port wants to see a certificate of the client: give --cert and --key"),
+    (
+        BAD_CERTIFICATE,
+        CLIENT_NOT_TRUSTED,
+        "the server does not accept --cert: has its CA signed it, for clients, and is it valid still? the server's log \
+         says more",
+    ),
+    (SPEAKS_TLS, TLS_WANTED, "write https:// in --endpoint, and give --cacert"),
+    ("the server answers in HTTP/1", TLS_WANTED, "write https:// in --endpoint, and give --cacert"),
+    (SPEAKS_NO_TLS, TLS_UNWANTED, "write http:// in --endpoint, or is it the wrong port?"),
+    (
+        "the server ended the connection during the TLS handshake",
+        TLS_UNWANTED,
+        "write http:// in --endpoint, or is it the wrong port?",
+    ),
+    ("tls: ", TLS_FAILED, "the server's log may say more"),
+];
 
 /// Writing to standard output.
 impl From<io::Error> for Failure {
@@ -144,6 +238,20 @@ impl From<io::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_tls_are_found_among_the_causes() {
+        let of = |text: &str| Failure::of_tls("https://x", &io::Error::other(text.to_owned()));
+        let goaway = of("connection error received: not a result (b\"this port speaks TLS: use https://\")").unwrap();
+        assert_eq!(
+            (goaway.text.as_str(), goaway.code),
+            ("https://x: this port speaks TLS: use https://", Some(TLS_WANTED))
+        );
+        let alert = of("tls: bad certificate: unknown CA").unwrap();
+        assert_eq!(alert.text, "https://x: tls: bad certificate: unknown CA");
+        assert_eq!((alert.kind, alert.code), (Kind::Unreachable, Some(CLIENT_NOT_TRUSTED)));
+        assert!(of("connection refused").is_none());
+    }
 
     #[test]
     fn failures_have_codes_and_advice() {

@@ -1,17 +1,19 @@
 //! `chainfire-client`: Chainfire from the command line. A client of the public API only; it would work against any
 //! server of that API, and most of it works against etcd.
 //!
-//! The life of a command: [`args`] parses it and fills in what the environment says → [`connect`] finds an endpoint that
+//! The life of a command: [`args`] parses it → [`settings`] adds what the environment and [`contexts`] say → [`connect`] finds an endpoint that
 //! answers → a module of [`commands`] asks and hands the answer to [`output`], in the form wanted → or something fails,
 //! and [`failure`] says in one line what and what to do next, and with which exit code.
 
 mod args;
 mod commands;
 mod connect;
+mod contexts;
 mod failure;
 mod format;
 mod output;
 mod range;
+mod settings;
 mod txn_text;
 
 use std::process::ExitCode;
@@ -35,6 +37,5 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let settings = cli.global.settle()?;
-    commands::run(cli.command, settings).await
+    commands::run(cli.command, cli.global).await
 }

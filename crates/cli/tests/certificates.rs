@@ -38,7 +38,10 @@ fn a_ca_and_a_pair_for_each_node_and_for_clients() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = &temporary.path().join("certs");
     let said = generate(folder, &[]).unwrap();
-    assert!(said.contains("[network.tls]") && said.contains("chainfire-client --endpoint https://node1:2379"), "{said}");
+    assert!(
+        said.contains("[network.tls]") && said.contains("chainfire-client --endpoint https://node1:2379"),
+        "{said}"
+    );
     let made = ["chainfire-node-1", "chainfire-node-2", "chainfire-node-3", "client"];
     let also = ["flaredb-node-1", "flaredb-node-2", "flaredb-node-3", "placement-driver-node-1"];
     for name in made.into_iter().chain(also) {
@@ -52,16 +55,16 @@ fn a_ca_and_a_pair_for_each_node_and_for_clients() {
     }
     assert!(!openssl(folder, "verify -purpose sslserver -CAfile ca.crt client.crt").0);
     assert_eq!((mode(folder), mode(&folder.join("ca.key")), mode(&folder.join("bundles"))), (0o755, 0o600, 0o700));
-    assert_eq!(names(&folder.join("bundles/chainfire-node-2"), ""), [
-        "ca.crt",
-        "chainfire-node-2.crt",
-        "chainfire-node-2.key"
-    ]);
+    assert_eq!(
+        names(&folder.join("bundles/chainfire-node-2"), ""),
+        ["ca.crt", "chainfire-node-2.crt", "chainfire-node-2.key"]
+    );
     assert_eq!(names(folder, "").len(), 19, "nothing is left over: {:?}", names(folder, ""));
 
     // The runbook's lines.
     let (_, text) = openssl(folder, "x509 -in chainfire-node-2.crt -noout -text");
-    let alternatives = "DNS:chainfire-node-2, DNS:node2, DNS:node-2, DNS:localhost, IP Address:127.0.0.2, IP Address:127.0.0.1";
+    let alternatives =
+        "DNS:chainfire-node-2, DNS:node2, DNS:node-2, DNS:localhost, IP Address:127.0.0.2, IP Address:127.0.0.1";
     for wanted in [alternatives, "TLS Web Server Authentication, TLS Web Client Authentication", "CA:FALSE"] {
         assert!(text.contains(wanted), "{wanted} in {text}");
     }
@@ -116,7 +119,9 @@ fn days_and_wrong_words() {
     assert!(!good && said.contains("certificate has expired"), "{said}");
     generate(folder, &[]).unwrap();
     assert!(openssl(folder, "verify -CAfile ca.crt chainfire-node-1.crt").0);
-    for wrong in [&["--nodes", "0"][..], &["--days", "x"], &["--host", "1"], &["--host", "0=a"], &["--what"], &["again"]] {
+    for wrong in
+        [&["--nodes", "0"][..], &["--days", "x"], &["--host", "1"], &["--host", "0=a"], &["--what"], &["again"]]
+    {
         let complaint = generate(folder, wrong).unwrap_err();
         assert!(complaint.starts_with("generate-dev-certs: ") && complaint.lines().count() == 1, "{complaint}");
     }

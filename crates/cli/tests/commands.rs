@@ -1,6 +1,7 @@
 //! The program itself against a mock server: what it prints, how it fails, with which exit code.
 
 mod mock;
+mod secure;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -212,5 +213,4 @@ fn failures_say_what_to_do() {
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(run(&["put"], &[], "").0, 2);
     assert_eq!(mock.run(&["get"]).0, 2);
-    assert_eq!(run(&["--endpoint", "https://x", "status"], &[], "").0, 2);
 }

@@ -1,9 +1,16 @@
 //! Client stubs (tonic) for every service, one module per package, and how to reach a server.
 //!
-//! A server's address may be written with or without a scheme: `127.0.0.1:2379` means `http://127.0.0.1:2379`.
+//! A server's address may be written with or without a scheme: `127.0.0.1:2379` means `http://127.0.0.1:2379`. With
+//! `https://` the connection is made with TLS ([`Tls`], `connector`).
 
+mod connector;
+mod tls;
+
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http::Uri;
+use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint, Error};
 
 mod stubs {
@@ -19,6 +26,9 @@ pub use stubs::etcdserverpb::{
 pub use stubs::grpc::health::v1::health_client::HealthClient;
 pub use stubs::v3electionpb::election_client::ElectionClient;
 pub use stubs::v3lockpb::lock_client::LockClient;
+
+pub use connector::{Connection, Connector, connect as connect_stream};
+pub use tls::{Tls, TlsFiles};
 
 /// The largest answer a client of ours takes. Servers do not limit what they send.
 pub const RESPONSE_BYTES_MAX: usize = i32::MAX as usize;
@@ -38,10 +48,38 @@ pub fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint, Er
         .keep_alive_timeout(Duration::from_secs(10)))
 }
 
-/// Connects to a server.
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// It could not be made.
+    Unreachable(Error),
+    /// It was made, and what the server said first was no.
+    TurnedAway(String),
+    TimedOut,
+}
+
+/// Connects to a server, with TLS if the address begins with `https://`, and waits for its first word.
 ///
 /// # Errors
-/// The address is no URI, nobody listens there, or the time ran out.
-pub async fn connect(address: &str, timeout: Duration) -> Result<Channel, Error> {
-    endpoint(address, timeout)?.connect().await
+/// The address is no URI, nobody listens there, the time ran out, or one side refuses the other: see [`crate::tls_words`].
+pub async fn connect(address: &str, timeout: Duration, tls: Option<&Tls>) -> Result<Channel, ConnectError> {
+    // To tonic it is a plain connection, since the connector takes care of TLS; to the server the request says `https`.
+    let secured = address.strip_prefix("https://");
+    let plain = secured.map_or_else(|| address.to_owned(), |rest| format!("http://{rest}"));
+    let mut endpoint = endpoint(&plain, timeout).map_err(ConnectError::Unreachable)?;
+    if secured.is_some() {
+        endpoint = endpoint.origin(Uri::try_from(address).unwrap_or_default());
+    }
+    let (heard, first_word) = oneshot::channel();
+    let first = Arc::new(Mutex::new(Some(heard)));
+    let connector = Connector { secured: secured.is_some(), tls: tls.cloned(), first };
+    let made = async {
+        let channel = endpoint.connect_with_connector(connector).await.map_err(ConnectError::Unreachable)?;
+        match first_word.await {
+            Ok(Err(why)) => Err(ConnectError::TurnedAway(why)),
+            // One that was dropped unheard will say why when it is used.
+            Ok(Ok(())) | Err(_) => Ok(channel),
+        }
+    };
+    tokio::time::timeout(timeout, made).await.unwrap_or(Err(ConnectError::TimedOut))
 }

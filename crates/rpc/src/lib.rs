@@ -7,5 +7,6 @@
 pub mod client;
 pub mod server;
 mod status;
+pub mod tls_words;
 
 pub use status::{Code, Status};

@@ -1,6 +1,7 @@
 //! One module per family of commands.
 
 mod compact;
+mod context;
 pub mod keys;
 mod lease;
 mod maintenance;
@@ -15,12 +16,19 @@ use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
-use crate::args::{Cli, Command, Settings};
+use crate::args::{Cli, Command};
 use crate::connect::Client;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::settings::Global;
 
-pub async fn run(command: Command, settings: Settings) -> Result<(), Failure> {
+pub async fn run(command: Command, global: Global) -> Result<(), Failure> {
+    if let Command::Context(command) = command {
+        let mut out = Output::new(global.output);
+        context::run(command, &global, &mut out)?;
+        return out.flush().map_err(Failure::from);
+    }
+    let settings = global.settle()?;
     let mut out = Output::new(settings.output);
     let client = Client::new(settings);
     match command {
@@ -42,6 +50,7 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), Failure> {
         Command::Defrag(args) => maintenance::defragment(&client, args.cluster, &mut out).await,
         Command::Hashkv(args) => maintenance::hash_kv(&client, args, &mut out).await,
         Command::Snapshot(command) => snapshot::run(&client, command, &mut out).await,
+        Command::Context(_) => unreachable!("contexts need no settings"),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "chainfire-client", &mut script);

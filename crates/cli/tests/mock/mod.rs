@@ -1,6 +1,8 @@
 //! A server of one node that holds keys in a map, for tests of the client: enough of the API to answer every command,
 //! and switches for what a real server does only in bad times.
 
+pub mod tls;
+
 use std::collections::BTreeMap;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -50,9 +52,15 @@ struct Store {
 
 impl Mock {
     pub fn start() -> Mock {
+        Mock::start_with(None)
+    }
+
+    /// With TLS, if it is told how; then it answers those who speak none as a server of ours does.
+    pub fn start_with(tls: Option<Arc<rustls::ServerConfig>>) -> Mock {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
         let node = Arc::new(Node::default());
         node.store.lock().unwrap().members = [1, 2, 3]
             .map(|node_id| admin::Member {
@@ -66,7 +74,12 @@ impl Mock {
             .to_vec();
         let server = Server::new(node.clone(), ServerConfig::default());
         let serving = server.clone();
-        runtime.spawn(async move { serving.serve(listener).await });
+        runtime.spawn(async move {
+            match tls {
+                Some(config) => tls::serve(serving, listener, config).await,
+                None => serving.serve(listener).await,
+            }
+        });
         Mock { endpoint, node, server, _runtime: runtime }
     }
 

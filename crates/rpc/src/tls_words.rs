@@ -1,0 +1,123 @@
+//! What goes wrong with TLS, in the words that operators and their runbooks look for. rustls words it otherwise.
+//!
+//! Two sides can refuse: we refuse the certificate of the other side (`certificate verify failed: …`), or it refuses ours
+//! and says so with an alert (`tls: bad certificate`, `tls: certificate required`). An alert names its reason only roughly;
+//! the details are in the log of whoever sent it.
+
+use rustls::{AlertDescription, CertificateError, Error};
+
+/// What a port that speaks TLS tells those who do not. Servers answer with it, clients look for it.
+pub const SPEAKS_TLS: &str = "this port speaks TLS: use https://";
+/// What a client finds when it speaks TLS to one that does not.
+pub const SPEAKS_NO_TLS: &str = "this port does not speak TLS: use http://";
+/// How all complaints about the other side's certificate begin.
+pub const VERIFY_FAILED: &str = "certificate verify failed";
+/// How the other side's complaint about our certificate begins.
+pub const BAD_CERTIFICATE: &str = "tls: bad certificate";
+/// The other side wants a certificate, and we have shown none.
+pub const CERTIFICATE_REQUIRED: &str = "tls: certificate required";
+
+/// One line without a full stop.
+pub fn words(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(why) => format!("{VERIFY_FAILED}: {}", of_certificate(why)),
+        Error::NoCertificatesPresented => format!("{VERIFY_FAILED}: the other side showed none"),
+        Error::AlertReceived(alert) => of_alert(*alert),
+        Error::InvalidMessage(_) => SPEAKS_NO_TLS.to_owned(),
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => {
+            format!("tls: no common version or protocol: {error}")
+        }
+        other => format!("tls: {other}"),
+    }
+}
+
+fn of_certificate(why: &CertificateError) -> String {
+    match why {
+        CertificateError::UnknownIssuer => "unknown CA: none of those that are trusted has signed it".to_owned(),
+        CertificateError::BadSignature => {
+            "its signature is wrong: another CA of the same name has signed it".to_owned()
+        }
+        CertificateError::ExpiredContext { not_after, .. } => format!("expired on {}", date(not_after.as_secs())),
+        CertificateError::Expired => "expired".to_owned(),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("not valid before {}; is the clock right?", date(not_before.as_secs()))
+        }
+        CertificateError::NotValidYet => "not valid yet; is the clock right?".to_owned(),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names: Vec<_> = presented.iter().map(|name| plain(name)).collect();
+            let names = if names.is_empty() { "no name at all".to_owned() } else { names.join(", ") };
+            format!("not valid for {}, but for {names}", expected.to_str())
+        }
+        CertificateError::NotValidForName => "not valid for the name of the other side".to_owned(),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "its extended key usage does not allow this use".to_owned()
+        }
+        CertificateError::Revoked => "revoked".to_owned(),
+        CertificateError::BadEncoding => "it cannot be read".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn of_alert(alert: AlertDescription) -> String {
+    use AlertDescription as Alert;
+    let why = match alert {
+        Alert::CertificateRequired => return CERTIFICATE_REQUIRED.to_owned(),
+        Alert::BadCertificate => "",
+        Alert::UnknownCA => ": unknown CA",
+        Alert::CertificateExpired => ": expired",
+        Alert::CertificateRevoked => ": revoked",
+        Alert::CertificateUnknown => ": not accepted",
+        Alert::UnsupportedCertificate => ": of an unsupported kind, or not made for this use",
+        Alert::AccessDenied => ": access denied",
+        Alert::DecryptError => ": its signature is wrong",
+        Alert::HandshakeFailure => return "tls: handshake failure".to_owned(),
+        other => return format!("tls: alert from the other side: {other:?}"),
+    };
+    format!("{BAD_CERTIFICATE}{why}")
+}
+
+/// rustls writes `DnsName("node1")` and `IpAddress(127.0.0.1)`.
+fn plain(name: &str) -> &str {
+    let inside = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inside.unwrap_or(name).trim_matches('"')
+}
+
+/// Seconds since 1970 as `2026-11-24 19:21 UTC`, after Howard Hinnant's `civil_from_days`.
+fn date(seconds: u64) -> String {
+    let (days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(951_782_399), "2000-02-28 23:59 UTC");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(date(1_795_548_060), "2026-11-24 19:21 UTC");
+        assert_eq!(date(4_107_542_399), "2100-02-28 23:59 UTC");
+        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
+    }
+
+    #[test]
+    fn the_runbooks_words() {
+        let unknown = words(&Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(unknown.starts_with("certificate verify failed: unknown CA"), "{unknown}");
+        assert_eq!(words(&Error::AlertReceived(AlertDescription::BadCertificate)), "tls: bad certificate");
+        assert_eq!(words(&Error::AlertReceived(AlertDescription::UnknownCA)), "tls: bad certificate: unknown CA");
+        assert_eq!(words(&Error::AlertReceived(AlertDescription::CertificateRequired)), "tls: certificate required");
+        assert_eq!(plain("DnsName(\"node1\")"), "node1");
+        assert_eq!(plain("IpAddress(127.0.0.1)"), "127.0.0.1");
+    }
+}
