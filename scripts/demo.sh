@@ -3,6 +3,10 @@
 #
 #   scripts/demo.sh          stays up until Ctrl-C
 #   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
+#   scripts/demo.sh --tls    clients speak TLS too, with certificates on both sides
+#
+# The nodes talk among themselves under mTLS, with certificates made on the spot. Clients are served plain HTTP on loopback
+# unless --tls is given.
 #
 # SERVER=path runs it on another program that takes etcd's flags (bin/etcd, or a real etcd).
 set -euo pipefail
@@ -14,12 +18,18 @@ CLIENT_PORT=2379
 PEER_PORT=2380
 START_SECONDS=30
 
-once=
-case ${1:-} in
-    --once) once=1 ;;
-    '') ;;
-    *) echo "demo: $1 is not understood; there is --once" >&2 && exit 2 ;;
-esac
+once='' tls=''
+for word in "$@"; do
+    case $word in
+        --once) once=1 ;;
+        --tls) tls=1 ;;
+        *) echo "demo: $word is not understood; there are --once and --tls" >&2 && exit 2 ;;
+    esac
+done
+if [ -n "$tls" ] && [ -n "$SERVER" ]; then
+    echo "demo: --tls is for our own program" >&2 && exit 2
+fi
+SCHEME=http${tls:+s}
 
 folder=
 declare -A pids
@@ -29,6 +39,7 @@ main() {
     folder=$(mktemp -d -t chainfire-demo-XXXXXX)
     trap 'exit 130' INT TERM
     trap clean_up EXIT
+    [ -n "$SERVER" ] || make_certificates
     start_three
     load_packages
     read_back
@@ -36,6 +47,15 @@ main() {
     kill_the_leader
     [ -n "$once" ] || stay
     say "Done."
+}
+
+make_certificates() {
+    say "Making certificates in $folder/certs"
+    scripts/generate-dev-certs.sh "$folder/certs" > "$folder/certs.log" || fail "no certificates were made: $(tail -n 3 "$folder/certs.log")"
+    openssl x509 -in "$folder/certs/chainfire-node-1.crt" -noout -subject -issuer -enddate
+    [ -n "$tls" ] || return 0
+    export ETCDCTL_CACERT=$folder/certs/ca.crt ETCDCTL_CERT=$folder/certs/client.crt ETCDCTL_KEY=$folder/certs/client.key
+    export CHAINFIRE_CACERT=$ETCDCTL_CACERT CHAINFIRE_CERT=$ETCDCTL_CERT CHAINFIRE_KEY=$ETCDCTL_KEY
 }
 
 start_three() {
@@ -56,10 +76,10 @@ load_packages() {
 
 read_back() {
     say "Reading it back, from a node that did not take the writes"
-    show etcdctl --endpoints "${HOSTS[2]}:$CLIENT_PORT" get /dpkg/bash/Version
-    show etcdctl --endpoints "${HOSTS[2]}:$CLIENT_PORT" get --prefix /dpkg/bash/ --keys-only --limit 5
+    show etcdctl --endpoints "$(endpoint "${HOSTS[2]}")" get /dpkg/bash/Version
+    show etcdctl --endpoints "$(endpoint "${HOSTS[2]}")" get --prefix /dpkg/bash/ --keys-only --limit 5
     local stored installed
-    stored=$(etcdctl --endpoints "${HOSTS[2]}:$CLIENT_PORT" get --print-value-only /dpkg/bash/Version)
+    stored=$(etcdctl --endpoints "$(endpoint "${HOSTS[2]}")" get --print-value-only /dpkg/bash/Version)
     installed=$(dpkg-query -W -f '${Version}' bash)
     [ "$stored" = "$installed" ] || fail "bash is stored as $stored and installed as $installed"
     echo "dpkg itself says the same: bash $installed"
@@ -67,16 +87,16 @@ read_back() {
 
 follow_a_watch() {
     say "Following a watch on the second node while keys are written through the first"
-    echo "\$ etcdctl --endpoints ${HOSTS[1]}:$CLIENT_PORT watch --prefix /demo/ &"
+    echo "\$ etcdctl --endpoints $(endpoint "${HOSTS[1]}") watch --prefix /demo/ &"
     local seen=$folder/watch.log
-    etcdctl --endpoints "${HOSTS[1]}:$CLIENT_PORT" watch --prefix /demo/ > "$seen" &
+    etcdctl --endpoints "$(endpoint "${HOSTS[1]}")" watch --prefix /demo/ > "$seen" &
     local watcher=$!
     sleep 1
     local colour
     for colour in red green blue; do
-        show etcdctl --endpoints "${HOSTS[0]}:$CLIENT_PORT" put "/demo/$colour" "seen by the watch"
+        show etcdctl --endpoints "$(endpoint "${HOSTS[0]}")" put "/demo/$colour" "seen by the watch"
     done
-    show etcdctl --endpoints "${HOSTS[0]}:$CLIENT_PORT" del /demo/red
+    show etcdctl --endpoints "$(endpoint "${HOSTS[0]}")" del /demo/red
     local deadline=$((SECONDS + 10))
     until [ "$(grep -cE '^(PUT|DELETE)$' "$seen")" = 4 ] || [ $SECONDS -ge $deadline ]; do sleep 0.1; done
     kill "$watcher" && wait "$watcher" 2> /dev/null || true
@@ -90,7 +110,7 @@ kill_the_leader() {
     local status leader host survivors=()
     status=$(etcdctl --endpoints "$(endpoints)" endpoint status -w json)
     leader=$(jq -r '.[] | select(.Status.leader == .Status.header.member_id) | .Endpoint' <<< "$status" | head -1)
-    leader=${leader%:*}
+    leader=${leader#*://} leader=${leader%:*}
     for host in "${HOSTS[@]}"; do [ "$host" = "$leader" ] || survivors+=("$host:$CLIENT_PORT"); done
     [ ${#survivors[@]} = 2 ] || fail "no leader was found"
     echo "The leader is $leader; writing to the two others every 5 ms"
@@ -105,6 +125,11 @@ kill_the_leader() {
 stay() {
     trap 'exit 0' INT
     say "The cluster stays up until Ctrl-C. In another terminal, try:"
+    if [ -n "$tls" ]; then
+        cat << TEXT
+    export ETCDCTL_CACERT=$ETCDCTL_CACERT ETCDCTL_CERT=$ETCDCTL_CERT ETCDCTL_KEY=$ETCDCTL_KEY
+TEXT
+    fi
     cat << TEXT
     export ETCDCTL_ENDPOINTS=$(endpoints)
     etcdctl get /dpkg/bash/Description
@@ -112,10 +137,10 @@ stay() {
     etcdctl watch --prefix /demo/
     etcdctl endpoint status -w table
     etcdctl --endpoints <the leader's> move-leader <member id>
-    curl http://${HOSTS[0]}:$CLIENT_PORT/metrics
+    curl ${tls:+--cacert \$ETCDCTL_CACERT --cert \$ETCDCTL_CERT --key \$ETCDCTL_KEY }$(endpoint "${HOSTS[0]}")/metrics
 TEXT
-    if [ -x bin/chainfire-client ]; then
-        echo "    bin/chainfire-client --endpoint http://${HOSTS[0]}:$CLIENT_PORT status"
+    if [ -z "$SERVER" ]; then
+        echo "    bin/chainfire-client --endpoint $(endpoint "${HOSTS[0]}") status --cluster"
     fi
     echo "    tail -f $folder/${HOSTS[0]}.log"
     while :; do sleep 3600 & wait $!; done
@@ -134,7 +159,10 @@ start() {
     else
         for each in "${HOSTS[@]}"; do members+=("${each##*.}=$each:$PEER_PORT"); done
         bin/chainfire --node-id "${host##*.}" --data-dir "$folder/$host" --api-addr "$host:$CLIENT_PORT" \
-            --raft-addr "$host:$PEER_PORT" --initial-members "$(join "${members[@]}")" >> "$folder/$host.log" 2>&1 &
+            --raft-addr "$host:$PEER_PORT" --initial-members "$(join "${members[@]}")" \
+            --tls-cert-file "$folder/certs/chainfire-node-${host##*.}.crt" \
+            --tls-key-file "$folder/certs/chainfire-node-${host##*.}.key" --tls-ca-file "$folder/certs/ca.crt" \
+            --tls-api "$([ -n "$tls" ] && echo mutual || echo off)" >> "$folder/$host.log" 2>&1 &
     fi
     pids[$host]=$!
 }
@@ -142,7 +170,7 @@ start() {
 # wait_for HOST: until it answers a linearizable read.
 wait_for() {
     local deadline=$((SECONDS + START_SECONDS))
-    until etcdctl --endpoints "$1:$CLIENT_PORT" --command-timeout 2s get / > /dev/null 2>&1; do
+    until etcdctl --endpoints "$(endpoint "$1")" --command-timeout 2s get / > /dev/null 2>&1; do
         kill -0 "${pids[$1]}" 2> /dev/null || fail "the node on $1 ended:" "$1"
         [ $SECONDS -lt $deadline ] || fail "the node on $1 does not answer after $START_SECONDS s:" "$1"
         sleep 0.2
@@ -179,7 +207,13 @@ clean_up() {
     rm -rf "$folder"
 }
 
-endpoints() { join "${HOSTS[@]/%/:$CLIENT_PORT}"; }
+# endpoint HOST: where clients reach it.
+endpoint() { echo "$SCHEME://$1:$CLIENT_PORT"; }
+endpoints() {
+    local each=() host
+    for host in "${HOSTS[@]}"; do each+=("$(endpoint "$host")"); done
+    join "${each[@]}"
+}
 join() { local IFS=,; echo "$*"; }
 say() { printf '\n\e[1m%s\e[0m\n' "$*"; }
 show() { echo "\$ $*" && "$@"; }
