@@ -8,6 +8,7 @@
 //! | `watching` | a watch that reconnects gets every revision once |
 //! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
 //! | `catch_up` | a node that missed much is filled by a snapshot |
+//! | `rolling` | all nodes are restarted one after the other, and no client notices |
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
 //! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
@@ -39,6 +40,7 @@ mod membership;
 mod pki;
 mod python;
 mod restore;
+mod rolling;
 mod secure;
 mod tell;
 mod watching;
