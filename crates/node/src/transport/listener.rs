@@ -102,7 +102,7 @@ impl Door {
         stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
         stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
         let certificates = self.transport.0.certificates.as_ref();
-        if certificates.is_none() && speaks_tls(&stream) {
+        if certificates.is_none() && speaks_tls(&stream)? {
             return Err(invalid(
                 "the other side speaks TLS, and this node does not: set [network.tls] here".to_owned(),
             ));
@@ -167,10 +167,10 @@ impl Door {
 }
 
 /// Whether the other side begins as TLS does.
-fn speaks_tls(stream: &TcpStream) -> bool {
+fn speaks_tls(stream: &TcpStream) -> io::Result<bool> {
     const HANDSHAKE: u8 = 0x16;
     let mut first = [0];
-    stream.peek(&mut first).is_ok_and(|count| count == 1 && first[0] == HANDSHAKE)
+    Ok(stream.peek(&mut first)? == 1 && first[0] == HANDSHAKE)
 }
 
 fn invalid(why: String) -> io::Error {
