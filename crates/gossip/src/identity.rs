@@ -57,11 +57,10 @@ pub enum Role {
     #[default]
     Waiting = 0,
     Follower = 1,
-    Candidate = 2,
-    Leader = 3,
-    Learner = 4,
+    Leader = 2,
+    Learner = 3,
     /// It is stopping in good order.
-    Leaving = 5,
+    Leaving = 4,
     /// One of a later version.
     Other = 255,
 }
@@ -71,7 +70,6 @@ impl Role {
         match self {
             Role::Waiting => "waiting",
             Role::Follower => "follower",
-            Role::Candidate => "candidate",
             Role::Leader => "leader",
             Role::Learner => "learner",
             Role::Leaving => "leaving",
@@ -83,10 +81,9 @@ impl Role {
         match byte {
             0 => Role::Waiting,
             1 => Role::Follower,
-            2 => Role::Candidate,
-            3 => Role::Leader,
-            4 => Role::Learner,
-            5 => Role::Leaving,
+            2 => Role::Leader,
+            3 => Role::Learner,
+            4 => Role::Leaving,
             _ => Role::Other,
         }
     }

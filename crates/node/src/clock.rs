@@ -12,6 +12,12 @@ pub fn now() -> Time {
     Time::from_nanos(spec.tv_sec as u64 * 1_000_000_000 + spec.tv_nsec as u64)
 }
 
+/// Milliseconds since 1970, as far as the machine knows.
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
 /// A number that cannot be guessed or met again, from the operating system.
 pub fn random_u64() -> u64 {
     let mut bytes = [0u8; 8];

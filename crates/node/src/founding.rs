@@ -8,7 +8,8 @@
 //!
 //! *Coming.* A folder without a cluster that meets one asks to be let in: as a member that is awaited there, or as the new
 //! incarnation of a member whose log was lost. Only the leader decides, and never while the member it claims to be
-//! is alive. Until then the node waits, says so, and votes for nobody.
+//! is alive. Any member will do to ask: it passes the question on to the leader, and tells the addresses of the others.
+//! Which members there are to ask is known from the configuration, the membership, and gossip ([`crate::gossip`]). Until then the node waits, says so, and votes for nobody.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,8 @@ use crate::transport::{CallFuture, CallService, bare_address};
 const PROBE: u8 = 1;
 const FOUND: u8 = 2;
 const ARRIVE: u8 = 3;
+/// Where the other node gossips; nothing if it does not.
+pub(crate) const GOSSIPS_AT: u8 = 4;
 /// Calls from here on belong to floor 5.
 pub const FIRST_METHOD: u8 = 16;
 
@@ -68,7 +71,8 @@ pub(crate) async fn settle(shell: Arc<Shell>) {
         } else if shell.handle.membership().by_peer(identity.peer).is_some() {
             break;
         } else {
-            let addresses = shell.known_addresses();
+            let mut addresses = shell.known_addresses();
+            addresses.extend(shell.gossip.load().raft_addresses());
             if let Err(why) = come_back(&shell, &addresses).await
                 && said
             {
@@ -128,6 +132,14 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
             }
             Ok(_) => missing.push(format!("{} founds no cluster", other.address)),
             Err(why) => missing.push(why),
+        }
+    }
+    // None of those that were named; perhaps one that they or others have told of.
+    for address in shell.gossip.load().raft_addresses() {
+        let named = others.iter().any(|other| bare_address(&other.address) == address);
+        let may_join = shell.seed == 0 && !named;
+        if may_join && probe(shell, &address).await.is_ok_and(|standing| standing.cluster != ClusterId::default()) {
+            return arrive(shell, &address).await;
         }
     }
     if !config.bootstrap {
@@ -286,6 +298,10 @@ impl CallService for Answers {
         match method {
             PROBE => Box::pin(std::future::ready(Ok(shell.standing(&body).encode()))),
             FOUND => Box::pin(std::future::ready(told(&shell, body))),
+            GOSSIPS_AT => {
+                let address = shell.gossip_address.clone().unwrap_or_default();
+                Box::pin(std::future::ready(Ok(address.into())))
+            }
             ARRIVE => Box::pin(async move { admit(&shell.handle, body).await }),
             _ => match &self.service {
                 Some(service) if method >= FIRST_METHOD => service.call(method, body),

@@ -13,6 +13,7 @@ use consensus::{Event, GroupStatus, Input, Membership, MembershipChange, Outcome
 use tokio::sync::broadcast;
 
 use crate::clock;
+use crate::gossip::{SharedView, View};
 use crate::identity::Identity;
 use crate::inbox::Inbox;
 use crate::transport::Transport;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub events: broadcast::Sender<Event>,
     pub transport: Transport,
     pub request_timeout: Duration,
+    pub gossip: SharedView,
 }
 
 impl Shared {
@@ -159,6 +161,11 @@ impl GroupHandle {
             }
             shared.transport.call(leader, method, body, shared.request_timeout).await.map_err(|_| Refusal::NoLeader)?
         }
+    }
+
+    /// Who is alive, as members tell one another; empty without gossip.
+    pub fn gossip(&self) -> Arc<View> {
+        self.0.gossip.load_full()
     }
 
     pub fn events(&self) -> broadcast::Receiver<Event> {

@@ -12,7 +12,7 @@
 //!
 //! # Rooms
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
-//! [`tls`] certificates · [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
+//! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
 //! cluster begins and how a member comes (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`clock`], [`logging`].
 //!
 //! # Invariants
@@ -24,6 +24,7 @@ pub mod clock;
 pub mod disk;
 pub(crate) mod driver;
 pub(crate) mod founding;
+pub mod gossip;
 pub mod handle;
 pub mod identity;
 pub(crate) mod inbox;
@@ -39,6 +40,7 @@ pub(crate) mod waiters;
 
 pub use driver::DriverStats;
 pub use founding::FIRST_METHOD;
+pub use gossip::GossipOptions;
 pub use handle::{GroupHandle, ReadGrant};
 pub use identity::{Identity, IdentityError};
 pub use node::{InitialMember, Node, NodeConfig, StartError};

@@ -18,6 +18,7 @@ use tokio::sync::broadcast;
 use crate::clock;
 use crate::driver::{self, Applier, Driver, DriverStats, Engines, LogQueue, Work};
 use crate::founding::{self, Answers};
+use crate::gossip::{self, GossipOptions, Gossiping, SharedView};
 use crate::handle::{GroupHandle, Shared};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
@@ -50,6 +51,8 @@ pub struct NodeConfig {
     pub request_timeout: Duration,
     /// Without it, members talk in the clear, and on loopback only.
     pub tls: Option<TlsOptions>,
+    /// `None`: no gossip.
+    pub gossip: Option<GossipOptions>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +67,10 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     #[error("cannot listen on {address} for Raft: {error}{}", holder(*address))]
     Listen { address: SocketAddr, error: std::io::Error },
+    #[error("cannot listen on {address} for gossip: {error}{}; name another with --gossip-addr", holder(*address))]
+    ListenGossip { address: SocketAddr, error: std::io::Error },
+    #[error("gossip cannot be started: {0}")]
+    Gossip(String),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(
@@ -98,6 +105,7 @@ pub type CloseMachine = Box<dyn FnOnce() + Send>;
 pub struct Node {
     shell: Arc<Shell>,
     certificates: Option<Arc<Certificates>>,
+    gossiping: Option<Arc<Gossiping>>,
     listening: Mutex<Option<Listening>>,
 }
 
@@ -114,6 +122,9 @@ pub(crate) struct Shell {
     store: Arc<SegLog>,
     engines: Arc<Engines>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    pub gossip: SharedView,
+    /// Where the others find this node's gossip.
+    pub gossip_address: Option<String>,
     /// Taken while the node joins, so that it does so once.
     joining: Mutex<()>,
 }
@@ -131,6 +142,7 @@ impl Node {
         // The port first: a folder that is not taken into use is not made either.
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
+        let gossip_listener = listen_for_gossip(config.gossip.as_ref())?;
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let folder = Folder::open(&config.data_dir, seed.file)?;
         let seed_file = seed.file;
@@ -167,10 +179,11 @@ impl Node {
             cluster: identity.cluster,
             address: config.advertise_peer.clone(),
         };
-        let transport = Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone(), for_members);
+        let transport = Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone(), for_members.clone());
         for member in config.initial.iter().filter(|member| member.node != NodeId::default()) {
             transport.set_address(member.node, vec![member.address.clone()]);
         }
+        let gossip = SharedView::default();
         let handle = GroupHandle(Arc::new(Shared {
             group: GROUP,
             identity: ArcSwap::from_pointee(identity),
@@ -181,8 +194,12 @@ impl Node {
             events: broadcast::channel(EVENTS_KEPT).0,
             transport: transport.clone(),
             request_timeout: config.request_timeout,
+            gossip: gossip.clone(),
         }));
+        let gossip_at = gossip_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shell = Arc::new(Shell {
+            gossip_address: gossip_at.map(|listen| gossip::advertised(listen, &config.advertise_peer)),
+            gossip: gossip.clone(),
             config,
             transport: transport.clone(),
             handle: handle.clone(),
@@ -205,12 +222,14 @@ impl Node {
         transport.set_service(Arc::new(Answers { shell: shell.clone(), service: service(handle) }));
         let listening = Listening::start(listener, transport)
             .map_err(|error| StartError::Listen { address: shell.config.listen_peer, error })?;
+        let start = |listener| Gossiping::start(listener, shell.clone(), for_members, gossip);
+        let gossiping = gossip_listener.map(start).transpose().map_err(StartError::Gossip)?.map(Arc::new);
         runtime.spawn(founding::settle(shell.clone()));
         runtime.spawn(forget_lost(shell.clone()));
         if let Some(certificates) = &certificates {
             runtime.spawn(tls::reload::tend(certificates.clone()));
         }
-        Ok(Node { shell, certificates, listening: Mutex::new(Some(listening)) })
+        Ok(Node { shell, certificates, gossiping, listening: Mutex::new(Some(listening)) })
     }
 
     pub fn handle(&self) -> GroupHandle {
@@ -239,8 +258,11 @@ impl Node {
             let _ = tokio::time::timeout(HANDOVER_TIMEOUT, handle.transfer(None)).await;
         }
         drop(self.listening.lock().take());
-        let shell = self.shell.clone();
+        let (shell, gossiping) = (self.shell.clone(), self.gossiping.clone());
         let stopped = tokio::task::spawn_blocking(move || {
+            if let Some(gossiping) = gossiping {
+                gossiping.stop();
+            }
             shell.engines.stop.store(true, Ordering::SeqCst);
             shell.engines.work.push(Work::Stop);
             shell.transport.close();
@@ -393,6 +415,24 @@ fn open_log(
     );
     let store = SegLog::open(&dir, SegLogOptions::new(clock::random_u64())).map_err(StartError::Log)?;
     Ok((Arc::new(store), next, None))
+}
+
+/// `None`: no gossip is wanted, or it can be done without.
+fn listen_for_gossip(options: Option<&GossipOptions>) -> Result<Option<TcpListener>, StartError> {
+    let Some(GossipOptions { listen, required }) = options else { return Ok(None) };
+    let address = *listen;
+    match TcpListener::bind(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if *required => Err(StartError::ListenGossip { address, error }),
+        Err(error) => {
+            tracing::warn!(
+                target: "chainfire_gossip",
+                "There is no gossip: cannot listen, addr={address} why={error}{} code=CF3204",
+                holder(address)
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// What a lost incarnation left is removed when the member stands again.
