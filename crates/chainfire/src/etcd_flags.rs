@@ -11,6 +11,7 @@
 //! A node that joins (`--initial-cluster-state existing`) has none: the cluster finds it by its peer URL and names it.
 //!
 //! # Differences from etcd
+//! * Members also listen for gossip, on the port above the peer port, unless that is taken or `--gossip-addr off` is given.
 //! * `--quota-backend-bytes 0` means no limit, where etcd means 2 GiB.
 //! * `--snapshot-count` is how many log entries are kept for members that lag.
 //! * One peer URL to listen at; no Unix sockets. A peer URL off loopback must be https.
@@ -26,14 +27,14 @@ use base::NodeId;
 use consensus::HostConfig;
 use node::tls::{ApiTls, TlsOptions};
 use node::transport::bare_address;
-use node::{InitialMember, NodeConfig};
+use node::{GossipOptions, InitialMember, NodeConfig};
 use sha2::{Digest as _, Sha256};
 use storage::rocks::RocksOptions;
 
 use crate::api::ETCD_VERSION;
 use crate::config::command_line::split_flag;
 use crate::config::{
-    self, AutoCompaction, Environment, Plain, Request, Settings, TXN_OPS_MAX, client_address, is_loopback, nearest,
+    self, AutoCompaction, Environment, GossipAddress, Plain, Request, Settings, TXN_OPS_MAX, client_address, is_loopback, nearest,
     peer_address, request_timeout,
 };
 
@@ -55,6 +56,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("max-request-bytes", "1572864", "bytes of the largest request"),
     ("log-level", "info", "debug, info, warn, error, panic or fatal"),
     ("auto-compaction-retention", "0", "what is kept: hours or a duration, or a number of revisions; 0: everything"),
+    ("gossip-addr", "auto", "where members tell each other who is alive; auto: one port above the peer port; off: nowhere"),
     ("auto-compaction-mode", "periodic", "periodic (by age) or revision (by number)"),
     ("cert-file", "", "the certificate shown to clients"),
     ("key-file", "", "its key, readable by its owner alone"),
@@ -203,11 +205,12 @@ impl Given {
             self.warnings.push(text);
         }
         let advertise_client = self.urls("advertise-client-urls")?;
-        let node = self.node(&advertise_client, tls)?;
+        let mut node = self.node(&advertise_client, tls)?;
         if listen_client.contains(&node.listen_peer) {
             let why = format!("{} is where clients are served already", node.listen_peer);
             return Err(self.wrong("listen-peer-urls", why));
         }
+        node.gossip = self.gossip(&node, &listen_client)?;
         Ok(Settings {
             node,
             listen_client,
@@ -221,6 +224,28 @@ impl Given {
             etcd_mode: true,
             warnings: self.warnings,
         })
+    }
+
+    /// An etcd has no such port: where it does not fit in, a member does without it unless it was asked for.
+    fn gossip(&mut self, node: &NodeConfig, clients: &[SocketAddr]) -> Result<Option<GossipOptions>, String> {
+        let flag = "gossip-addr";
+        let asked = self.is_given(flag);
+        let given = match self.value(flag) {
+            word @ ("auto" | "off") => word.to_owned(),
+            text => client_address(text)
+                .ok_or_else(|| self.wrong(flag, format!("must be IP:PORT, auto or off, not {text:?}")))?
+                .to_string(),
+        };
+        let secure = node.tls.as_ref().is_some_and(|tls| tls.members);
+        let address = GossipAddress { given: &given, raft: node.listen_peer, clients, secure };
+        match address.options() {
+            Ok(options) => Ok(options.map(|options| GossipOptions { required: asked, ..options })),
+            Err(why) if asked => Err(self.wrong(flag, why)),
+            Err(why) => {
+                self.warnings.push(format!("there is no gossip: its address {why}"));
+                Ok(None)
+            }
+        }
     }
 
     /// Whether the URLs of a flag are https; all of them or none.
@@ -339,6 +364,7 @@ impl Given {
             request_timeout: request_timeout(host.election_timeout()),
             host,
             tls,
+            gossip: None,
         })
     }
 

@@ -60,6 +60,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
                 group: &node.handle().status(),
                 membership: &node.handle().membership(),
                 log: &node.log_stats(),
+                gossip: &node.handle().gossip(),
                 tls: node.certificates().map(|certificates| certificates.stats()),
                 store: store.as_ref().map(|store| store.reader.stats()),
                 watch: store.as_ref().map(|store| store.hub.stats()),

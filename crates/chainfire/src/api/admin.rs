@@ -53,6 +53,7 @@ impl Api {
             notes,
             members: members(&membership, &group),
             uptime_seconds: self.started.elapsed().as_secs(),
+            gossip: gossip(&self.handle),
         })
     }
 
@@ -133,6 +134,32 @@ impl Api {
             note: note.to_owned(),
         })
     }
+}
+
+/// This node first.
+fn gossip(handle: &node::GroupHandle) -> Vec<pb::GossipMember> {
+    let now = handle.now();
+    let member = |member: &gossip::Member| {
+        let gossip::Identity { address, peer, about, .. } = &member.identity;
+        pb::GossipMember {
+            node_id: about.node.0,
+            peer_id: peer.0,
+            cluster_id: about.cluster.0,
+            state: match member.state {
+                gossip::State::Alive => pb::GossipState::Alive,
+                gossip::State::Suspect => pb::GossipState::Suspect,
+                gossip::State::Down => pb::GossipState::Down,
+                gossip::State::Left => pb::GossipState::Left,
+            } as i32,
+            gossip_address: address.to_string(),
+            raft_address: about.raft_address.clone(),
+            client_urls: about.client_urls.clone(),
+            version: about.version.clone(),
+            role: about.role.name().to_owned(),
+            state_since_ms: now.since(member.since).as_millis() as u64,
+        }
+    };
+    handle.gossip().members.iter().map(member).collect()
 }
 
 fn members(membership: &Membership, group: &GroupStatus) -> Vec<pb::Member> {

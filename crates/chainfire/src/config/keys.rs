@@ -44,7 +44,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
 /// Sections that a later version will know.
 pub const LATER: &[(&str, &str)] = &[
     ("tls", "certificates are named in [network.tls]"),
-    ("gossip", "gossip is not available in this version"),
+    ("gossip", "where a node gossips is network.gossip_addr"),
     ("auth", "users and roles are not available in this version"),
 ];
 
@@ -124,6 +124,17 @@ pub const KEYS: &[Key] = &[
         help: &[
             "where the other nodes reach this one",
             "Off loopback, nodes speak to each other under TLS only: see [network.tls].",
+        ],
+    },
+    Key {
+        section: "network",
+        name: "gossip_addr",
+        flag: "gossip-addr",
+        kind: Kind::AddressOr(&["auto", "off"]),
+        default: "\"auto\"",
+        help: &[
+            "where nodes tell each other who is alive; auto: beside raft_addr, one port above it; off: nowhere",
+            "It shows in status and metrics, and helps nodes to find each other; off loopback it needs [network.tls].",
         ],
     },
     Key {

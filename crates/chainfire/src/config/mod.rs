@@ -19,6 +19,7 @@
 
 pub mod command_line;
 mod file;
+mod gossip;
 mod help;
 mod keys;
 mod layers;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use node::NodeConfig;
 use storage::rocks::RocksOptions;
 
+pub(crate) use gossip::GossipAddress;
 pub use help::{default_config, version};
 pub(crate) use listen::{Plain, client_address, is_loopback, peer_address};
 pub(crate) use nearest::nearest;

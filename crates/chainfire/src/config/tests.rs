@@ -53,6 +53,8 @@ fn a_data_folder_is_enough() {
     assert_eq!(settings.node.client_urls, settings.advertise_client);
     assert_eq!(settings.node.listen_peer, "127.0.0.1:2380".parse().unwrap());
     assert_eq!(settings.node.advertise_peer, "http://127.0.0.1:2380");
+    let gossip = node::GossipOptions { listen: "127.0.0.1:2381".parse().unwrap(), required: true };
+    assert_eq!(settings.node.gossip, Some(gossip));
     assert!(settings.node.initial.is_empty() && settings.warnings.is_empty());
     assert_eq!((settings.request_bytes_max, settings.txn_ops_max, settings.quota_bytes), (1_572_864, 128, 0));
     assert_eq!(settings.node.request_timeout.as_secs(), 7);
@@ -241,7 +243,18 @@ fn mistakes_in_a_file_are_named() {
             "c.toml:2: unknown key `cert_fil` in [network.tls]; the nearest known key is `cert_file`",
         ),
         ("[tls]\ncert_file = \"/etc/x.crt\"\n", "c.toml:2: [tls]: certificates are named in [network.tls]"),
-        ("[gossip]\naddr = \"x\"\n", "c.toml:2: [gossip]: gossip is not available in this version"),
+        ("[gossip]\naddr = \"x\"\n", "c.toml:2: [gossip]: where a node gossips is network.gossip_addr"),
+        (
+            "[network]\ngossip_addr = \"0.0.0.0:2381\"\n",
+            "c.toml:2: network.gossip_addr is 0.0.0.0:2381, but off loopback nodes speak to each other under TLS only: \
+             name cert_file, key_file and ca_file in [network.tls] (scripts/generate-dev-certs.sh makes them), or use \
+             an address such as 127.0.0.1:2381",
+        ),
+        (
+            "[network]\ngossip_addr = \"on\"\n",
+            "c.toml:2: network.gossip_addr must be IP:PORT, such as \"127.0.0.1:2381\", or one of \"auto\", \"off\", not \
+             \"on\"",
+        ),
         (
             "[storage]\nmax_open_files = 100\n[storage]\nblock_cache_size = 1\n",
             "c.toml:3: duplicate key; each section and key may stand once, additions go into c.toml.d/NAME.toml",

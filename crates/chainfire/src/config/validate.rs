@@ -13,6 +13,7 @@ use node::transport::bare_address;
 use node::{InitialMember, NodeConfig};
 use storage::rocks::RocksOptions;
 
+use super::gossip::GossipAddress;
 use super::layers::Layers;
 use super::listen::is_loopback;
 use super::{AutoCompaction, Settings, request_timeout};
@@ -23,11 +24,21 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
     let tls = tls(layers)?;
     let secure_api = tls.as_ref().is_some_and(|tls| tls.api != ApiTls::Off);
     let (listen_client, advertise_client) = clients(layers, secure_api, &mut warnings)?;
-    let node = node(layers, &advertise_client, tls, &mut warnings)?;
+    let mut node = node(layers, &advertise_client, tls, &mut warnings)?;
     if listen_client.contains(&node.listen_peer) {
         let at = layers.origin("network", "raft_addr");
         return Err(format!("{at}: network.raft_addr is {}, where clients are served already", node.listen_peer));
     }
+    let gossip = GossipAddress {
+        given: layers.text("network", "gossip_addr"),
+        raft: node.listen_peer,
+        clients: &listen_client,
+        secure: node.tls.is_some(),
+    };
+    node.gossip = gossip.options().map_err(|why| {
+        let at = layers.origin("network", "gossip_addr");
+        format!("{at}: network.gossip_addr {why}")
+    })?;
     Ok(Settings {
         node,
         listen_client,
@@ -165,6 +176,7 @@ fn node(
         request_timeout: request_timeout(host.election_timeout()),
         host,
         tls,
+        gossip: None,
     })
 }
 

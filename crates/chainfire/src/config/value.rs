@@ -51,6 +51,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `IP:PORT`.
     Address,
+    /// `IP:PORT`, or one of these words.
+    AddressOr(&'static [&'static str]),
     /// One or several of them.
     Addresses,
     /// `http://HOST:PORT`, any number.
@@ -107,6 +109,10 @@ impl Kind {
                 let text = given.text().ok_or_else(wrong)?;
                 listen::client_address(text).map(|address| Value::Text(address.to_string())).ok_or_else(wrong)
             }
+            Kind::AddressOr(words) => match given.text() {
+                Some(word) if words.contains(&word) => Ok(Value::Text(word.to_owned())),
+                _ => Kind::Address.read(given).map_err(|_| wrong()),
+            },
             Kind::Addresses => {
                 let texts = given.texts().filter(|texts| !texts.is_empty()).ok_or_else(wrong)?;
                 let addresses = texts.iter().map(|text| listen::client_address(text).map(|a| a.to_string()));
@@ -136,6 +142,7 @@ impl fmt::Display for Kind {
             Kind::Text { bytes_max } => write!(f, "a text of at most {bytes_max} bytes"),
             Kind::Choice(choices) => write!(f, "one of {}", quoted(choices)),
             Kind::Address => f.write_str("IP:PORT, such as \"127.0.0.1:2380\""),
+            Kind::AddressOr(words) => write!(f, "IP:PORT, such as \"127.0.0.1:2381\", or one of {}", quoted(words)),
             Kind::Addresses => f.write_str("IP:PORT, such as \"127.0.0.1:2379\", or a list of these"),
             Kind::Urls => f.write_str("a list of URLs such as \"http://10.0.0.1:2379\""),
             Kind::Members => f.write_str("a list of { node_id = 1, address = \"HOST:PORT\" } or \"1=HOST:PORT\""),

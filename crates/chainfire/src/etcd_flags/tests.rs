@@ -224,3 +224,18 @@ fn the_flags_that_kubeadm_gives_are_taken() {
     assert_eq!(settings.node.advertise_peer, "https://10.0.0.1:2380");
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
 }
+
+#[test]
+fn gossip_is_beside_the_peer_port_where_there_is_room() {
+    let gossip = |flags: &str| from_flags(flags).map(|settings| (settings.node.gossip, settings.warnings));
+    let at = |text: &str, required| Some(node::GossipOptions { listen: text.parse().unwrap(), required });
+    assert_eq!(gossip(&member(2)), Ok((at("127.0.0.2:2381", false), vec![])));
+    assert_eq!(gossip(&format!("{} --gossip-addr 127.0.0.9:1", member(2))), Ok((at("127.0.0.9:1", true), vec![])));
+    assert_eq!(gossip(&format!("{} --gossip-addr=off", member(2))), Ok((None, vec![])));
+    let crowded = "--listen-client-urls=http://127.0.0.1:2381 --advertise-client-urls=http://127.0.0.1:2381";
+    let (none, warnings) = gossip(crowded).unwrap();
+    assert!(none.is_none() && warnings.len() == 1 && warnings[0].contains("there is no gossip"), "{warnings:?}");
+    assert!(gossip(&format!("{crowded} --gossip-addr=auto")).unwrap_err().contains("clients are served at"));
+    assert!(gossip("--gossip-addr=10.0.0.1:2381").unwrap_err().contains("under TLS only"));
+    assert!(gossip("--gossip-addr=here").unwrap_err().contains("must be IP:PORT, auto or off"));
+}

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use consensus::{GroupStatus, MemberRole, Membership, Role};
+use gossip::State;
 use node::DriverStats;
 use node::tls::TlsStats;
 use rpc::server::ServerStats;
@@ -46,6 +47,7 @@ pub struct Sources<'a> {
     pub group: &'a GroupStatus,
     pub membership: &'a Membership,
     pub log: &'a LogStats,
+    pub gossip: &'a node::gossip::View,
     /// None without certificates.
     pub tls: Option<TlsStats>,
     /// None while the node belongs to no cluster.
@@ -136,6 +138,7 @@ impl Metrics {
         page.gauge("chainfire_log_segments", "Files of the Raft log.", log.segments);
         page.counter("chainfire_log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
         page.counter("chainfire_log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
+        gossip(page, sources.gossip);
         if let Some(tls) = &sources.tls {
             certificates(page, tls);
         }
@@ -200,6 +203,24 @@ impl Metrics {
         });
         page.counters("grpc_server_handled_total", "Calls ended, by code.", done);
     }
+}
+
+fn gossip(page: &mut Page, view: &node::gossip::View) {
+    let count = |state| view.members.iter().filter(|member| member.state == state).count();
+    let members = State::ALL.map(|state| (labels(&[("state", state.name())]), count(state)));
+    page.gauges("chainfire_gossip_members", "Nodes that gossip knows, this one included, by state.", members);
+    let node::gossip::View { stats, dropped, .. } = view;
+    page.counter("chainfire_gossip_messages_received_total", "Gossip messages taken in.", stats.received);
+    page.counter("chainfire_gossip_messages_sent_total", "Gossip messages sent.", stats.sent);
+    page.counter("chainfire_gossip_messages_dropped_total", "Gossip messages that found no place in a queue.", dropped);
+    let refused = [
+        (labels(&[("why", "malformed")]), stats.malformed),
+        (labels(&[("why", "other_cluster")]), stats.other_cluster),
+        (labels(&[("why", "too_many_members")]), stats.beyond_members_max),
+    ];
+    page.counters("chainfire_gossip_messages_refused_total", "Gossip messages refused.", refused);
+    page.counter("chainfire_gossip_renewals_total", "Times that others took this node for dead.", stats.renewals);
+    page.counter("chainfire_gossip_late_total", "Times that this node's gossip was held up.", stats.late);
 }
 
 fn certificates(page: &mut Page, tls: &TlsStats) {

@@ -1,8 +1,8 @@
 //! `member-list`, `member-add`, `member-promote`, `member-remove`, `member-replace`.
 
 use proto::admin::{
-    Member, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest, MembersResponse,
-    StatusRequest,
+    GossipState, Member, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest, MembersResponse,
+    StatusRequest, StatusResponse,
 };
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use crate::output::{Format, Output};
 pub async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
     let ask = |channel| async move { connect::admin(channel).status(StatusRequest {}).await };
     let status = client.call(Repeat::Safe, ask).await?;
-    print(&status.members, status.leader_node_id, out)
+    print(&status, out)
 }
 
 pub async fn add(client: &Client, args: MemberAddArgs, out: &mut Output) -> Result<(), Failure> {
@@ -119,9 +119,34 @@ pub fn lag(member: &Member) -> String {
     }
 }
 
-fn print(members: &[Member], leader_node_id: u64, out: &mut Output) -> Result<(), Failure> {
+/// What gossip says of a member: alive, suspect, down, left; `-` when it says nothing.
+pub fn gossip(status: &StatusResponse, member: &Member) -> &'static str {
+    let by_peer = status.gossip.iter().find(|known| known.peer_id == member.peer_id && member.peer_id != 0);
+    let known = by_peer.or_else(|| status.gossip.iter().find(|known| known.node_id == member.node_id));
+    known.map_or("-", |known| gossip_state(known.state()))
+}
+
+pub fn gossip_state(state: GossipState) -> &'static str {
+    match state {
+        GossipState::Unknown => "-",
+        GossipState::Alive => "alive",
+        GossipState::Suspect => "suspect",
+        GossipState::Down => "down",
+        GossipState::Left => "left",
+    }
+}
+
+fn print(status: &StatusResponse, out: &mut Output) -> Result<(), Failure> {
+    let (members, leader_node_id) = (&status.members, status.leader_node_id);
     match out.format() {
-        Format::Json => out.json(&json!({ "members": members.iter().map(member_json).collect::<Vec<_>>() }))?,
+        Format::Json => {
+            let members = members.iter().map(|member| {
+                let mut value = member_json(member);
+                value["gossip"] = json!(gossip(status, member));
+                value
+            });
+            out.json(&json!({ "members": members.collect::<Vec<_>>() }))?;
+        }
         Format::Table => {
             let rows = members.iter().map(|member| {
                 vec![
@@ -131,15 +156,17 @@ fn print(members: &[Member], leader_node_id: u64, out: &mut Output) -> Result<()
                     member.peer_urls.join(" "),
                     member.client_urls.join(" "),
                     lag(member),
+                    gossip(status, member).to_owned(),
                 ]
             });
-            out.table(&["NODE", "NAME", "ROLE", "PEER URLS", "CLIENT URLS", "LAG"], rows)?;
+            out.table(&["NODE", "NAME", "ROLE", "PEER URLS", "CLIENT URLS", "LAG", "GOSSIP"], rows)?;
         }
         Format::Simple => {
             for member in members {
                 let role = role(member, leader_node_id);
                 let urls = (member.peer_urls.join(","), member.client_urls.join(","));
-                out.line(format!("{}, {role}, {}, {}, {}", member.node_id, member.name, urls.0, urls.1))?;
+                let gossip = gossip(status, member);
+                out.line(format!("{}, {role}, {}, {}, {}, {gossip}", member.node_id, member.name, urls.0, urls.1))?;
             }
         }
     }

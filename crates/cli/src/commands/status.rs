@@ -4,10 +4,10 @@
 //! With several endpoints each answers for itself. `--cluster` asks all members and ends with exit code 4 unless a leader
 //! is known and a majority of the voters answers.
 
-use proto::admin::{Role, StatusRequest, StatusResponse};
+use proto::admin::{GossipMember, Role, StatusRequest, StatusResponse};
 use serde_json::{Value, json};
 
-use super::members::{self, lag, member_json, role};
+use super::members::{self, gossip, gossip_state, lag, member_json, role};
 use crate::args::StatusArgs;
 use crate::connect::{self, Client, Repeat};
 use crate::failure::{Failure, Kind};
@@ -84,7 +84,14 @@ fn lines(status: &StatusResponse, out: &mut Output) -> Result<(), Failure> {
     for member in &status.members {
         let urls = member.peer_urls.join(",");
         let role = role(member, status.leader_node_id);
-        out.line(format!("member: {} {role} {urls} lag={}", member.node_id, lag(member)))?;
+        let gossip = gossip(status, member);
+        out.line(format!("member: {} {role} {urls} lag={} gossip={gossip}", member.node_id, lag(member)))?;
+    }
+    // Those that wait to be let in, or were members once.
+    let is_member = |known: &&GossipMember| status.members.iter().any(|member| member.node_id == known.node_id);
+    for known in status.gossip.iter().filter(|known| !is_member(known)) {
+        let GossipMember { node_id, raft_address, role, .. } = known;
+        out.line(format!("outsider: {node_id} {role} {raft_address} gossip={}", gossip_state(known.state())))?;
     }
     for note in &status.notes {
         out.line(format!("note: {note}"))?;
@@ -138,6 +145,22 @@ fn status_json(endpoint: &str, status: &StatusResponse) -> Value {
         "uptime_seconds": status.uptime_seconds,
         "members": status.members.iter().map(member_json).collect::<Vec<_>>(),
         "notes": status.notes,
+        "gossip": status.gossip.iter().map(gossip_json).collect::<Vec<_>>(),
+    })
+}
+
+fn gossip_json(known: &GossipMember) -> Value {
+    json!({
+        "node_id": known.node_id,
+        "peer_id": format!("{:x}", known.peer_id),
+        "cluster_id": format!("{:x}", known.cluster_id),
+        "state": gossip_state(known.state()),
+        "state_since_ms": known.state_since_ms,
+        "gossip_address": known.gossip_address,
+        "raft_address": known.raft_address,
+        "client_urls": known.client_urls,
+        "version": known.version,
+        "role": known.role,
     })
 }
 
