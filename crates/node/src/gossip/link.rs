@@ -27,6 +27,7 @@ use crate::tls;
 const QUEUE_MAX: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+const COMPLAIN_AT: u32 = 2;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A link that nothing was sent on for this long ends.
@@ -93,6 +94,7 @@ impl Link {
     async fn run(self, mut queue: mpsc::Receiver<Bytes>) {
         let mut retry = RETRY_MIN;
         let mut said = String::new();
+        let mut failures = 0;
         let mut connect_now = false;
         loop {
             let mut first = None;
@@ -104,6 +106,7 @@ impl Link {
                 Ok(secure) => {
                     (retry, connect_now) = (RETRY_MIN, true);
                     said.clear();
+                    failures = 0;
                     let since = clock::now();
                     if self.carry(secure, first, &mut queue).await.is_none() {
                         return;
@@ -118,14 +121,18 @@ impl Link {
                     // A full inbox means that there is enough to think about.
                     let _ = self.inbox.try_send(Arrival::Refused(self.to.clone()));
                 }
-                Err(Failure::Other(why)) if why != said => {
-                    tracing::warn!(
-                        target: "chainfire_gossip",
-                        "Failed to connect to a member for gossip, addr={} why={why} code=CF3201", self.to
-                    );
-                    said = why;
+                Err(Failure::Other(why)) => {
+                    failures += 1;
+                    // Once is what a process that just dies or starts looks like.
+                    if failures >= COMPLAIN_AT && why != said {
+                        tracing::warn!(
+                            target: "chainfire_gossip",
+                            "Failed to connect to a member for gossip, addr={} why={why} code=CF3201",
+                            self.to
+                        );
+                        said = why;
+                    }
                 }
-                Err(Failure::Other(_)) => {}
             }
             connect_now = false;
             tokio::time::sleep(retry).await;
