@@ -2,9 +2,10 @@
 //!
 //! *Founding.* Every initial member must answer, and say that it is empty; then the one with the smallest node id draws a
 //! cluster id, writes the founding membership (who votes, under which peer ids) as its state, and tells the others,
-//! who write the same. A lone initial member founds by itself. Members with a state to begin with ([`crate::seed`]) found
-//! before those without, whose state comes from the leader; if two have different ones, nothing is founded. A founder that was wiped meets members that belong to
-//! a cluster, and therefore founds nothing.
+//! who write the same. A lone initial member founds by itself. Members with a state to begin with ([`crate::seed`]) load it
+//! once all have answered, and are no founders before that. They found before those without, whose state comes from the
+//! leader; if two have different ones, nothing is founded. A founder that was wiped, or restored from a backup, meets members
+//! that belong to a cluster, and therefore founds nothing.
 //!
 //! *Coming.* A folder without a cluster that meets one asks to be let in: as a member that is awaited there, or as the new
 //! incarnation of a member whose log was lost. Only the leader decides, and never while the member it claims to be
@@ -48,7 +49,7 @@ struct Standing {
     bootstrap: bool,
     /// Whether the asking peer is a member of the cluster.
     expected: bool,
-    /// See [`Shell::seed`].
+    /// See [`crate::seed::Waiting::number`].
     seed: u64,
     name: String,
     client_urls: Vec<String>,
@@ -95,21 +96,17 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
         .filter(|member| bare_address(&member.address) != bare_address(&config.advertise_peer))
         .collect();
     if others.is_empty() && config.bootstrap {
+        shell.load_seed().await;
         return found(shell, vec![shell.as_member()]);
     }
     let mut members = vec![shell.as_member()];
-    let mut seeds = vec![(identity.node, shell.seed)];
+    let mut seeds = vec![(identity.node, shell.seed.number)];
     let mut missing = Vec::new();
+    let mut all_answer = true;
     for other in &others {
         match probe(shell, &other.address).await {
             Ok(standing) if standing.cluster != ClusterId::default() => {
-                if shell.seed != 0 && !standing.expected {
-                    return Err(format!(
-                        "{} has a cluster already, and a snapshot is restored into a new one only: stop it first",
-                        other.address
-                    ));
-                }
-                if shell.seed != 0 && *untold < TOLD_WITHIN_ROUNDS {
+                if shell.seed.number != 0 && standing.expected && *untold < TOLD_WITHIN_ROUNDS {
                     *untold += 1;
                     return Err("the founder is about to tell of it".to_owned());
                 }
@@ -131,7 +128,10 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
                 });
             }
             Ok(_) => missing.push(format!("{} founds no cluster", other.address)),
-            Err(why) => missing.push(why),
+            Err(why) => {
+                all_answer = false;
+                missing.push(why);
+            }
         }
     }
     // None of those that were named; perhaps one that they or others have told of.
@@ -143,7 +143,13 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
         }
     }
     if !config.bootstrap {
-        return Err(format!("no initial member knows one: {}", missing.join("; ")));
+        let advice = "; to found one with the backup in the data folder, start it with `bootstrap = true`";
+        let advice = if shell.seed.exists { advice } else { "" };
+        return Err(format!("no initial member knows one: {}{advice}", missing.join("; ")));
+    }
+    if all_answer && !shell.seed.is_ready() {
+        shell.load_seed().await;
+        return Err("the restored state was loaded".to_owned());
     }
     if !missing.is_empty() {
         return Err(format!("not all initial members are there: {}", missing.join("; ")));
@@ -180,7 +186,8 @@ fn found(shell: &Arc<Shell>, members: Vec<Member>) -> Result<(), String> {
     let membership = shell.founding_membership(members);
     tracing::info!(
         target: "chainfire_raft",
-        "Founding a cluster, cluster={} members={}",
+        "Founding a cluster{}, cluster={} members={}",
+        if shell.seed.number == 0 { "" } else { " with the restored backup" },
         membership.cluster,
         membership.members.len()
     );
@@ -205,7 +212,7 @@ async fn tell_founders(shell: &Arc<Shell>) {
 async fn send_found(shell: &Arc<Shell>, address: &str, membership: &[u8]) {
     let mut body = BytesMut::new();
     body.put_u64_le(shell.identity().cluster.0);
-    body.put_u64_le(shell.seed);
+    body.put_u64_le(shell.seed.number);
     body.put_slice(membership);
     let sent = shell.transport.call_address(address.to_owned(), FOUND, body.freeze(), PROBE_TIMEOUT).await;
     if let Err(why) = sent {
@@ -258,6 +265,12 @@ async fn arrive(shell: &Arc<Shell>, address: &str) -> Result<(), String> {
     let membership = Membership::decode(&answer).ok_or("a membership that cannot be decoded")?;
     shell.transport.learn(&membership);
     if identity.cluster == ClusterId::default() {
+        if shell.seed.exists {
+            tracing::info!(
+                target: "chainfire_raft",
+                "The cluster runs: the restored backup is not loaded, and its leader fills this node, cluster={cluster}"
+            );
+        }
         tracing::info!(target: "chainfire_raft", "Joining a cluster, cluster={cluster} node={node}");
         shell.join(cluster, node, None)?;
     }
@@ -331,7 +344,7 @@ fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
         }
     }
     shell.transport.learn(&membership);
-    let alike = founding && seed == shell.seed;
+    let alike = founding && seed == shell.seed.number && shell.seed.is_ready();
     let joined = shell.join(cluster, identity.node, alike.then_some(membership));
     joined.map(|()| Bytes::new()).map_err(|why| {
         tracing::error!(target: "chainfire_raft", "Could not join the founded cluster, why={why} code=CF2002");
@@ -383,9 +396,10 @@ impl Shell {
             cluster: identity.cluster,
             node: identity.node,
             peer: identity.peer,
-            bootstrap: self.config.bootstrap,
+            // Not before what it brings along is loaded.
+            bootstrap: self.config.bootstrap && self.seed.is_ready(),
             expected,
-            seed: self.seed,
+            seed: self.seed.number,
             name: self.config.name.clone(),
             client_urls: self.config.client_urls.clone(),
         }

@@ -54,8 +54,8 @@ pub enum IdentityError {
 }
 
 impl Folder {
-    /// Takes a folder into use, making it if there is none. One that holds something else than `seed` must be ours
-    /// already. Nothing in it is changed when this fails.
+    /// Takes a folder into use, making it if there is none. One that holds something else than `seed` and what belongs to
+    /// it must be ours already. Nothing in it is changed when this fails.
     pub fn open(path: &Path, seed: &str) -> Result<Folder, IdentityError> {
         let unusable = |error| IdentityError::Unusable { path: path.to_owned(), error };
         if !path.exists() {
@@ -126,6 +126,25 @@ impl Folder {
         removed.map_err(|error| IdentityError::Unusable { path: self.path.join(name), error })
     }
 
+    /// The files that wait in the folder for a new cluster to begin with: those that share the stem of `seed`.
+    pub fn seed_files(&self, seed: &str) -> Result<Vec<String>, IdentityError> {
+        let list = || -> io::Result<Vec<String>> {
+            let names = fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let mut names = names.collect::<io::Result<Vec<_>>>()?;
+            names.retain(|name| is_of_seed(name, seed));
+            names.sort();
+            Ok(names)
+        };
+        list().map_err(|error| IdentityError::Unusable { path: self.path.clone(), error })
+    }
+
+    /// Removes them, durably; whether there were any.
+    pub fn remove_seed(&self, seed: &str) -> Result<bool, IdentityError> {
+        let names = self.seed_files(seed)?;
+        names.iter().try_for_each(|name| self.remove(name))?;
+        Ok(!names.is_empty())
+    }
+
     /// Puts everything that belongs to a lost incarnation aside, in `lost-PEER/`, and draws a new one.
     pub fn reincarnate(&self, identity: &Identity) -> Result<Identity, IdentityError> {
         let next = Identity { peer: PeerId(clock::random_u64()), voted: false, ..*identity };
@@ -186,11 +205,17 @@ fn is_unused(path: &Path, seed: &str) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
-        if !name.starts_with('.') && !["lost+found", LOCK, TEMPORARY, seed].contains(&&*name) {
+        if !name.starts_with('.') && !["lost+found", LOCK, TEMPORARY].contains(&&*name) && !is_of_seed(&name, seed) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether a name is a seed's, or of a file that belongs to it: `restore.changes` to `restore.snapshot`.
+fn is_of_seed(name: &str, seed: &str) -> bool {
+    let stem = seed.split_once('.').map(|(stem, _)| stem);
+    name == seed || stem.is_some_and(|stem| name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')))
 }
 
 fn parse(text: &str) -> Result<Identity, String> {
@@ -215,14 +240,19 @@ mod tests {
     use super::*;
     use crate::mutate;
 
-    const SEED: &str = "seed";
+    const SEED: &str = "seed.state";
 
     #[test]
     fn a_seed_may_lie_in_an_unused_folder() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(SEED), "state").unwrap();
+        fs::write(dir.path().join("seed.more"), "and more").unwrap();
         let folder = Folder::open(dir.path(), SEED).unwrap();
         assert_eq!(folder.read().unwrap(), None);
+        assert_eq!(folder.seed_files(SEED).unwrap(), ["seed.more", SEED]);
+        assert!(folder.remove_seed(SEED).unwrap());
+        assert!(!folder.remove_seed(SEED).unwrap());
+        assert!(!is_of_seed("seedling.state", SEED) && !is_of_seed("identity", SEED));
         folder.remove(SEED).unwrap();
         folder.remove(SEED).unwrap();
         assert!(!dir.path().join(SEED).exists());

@@ -22,7 +22,7 @@ use crate::gossip::{self, GossipOptions, Gossiping, SharedView};
 use crate::handle::{GroupHandle, Shared};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
-use crate::seed::{self, Seed};
+use crate::seed::{self, Seed, Waiting};
 use crate::tls::{self, Certificates, TlsError, TlsOptions};
 use crate::transport::{CallService, Listening, Me, Transport};
 use crate::waiters::Waiters;
@@ -116,9 +116,8 @@ pub(crate) struct Shell {
     pub handle: GroupHandle,
     folder: Folder,
     open_machine: OpenMachine,
-    /// What this node brings along for a new cluster; zero for nothing.
-    pub seed: u64,
-    seed_file: &'static str,
+    /// What this node brings along for a new cluster.
+    pub seed: Waiting,
     store: Arc<SegLog>,
     engines: Arc<Engines>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -145,8 +144,7 @@ impl Node {
         let gossip_listener = listen_for_gossip(config.gossip.as_ref())?;
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let folder = Folder::open(&config.data_dir, seed.file)?;
-        let seed_file = seed.file;
-        let seed = seed::load(seed, &folder, &config)?;
+        let seed = seed::find(seed, &folder, &config)?;
         let identity = folder.identity(config.node)?;
         folder.finish_reincarnation(&identity)?;
         let for_members = certificates.clone().filter(|certificates| certificates.options().members);
@@ -206,7 +204,6 @@ impl Node {
             folder,
             open_machine,
             seed,
-            seed_file,
             store,
             engines,
             threads: Mutex::default(),
@@ -300,6 +297,9 @@ impl Shell {
         if self.identity().cluster != ClusterId::default() {
             return if self.identity().cluster == cluster { Ok(()) } else { Err("in another cluster".to_owned()) };
         }
+        if founding.is_some() && !self.seed.is_ready() {
+            return Err("the restored state is not loaded yet".to_owned());
+        }
         let mut machine = (self.open_machine)(cluster, node, founding.is_some())?;
         if let Some(membership) = founding {
             let mark = Mark { index: 1, term: 1, hash: base::hash::START };
@@ -308,8 +308,18 @@ impl Shell {
         let identity = Identity { cluster, node, ..self.identity() };
         self.folder.save(&identity).map_err(|error| error.to_string())?;
         self.set_identity(identity);
-        self.folder.remove(self.seed_file).map_err(|error| error.to_string())?;
+        self.folder.remove_seed(self.seed.file).map_err(|error| error.to_string())?;
         self.host(machine)
+    }
+
+    /// Loads what this node brings along for a new cluster, if that was not done. A state that cannot be loaded ends the
+    /// node: it would otherwise found a cluster without it, or wait for ever.
+    pub async fn load_seed(self: &Arc<Self>) {
+        let shell = self.clone();
+        let loaded = tokio::task::spawn_blocking(move || shell.seed.load()).await;
+        if let Err(why) = loaded.map_err(|error| error.to_string()).flatten() {
+            (self.engines.fatal)(why);
+        }
     }
 
     /// The founder need not wait until it misses a leader.

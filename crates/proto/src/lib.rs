@@ -4,11 +4,14 @@
 //! language have them compiled in) plus one admin service of our own. `bytes` fields are [`bytes::Bytes`], so that
 //! decoding a message which itself lies in a `Bytes` shares its memory instead of copying keys and values.
 //!
-//! Beside the messages, [`snapshot`]: the bytes of a saved snapshot, which the server writes and clients check.
+//! Beside the messages, [`snapshot`]: the bytes of a saved snapshot, which the server writes and clients check; [`content`]:
+//! whether the pairs in it make sense; [`manifest`]: what a backup archive says of itself.
 //!
 //! Left out: service stubs. They need an RPC library, which lives on floor 4 (`rpc`); [`DESCRIPTORS`] is what they are
 //! made from.
 
+pub mod content;
+pub mod manifest;
 pub mod snapshot;
 
 #[allow(clippy::all)]

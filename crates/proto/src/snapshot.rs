@@ -20,11 +20,16 @@
 //! believed of them until `finish`. A flipped bit, a missing or a repeated frame, a cut, and pairs out of order are all
 //! refused.
 //!
-//! Left out: what the families hold, but for the one whose pairs are the live keys.
+//! A stream of *changes* is what an incremental backup holds: the same frames, with a magic of its own and, before the
+//! membership, 8 bytes more: the revision up to which the changes were known before. Its pairs are the history after that
+//! revision, and the leases there were at its end.
+//!
+//! Left out: what the families hold, but for the one whose pairs are the live keys ([`crate::content`] looks into them).
 
 use std::fmt;
 
 use bytes::Bytes;
+use prost::Message as _;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The largest frame.
@@ -33,10 +38,14 @@ pub const FRAME_BYTES_MAX: usize = 256 << 10;
 pub const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_OWN_BYTES;
 /// The SHA-256 at the end of a saved file.
 pub const FILE_DIGEST_BYTES: usize = 32;
-/// The name under which a stream waits in an empty data folder for the server that begins with it.
+/// The name under which a stream waits in an empty data folder for the server that begins with it. What else belongs to
+/// the same restore bears a name with the same stem.
 pub const RESTORE_FILE: &str = "restore.snapshot";
+/// Beside it: the changes to be made to that state before anything begins with it.
+pub const CHANGES_FILE: &str = "restore.changes";
 
 const MAGIC: &[u8; 8] = b"CENTRA\x01S";
+const MAGIC_CHANGES: &[u8; 8] = b"CENTRA\x01I";
 const VERSION: u32 = 1;
 
 const HEADER: u8 = 1;
@@ -63,8 +72,24 @@ pub struct Header {
     /// The rolling hash of all effects up to there.
     pub hash: u64,
     pub revision: i64,
+    /// Of changes: the revision after which they begin. `None`: the stream holds a whole state.
+    pub since: Option<i64>,
     /// Encoded; who was in the cluster.
     pub membership: Bytes,
+}
+
+impl Header {
+    /// The id of the cluster that the stream was taken from; zero when the membership does not say.
+    pub fn cluster(&self) -> u64 {
+        MembershipHead::decode(self.membership.clone()).map_or(0, |head| head.cluster)
+    }
+}
+
+/// The one field of an encoded membership that concerns a backup.
+#[derive(Clone, PartialEq, prost::Message)]
+struct MembershipHead {
+    #[prost(uint64, tag = "1")]
+    cluster: u64,
 }
 
 /// What a whole stream was found to hold.
@@ -101,13 +126,14 @@ pub struct Writer {
 
 impl Writer {
     pub fn header(&mut self, header: &Header) -> Bytes {
-        let mut payload = Vec::with_capacity(HEADER_BYTES + header.membership.len());
-        payload.extend_from_slice(MAGIC);
+        let mut payload = Vec::with_capacity(HEADER_BYTES + 8 + header.membership.len());
+        payload.extend_from_slice(if header.since.is_some() { MAGIC_CHANGES } else { MAGIC });
         payload.extend_from_slice(&VERSION.to_le_bytes());
         for number in [header.raft_index, header.raft_term, header.hash] {
             payload.extend_from_slice(&number.to_le_bytes());
         }
         payload.extend_from_slice(&header.revision.to_le_bytes());
+        payload.extend(header.since.iter().flat_map(|since| since.to_le_bytes()));
         payload.extend_from_slice(&header.membership);
         self.frame(HEADER, &payload)
     }
@@ -358,7 +384,9 @@ impl Unread {
 }
 
 fn decode_header(payload: &[u8]) -> Result<Header, BadSnapshot> {
-    if payload.len() < HEADER_BYTES || &payload[..8] != MAGIC {
+    let changes = payload.starts_with(MAGIC_CHANGES);
+    let length = HEADER_BYTES + if changes { 8 } else { 0 };
+    if payload.len() < length || !(changes || payload.starts_with(MAGIC)) {
         return Err(bad("it was not made by Chainfire"));
     }
     let version = number(&payload[8..12]);
@@ -370,7 +398,8 @@ fn decode_header(payload: &[u8]) -> Result<Header, BadSnapshot> {
         raft_term: number(&payload[20..28]),
         hash: number(&payload[28..36]),
         revision: number(&payload[36..44]) as i64,
-        membership: Bytes::copy_from_slice(&payload[HEADER_BYTES..]),
+        since: changes.then(|| number(&payload[HEADER_BYTES..length]) as i64),
+        membership: Bytes::copy_from_slice(&payload[length..]),
     })
 }
 

@@ -6,12 +6,16 @@ use proto::snapshot::{BadSnapshot, Content, FILE_DIGEST_BYTES, Header, Reader, W
 const FAMILIES: u8 = 4;
 
 fn header() -> Header {
-    Header { raft_index: 70, raft_term: 3, hash: 0xabc, revision: 42, membership: Bytes::from_static(b"members") }
+    Header { raft_index: 70, raft_term: 3, hash: 0xabc, revision: 42, since: None, membership: Bytes::from_static(b"members") }
 }
 
 fn stream(pairs: &[(u8, &str, &str)], cut: usize) -> Vec<u8> {
+    stream_of(&header(), pairs, cut)
+}
+
+fn stream_of(header: &Header, pairs: &[(u8, &str, &str)], cut: usize) -> Vec<u8> {
     let mut writer = Writer::default();
-    let mut out = writer.header(&header()).to_vec();
+    let mut out = writer.header(header).to_vec();
     let mut data = Vec::new();
     for (family, key, value) in pairs {
         writer.put_pair(&mut data, *family, key.as_bytes(), value.as_bytes());
@@ -80,4 +84,18 @@ fn an_error_is_final() {
     assert!(reader.pair().is_err());
     reader.feed(&intact);
     assert!(reader.pair().is_err() && reader.finish().is_err());
+}
+
+#[test]
+fn changes_say_where_they_begin_and_whose_they_are() {
+    // Field 1 of a membership is the cluster; what else there is does not matter here.
+    let membership = Bytes::from_static(&[0x08, 0xC1, 0x01, 0x12, 0x02, 0x08, 0x01]);
+    let changes = Header { since: Some(40), membership, ..header() };
+    let (content, _) = read(&stream_of(&changes, &PAIRS, 12), 7).unwrap();
+    assert_eq!((content.header.since, content.header.cluster()), (Some(40), 0xC1));
+    assert_eq!(content.header, changes);
+    assert_eq!(header().cluster(), 0, "a membership that makes no sense names no cluster");
+    let mut cut = stream_of(&changes, &[], 12);
+    cut.truncate(40);
+    assert!(read(&cut, 64).is_err());
 }

@@ -1,33 +1,19 @@
-//! The Maintenance service, and gRPC's health check.
-//!
-//! A snapshot is our own stream (see `machine::snapshot`), padded with zeroes to a multiple of 512 bytes and followed by the
-//! SHA-256 of all before it, so that clients' length check holds. It is not a bbolt file; `chainfire-client snapshot
-//! restore` reads it.
+//! The Maintenance service but for its snapshots (`backup`), and gRPC's health check.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base::NodeId;
 use bytes::Bytes;
-use consensus::{Role, SnapshotSource};
+use consensus::Role;
 use proto::etcdserverpb as pb;
 use proto::health;
-use rpc::server::ResponseSink;
-use rpc::{Code, Status};
-use sha2::{Digest, Sha256};
+use rpc::Status;
 
 use super::header::{decode, encode};
 use super::kv::blocking;
 use super::{Api, ETCD_VERSION, refused, status_of};
 use crate::command::Command;
 use crate::error::ApiError;
-use crate::machine::snapshot;
-
-const SNAPSHOT_CHUNK_BYTES: usize = 32 << 10;
-const SNAPSHOT_PAGE_BYTES: usize = 512;
-/// A client that takes nothing for so long is let go of: its stream keeps old data on the disk, and a received state from
-/// being put in place.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Api {
     pub(super) fn status(&self) -> Result<Bytes, Status> {
@@ -118,94 +104,7 @@ impl Api {
         encode(&health::HealthCheckResponse { status: status as i32 })
     }
 
-    pub(super) async fn snapshot(self: Arc<Self>, mut responses: ResponseSink) -> Result<(), Status> {
-        let header = self.header_now();
-        let total = self.store()?.reader.stats().engine.live_bytes;
-        let mut source = snapshot::stream(self.current()?, total);
-        let mut cut = Cut { waiting: Vec::new(), digest: Sha256::new(), sent: 0 };
-        loop {
-            let (chunk, back) = blocking(move || {
-                let chunk = source.next_chunk().map_err(|error| Status::new(Code::Internal, error.to_string()))?;
-                Ok((chunk, source))
-            })
-            .await?;
-            source = back;
-            let last = chunk.is_none();
-            for blob in cut.take(chunk.as_deref().unwrap_or_default(), last) {
-                cut.sent += blob.len() as u64;
-                // An estimate until the end, but never zero before it.
-                let remaining_bytes = if last { 0 } else { total.saturating_sub(cut.sent).max(1) };
-                let response = pb::SnapshotResponse {
-                    header: Some(header),
-                    remaining_bytes,
-                    blob: blob.into(),
-                    version: ETCD_VERSION.to_owned(),
-                };
-                let sent = tokio::time::timeout(SNAPSHOT_PATIENCE, responses.send(encode(&response)?)).await;
-                sent.unwrap_or_else(|_| Err(Status::new(Code::Aborted, "the client took no data for too long")))?;
-            }
-            if last {
-                return Ok(());
-            }
-        }
-    }
-
     pub(super) fn alarms(&self) -> Vec<(i32, u64)> {
         self.stores.get().map(|store| store.reader.current().alarms.to_vec()).unwrap_or_default()
-    }
-}
-
-/// Cuts a stream into blobs of equal size, pads it and adds the digest.
-struct Cut {
-    waiting: Vec<u8>,
-    digest: Sha256,
-    sent: u64,
-}
-
-impl Cut {
-    fn take(&mut self, bytes: &[u8], last: bool) -> Vec<Vec<u8>> {
-        self.digest.update(bytes);
-        self.waiting.extend_from_slice(bytes);
-        let mut blobs = Vec::new();
-        if last {
-            let length = self.sent as usize + self.waiting.len();
-            let padding = vec![0; length.next_multiple_of(SNAPSHOT_PAGE_BYTES) - length];
-            self.digest.update(&padding);
-            self.waiting.extend_from_slice(&padding);
-            let digest = self.digest.finalize_reset();
-            self.waiting.extend_from_slice(&digest);
-        }
-        while self.waiting.len() >= SNAPSHOT_CHUNK_BYTES {
-            let rest = self.waiting.split_off(SNAPSHOT_CHUNK_BYTES);
-            blobs.push(std::mem::replace(&mut self.waiting, rest));
-        }
-        if last && !self.waiting.is_empty() {
-            blobs.push(std::mem::take(&mut self.waiting));
-        }
-        blobs
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cut_stream_has_etcds_length_and_digest() {
-        for total in [0, 1, 511, 512, 40_000, 100_000] {
-            let data: Vec<u8> = (0..total).map(|byte| byte as u8).collect();
-            let mut cut = Cut { waiting: Vec::new(), digest: Sha256::new(), sent: 0 };
-            let mut all = Vec::new();
-            for part in data.chunks(7_000).chain([&[][..]]) {
-                for blob in cut.take(part, part.is_empty()) {
-                    cut.sent += blob.len() as u64;
-                    all.extend(blob);
-                }
-            }
-            assert_eq!(all.len() % 512, 32, "{total}");
-            let (content, digest) = all.split_at(all.len() - 32);
-            assert_eq!(&content[..total], &data);
-            assert_eq!(Sha256::digest(content).as_slice(), digest);
-        }
     }
 }

@@ -16,10 +16,12 @@
 //! |---|---|
 //! | `kv` | Range, RangeStream, Put, DeleteRange, Txn, Compact |
 //! | `watch`, `lease`, `cluster`, `maintenance`, `admin` | the services of these names |
+//! | `backup` | the streams of backups: Maintenance/Snapshot and Admin/Changes |
 //! | `http` | /health, /livez, /readyz, /version, /metrics |
 //! | `check`, `header`, `refusal` | what they share |
 
 mod admin;
+mod backup;
 pub mod check;
 mod cluster;
 mod header;
@@ -129,6 +131,7 @@ methods! {
     ADMIN_MEMBER_PROMOTE = 28, unary, "/centra.chainfire.v1.Admin/MemberPromote";
     ADMIN_MEMBER_REMOVE = 29, unary, "/centra.chainfire.v1.Admin/MemberRemove";
     ADMIN_MEMBER_REPLACE = 30, unary, "/centra.chainfire.v1.Admin/MemberReplace";
+    ADMIN_CHANGES = 31, streaming, "/centra.chainfire.v1.Admin/Changes";
 }
 
 impl Service for Api {
@@ -169,6 +172,7 @@ impl Service for Api {
             method::LEASE_KEEP_ALIVE => Box::pin(api.lease_keep_alive(requests, responses)),
             method::RANGE_STREAM => Box::pin(api.range_stream(requests, responses)),
             method::SNAPSHOT => Box::pin(api.snapshot(responses)),
+            method::ADMIN_CHANGES => Box::pin(api.changes(requests, responses)),
             other => unreachable!("method {other} is in the table but in no room"),
         };
         Box::pin(async move {

@@ -20,6 +20,7 @@
 //! | [`count`] | counting without walking |
 //! | [`sweep`], [`horizon`] | what follows a compaction, and what it must leave alone |
 //! | [`snapshot`] | the state as a stream |
+//! | [`changes`], [`replay`] | what changed since a revision as a stream, and back from it |
 //!
 //! Invariants
 //! 1. Determinism: what an entry writes is a function of the store and the entry. No clock, no randomness, no map with
@@ -31,12 +32,14 @@
 //! Left out: expiry. Which lease has run out is the leader's business, which proposes to revoke it; here a lease is a
 //! number and the keys attached to it.
 
+pub mod changes;
 pub mod commands;
 pub mod count;
 pub mod horizon;
 pub mod layout;
 pub mod recent;
 pub mod record;
+pub mod replay;
 pub mod snapshot;
 pub mod source;
 pub mod stage;

@@ -55,7 +55,8 @@ impl SnapshotSource for SnapshotStream {
             self.stage = Stage::Data(0, Vec::new());
             let Mark { index, term, hash } = self.view.mark;
             let (revision, membership) = (self.view.revision, self.view.membership.clone());
-            let header = Header { raft_index: index, raft_term: term, hash, revision, membership };
+            let since = None;
+            let header = Header { raft_index: index, raft_term: term, hash, revision, since, membership };
             return Ok(Some(self.writer.header(&header)));
         }
         self.fill()?;
@@ -147,7 +148,10 @@ impl SnapshotReceiver {
             return Err(bad("it was refused before"));
         }
         let content = self.reader.finish().map_err(|why| bad(&why.0))?;
-        let Header { raft_index: index, raft_term: term, hash, revision, .. } = content.header;
+        let Header { raft_index: index, raft_term: term, hash, revision, since, .. } = content.header;
+        if let Some(since) = since {
+            return Err(bad(&format!("it holds changes since revision {since} alone, and no state to make them to")));
+        }
         if self.state.unwrap_or((Mark::default(), 1)) != (Mark { index, term, hash }, revision) {
             return Err(bad("its header contradicts its content"));
         }

@@ -135,6 +135,11 @@ impl<'a> Stage<'a> {
         self.state.revision + i64::from(self.writes > 0)
     }
 
+    /// Which of its revision's changes the next one will be.
+    pub fn place(&self) -> u32 {
+        self.writes
+    }
+
     /// The live version of a key.
     pub fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
         if let Some(staged) = self.overlays.kv.get(key) {

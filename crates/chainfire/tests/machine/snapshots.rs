@@ -115,7 +115,7 @@ fn a_stream_may_be_cut_into_any_pieces() {
     assert_eq!(receive(&to, pieces).unwrap(), from.machine.mark());
     let info = snapshot::inspect(&all[..]).unwrap();
     let view = from.view();
-    let Header { raft_index: index, raft_term: term, hash, revision, membership } = info.header;
+    let Header { raft_index: index, raft_term: term, hash, revision, membership, .. } = info.header;
     assert_eq!((Mark { index, term, hash }, revision, info.keys), (view.mark, view.revision, view.keys()));
     assert_eq!((&membership[..], info.bytes), (&b"members"[..], all.len() as u64));
 }
