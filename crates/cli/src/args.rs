@@ -1,9 +1,8 @@
 //! The command line: all commands and their flags. What holds for every command is in [`crate::settings`].
 
-use std::path::PathBuf;
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::snapshot::SnapshotCommand;
 use crate::format::{parse_lease_id, parse_node_id};
 use crate::range::Keys;
 use crate::settings::Global;
@@ -96,7 +95,7 @@ that loses its node goes on at another endpoint, without a gap. Ctrl-C ends it."
     Defrag(ClusterArgs),
     /// Hash all keys and their history, to compare nodes
     Hashkv(HashKvArgs),
-    /// Backups: save, check, restore
+    /// Backups: save, check, restore, keep
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// Named clusters: endpoints and certificates under a name, for --context NAME
@@ -352,25 +351,6 @@ pub struct HashKvArgs {
     /// Ask every member of the cluster, not only the endpoints given
     #[arg(long)]
     pub cluster: bool,
-}
-
-#[derive(Subcommand, Debug)]
-pub enum SnapshotCommand {
-    /// Save the whole store into a file
-    Save { file: PathBuf },
-    /// Check a saved file and say what is in it
-    Status { file: PathBuf },
-    /// Prepare a data folder from a saved file: the node started on it founds a cluster of its own
-    #[command(after_help = "\
-Example, on a machine whose node is stopped:
-  chainfire-client snapshot restore backup.db --data-dir /var/lib/chainfire
-  systemctl start chainfire")]
-    Restore {
-        file: PathBuf,
-        /// Must be empty or absent
-        #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
-    },
 }
 
 #[cfg(test)]

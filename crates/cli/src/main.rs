@@ -11,6 +11,9 @@ mod connect;
 mod contexts;
 mod failure;
 mod format;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 mod output;
 mod range;
 mod settings;

@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use mock::{Mock, run};
+use prost::Message as _;
+use proto::mvccpb::KeyValue;
 use proto::snapshot::{Header, Writer};
 use sha2::{Digest as _, Sha256};
 
@@ -147,8 +149,12 @@ fn maintenance() {
 fn snapshot_bytes() -> Vec<u8> {
     let mut writer = Writer::default();
     let mut data = Vec::new();
-    writer.put_pair(&mut data, 0, b"k", b"val");
     let header = Header { raft_index: 70, raft_term: 3, hash: 0xabc, revision: 42, ..Header::default() };
+    let record = KeyValue { key: "k".into(), create_revision: 42, mod_revision: 42, version: 1, ..Default::default() };
+    writer.put_pair(&mut data, 0, b"k", &record.encode_to_vec());
+    writer.put_pair(&mut data, 3, b"b", &1u32.to_le_bytes());
+    let mark = [header.raft_index, header.raft_term, header.hash, 42].map(u64::to_le_bytes).concat();
+    writer.put_pair(&mut data, 3, b"m", &[&[2], &mark[..]].concat());
     let mut bytes = [writer.header(&header), writer.data(&data), writer.trailer()].concat();
     bytes.extend_from_slice(&Sha256::digest(&bytes));
     bytes
@@ -160,31 +166,85 @@ fn snapshots_are_saved_checked_and_staged() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     *mock.node.snapshot.lock().unwrap() = snapshot_bytes();
-    let saved = mock.ok(&["snapshot", "save", &path("a.db")]);
-    assert!(saved.starts_with("Snapshot saved at "), "{saved}");
+    for name in ["a.db", "a.tar.gz"] {
+        let saved = mock.ok(&["snapshot", "save", &path(name)]);
+        assert!(saved.starts_with("Snapshot saved at "), "{saved}");
+        let status = mock.ok(&["snapshot", "status", &path(name)]);
+        let bytes = std::fs::metadata(path(name)).unwrap().len();
+        assert!(status.ends_with(&format!(", 42, 1, {bytes} B\n")), "{status}");
+        let verified = mock.ok(&["snapshot", "verify", &path(name)]);
+        assert!(verified.contains("intact, full, revision 42, 1 keys"), "{verified}");
+        let data = path(&format!("{name}-data"));
+        let restored = mock.ok(&["snapshot", "restore", &path(name), "--data-dir", &data]);
+        assert!(restored.starts_with("1 keys at revision 42 are ready in "), "{restored}");
+        let staged = std::fs::read(format!("{data}/restore.snapshot")).unwrap();
+        assert_eq!(staged, snapshot_bytes()[..snapshot_bytes().len() - 32]);
+        let (code, _, complaint) = mock.run(&["snapshot", "restore", &path(name), "--data-dir", &data]);
+        assert!(code == 6 && complaint.contains("is not empty; nothing was changed"), "{complaint}");
+    }
     assert_eq!(std::fs::read(path("a.db")).unwrap(), snapshot_bytes());
-    assert!(
-        mock.ok(&["snapshot", "status", &path("a.db")]).ends_with(&format!(", 42, 1, {} B\n", snapshot_bytes().len()))
-    );
-    let restored = mock.ok(&["snapshot", "restore", &path("a.db"), "--data-dir", &path("data")]);
-    assert!(restored.starts_with("1 keys at revision 42 are ready in "), "{restored}");
-    let staged = std::fs::read(folder.path().join("data/restore.snapshot")).unwrap();
-    assert_eq!(staged, snapshot_bytes()[..snapshot_bytes().len() - 32]);
-    let (code, _, complaint) = mock.run(&["snapshot", "restore", &path("a.db"), "--data-dir", &path("data")]);
-    assert!(code == 6 && complaint.contains("is not empty; nothing was changed"), "{complaint}");
 
     let mut damaged = snapshot_bytes();
     damaged[80] ^= 1;
     std::fs::write(path("bad.db"), &damaged).unwrap();
-    assert_eq!(mock.run(&["snapshot", "status", &path("bad.db")]).0, 6);
-    assert_eq!(mock.run(&["snapshot", "restore", &path("bad.db"), "--data-dir", &path("other")]).0, 6);
-    assert_eq!(std::fs::read_dir(folder.path().join("other")).unwrap().count(), 0);
+    let mut archive = std::fs::read(path("a.tar.gz")).unwrap();
+    let middle = archive.len() / 2;
+    archive[middle] ^= 1;
+    std::fs::write(path("bad.tar.gz"), &archive).unwrap();
+    for bad in ["bad.db", "bad.tar.gz"] {
+        assert_eq!(mock.run(&["snapshot", "status", &path(bad)]).0, 6);
+        let (code, said, complaint) = mock.run(&["snapshot", "verify", &path(bad), &path("a.db")]);
+        assert!(code == 6 && said.contains("NOT INTACT") && said.contains("a.db: intact"), "{said}{complaint}");
+        assert_eq!(mock.run(&["snapshot", "restore", &path(bad), "--data-dir", &path("other")]).0, 6);
+        assert!(!folder.path().join("other").exists(), "nothing is touched");
+    }
     *mock.node.snapshot.lock().unwrap() = damaged;
-    let (code, _, complaint) = mock.run(&["snapshot", "save", &path("b.db")]);
-    assert!(code == 6 && complaint.contains("damaged or cut short; nothing was saved"), "{complaint}");
+    for name in ["b.db", "b.tar.gz"] {
+        let (code, _, complaint) = mock.run(&["snapshot", "save", &path(name)]);
+        assert!(code == 6 && complaint.contains("damaged or cut short; nothing was saved"), "{complaint}");
+    }
     let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["a.db", "bad.db", "data", "other"], "no drafts are left");
+    let expected = ["a.db", "a.db-data", "a.tar.gz", "a.tar.gz-data", "bad.db", "bad.tar.gz"];
+    assert_eq!(names, expected, "no drafts are left");
+    let (code, ..) = mock.run(&["snapshot", "save", "--incremental", "--since", &path("a.db"), &path("c.tar.gz")]);
+    assert_eq!(code, 2, "an incremental backup does not bear the name of a full one");
+    assert_eq!(mock.run(&["snapshot", "save"]).0, 2);
+}
+
+#[test]
+fn backups_are_made_in_rounds() {
+    let mock = Mock::start();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("backups");
+    let (dir_text, figures) = (dir.to_str().unwrap(), folder.path().join("chainfire_backup.prom"));
+    let run = ["snapshot", "run", "--dir", dir_text, "--keep", "2", "--textfile", figures.to_str().unwrap()];
+    *mock.node.snapshot.lock().unwrap() = snapshot_bytes();
+    let kept = || {
+        let mut names: Vec<String> =
+            std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.ends_with(".tar.gz"));
+        names.sort();
+        names
+    };
+    std::fs::create_dir(&dir).unwrap();
+    let old = ["chainfire-20200101T000000Z-rev7.tar.gz", "chainfire-20210101T000000Z-rev8.tar.gz"];
+    old.iter().for_each(|name| std::fs::write(dir.join(name), "whatever").unwrap());
+    std::fs::write(dir.join("mine.tar.gz"), "precious").unwrap();
+    let said = mock.ok(&run);
+    assert!(said.contains("Deleted ") && said.contains(old[0]) && !said.contains(old[1]), "{said}");
+    assert!(kept().len() == 3 && kept().contains(&old[1].to_owned()) && kept().contains(&"mine.tar.gz".to_owned()));
+    let told = std::fs::read_to_string(&figures).unwrap();
+    assert!(told.contains("chainfire_backup_last_attempt_succeeded{kind=\"full\"} 1"), "{told}");
+    assert!(told.contains("chainfire_backup_last_revision{kind=\"full\"} 42"), "{told}");
+    // A round that fails deletes nothing, and says so in the figures.
+    mock.node.snapshot.lock().unwrap()[80] ^= 1;
+    let before = kept();
+    assert_eq!(mock.run(&run).0, 6);
+    assert_eq!(kept(), before);
+    let told = std::fs::read_to_string(&figures).unwrap();
+    assert!(told.contains("chainfire_backup_last_attempt_succeeded{kind=\"full\"} 0"), "{told}");
+    assert!(told.contains("chainfire_backup_last_revision{kind=\"full\"} 42"), "{told}");
 }
 
 #[test]

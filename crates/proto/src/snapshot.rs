@@ -251,6 +251,11 @@ impl Reader {
         }
     }
 
+    /// Whether [`Reader::header`] has come.
+    pub fn has_header(&self) -> bool {
+        matches!(self.expect, Expect::Data | Expect::Nothing)
+    }
+
     /// What the stream says of itself; empty until its first frame is complete.
     pub fn header(&self) -> &Header {
         &self.header

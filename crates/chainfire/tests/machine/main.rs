@@ -1,5 +1,6 @@
 //! The state machine as a whole, over both engines, against a reference model.
 
+mod backups;
 mod errors;
 mod model;
 mod properties;

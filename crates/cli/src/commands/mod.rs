@@ -7,7 +7,7 @@ mod lease;
 mod maintenance;
 mod members;
 pub mod put;
-mod snapshot;
+pub mod snapshot;
 mod status;
 mod txn;
 mod watch;

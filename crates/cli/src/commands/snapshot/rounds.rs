@@ -1,0 +1,156 @@
+//! `snapshot run` and `snapshot schedule`: backups in a folder, one after the other, and the old ones deleted.
+//!
+//! Life of a round: the folder is locked → a backup is made: what changed since the end of the chain, or since the last full
+//! one, or, when neither can be had (compacted, another cluster, nothing there), a full one → a full one is read back from
+//! the disk and verified, and only then the superfluous ones go ([`super::shelf`]) → figures are written, if wanted.
+//!
+//! Each endpoint is tried in turn. `run` fails when all do. `schedule` says so and tries again; it ends, with exit code 0,
+//! when it is told to stop.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::args::{RunArgs, ScheduleArgs};
+use super::save::{self, Saved, Target};
+use super::shelf::{self, Kind, Lock, Shelf};
+use super::source::{self, Nobody};
+use super::stream::{self, Wanted};
+use super::textfile::{self, Attempt};
+use super::time::Moment;
+use crate::connect::Client;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// After a failure it is tried again this soon.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// One round; the exit code says how it went.
+pub async fn once(client: &Client, args: &RunArgs, out: &mut Output) -> Result<(), Failure> {
+    let lock = Lock::take(&args.dir)?;
+    let began = Instant::now();
+    let made = make(client, args, out).await;
+    let kind = if args.incremental { Kind::Incremental } else { Kind::Full };
+    let kind = made.as_ref().map_or(kind, |made| *made);
+    if let Some(path) = &args.textfile {
+        let attempt = Attempt { kind, took: began.elapsed(), succeeded: made.is_ok() };
+        let written = Shelf::read(&args.dir).and_then(|shelf| textfile::write(path, &shelf, &attempt));
+        // A backup that failed is the worse news.
+        made.and(written)?;
+    } else {
+        made?;
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Rounds by the clock.
+pub async fn schedule(client: &Client, args: &ScheduleArgs, out: &mut Output) -> Result<(), Failure> {
+    let short = [Some(args.every), args.incremental_every].into_iter().flatten().any(|every| every.is_zero());
+    if short {
+        return Err(Failure::usage("an interval of zero makes no sense").advise("write 5m or 1h"));
+    }
+    // What is wrong with the folder is said at once.
+    drop(Lock::take(&args.dir)?);
+    loop {
+        let shelf = Shelf::read(&args.dir)?;
+        let now = Moment::now();
+        let due = |kinds: &[Kind], every: Duration| {
+            let last = kinds.iter().filter_map(|kind| shelf.newest(*kind)).map(|entry| entry.made).max();
+            last.map_or(Duration::ZERO, |last| every.saturating_sub(now.since(last)))
+        };
+        let full = due(&[Kind::Full], args.every);
+        let incremental = args.incremental_every.map(|every| due(&[Kind::Full, Kind::Incremental], every));
+        let wait = incremental.map_or(full, |incremental| incremental.min(full));
+        if !wait.is_zero() && sleep(wait).await {
+            return Ok(());
+        }
+        let round = RunArgs {
+            dir: args.dir.clone(),
+            keep: args.keep,
+            keep_days: args.keep_days,
+            incremental: full > wait,
+            textfile: args.textfile.clone(),
+        };
+        let began = Instant::now();
+        let done = tokio::select! {
+            done = once(client, &round, out) => done,
+            () = stream::stopped() => return Ok(()),
+        };
+        out.flush()?;
+        let pause = match done {
+            Ok(()) => {
+                // Where nothing had changed there is no file that would say when the next one is due.
+                let every = args.incremental_every.unwrap_or(args.every).min(args.every);
+                if round.incremental { every.saturating_sub(began.elapsed()) } else { Duration::ZERO }
+            }
+            Err(failure) => {
+                failure.report();
+                RETRY.min(args.every)
+            }
+        };
+        if sleep(pause.min(due_full(args)?)).await {
+            return Ok(());
+        }
+    }
+}
+
+/// How long until the next full backup.
+fn due_full(args: &ScheduleArgs) -> Result<Duration, Failure> {
+    let shelf = Shelf::read(&args.dir)?;
+    let passed = shelf.newest(Kind::Full).map(|entry| Moment::now().since(entry.made));
+    // Without any, the failure to make one decides how soon it is tried again.
+    Ok(passed.map_or(RETRY, |passed| args.every.saturating_sub(passed)))
+}
+
+/// Whether it was told to stop meanwhile.
+async fn sleep(time: Duration) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(time) => false,
+        () = stream::stopped() => true,
+    }
+}
+
+/// Makes a backup and deletes what is superfluous; returns of which kind it came to be.
+async fn make(client: &Client, args: &RunArgs, out: &mut Output) -> Result<Kind, Failure> {
+    let shelf = Shelf::read(&args.dir)?;
+    if args.incremental {
+        for base in shelf.bases() {
+            match save_from_any(client, save::since(&args.dir.join(base.name())), &args.dir).await {
+                Ok(saved) => {
+                    save::tell(&saved, out)?;
+                    return Ok(Kind::Incremental);
+                }
+                Err(failure) if stream::needs_full(&failure) => eprintln!("{}; going on without it", failure.text),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+    let saved = save_from_any(client, Ok(Wanted::Everything), &args.dir).await?;
+    let path = saved.path.as_deref().unwrap_or(&args.dir);
+    if let Err(failure) = source::read(path, "verifying", &mut Nobody) {
+        // It must not pass for the last good one.
+        let _ = std::fs::remove_file(path);
+        return Err(Failure::local(format!("the backup cannot be read back and was removed: {}", failure.text))
+            .advise("nothing else was deleted; is the disk of the backups in order?"));
+    }
+    save::tell(&saved, out)?;
+    let shelf = Shelf::read(&args.dir)?;
+    for path in shelf::delete(&args.dir, &shelf.superfluous(args.keep, args.keep_days, Moment::now()))? {
+        out.line(format!("Deleted {}", path.display()))?;
+    }
+    Ok(Kind::Full)
+}
+
+/// Tries one endpoint after the other, until one gives a backup or says that it cannot be had.
+async fn save_from_any(client: &Client, wanted: Result<Wanted, Failure>, folder: &Path) -> Result<Saved, Failure> {
+    let wanted = wanted?;
+    let mut failed = None;
+    for endpoint in client.endpoints() {
+        match save::save(&client.only(endpoint), wanted, Target::Folder(folder)).await {
+            Ok(saved) => return Ok(saved),
+            Err(failure) if stream::needs_full(&failure) => return Err(failure),
+            Err(failure) => drop(failed.get_or_insert(failure)),
+        }
+    }
+    Err(failed.expect("there is at least one endpoint"))
+}
