@@ -10,6 +10,7 @@
 //! | `catch_up` | a node that missed much is filled by a snapshot |
 //! | `rolling` | all nodes are restarted one after the other, and no client notices |
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
+//! | `backup` | archives, incremental chains, rounds; the runbook's `tar` into a running cluster and into none |
 //! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
@@ -22,6 +23,7 @@
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
 //! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.
 
+mod backup;
 mod bad_bytes;
 mod bad_requests;
 mod bad_starts;
