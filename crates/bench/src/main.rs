@@ -5,6 +5,7 @@
 //!      ─ memory   │            ┌─ workload   requests and right answers
 //!      ─ open     ├─ load ─────┤
 //!      ─ failover ├─ fanout    └─ wire       a gRPC client that costs 3 µs a call
+//!      ─ snapshot │
 //!                 └─ writer    puts at a steady pace, through the death of a leader
 //!      results (docs/benchmarks.json) ── report (docs/benchmarks.md)
 //! ```
@@ -28,6 +29,7 @@ mod profile;
 mod progress;
 mod report;
 mod results;
+mod snapshot;
 mod wire;
 mod workload;
 mod writer;
@@ -79,6 +81,8 @@ enum Command {
     Open(open::Options),
     /// How long writes pause when the leader is killed
     Failover(failover::Options),
+    /// What a backup does to those who write meanwhile, and to memory
+    Snapshot(snapshot::Options),
     /// Our Raft log beside raft-engine and RocksDB's write-ahead log
     Log(logs::Options),
     /// Render docs/benchmarks.md from docs/benchmarks.json
@@ -121,6 +125,11 @@ async fn run(Arguments { common, command }: Arguments) -> Result<()> {
         Command::Failover(options) => {
             let found = failover::run(&options, &common.systems()?, folder).await?;
             common.keep(|results| results::replace(&mut results.failover, found))?;
+        }
+        Command::Snapshot(options) => {
+            let ours = Common { system: Some(Kind::Chainfire), ..common };
+            let system = ours.systems()?.pop().context("there is no Chainfire")?;
+            snapshot::run(&options, &system, &ours.folder).await?;
         }
         Command::Log(options) => {
             let found = logs::run(&options, folder)?;
