@@ -70,7 +70,8 @@ pub async fn run(options: &Options, system: &System, folder: &Path) -> Result<()
     bar.finish_and_clear();
     tokio::time::sleep(SETTLE).await;
     let from = if options.from_leader || options.nodes == 1 { leader } else { (leader + 1) % options.nodes };
-    let target = folder.join(format!("bench-snapshot-{}.{}", std::process::id(), if options.bare { "db" } else { "tar.gz" }));
+    let target =
+        folder.join(format!("bench-snapshot-{}.{}", std::process::id(), if options.bare { "db" } else { "tar.gz" }));
     let measured = LocalSet::new().run_until(measure(options, &cluster, from, &client, &target)).await;
     let bytes = std::fs::metadata(&target).map(|found| found.len()).unwrap_or_default();
     // Gone already if nothing was saved.
@@ -171,7 +172,10 @@ fn report(options: &Options, keys: u64, bytes: u64, leader: bool, found: &Measur
     line("during the save", &found.during);
     let rate = bytes as f64 / MIB / found.took.as_secs_f64();
     println!("saved            {:.0} MiB in {:.1} s, {rate:.0} MiB/s", bytes as f64 / MIB, found.took.as_secs_f64());
-    println!("memory           client {:.0} MiB, server {:.0} MiB (alone {:.0} MiB)", found.client_mib, found.server_mib.1, found.server_mib.0);
+    println!(
+        "memory           client {:.0} MiB, server {:.0} MiB (alone {:.0} MiB)",
+        found.client_mib, found.server_mib.1, found.server_mib.0
+    );
     let ratio = ms(&found.during, 0.99) / ms(&found.alone, 0.99).max(f64::EPSILON);
     println!("put p99          {ratio:.2} times that of the writer alone (goal: at most 1.5)");
 }

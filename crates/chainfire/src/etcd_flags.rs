@@ -34,8 +34,8 @@ use storage::rocks::RocksOptions;
 use crate::api::ETCD_VERSION;
 use crate::config::command_line::split_flag;
 use crate::config::{
-    self, AutoCompaction, Environment, GossipAddress, Plain, Request, Settings, TXN_OPS_MAX, client_address, is_loopback, nearest,
-    peer_address, request_timeout,
+    self, AutoCompaction, Environment, GossipAddress, Plain, Request, Settings, TXN_OPS_MAX, client_address,
+    is_loopback, nearest, peer_address, request_timeout,
 };
 
 /// Flag, default, help. An empty default depends on other flags.
@@ -56,7 +56,11 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("max-request-bytes", "1572864", "bytes of the largest request"),
     ("log-level", "info", "debug, info, warn, error, panic or fatal"),
     ("auto-compaction-retention", "0", "what is kept: hours or a duration, or a number of revisions; 0: everything"),
-    ("gossip-addr", "auto", "where members tell each other who is alive; auto: one port above the peer port; off: nowhere"),
+    (
+        "gossip-addr",
+        "auto",
+        "where members tell each other who is alive; auto: one port above the peer port; off: nowhere",
+    ),
     ("auto-compaction-mode", "periodic", "periodic (by age) or revision (by number)"),
     ("cert-file", "", "the certificate shown to clients"),
     ("key-file", "", "its key, readable by its owner alone"),

@@ -137,7 +137,7 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
     // None of those that were named; perhaps one that they or others have told of.
     for address in shell.gossip.load().raft_addresses() {
         let named = others.iter().any(|other| bare_address(&other.address) == address);
-        let may_join = shell.seed == 0 && !named;
+        let may_join = shell.seed.number == 0 && !named;
         if may_join && probe(shell, &address).await.is_ok_and(|standing| standing.cluster != ClusterId::default()) {
             return arrive(shell, &address).await;
         }

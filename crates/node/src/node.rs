@@ -177,7 +177,8 @@ impl Node {
             cluster: identity.cluster,
             address: config.advertise_peer.clone(),
         };
-        let transport = Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone(), for_members.clone());
+        let transport =
+            Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone(), for_members.clone());
         for member in config.initial.iter().filter(|member| member.node != NodeId::default()) {
             transport.set_address(member.node, vec![member.address.clone()]);
         }

@@ -6,7 +6,14 @@ use proto::snapshot::{BadSnapshot, Content, FILE_DIGEST_BYTES, Header, Reader, W
 const FAMILIES: u8 = 4;
 
 fn header() -> Header {
-    Header { raft_index: 70, raft_term: 3, hash: 0xabc, revision: 42, since: None, membership: Bytes::from_static(b"members") }
+    Header {
+        raft_index: 70,
+        raft_term: 3,
+        hash: 0xabc,
+        revision: 42,
+        since: None,
+        membership: Bytes::from_static(b"members"),
+    }
 }
 
 fn stream(pairs: &[(u8, &str, &str)], cut: usize) -> Vec<u8> {

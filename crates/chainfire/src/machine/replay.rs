@@ -24,8 +24,8 @@ use proto::snapshot::{FRAME_BYTES_MAX, Header, Reader};
 use storage::{Engine, View, WriteBatch};
 
 use super::layout::{self, FAMILIES, Lease, META, REV, Rev};
-use super::record::Record;
 use super::recent::Recent;
+use super::record::Record;
 use super::stage::{Stage, State};
 
 /// What a lease gets of which nothing is known but that keys hang on it.
@@ -193,7 +193,10 @@ impl Replay<'_> {
         self.settle_leases()?;
         self.done.revision = self.state().revision;
         if self.done.revision != header.revision {
-            return Err(bad(&format!("its changes end at revision {}, not at {}", self.done.revision, header.revision)));
+            return Err(bad(&format!(
+                "its changes end at revision {}, not at {}",
+                self.done.revision, header.revision
+            )));
         }
         self.engine.flush()?;
         Ok(self.done)
@@ -244,7 +247,10 @@ fn carry_out(stage: &mut Stage<'_>, change: &Change) -> Result<(), MachineError>
     let wanted = Rev::read(&change.key, &change.value)?;
     let out_of_step = |why: &str| {
         let key: String = wanted.key.escape_ascii().take(64).map(char::from).collect();
-        bad(&format!("its changes do not fit the state they are to be made to: {why}, revision {} key {key}", wanted.revision))
+        bad(&format!(
+            "its changes do not fit the state they are to be made to: {why}, revision {} key {key}",
+            wanted.revision
+        ))
     };
     if wanted.revision != stage.state.revision + 1 {
         return Err(out_of_step(&format!("after revision {} comes", stage.state.revision)));

@@ -77,7 +77,9 @@ fn looked_at(stream: &[u8]) -> Result<Counts, String> {
 /// All that a backup promises to bring back: not alarms, nor where the log stood, nor what is only physical.
 fn kept(world: &mut World) -> Vec<(u8, Bytes, Bytes)> {
     let mut all = content(world);
-    all.retain(|(family, key, _)| FamilyId(*family) != layout::META || [layout::LEASE, layout::ATTACHED].contains(&key[0]));
+    all.retain(|(family, key, _)| {
+        FamilyId(*family) != layout::META || [layout::LEASE, layout::ATTACHED].contains(&key[0])
+    });
     all
 }
 

@@ -1,8 +1,8 @@
 //! `member-list`, `member-add`, `member-promote`, `member-remove`, `member-replace`.
 
 use proto::admin::{
-    GossipState, Member, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest, MembersResponse,
-    StatusRequest, StatusResponse,
+    GossipState, Member, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest,
+    MembersResponse, StatusRequest, StatusResponse,
 };
 use serde_json::{Value, json};
 

@@ -104,7 +104,10 @@ enum Arrival {
     Message(Bytes),
     Refused(Arc<str>),
     /// Who was found at an address that this node begins with.
-    Met { seed: String, found: Result<Identity, String> },
+    Met {
+        seed: String,
+        found: Result<Identity, String>,
+    },
 }
 
 /// What the tasks of the port share.

@@ -205,7 +205,11 @@ async fn a_chain_leads_to_any_revision() {
         assert_eq!((lease.granted_ttl, lease.keys.len()), (600, 1));
         client.put("after", "1").await.unwrap();
     }
-    figure(format_args!("backup: a chain of {} files restored to 6 of its {} revisions", chain.len(), ends[3] - ends[0]));
+    figure(format_args!(
+        "backup: a chain of {} files restored to 6 of its {} revisions",
+        chain.len(),
+        ends[3] - ends[0]
+    ));
 
     // A gap, a revision that is not there, nothing to begin with: refused, and nothing is touched.
     let absent = path("absent");
@@ -230,7 +234,8 @@ async fn a_chain_leads_to_any_revision() {
         cluster.client(index).get("/").await.unwrap();
     }
     let endpoint = cluster.endpoint(0);
-    let since = ["snapshot", "save", "--incremental", "--since", &chain[1], &path("x.incr.tgz"), "--endpoint", &endpoint];
+    let since =
+        ["snapshot", "save", "--incremental", "--since", &chain[1], &path("x.incr.tgz"), "--endpoint", &endpoint];
     let refused = run(&since);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("a full backup is needed"), "{said}");
@@ -246,7 +251,8 @@ async fn a_chain_leads_to_any_revision() {
     // Another cluster's changes do not follow on that.
     let other = Cluster::start(1).await;
     let endpoint = other.endpoint(0);
-    let refused = run(&["snapshot", "save", "--incremental", "--since", &chain[0], &path("x.incr.tgz"), "--endpoint", &endpoint]);
+    let refused =
+        run(&["snapshot", "save", "--incremental", "--since", &chain[0], &path("x.incr.tgz"), "--endpoint", &endpoint]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("but this is cluster"), "{said}");
 }
@@ -268,7 +274,11 @@ async fn a_killed_backup_leaves_nothing_that_looks_whole() {
         let mut child = spawn(&words);
         tokio::time::sleep(Duration::from_millis(round * 8)).await;
         child.kill().unwrap();
-        if child.wait().unwrap().success() { whole += 1 } else { killed += 1 }
+        if child.wait().unwrap().success() {
+            whole += 1
+        } else {
+            killed += 1
+        }
         for name in names(backups.path()).iter().filter(|name| name.ends_with(".tar.gz")) {
             let verified = run(&["snapshot", "verify", text(&backups.path().join(name))]);
             assert!(verified.status.success(), "{name}: {verified:?}");
@@ -293,7 +303,8 @@ async fn a_schedule_makes_a_chain_and_stops_when_told() {
     let backups = folder();
     let endpoint = cluster.endpoint(0);
     let dir = text(backups.path());
-    let words = ["snapshot", "schedule", "--every", "1h", "--incremental-every", "1s", "--dir", dir, "--endpoint", &endpoint];
+    let words =
+        ["snapshot", "schedule", "--every", "1h", "--incremental-every", "1s", "--dir", dir, "--endpoint", &endpoint];
     let mut child = spawn(&words);
     let deadline = Instant::now() + PATIENCE;
     let count = |end: &str| names(backups.path()).iter().filter(|name| name.ends_with(end)).count();
@@ -344,8 +355,14 @@ async fn hostile_archives_are_refused_before_anything_is_touched() {
         ("a folder within", format!("mkdir a/raft; {pack}")),
         ("a way out", "mkdir b; cp -r a b/a; cd b; tar -czPf ../../out/evil.tar.gz ../a".to_owned()),
         ("an absolute path", "tar -czPf ../out/evil.tar.gz \"$PWD/a\"".to_owned()),
-        ("two of a kind", "tar -cf e.tar a; tar -rf e.tar a/restore.snapshot; gzip e.tar; mv e.tar.gz ../out/evil.tar.gz".to_owned()),
-        ("another content", format!("printf x | dd of=a/restore.snapshot bs=1 seek=700 conv=notrunc status=none; {pack}")),
+        (
+            "two of a kind",
+            "tar -cf e.tar a; tar -rf e.tar a/restore.snapshot; gzip e.tar; mv e.tar.gz ../out/evil.tar.gz".to_owned(),
+        ),
+        (
+            "another content",
+            format!("printf x | dd of=a/restore.snapshot bs=1 seek=700 conv=notrunc status=none; {pack}"),
+        ),
         ("no manifest", format!("rm a/restore.sha256; {pack}")),
         ("cut short", "head -c 700 ../good.tar.gz > ../out/evil.tar.gz".to_owned()),
     ] {
@@ -367,7 +384,10 @@ async fn hostile_archives_are_refused_before_anything_is_touched() {
     // What tar itself makes of a good one is as good, and sha256sum reads the manifest.
     let again = format!("{make} (cd a && sha256sum --check restore.sha256); {pack}");
     let made = Command::new("sh").args(["-c", &again, "sh", text(folder.path())]).output().unwrap();
-    assert!(made.status.success() && String::from_utf8_lossy(&made.stdout).contains("restore.snapshot: OK"), "{made:?}");
+    assert!(
+        made.status.success() && String::from_utf8_lossy(&made.stdout).contains("restore.snapshot: OK"),
+        "{made:?}"
+    );
     assert!(run(&["snapshot", "verify", text(&folder.path().join("out/evil.tar.gz"))]).status.success());
     let listed = Command::new("tar").args(["-tzf", text(&good)]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();

@@ -75,7 +75,9 @@ impl Writer {
         manifest.files = vec![(name.to_owned(), digest)];
         let text = manifest.encode();
         self.pad(self.bytes)?;
-        self.put(header(&format!("{folder}/{MANIFEST_FILE}"), EntryType::Regular, text.len() as u64, made)?.as_bytes())?;
+        self.put(
+            header(&format!("{folder}/{MANIFEST_FILE}"), EntryType::Regular, text.len() as u64, made)?.as_bytes(),
+        )?;
         self.put(text.as_bytes())?;
         self.pad(text.len() as u64)?;
         self.put(&[0; 2 * BLOCK_BYTES])?;
@@ -204,9 +206,10 @@ impl From<Failure> for Stop {
 /// A decoder's complaint is about the bytes; the system's is not.
 fn unreadable(error: io::Error) -> Stop {
     match error.kind() {
-        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Other => {
-            Stop::Damaged(format!("it cannot be unpacked: {error}"))
-        }
+        io::ErrorKind::InvalidInput
+        | io::ErrorKind::InvalidData
+        | io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::Other => Stop::Damaged(format!("it cannot be unpacked: {error}")),
         _ if error.raw_os_error().is_none() => Stop::Damaged(format!("it cannot be unpacked: {error}")),
         _ => Stop::Unreadable(error),
     }

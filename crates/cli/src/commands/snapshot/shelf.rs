@@ -117,10 +117,8 @@ impl Shelf {
     pub fn superfluous(&self, keep: u32, keep_days: Option<u32>, now: Moment) -> Vec<&Entry> {
         let young = |entry: &Entry| keep_days.is_some_and(|days| now.since(entry.made) < DAY * days);
         let fulls: Vec<&Entry> = self.entries.iter().rev().filter(|entry| entry.kind() == Kind::Full).collect();
-        let (kept, old): (Vec<_>, Vec<_>) = fulls
-            .into_iter()
-            .enumerate()
-            .partition(|(place, entry)| *place < keep.max(1) as usize || young(entry));
+        let (kept, old): (Vec<_>, Vec<_>) =
+            fulls.into_iter().enumerate().partition(|(place, entry)| *place < keep.max(1) as usize || young(entry));
         let Some((_, oldest)) = kept.last() else { return Vec::new() };
         // Revisions begin anew with another cluster: a chain that ended a day before the oldest full backup is no use.
         let useless = |entry: &Entry| {

@@ -156,11 +156,7 @@ impl Open {
     }
 
     /// Reads the stream to its end; `each` gets it in pieces.
-    fn run(
-        &mut self,
-        progress: &mut Progress,
-        each: &mut dyn FnMut(&[u8]) -> Result<(), Stop>,
-    ) -> Result<Ended, Stop> {
+    fn run(&mut self, progress: &mut Progress, each: &mut dyn FnMut(&[u8]) -> Result<(), Stop>) -> Result<Ended, Stop> {
         if !self.is_archive {
             return self.run_bare(progress, each);
         }

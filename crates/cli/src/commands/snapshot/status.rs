@@ -77,7 +77,12 @@ pub fn verify(files: &[PathBuf], out: &mut Output) -> Result<(), Failure> {
     if files.len() == 1 {
         return Err(first.clone());
     }
-    Err(Failure::local(format!("{} of {} files are not intact, the first: {}", failures.len(), files.len(), first.text)))
+    Err(Failure::local(format!(
+        "{} of {} files are not intact, the first: {}",
+        failures.len(),
+        files.len(),
+        first.text
+    )))
 }
 
 fn kind(found: &Found) -> String {

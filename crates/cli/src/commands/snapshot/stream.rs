@@ -19,7 +19,10 @@ use crate::failure::Failure;
 pub enum Wanted {
     Everything,
     /// What changed since a revision of a cluster.
-    Since { revision: i64, cluster: u64 },
+    Since {
+        revision: i64,
+        cluster: u64,
+    },
 }
 
 /// What came, complete.

@@ -31,7 +31,10 @@ impl Moment {
         }
         let number = |from: usize, to: usize| {
             let digits = &bytes[from..to];
-            digits.iter().all(u8::is_ascii_digit).then(|| digits.iter().fold(0, |sum, b| sum * 10 + u64::from(b - b'0')))
+            digits
+                .iter()
+                .all(u8::is_ascii_digit)
+                .then(|| digits.iter().fold(0, |sum, b| sum * 10 + u64::from(b - b'0')))
         };
         let (year, month, day) = (number(0, 4)?, number(4, 6)?, number(6, 8)?);
         let (hour, minute, second) = (number(9, 11)?, number(11, 13)?, number(13, 15)?);
@@ -90,7 +93,9 @@ mod tests {
         for seconds in (0..5_000_000_000).step_by(7_654_321) {
             assert_eq!(Moment::parse_compact(&Moment(seconds).compact()), Some(Moment(seconds)));
         }
-        for wrong in ["", "20261124T201500", "20261324T201500Z", "20260230T000000Z", "20261124 201500Z", "19691231T235959Z"] {
+        for wrong in
+            ["", "20261124T201500", "20261324T201500Z", "20260230T000000Z", "20261124 201500Z", "19691231T235959Z"]
+        {
             assert_eq!(Moment::parse_compact(wrong), None, "{wrong}");
         }
     }
