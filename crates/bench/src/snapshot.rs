@@ -50,6 +50,9 @@ pub struct Options {
     /// The client; by default the one beside this program
     #[arg(long)]
     pub client: Option<PathBuf>,
+    /// What `--max-rate` of the client is; its default otherwise
+    #[arg(long)]
+    pub max_rate: Option<u32>,
     /// Save a bare stream instead of an archive
     #[arg(long)]
     pub bare: bool,
@@ -103,7 +106,7 @@ async fn measure(options: &Options, cluster: &Cluster, from: usize, client: &Pat
         tokio::time::sleep(SAMPLE_EVERY).await;
     }
     let began = Instant::now();
-    let mut child = spawn(client, &endpoints[from].to_string(), target)?;
+    let mut child = spawn(options, client, &endpoints[from].to_string(), target)?;
     let (mut client_bytes, mut server_bytes) = (0, 0);
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -140,9 +143,10 @@ fn within(puts: &[Acknowledged], from: Instant, to: Instant) -> Histogram {
     latencies
 }
 
-fn spawn(client: &Path, endpoint: &str, target: &Path) -> Result<Child> {
+fn spawn(options: &Options, client: &Path, endpoint: &str, target: &Path) -> Result<Child> {
     let mut command = Command::new(client);
     command.args(["--endpoint", endpoint, "--timeout", "60s", "snapshot", "save"]).arg(target);
+    command.args(options.max_rate.map(|rate| format!("--max-rate={rate}")));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // SAFETY: setpriority is async-signal-safe and touches nothing of the parent's.
     unsafe {

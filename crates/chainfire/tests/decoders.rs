@@ -7,12 +7,16 @@ mod mutate;
 use bytes::Bytes;
 use chainfire::api::check;
 use chainfire::command::Command;
-use chainfire::machine::snapshot;
+use chainfire::machine::layout::{self, Lease};
+use chainfire::machine::record::Record;
+use chainfire::machine::{replay, snapshot};
 use mutate::mutate;
 use prost::Message as _;
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::request_op::Request;
-use proto::snapshot::{Header, Writer};
+use proto::content::{Check, FAMILIES};
+use proto::snapshot::{Header, Pair, Reader, Writer};
+use storage::memengine::MemEngine;
 
 const TXN_OPS_MAX: usize = 128;
 
@@ -84,5 +88,58 @@ fn snapshots() {
     });
     mutate(4, 30_000, &[stream(&data)], |bytes| {
         let _ = snapshot::inspect(bytes);
+    });
+}
+
+/// Changes of any content under good checksums, looked at as a client does and replayed onto an empty store.
+#[test]
+fn changes() {
+    let header = Header { since: Some(1), revision: 4, ..Header::default() };
+    let record = |revision, version, lease| {
+        Record { key: b"k", create_revision: 2, mod_revision: revision, version, value: b"v", lease }.encode()
+    };
+    let changes: [(i64, i64, Option<Bytes>); 3] =
+        [(2, 0, Some(record(2, 1, 0))), (3, 2, Some(record(3, 2, 7))), (4, 3, None)];
+    let mut data = Vec::new();
+    let mut writer = Writer::default();
+    for (revision, previous, record) in changes {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        layout::rev_key(&mut key, revision, b"k");
+        layout::rev_value(&mut value, 0, previous, record.as_deref());
+        writer.put_pair(&mut data, layout::REV.0, &key, &value);
+    }
+    let lease = Lease { id: 7, ttl_s: 60, remaining_s: 5 };
+    writer.put_pair(&mut data, layout::META.0, &layout::lease_key(7), &lease.value());
+    let stream = |data: &[u8], pairs: u64| {
+        let mut writer = Writer::default();
+        // Only their number counts.
+        (0..pairs).for_each(|_| writer.put_pair(&mut Vec::new(), 0, b"", b""));
+        [writer.header(&header), writer.data(data), writer.trailer()].concat()
+    };
+    let replayed = |stream: &[u8]| replay::replay(&MemEngine::new(&layout::FAMILIES), stream);
+    assert_eq!(replayed(&stream(&data, 4)).unwrap().changes, 3);
+    let looked_at = |stream: &[u8]| {
+        let (mut reader, mut check) = (Reader::new(FAMILIES), Check::default());
+        reader.feed(stream);
+        while let Ok(Some(pair)) = reader.pair() {
+            let (family, key, value) = (pair.family, pair.key.to_vec(), pair.value.to_vec());
+            check.pair(reader.header(), Pair { family, key: &key, value: &value }).ok()?;
+        }
+        reader.finish().ok()?;
+        check.finish(reader.header()).ok()
+    };
+    assert_eq!(looked_at(&stream(&data, 4)).unwrap().changes, 3);
+    mutate(5, 20_000, std::slice::from_ref(&data), |data| {
+        for pairs in 3..=5 {
+            let stream = stream(data, pairs);
+            let seen = looked_at(&stream);
+            // What can be replayed makes sense to a client too.
+            if replayed(&stream).is_ok() {
+                assert!(seen.is_some());
+            }
+        }
+    });
+    mutate(6, 20_000, &[stream(&data, 4)], |bytes| {
+        let _ = (replayed(bytes), looked_at(bytes));
     });
 }

@@ -120,7 +120,7 @@ impl Check {
         let last = since.map_or(self.last_change, |since| self.last_change.max(since));
         // Every revision changed something. A whole state's history may begin anywhere.
         let follows = (revision == last && self.counts.changes > 0)
-            || revision == last + 1
+            || Some(revision) == last.checked_add(1)
             || (since.is_none() && self.counts.changes == 0);
         self.counts.changes += 1;
         self.last_change = revision;

@@ -270,9 +270,9 @@ async fn a_killed_backup_leaves_nothing_that_looks_whole() {
     let (mut killed, mut whole) = (0, 0);
     for round in 0..24 {
         let endpoint = cluster.endpoint(0);
-        let words = ["snapshot", "run", "--keep", "100", "--dir", text(backups.path()), "--endpoint", &endpoint];
-        let mut child = spawn(&words);
-        tokio::time::sleep(Duration::from_millis(round * 8)).await;
+        let folder = ["snapshot", "run", "--keep", "100", "--dir", text(backups.path())];
+        let mut child = spawn(&[&folder[..], &["--max-rate", "0", "--endpoint", &endpoint]].concat());
+        tokio::time::sleep(Duration::from_millis(round * 10)).await;
         child.kill().unwrap();
         if child.wait().unwrap().success() {
             whole += 1

@@ -64,6 +64,9 @@ pub struct SaveArgs {
     /// The full or the last incremental backup
     #[arg(long, value_name = "FILE", requires = "incremental")]
     pub since: Option<PathBuf>,
+    /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
+    #[arg(long, value_name = "MIB", default_value_t = 32)]
+    pub max_rate: u32,
 }
 
 #[derive(Args, Debug)]
@@ -93,6 +96,9 @@ pub struct RunArgs {
     /// Save only what changed since the last backup there, if that is possible
     #[arg(long)]
     pub incremental: bool,
+    /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
+    #[arg(long, value_name = "MIB", default_value_t = 32)]
+    pub max_rate: u32,
     /// Write figures for Prometheus' node exporter into this file
     #[arg(long, value_name = "PATH")]
     pub textfile: Option<PathBuf>,
@@ -115,6 +121,9 @@ pub struct ScheduleArgs {
     /// And all full backups of so many days
     #[arg(long, value_name = "DAYS")]
     pub keep_days: Option<u32>,
+    /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
+    #[arg(long, value_name = "MIB", default_value_t = 32)]
+    pub max_rate: u32,
     /// Write figures for Prometheus' node exporter into this file
     #[arg(long, value_name = "PATH")]
     pub textfile: Option<PathBuf>,

@@ -1,5 +1,8 @@
 //! A file that gets its name when it is complete and durable; dropped before that, it vanishes. A crash leaves at most a
 //! file whose name says that it is a part.
+//!
+//! What is written goes to the disk bit by bit. Left to the kernel, a large file would go there all at once, and whoever
+//! syncs a small one on the same disk meanwhile, as a node does for every write, would wait for it.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek as _, Write};
@@ -9,11 +12,14 @@ use crate::failure::Failure;
 
 /// Follows the name in parts, before the process id of who writes.
 const PART: &str = ".part-";
-const BUFFER_BYTES: usize = 1 << 20;
+const BUFFER_BYTES: usize = 256 << 10;
+const SYNC_EVERY_BYTES: usize = 1 << 20;
 
 pub struct Draft {
     path: PathBuf,
     out: Option<BufWriter<File>>,
+    /// Bytes that may not be on the disk yet.
+    unsynced: usize,
 }
 
 impl Draft {
@@ -24,7 +30,7 @@ impl Draft {
         let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|error| {
             Failure::local(format!("cannot write {}: {error}", path.display())).advise("check path and permissions")
         })?;
-        Ok(Draft { path, out: Some(BufWriter::with_capacity(BUFFER_BYTES, file)) })
+        Ok(Draft { path, out: Some(BufWriter::with_capacity(BUFFER_BYTES, file)), unsynced: 0 })
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -56,6 +62,13 @@ impl Draft {
         durable().map_err(|error| self.failed(&error))
     }
 
+    /// Lets everybody read it, whatever the umask says.
+    pub fn open_to_all(&mut self) -> Result<(), Failure> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = self.out.as_ref().expect("published drafts are not changed").get_ref();
+        file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(|error| self.failed(&error))
+    }
+
     pub fn failed(&self, error: &io::Error) -> Failure {
         Failure::local(format!("cannot write {}: {error}", self.path.display())).advise("is the disk full?")
     }
@@ -63,7 +76,15 @@ impl Draft {
 
 impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.as_mut().expect("published drafts are not written").write(bytes)
+        let out = self.out.as_mut().expect("published drafts are not written");
+        let written = out.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.unsynced = 0;
+            out.flush()?;
+            out.get_ref().sync_data()?;
+        }
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

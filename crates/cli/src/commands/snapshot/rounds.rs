@@ -7,14 +7,13 @@
 //! Each endpoint is tried in turn. `run` fails when all do. `schedule` says so and tries again; it ends, with exit code 0,
 //! when it is told to stop.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::args::{RunArgs, ScheduleArgs};
 use super::save::{self, Saved, Target};
 use super::shelf::{self, Kind, Lock, Shelf};
 use super::source::{self, Nobody};
-use super::stream::{self, Wanted};
+use super::stream::{self, Pace, Wanted};
 use super::textfile::{self, Attempt};
 use super::time::Moment;
 use crate::connect::Client;
@@ -51,62 +50,65 @@ pub async fn schedule(client: &Client, args: &ScheduleArgs, out: &mut Output) ->
     }
     // What is wrong with the folder is said at once.
     drop(Lock::take(&args.dir)?);
+    // One for all: what comes while nobody listens is lost.
+    let mut stopped = std::pin::pin!(stream::stopped());
     loop {
-        let shelf = Shelf::read(&args.dir)?;
-        let now = Moment::now();
-        let due = |kinds: &[Kind], every: Duration| {
-            let last = kinds.iter().filter_map(|kind| shelf.newest(*kind)).map(|entry| entry.made).max();
-            last.map_or(Duration::ZERO, |last| every.saturating_sub(now.since(last)))
+        let due = Due::of(args)?;
+        let round = async {
+            tokio::time::sleep(due.wait).await;
+            let round = RunArgs {
+                dir: args.dir.clone(),
+                keep: args.keep,
+                keep_days: args.keep_days,
+                incremental: due.incremental,
+                max_rate: args.max_rate,
+                textfile: args.textfile.clone(),
+            };
+            let began = Instant::now();
+            let done = once(client, &round, out).await;
+            out.flush()?;
+            let pause = match done {
+                // Where nothing had changed, there is no file that would say when the next one is due.
+                Ok(()) if due.incremental => due.every.saturating_sub(began.elapsed()).min(Due::of(args)?.until_full),
+                Ok(()) => Duration::ZERO,
+                Err(failure) => {
+                    failure.report();
+                    RETRY.min(due.every)
+                }
+            };
+            tokio::time::sleep(pause).await;
+            Ok::<(), Failure>(())
         };
-        let full = due(&[Kind::Full], args.every);
-        let incremental = args.incremental_every.map(|every| due(&[Kind::Full, Kind::Incremental], every));
-        let wait = incremental.map_or(full, |incremental| incremental.min(full));
-        if !wait.is_zero() && sleep(wait).await {
-            return Ok(());
-        }
-        let round = RunArgs {
-            dir: args.dir.clone(),
-            keep: args.keep,
-            keep_days: args.keep_days,
-            incremental: full > wait,
-            textfile: args.textfile.clone(),
-        };
-        let began = Instant::now();
-        let done = tokio::select! {
-            done = once(client, &round, out) => done,
-            () = stream::stopped() => return Ok(()),
-        };
-        out.flush()?;
-        let pause = match done {
-            Ok(()) => {
-                // Where nothing had changed there is no file that would say when the next one is due.
-                let every = args.incremental_every.unwrap_or(args.every).min(args.every);
-                if round.incremental { every.saturating_sub(began.elapsed()) } else { Duration::ZERO }
-            }
-            Err(failure) => {
-                failure.report();
-                RETRY.min(args.every)
-            }
-        };
-        if sleep(pause.min(due_full(args)?)).await {
-            return Ok(());
+        tokio::select! {
+            done = round => done?,
+            () = &mut stopped => return Ok(()),
         }
     }
 }
 
-/// How long until the next full backup.
-fn due_full(args: &ScheduleArgs) -> Result<Duration, Failure> {
-    let shelf = Shelf::read(&args.dir)?;
-    let passed = shelf.newest(Kind::Full).map(|entry| Moment::now().since(entry.made));
-    // Without any, the failure to make one decides how soon it is tried again.
-    Ok(passed.map_or(RETRY, |passed| args.every.saturating_sub(passed)))
+/// What is to be made next, by what is there.
+struct Due {
+    wait: Duration,
+    incremental: bool,
+    until_full: Duration,
+    /// How often something is made.
+    every: Duration,
 }
 
-/// Whether it was told to stop meanwhile.
-async fn sleep(time: Duration) -> bool {
-    tokio::select! {
-        () = tokio::time::sleep(time) => false,
-        () = stream::stopped() => true,
+impl Due {
+    fn of(args: &ScheduleArgs) -> Result<Due, Failure> {
+        let shelf = Shelf::read(&args.dir)?;
+        let now = Moment::now();
+        let until = |last: Option<Moment>, every: Duration| {
+            last.map_or(Duration::ZERO, |last| every.saturating_sub(now.since(last)))
+        };
+        let made = |kind| shelf.newest(kind).map(|entry| entry.made);
+        let until_full = until(made(Kind::Full), args.every);
+        let last = made(Kind::Full).max(made(Kind::Incremental));
+        let until_changes = args.incremental_every.map(|every| until(last, every));
+        let wait = until_changes.map_or(until_full, |changes| changes.min(until_full));
+        let every = args.incremental_every.map_or(args.every, |every| every.min(args.every));
+        Ok(Due { wait, incremental: until_full > wait, until_full, every })
     }
 }
 
@@ -115,7 +117,14 @@ async fn make(client: &Client, args: &RunArgs, out: &mut Output) -> Result<Kind,
     let shelf = Shelf::read(&args.dir)?;
     if args.incremental {
         for base in shelf.bases() {
-            match save_from_any(client, save::since(&args.dir.join(base.name())), &args.dir).await {
+            let wanted = match save::since(&args.dir.join(base.name())) {
+                Ok(wanted) => wanted,
+                Err(failure) => {
+                    eprintln!("{}; going on without it", failure.text);
+                    continue;
+                }
+            };
+            match save_from_any(client, wanted, args).await {
                 Ok(saved) => {
                     save::tell(&saved, out)?;
                     return Ok(Kind::Incremental);
@@ -125,7 +134,7 @@ async fn make(client: &Client, args: &RunArgs, out: &mut Output) -> Result<Kind,
             }
         }
     }
-    let saved = save_from_any(client, Ok(Wanted::Everything), &args.dir).await?;
+    let saved = save_from_any(client, Wanted::Everything, args).await?;
     let path = saved.path.as_deref().unwrap_or(&args.dir);
     if let Err(failure) = source::read(path, "verifying", &mut Nobody) {
         // It must not pass for the last good one.
@@ -142,11 +151,11 @@ async fn make(client: &Client, args: &RunArgs, out: &mut Output) -> Result<Kind,
 }
 
 /// Tries one endpoint after the other, until one gives a backup or says that it cannot be had.
-async fn save_from_any(client: &Client, wanted: Result<Wanted, Failure>, folder: &Path) -> Result<Saved, Failure> {
-    let wanted = wanted?;
+async fn save_from_any(client: &Client, wanted: Wanted, args: &RunArgs) -> Result<Saved, Failure> {
+    let pace = Pace { mib_per_second: args.max_rate };
     let mut failed = None;
     for endpoint in client.endpoints() {
-        match save::save(&client.only(endpoint), wanted, Target::Folder(folder)).await {
+        match save::save(&client.only(endpoint), wanted, pace, Target::Folder(&args.dir)).await {
             Ok(saved) => return Ok(saved),
             Err(failure) if stream::needs_full(&failure) => return Err(failure),
             Err(failure) => drop(failed.get_or_insert(failure)),

@@ -11,7 +11,7 @@ use super::args::SaveArgs;
 use super::draft::Draft;
 use super::shelf::{self, Entry};
 use super::source;
-use super::stream::{self, Received, Wanted};
+use super::stream::{self, Pace, Received, Wanted};
 use super::time::Moment;
 use crate::connect::Client;
 use crate::failure::Failure;
@@ -49,7 +49,7 @@ pub async fn run(client: &Client, args: SaveArgs, out: &mut Output) -> Result<()
     if let Target::File(file) = target {
         check_name(file, args.incremental)?;
     }
-    let saved = save(client, wanted, target).await?;
+    let saved = save(client, wanted, Pace { mib_per_second: args.max_rate }, target).await?;
     tell(&saved, out)
 }
 
@@ -60,7 +60,7 @@ pub fn since(base: &Path) -> Result<Wanted, Failure> {
 }
 
 /// Receives a backup and writes it. A file with the final name is complete and durable; without success there is none.
-pub async fn save(client: &Client, wanted: Wanted, target: Target<'_>) -> Result<Saved, Failure> {
+pub async fn save(client: &Client, wanted: Wanted, pace: Pace, target: Target<'_>) -> Result<Saved, Failure> {
     let made = Moment::now();
     let beside = match target {
         Target::File(file) => file.to_owned(),
@@ -70,13 +70,13 @@ pub async fn save(client: &Client, wanted: Wanted, target: Target<'_>) -> Result
     let draft = Draft::create(&beside)?;
     if !archived {
         let mut draft = draft;
-        let Received { content, digest } = stream::receive(client, wanted, |bytes| draft.write(bytes)).await?;
+        let Received { content, digest } = stream::receive(client, wanted, pace, |bytes| draft.write(bytes)).await?;
         draft.write(&digest)?;
         let bytes = draft.publish(&beside)?;
         return Ok(Saved { path: Some(beside), bytes, header: content.header });
     }
     let mut writer = Writer::new(draft)?;
-    let Received { content, .. } = stream::receive(client, wanted, |bytes| writer.write(bytes)).await?;
+    let Received { content, .. } = stream::receive(client, wanted, pace, |bytes| writer.write(bytes)).await?;
     let header = content.header;
     if matches!(target, Target::Folder(_)) && header.since == Some(header.revision) {
         return Ok(Saved { path: None, bytes: 0, header });

@@ -3,16 +3,21 @@
 //! Snapshot and Changes differ in their messages alone. What arrives is believed at the end: when the SHA-256 that ends it
 //! fits, and the stream's own frames, checksums and counts do.
 
+use std::time::{Duration, Instant};
+
 use proto::admin::{ChangesRequest, ChangesResponse};
 use proto::content::FAMILIES;
 use proto::etcdserverpb::{SnapshotRequest, SnapshotResponse};
 use proto::snapshot::{Content, FILE_DIGEST_BYTES, Reader};
 use sha2::{Digest, Sha256};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::progress::Progress;
 use crate::connect::{self, Client};
 use crate::failure::Failure;
+
+/// Shorter waits are put off.
+const PACE_STEP: Duration = Duration::from_millis(2);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +50,32 @@ impl Messages {
     }
 }
 
+/// How fast a stream is taken. The server waits for whoever takes slowly.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Zero: as fast as it comes.
+    pub mib_per_second: u32,
+}
+
+impl Pace {
+    /// When so many bytes may have been taken, after the beginning.
+    fn due(self, bytes: u64) -> Duration {
+        match self.mib_per_second {
+            0 => Duration::ZERO,
+            rate => Duration::from_secs_f64(bytes as f64 / (f64::from(rate) * f64::from(1 << 20))),
+        }
+    }
+}
+
 /// Receives a stream; `take` gets its bytes, without the digest at its end. Ctrl-C and SIGTERM end it, with an error.
 pub async fn receive(
     client: &Client,
     wanted: Wanted,
+    pace: Pace,
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<Received, Failure> {
     let (endpoint, channel) = client.any_channel().await?;
-    let received = receive_from(client, &endpoint, channel, wanted, &mut take).await;
+    let received = receive_from(client, (&endpoint, channel), wanted, pace, &mut take).await;
     if received.is_err() {
         client.turn_away_from(&endpoint);
     }
@@ -61,9 +84,9 @@ pub async fn receive(
 
 async fn receive_from(
     client: &Client,
-    endpoint: &str,
-    channel: tonic::transport::Channel,
+    (endpoint, channel): (&str, tonic::transport::Channel),
     wanted: Wanted,
+    pace: Pace,
     take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<Received, Failure> {
     let timed_out = |_| Failure::timed_out(endpoint);
@@ -88,11 +111,13 @@ async fn receive_from(
     let mut reader = Reader::new(FAMILIES);
     // The digest of all before is the last thing in the stream, wherever the chunks are cut.
     let mut last: Vec<u8> = Vec::new();
-    let mut written = 0;
+    let (mut written, began) = (0, Instant::now());
+    // One for all: what comes while nobody listens is lost.
+    let mut stopped = std::pin::pin!(stopped());
     loop {
         let next = tokio::select! {
             next = client.within(messages.next()) => next.map_err(timed_out)?,
-            _ = stopped() => return Err(Failure::local("interrupted; nothing was saved")),
+            () = &mut stopped => return Err(interrupted()),
         };
         let Some((blob, remaining)) = next.map_err(refused)? else { break };
         last.extend_from_slice(&blob);
@@ -107,6 +132,13 @@ async fn receive_from(
             progress.expect(written + remaining);
         }
         progress.advance(blob.len() as u64);
+        let early = pace.due(written).saturating_sub(began.elapsed());
+        if early > PACE_STEP {
+            tokio::select! {
+                () = tokio::time::sleep(early) => {}
+                () = &mut stopped => return Err(interrupted()),
+            }
+        }
     }
     if last.len() < FILE_DIGEST_BYTES || hasher.finalize()[..] != last[..] {
         return Err(arrived_damaged("its SHA-256 does not fit"));
@@ -122,27 +154,32 @@ async fn receive_from(
     Ok(Received { content, digest: last.try_into().expect("just looked at") })
 }
 
+fn interrupted() -> Failure {
+    Failure::local("interrupted; nothing was saved")
+}
+
+/// What to do when changes cannot be had.
+const FULL_NEEDED: &str = "a full backup is needed: snapshot save, without --incremental";
+
 fn of_status(endpoint: &str, wanted: Wanted, status: &Status) -> Failure {
     let failure = Failure::of_status(endpoint, status);
-    match (wanted, status.code()) {
-        (Wanted::Since { revision, .. }, tonic::Code::OutOfRange) if status.message().contains("compacted") => {
-            Failure::new(failure.kind, format!("{endpoint}: the history since revision {revision} was compacted"))
-                .advise("a full backup is needed: snapshot save, without --incremental")
+    let Wanted::Since { revision, .. } = wanted else { return failure };
+    let text = match status.code() {
+        Code::OutOfRange if status.message().contains("compacted") => {
+            format!("{endpoint}: the history since revision {revision} was compacted")
         }
-        (Wanted::Since { revision, .. }, tonic::Code::OutOfRange) => {
-            Failure::new(failure.kind, format!("{endpoint}: the cluster has not come to revision {revision}"))
-                .advise("was it restored from an older backup? a full backup is needed")
+        Code::OutOfRange => {
+            format!("{endpoint}: the cluster has not come to revision {revision}; was it restored from an older backup?")
         }
-        (Wanted::Since { .. }, tonic::Code::FailedPrecondition) => {
-            failure.advise("a full backup is needed: snapshot save, without --incremental")
-        }
-        _ => failure,
-    }
+        Code::FailedPrecondition => failure.text,
+        _ => return failure,
+    };
+    Failure::new(failure.kind, text).advise(FULL_NEEDED)
 }
 
 /// Whether a failure says that changes cannot be had, but a full backup can.
 pub fn needs_full(failure: &Failure) -> bool {
-    failure.advice.as_ref().is_some_and(|advice| advice.contains("a full backup is needed"))
+    failure.advice.as_deref() == Some(FULL_NEEDED)
 }
 
 /// Ctrl-C, or what a service manager sends.

@@ -20,6 +20,8 @@ pub struct Attempt {
 
 pub fn write(path: &Path, shelf: &Shelf, attempt: &Attempt) -> Result<(), Failure> {
     let mut draft = Draft::create(path)?;
+    // The exporter is another user.
+    draft.open_to_all()?;
     draft.write(render(shelf, attempt, Moment::now()).as_bytes())?;
     draft.publish(path).map(drop)
 }
