@@ -12,9 +12,9 @@ use chainfire::machine::record::Record;
 use chainfire::machine::{replay, snapshot};
 use mutate::mutate;
 use prost::Message as _;
+use proto::content::{Check, FAMILIES};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::request_op::Request;
-use proto::content::{Check, FAMILIES};
 use proto::snapshot::{Header, Pair, Reader, Writer};
 use storage::memengine::MemEngine;
 

@@ -169,7 +169,9 @@ fn of_status(endpoint: &str, wanted: Wanted, status: &Status) -> Failure {
             format!("{endpoint}: the history since revision {revision} was compacted")
         }
         Code::OutOfRange => {
-            format!("{endpoint}: the cluster has not come to revision {revision}; was it restored from an older backup?")
+            format!(
+                "{endpoint}: the cluster has not come to revision {revision}; was it restored from an older backup?"
+            )
         }
         Code::FailedPrecondition => failure.text,
         _ => return failure,
