@@ -170,6 +170,18 @@ pub enum Kind {
     Compact = COMPACT as isize,
 }
 
+impl Kind {
+    /// As the API's method is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Put => "Put",
+            Kind::DeleteRange => "DeleteRange",
+            Kind::Txn => "Txn",
+            Kind::Compact => "Compact",
+        }
+    }
+}
+
 /// A command made of a client's encoded request.
 pub fn raw(kind: Kind, request: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(1 + request.len());

@@ -54,6 +54,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("election-timeout", "1000", "milliseconds of silence before an election"),
     ("quota-backend-bytes", "0", "writes are refused when the store is larger; 0: no limit"),
     ("max-request-bytes", "1572864", "bytes of the largest request"),
+    ("warning-unary-request-duration", "300ms", "requests that take this long are reported"),
     ("log-level", "info", "debug, info, warn, error, panic or fatal"),
     ("auto-compaction-retention", "0", "what is kept: hours or a duration, or a number of revisions; 0: everything"),
     (
@@ -225,6 +226,8 @@ impl Given {
             quota_bytes: self.number("quota-backend-bytes", i64::MIN, i64::MAX)?.max(0) as u64,
             auto_compaction: self.compaction()?,
             log_level: self.log_level()?,
+            slow_request: self.slow_request()?,
+            layers: None,
             etcd_mode: true,
             warnings: self.warnings,
         })
@@ -456,6 +459,13 @@ impl Given {
             }
             other => Err(self.wrong("auto-compaction-mode", format!("must be periodic or revision, not {other:?}"))),
         }
+    }
+
+    fn slow_request(&self) -> Result<Duration, String> {
+        let flag = "warning-unary-request-duration";
+        let given = self.value(flag);
+        config::duration(given)
+            .ok_or_else(|| self.wrong(flag, format!("must be a duration such as 300ms, not {given:?}")))
     }
 
     fn log_level(&self) -> Result<String, String> {

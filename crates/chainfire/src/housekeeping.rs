@@ -12,6 +12,7 @@ use proto::etcdserverpb::{AlarmType, CompactionRequest, alarm_request::AlarmActi
 
 use crate::command::Command;
 use crate::config::AutoCompaction;
+use crate::live::Live;
 use crate::store::{Store, Stores};
 use storage::rocks::EngineEvent;
 
@@ -34,12 +35,10 @@ pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
     runtime.spawn(engine_events(stores.clone()));
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Rules {
     pub data_dir: PathBuf,
-    /// Zero: unlimited.
-    pub quota_bytes: u64,
-    pub auto_compaction: AutoCompaction,
+    pub live: Arc<Live>,
     /// Set while the disk has no room for more.
     pub disk_full: Arc<AtomicBool>,
 }
@@ -138,7 +137,8 @@ async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
         let member = handle.node().0;
         let kind = AlarmType::Nospace as i32;
         let raised = store.reader.current().alarms.contains(&(kind, member));
-        let over_quota = rules.quota_bytes > 0 && store.reader.stats().engine.total_bytes > rules.quota_bytes;
+        let quota_bytes = rules.live.quota_bytes();
+        let over_quota = quota_bytes > 0 && store.reader.stats().engine.total_bytes > quota_bytes;
         let full = free.is_some_and(|(free, total)| free < wanted(total));
         let roomy = free.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
         let for_disk = *raised_for_disk.get_or_insert(!over_quota);
@@ -169,13 +169,25 @@ async fn compaction(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     let store = ready(&stores).await;
     // Periodic: the revision of each tenth of the period, oldest first.
     let mut seen = std::collections::VecDeque::new();
+    let mut changed = rules.live.subscribe();
+    let mut mode = rules.live.values().auto_compaction;
     loop {
-        let (pause, keep) = match rules.auto_compaction {
-            AutoCompaction::Off => return,
+        let (pause, keep) = match mode {
+            AutoCompaction::Off => (Duration::MAX, None),
             AutoCompaction::Periodic(period) => (period / 10, None),
             AutoCompaction::Revision(keep) => (Duration::from_secs(300), Some(keep)),
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The sender lives as long as the node.
+            _ = changed.changed() => {
+                let now = rules.live.values().auto_compaction;
+                if now != mode {
+                    (mode, seen) = (now, std::collections::VecDeque::new());
+                }
+                continue;
+            }
+        }
         let view = store.reader.current();
         let target = match keep {
             Some(keep) => view.revision - keep,

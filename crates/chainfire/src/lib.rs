@@ -9,6 +9,8 @@
 //! | [`command`], [`error`] | what lies in the log; what clients are told when it does not work out |
 //! | [`api`] | the RPCs and HTTP pages |
 //! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
+//! | [`announce`], [`progress`] | what the service manager is told; lines that say how replication goes |
+//! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
 //! | [`restore`] | a saved snapshot becomes what a new cluster begins with |
 //! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
 //!
@@ -17,6 +19,7 @@
 //!
 //! `machine`, `read`, `watch` and `lessor` take time as an argument and draw no numbers: the simulator runs them as they are.
 
+pub mod announce;
 pub mod api;
 pub mod command;
 pub mod config;
@@ -25,12 +28,15 @@ pub mod etcd_flags;
 pub mod event;
 pub mod housekeeping;
 pub mod lessor;
+pub mod live;
 pub mod machine;
 pub mod metrics;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
+pub mod progress;
 pub mod read;
+pub mod reload;
 pub mod restore;
 pub mod server;
 pub mod store;

@@ -12,11 +12,15 @@ use rpc::server::{Server, ServerConfig, Tls};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::leader::LeaderCalls;
-use crate::api::{Api, ApiLimits, LargeAnswers};
-use crate::config::Settings;
+use crate::api::{Api, ApiLimits, LargeAnswers, SlowRequests};
+use crate::announce;
+use crate::config::{Settings, Source};
 use crate::housekeeping::{self, Rules};
 use crate::lessor::LessorOptions;
+use crate::live::{Live, Values};
 use crate::metrics::{Metrics, Sources};
+use crate::progress;
+use crate::reload::Reloader;
 use crate::restore;
 use crate::store::{self, Stores};
 
@@ -24,22 +28,26 @@ use crate::store::{self, Stores};
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 /// Bytes of large answers that clients have not taken yet.
 const ANSWER_BYTES_HELD_MAX: usize = 1 << 30;
-const READY_POLL: Duration = Duration::from_millis(20);
 
 /// Runs until a signal ends it. The error is one line for people; nothing was started then.
-pub fn run(settings: Settings) -> Result<(), String> {
+pub fn run(settings: Settings, source: Source) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(8))
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start threads: {error}"))?;
-    runtime.block_on(serve(settings))
+    runtime.block_on(serve(settings, source))
 }
 
-async fn serve(settings: Settings) -> Result<(), String> {
+async fn serve(settings: Settings, source: Source) -> Result<(), String> {
+    let begun = Instant::now();
+    let service = Arc::new(node::service::Service::from_environment());
+    service.status("Opening the data folder");
+    let live = Arc::new(Live::new(Values::of(&settings)));
     let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
     let stores: Arc<Stores> = Arc::default();
     let metrics = Arc::new(Metrics::default());
+    let slow: Arc<SlowRequests> = Arc::default();
     let disk_full = Arc::new(AtomicBool::new(false));
     let lessor = LessorOptions { election_timeout: settings.node.host.election_timeout(), ..Default::default() };
     let node = start_node(settings.node.clone(), &settings, &lessor, &stores)?;
@@ -52,7 +60,8 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let counted: Arc<OnceLock<Weak<Server<Api>>>> = Arc::default();
     let sources = {
         let (node, stores, metrics) = (node.clone(), stores.clone(), metrics.clone());
-        let (counted, quota_bytes) = (counted.clone(), settings.quota_bytes);
+        let slow = slow.clone();
+        let (counted, live, data_dir) = (counted.clone(), live.clone(), settings.node.data_dir.clone());
         move || {
             let store = stores.get();
             metrics.render(&Sources {
@@ -65,7 +74,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
                 store: store.as_ref().map(|store| store.reader.stats()),
                 watch: store.as_ref().map(|store| store.hub.stats()),
                 server: counted.get().and_then(Weak::upgrade).map(|server| server.stats()).unwrap_or_default(),
-                quota_bytes,
+                quota_bytes: live.quota_bytes(),
+                slow_requests: slow.seen(),
+                reloads: live.stats(),
+                disk: node::disk::room(&data_dir),
             })
         }
     };
@@ -74,10 +86,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
         stores: stores.clone(),
         limits: ApiLimits {
             request_bytes_max: settings.request_bytes_max,
-            txn_ops_max: settings.txn_ops_max,
-            quota_bytes: settings.quota_bytes,
         },
-        metrics,
+        live: live.clone(),
+        slow: slow.clone(),
+        metrics: metrics.clone(),
         sources: Arc::new(sources),
         started: Instant::now(),
         large: LargeAnswers::new(ANSWER_BYTES_HELD_MAX),
@@ -87,8 +99,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     });
     let rules = Rules {
         data_dir: settings.node.data_dir.clone(),
-        quota_bytes: settings.quota_bytes,
-        auto_compaction: settings.auto_compaction,
+        live: live.clone(),
         disk_full: disk_full.clone(),
     };
     housekeeping::start(&handle, &stores, rules);
@@ -108,14 +119,18 @@ async fn serve(settings: Settings) -> Result<(), String> {
         let (server, tls) = (server.clone(), tls.clone());
         serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
     }
-    tokio::spawn(say_when_ready(handle));
-    wait_for_signal(|| {
-        if let Some(certificates) = node.certificates() {
+    announce::start(&service, &handle, &stores, node.stats(), begun);
+    progress::start(&handle, &metrics);
+    let certificates = node.certificates();
+    let reload_certificates = move || {
+        if let Some(certificates) = &certificates {
             certificates.reload_aloud();
         }
-    })
-    .await;
+    };
+    wait_for_signal(Reloader::new(source, &settings, live, Arc::new(reload_certificates)), &service).await;
     tracing::info!(target: "chainfire_api", "Stopping");
+    service.stopping();
+    service.status("Handing leadership over and finishing requests");
     // Leadership first: the others go on while this node's clients finish.
     let handle = node.handle();
     if handle.is_leader() && handle.membership().voters.len() > 1 {
@@ -170,24 +185,17 @@ fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     Ok(listener)
 }
 
-async fn say_when_ready(handle: node::GroupHandle) {
-    while handle.read().await.is_err() {
-        tokio::time::sleep(READY_POLL).await;
-    }
-    tracing::info!(target: "chainfire_api", "ready to serve client requests");
-}
-
-/// Until the process is asked to end. SIGHUP asks for `reload`.
-async fn wait_for_signal(reload: impl Fn()) {
+/// Until the node is to end. SIGHUP reads the configuration again.
+async fn wait_for_signal(mut reloader: Reloader, service: &node::service::Service) {
     let watch = |kind| signal(kind).expect("signals can be watched");
     let mut terminate = watch(SignalKind::terminate());
     let mut interrupt = watch(SignalKind::interrupt());
-    let mut hang_up = watch(SignalKind::hangup());
+    let mut hangup = watch(SignalKind::hangup());
     loop {
         tokio::select! {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
-            _ = hang_up.recv() => reload(),
+            _ = hangup.recv() => reloader.reload(service),
         }
     }
 }

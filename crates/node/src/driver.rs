@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::handle::{ReadGrant, Shared};
 use crate::inbox::Inbox;
+use crate::stages::{Durations, Stages};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
 
@@ -79,19 +80,24 @@ pub struct Engines {
     pub stop: Arc<AtomicBool>,
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub stats: Arc<DriverStats>,
+    pub stages: Arc<Stages>,
 }
 
 /// Plain counters; rendered as metrics elsewhere.
 #[derive(Default)]
 pub struct DriverStats {
     pub turns: AtomicU64,
-    pub syncs: AtomicU64,
-    pub sync_nanos: AtomicU64,
-    /// fsyncs by duration: up to 1, 2, 4, 8 … ms (powers of two from 2^-3 ms).
-    pub sync_buckets: [AtomicU64; 18],
+    /// Writes of the log, fsync included.
+    pub syncs: Durations,
+    /// Batches put into the state.
+    pub applies: Durations,
     pub applied_entries: AtomicU64,
     pub snapshots_sent: AtomicU64,
     pub snapshots_installed: AtomicU64,
+    /// Of the last snapshot that was put in place.
+    pub snapshot_index: AtomicU64,
+    /// Snapshots on their way out.
+    pub snapshots_sending: AtomicU64,
     pub leader_changes: AtomicU64,
     pub hash_mismatches: AtomicU64,
 }
@@ -158,6 +164,7 @@ impl Driver {
             let now = clock::now();
             let outputs = self.host.turn(now, inputs);
             self.engines.stats.turns.fetch_add(1, Ordering::Relaxed);
+            self.engines.stages.turn(now);
             for (group, peer) in creates {
                 let reader = self.host.log_reader(group).expect("just created");
                 self.applier.push(vec![Work::Host(group, peer, reader)]);
@@ -193,7 +200,10 @@ impl Driver {
             match output {
                 Output::Persist { number, batch } => persist = Some((number, batch)),
                 Output::Send { to, message } => sends.push((to, message)),
-                Output::Committed { group, first, last } => work.push(Work::Apply { group, first, last }),
+                Output::Committed { group, first, last } => {
+                    engines.stages.committed(clock::now(), last);
+                    work.push(Work::Apply { group, first, last });
+                }
                 Output::ReadReady { seqs, index, valid_until, .. } => {
                     engines.waiters.read_ready(&seqs, ReadGrant { index, valid_until });
                 }
@@ -203,7 +213,7 @@ impl Driver {
                 Output::SendSnapshot { to, message, snapshot } => {
                     let source = engines.sources.lock().remove(&snapshot).map(|(_, source)| source);
                     engines.stats.snapshots_sent.fetch_add(1, Ordering::Relaxed);
-                    send_snapshot(to, message, source, engines.inbox.clone(), self.transport.clone());
+                    send_snapshot(to, message, source, engines, self.transport.clone());
                 }
                 Output::InstallSnapshot { group, staged, .. } => work.push(Work::Install { group, staged }),
                 Output::DiscardSnapshot { staged } => drop(engines.staged.lock().remove(&staged)),
@@ -252,7 +262,7 @@ impl Driver {
                 Err(LogError::NoSpace) => return self.leave_to_writer(number, batch),
                 Err(error) => return (self.engines.fatal)(error.to_string()),
             }
-            self.engines.stats.synced(begun.elapsed());
+            self.engines.synced(begun.elapsed(), &batch);
             self.log.unmarked.store(true, Ordering::SeqCst);
             patience.spent(begun);
             done.push(Input::Persisted { number });
@@ -330,7 +340,7 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
         if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {
             return (engines.fatal)(error.to_string());
         }
-        engines.stats.synced(begun.elapsed());
+        engines.synced(begun.elapsed(), &all);
         engines.inbox.push(Input::Persisted { number });
         log.open.fetch_sub(written, Ordering::SeqCst);
     }
@@ -364,13 +374,13 @@ fn write_when_there_is_room(
     }
 }
 
-impl DriverStats {
-    fn synced(&self, took: Duration) {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.sync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
-        let eighths = (took.as_micros() / 125) as u64;
-        let bucket = (u64::BITS - eighths.leading_zeros()) as usize;
-        self.sync_buckets[bucket.min(self.sync_buckets.len() - 1)].fetch_add(1, Ordering::Relaxed);
+impl Engines {
+    /// A batch of the log is durable.
+    fn synced(&self, took: Duration, batch: &LogBatch) {
+        self.stats.syncs.add(took);
+        if let Some(last) = batch.groups.iter().filter_map(|write| write.entries.last()).next_back() {
+            self.stages.synced(clock::now(), last.index);
+        }
     }
 }
 
@@ -594,16 +604,19 @@ impl Applying {
         while next <= last {
             let entries = self.reader.read(next, last, APPLY_BYTES_MAX).map_err(|error| error.to_string())?;
             let mut applied = Applied::default();
+            let begun = Instant::now();
             match self.machine.apply(&entries, self.peer, &mut applied) {
                 Ok(()) => {}
                 Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Some(next))),
                 Err(error) => return Err(error.to_string()),
             }
             let reached = entries.last().map_or(last, |entry| entry.index);
+            engines.stats.applies.add(begun.elapsed());
+            engines.stages.applied(clock::now(), reached);
             engines.waiters.set_applied(reached);
             engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
             for (seq, outcome) in applied.outcomes {
-                engines.waiters.answer(seq, Answer::Outcome(outcome));
+                engines.waiters.answer(seq, Answer::Outcome(outcome, reached));
             }
             inputs.push(Input::Applied { group, index: reached, hashes: applied.hashes });
             next = reached + 1;
@@ -641,6 +654,7 @@ impl Applying {
         self.durable = mark.index;
         engines.waiters.set_applied(mark.index);
         engines.stats.snapshots_installed.fetch_add(1, Ordering::Relaxed);
+        engines.stats.snapshot_index.store(mark.index, Ordering::Relaxed);
         tracing::info!(target: "chainfire_raft", "Applied snapshot, index={}", mark.index);
         engines.inbox.push(Input::Installed { group, mark, membership });
         Ok(())
@@ -677,16 +691,19 @@ fn send_snapshot(
     to: NodeId,
     message: Message,
     source: Option<Box<dyn SnapshotSource>>,
-    inbox: Arc<Inbox<Input>>,
+    engines: &Engines,
     transport: Transport,
 ) {
+    let (inbox, stats) = (engines.inbox.clone(), engines.stats.clone());
     let (group, peer) = (message.group, message.to);
     debug_assert!(matches!(message.body, Body::Raft(_)), "a snapshot travels with raft's own message");
     std::thread::spawn(move || {
+        stats.snapshots_sending.fetch_add(1, Ordering::Relaxed);
         let sent = source.map(|source| transport.send_snapshot(to, &message, source));
         if let Some(Err(error)) = &sent {
             tracing::warn!(target: "chainfire_network", "Snapshot not sent, node={to} why={error}");
         }
+        stats.snapshots_sending.fetch_sub(1, Ordering::Relaxed);
         inbox.push(Input::SnapshotSent { group, to: peer, ok: matches!(sent, Some(Ok(()))) });
     });
 }

@@ -29,6 +29,8 @@ const FOUND: u8 = 2;
 const ARRIVE: u8 = 3;
 /// Where the other node gossips; nothing if it does not.
 pub(crate) const GOSSIPS_AT: u8 = 4;
+/// Answered with nothing, at once.
+pub(crate) const PING: u8 = 15;
 /// Calls from here on belong to floor 5.
 pub const FIRST_METHOD: u8 = 16;
 
@@ -316,6 +318,7 @@ impl CallService for Answers {
                 Box::pin(std::future::ready(Ok(address.into())))
             }
             ARRIVE => Box::pin(async move { admit(&shell.handle, body).await }),
+            PING => Box::pin(std::future::ready(Ok(Bytes::new()))),
             _ => match &self.service {
                 Some(service) if method >= FIRST_METHOD => service.call(method, body),
                 _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),

@@ -16,11 +16,13 @@ use crate::clock;
 use crate::gossip::{SharedView, View};
 use crate::identity::Identity;
 use crate::inbox::Inbox;
+use crate::stages::{StageTimes, Stages};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
 
 /// Inputs that may wait for the driver before new requests are refused.
 const INBOX_MAX: usize = 100_000;
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A point from which a read is linearizable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,7 @@ pub(crate) struct Shared {
     pub transport: Transport,
     pub request_timeout: Duration,
     pub gossip: SharedView,
+    pub stages: Arc<Stages>,
 }
 
 impl Shared {
@@ -58,13 +61,35 @@ impl Shared {
 impl GroupHandle {
     /// Replicates a command and waits until this node has applied it.
     pub fn propose(&self, command: Bytes) -> impl Future<Output = Result<Outcome, Refusal>> + Send + 'static {
+        let proposed = self.propose_traced(command);
+        async move { proposed.await.map(|(outcome, _)| outcome) }
+    }
+
+    /// As [`GroupHandle::propose`]; with an index for [`GroupHandle::stages`].
+    pub fn propose_traced(
+        &self,
+        command: Bytes,
+    ) -> impl Future<Output = Result<(Outcome, u64), Refusal>> + Send + 'static {
         let asked = self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline });
         async move {
             match asked?.await {
-                Ok(Answer::Outcome(outcome)) => Ok(outcome),
+                Ok(Answer::Outcome(outcome, index)) => Ok((outcome, index)),
                 other => Err(refusal(other)),
             }
         }
+    }
+
+    /// Where the time of a command went that was asked for at `asked`, see [`Stages::of`].
+    pub fn stages(&self, asked: Time, index: Option<u64>) -> StageTimes {
+        self.0.stages.of(asked, index)
+    }
+
+    /// Asks a node for a sign of life; how long that took.
+    pub async fn ping(&self, node: NodeId) -> Result<Duration, String> {
+        let asked = clock::now();
+        let answer = self.0.transport.call(node, crate::founding::PING, Bytes::new(), PING_TIMEOUT).await?;
+        answer.map_err(|why| format!("refused: {why:?}"))?;
+        Ok(clock::now().since(asked))
     }
 
     /// Changes the membership; ends when the change is applied here.
@@ -75,7 +100,7 @@ impl GroupHandle {
         let asked = self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline });
         async move {
             match asked?.await {
-                Ok(Answer::Outcome(outcome)) => Ok(Membership::decode(&outcome.body).unwrap_or_default()),
+                Ok(Answer::Outcome(outcome, _)) => Ok(Membership::decode(&outcome.body).unwrap_or_default()),
                 other => Err(refusal(other)),
             }
         }

@@ -12,8 +12,10 @@
 //!
 //! # Rooms
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
-//! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener, calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a
-//! cluster begins and how a member comes (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`clock`], [`logging`].
+//! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
+//! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
+//! (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`stages`] where time went ·
+//! [`service`] what the service manager is told · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error, a damaged state or a damaged log stops the process; nothing is retried on a bad disk.
@@ -34,6 +36,8 @@ pub mod logging;
 mod mutate;
 pub mod node;
 pub mod seed;
+pub mod service;
+pub mod stages;
 pub mod tls;
 pub mod transport;
 pub(crate) mod waiters;

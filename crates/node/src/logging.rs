@@ -1,8 +1,9 @@
 //! Log lines: `LEVEL target: message, key=value`, one per line on standard output, where journald adds the time.
-//! The text is the interface: operators grep for it.
+//! The text is the interface: operators grep for it. What is let through can be changed while the node runs.
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -10,17 +11,38 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, time::FormatTime, time::SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
+/// Changes the filter of the lines that [`start`] has set going.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Starts logging. `level` is a level or a list of `target=level`; an error says what is wrong with it.
 pub fn start(level: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))?;
     // journald stamps lines by itself; a terminal or a plain file does not.
     let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt()
         .with_ansi(std::io::stdout().is_terminal())
         .event_format(Lines { stamped })
-        .try_init()
-        .map_err(|error| error.to_string())
+        .with_env_filter(filter(level)?)
+        .with_filter_reloading();
+    let handle = lines.reload_handle();
+    lines.try_init().map_err(|error| error.to_string())?;
+    // Only the first call comes this far.
+    let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())));
+    Ok(())
+}
+
+/// Lets other lines through from now on, as `level` says. On an error all stays as it was.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let filter = filter(level)?;
+    match SET_FILTER.get() {
+        Some(set) => set(filter),
+        None => Err("logging was not started".to_owned()),
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))
 }
 
 struct Lines {

@@ -170,6 +170,7 @@ impl Node {
             stop: Arc::new(AtomicBool::new(false)),
             fatal,
             stats: Arc::new(DriverStats::default()),
+            stages: Arc::default(),
         });
         let me = Me {
             node: identity.node,
@@ -194,6 +195,7 @@ impl Node {
             transport: transport.clone(),
             request_timeout: config.request_timeout,
             gossip: gossip.clone(),
+            stages: engines.stages.clone(),
         }));
         let gossip_at = gossip_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shell = Arc::new(Shell {

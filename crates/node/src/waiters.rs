@@ -12,8 +12,9 @@ use crate::handle::ReadGrant;
 
 /// What a client gets told.
 pub enum Answer {
-    /// Of a command, or of a membership change: its body is then the encoded membership.
-    Outcome(Outcome),
+    /// Of a command, or of a membership change: its body is then the encoded membership. With the index that this node
+    /// had applied then.
+    Outcome(Outcome, u64),
     Transferred,
     Refused(Refusal),
 }

@@ -49,7 +49,7 @@ impl Api {
             compact_revision: stats.compacted,
             db_size_bytes: stats.engine.total_bytes,
             db_size_in_use_bytes: stats.engine.live_bytes,
-            db_quota_bytes: self.limits.quota_bytes,
+            db_quota_bytes: self.live.quota_bytes(),
             notes,
             members: members(&membership, &group),
             uptime_seconds: self.started.elapsed().as_secs(),

@@ -10,6 +10,7 @@ use rpc::Status;
 use rpc::server::{Answer, RequestStream, ResponseSink};
 
 use super::header::decode;
+use super::slow::between_ms;
 use super::{Api, check, status_of};
 use crate::command::{self, Kind};
 use crate::error::ApiError;
@@ -20,8 +21,8 @@ use crate::read::RangePages;
 /// a thread for blocking work.
 const KEYS_INLINE_MAX: i64 = 1_000;
 const BYTES_INLINE_MAX: i64 = 1 << 20;
-/// Puts that take this long are mentioned more often.
-const SLOW: Duration = Duration::from_millis(100);
+/// How often a put is mentioned.
+const PUT_SAID_EVERY_MS: u64 = 10_000;
 /// About how much one message of a RangeStream carries.
 const PAGE_BYTES: usize = 512 << 10;
 
@@ -70,7 +71,7 @@ impl Api {
     pub(super) fn txn(self: &Arc<Self>, message: Bytes) -> Answer {
         let checked = self.sized(&message).and_then(|()| {
             let request: pb::TxnRequest = decode(message.clone())?;
-            check::txn(&request, self.limits.txn_ops_max).map_err(status_of)?;
+            check::txn(&request, self.live.txn_ops_max()).map_err(status_of)?;
             if has_puts(&request) {
                 self.room()?;
             }
@@ -86,9 +87,12 @@ impl Api {
     /// serializable one needs no quorum.
     async fn read_txn(self: Arc<Self>, request: pb::TxnRequest) -> Result<Bytes, Status> {
         let serializable = is_serializable(&request);
+        let began = Instant::now();
         loop {
             let grant = if serializable { None } else { Some(self.linearize().await?) };
+            let granted = Instant::now();
             let turn = self.large.turn().await;
+            let turned = Instant::now();
             let (api, asked) = (self.clone(), request.clone());
             let answer = blocking(move || {
                 let view = api.current()?;
@@ -97,6 +101,7 @@ impl Api {
             let answer = answer.await;
             drop(turn);
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
+                self.note_slow("Txn", began, || read_parts(began, granted, turned));
                 return answer.and_then(|answer| self.large.hold(answer));
             }
         }
@@ -158,10 +163,11 @@ impl Api {
         let api = self.clone();
         Answer::later(async move {
             let began = Instant::now();
-            let answer = api.propose(command).await;
+            let (answer, index) = api.propose_traced(command).await;
             if kind == Kind::Put && answer.is_ok() {
                 api.say_put(began.elapsed());
             }
+            api.note_slow(kind.name(), began, || api.write_parts(began, index));
             answer
         })
     }
@@ -190,12 +196,11 @@ impl Api {
         Ok(self.behind_header(view.revision, &answer.body))
     }
 
-    /// A line every ten seconds, and for slow puts up to ten a second.
+    /// A line every ten seconds; slow ones are [`Api::note_slow`]'s.
     fn say_put(&self, took: Duration) {
         let now_ms = self.started.elapsed().as_millis() as u64;
         let last_ms = self.put_said_ms.load(Ordering::Relaxed);
-        let pause_ms = if took >= SLOW { 100 } else { 10_000 };
-        let due = now_ms >= last_ms + pause_ms;
+        let due = now_ms >= last_ms + PUT_SAID_EVERY_MS;
         let claim = || self.put_said_ms.compare_exchange(last_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed);
         if due && claim().is_ok() {
             tracing::info!(target: "chainfire_api", "Handled put request, latency={}ms", took.as_millis());
@@ -203,28 +208,42 @@ impl Api {
     }
 
     async fn range_linearizable(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {
+        let began = Instant::now();
         loop {
             let grant = self.linearize().await?;
+            let granted = Instant::now();
             let answer = self.read_range(&request);
             if self.handle.still_valid(&grant) {
+                self.note_slow("Range", began, || read_parts(began, granted, granted));
                 return answer;
             }
         }
     }
 
     async fn range_apart(self: Arc<Self>, request: pb::RangeRequest) -> Result<Bytes, Status> {
+        let began = Instant::now();
         loop {
             let grant = if request.serializable { None } else { Some(self.linearize().await?) };
+            let granted = Instant::now();
             let turn = self.large.turn().await;
+            let turned = Instant::now();
             let (api, asked) = (self.clone(), request.clone());
             let answer = blocking(move || api.read_range(&asked)).await;
             drop(turn);
             // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
+                self.note_slow("Range", began, || read_parts(began, granted, turned));
                 return answer.and_then(|answer| self.large.hold(answer));
             }
         }
     }
+}
+
+/// Where the time of a read went, see [`super::slow`].
+fn read_parts(began: Instant, granted: Instant, turned: Instant) -> String {
+    let (grant, turn, read) =
+        (between_ms(began, granted), between_ms(granted, turned), between_ms(turned, Instant::now()));
+    format!("grant={grant}ms turn={turn}ms read={read}ms")
 }
 
 /// Runs what may read much from the disk on a thread of its own.

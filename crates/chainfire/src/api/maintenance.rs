@@ -43,7 +43,7 @@ impl Api {
             db_size_in_use: stats.engine.live_bytes as i64,
             is_learner: group.role == Role::Learner,
             storage_version: ETCD_VERSION.to_owned(),
-            db_size_quota: self.limits.quota_bytes as i64,
+            db_size_quota: self.live.quota_bytes() as i64,
             ..Default::default()
         })
     }

@@ -32,9 +32,11 @@ pub mod leader;
 mod lease;
 mod maintenance;
 mod refusal;
+mod slow;
 mod watch;
 
 pub use large::LargeAnswers;
+pub use slow::SlowRequests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -46,6 +48,7 @@ use rpc::Status;
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 
 use crate::error::ApiError;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::read::StateView;
 use crate::store::{Store, Stores};
@@ -58,9 +61,6 @@ pub const ETCD_VERSION: &str = "3.7.0";
 #[derive(Clone, Copy, Debug)]
 pub struct ApiLimits {
     pub request_bytes_max: usize,
-    pub txn_ops_max: usize,
-    /// Zero: unlimited.
-    pub quota_bytes: u64,
 }
 
 /// The service behind the client port.
@@ -68,13 +68,16 @@ pub struct Api {
     pub handle: GroupHandle,
     pub stores: Arc<Stores>,
     pub limits: ApiLimits,
+    /// Those that may change while the node runs.
+    pub live: Arc<Live>,
+    pub slow: Arc<SlowRequests>,
     pub metrics: Arc<Metrics>,
     pub sources: Arc<dyn Fn() -> String + Send + Sync>,
     pub started: Instant,
     pub large: LargeAnswers,
     /// About how many bytes a key takes in the answers to ranges of late.
     pub range_bytes_per_key: AtomicU64,
-    /// When a put was last mentioned in the log, in milliseconds after `started`.
+    /// When a put was last mentioned in the log, in milliseconds after `started`; zero: never.
     pub put_said_ms: AtomicU64,
     /// Set while this node's disk has no room for more.
     pub disk_full: Arc<AtomicBool>,
@@ -141,6 +144,8 @@ impl Service for Api {
 
     fn unary(self: &Arc<Self>, number: u16, call: Call, message: Bytes) -> Answer {
         let counted = self.metrics.call(number);
+        // The KV service tells of its slow requests itself: it knows where their time went.
+        let unknown = if number > method::COMPACT { Some((self.clone(), Instant::now())) } else { None };
         match self.answer(number, &call, message) {
             Answer::Ready(result) => {
                 counted.done(code(&result));
@@ -149,6 +154,9 @@ impl Service for Api {
             Answer::Later(future) => Answer::later(async move {
                 let result = future.await;
                 counted.done(code(&result));
+                if let Some((api, began)) = unknown {
+                    api.note_slow(slow::method_name(METHODS[usize::from(number)].1), began, String::new);
+                }
                 result
             }),
         }
@@ -256,12 +264,25 @@ impl Api {
 
     /// Proposes a command and takes its outcome's body.
     async fn propose(&self, command: Bytes) -> Result<Bytes, Status> {
+        self.propose_traced(command).await.0
+    }
+
+    /// As [`Api::propose`]; with an index for [`Api::write_parts`], unless the command was refused.
+    async fn propose_traced(&self, command: Bytes) -> (Result<Bytes, Status>, Option<u64>) {
         let began = Instant::now();
-        let outcome = self.handle.propose(command).await.map_err(|why| {
-            self.metrics.write_failed();
-            refused(why)
-        })?;
-        self.metrics.write_done(began.elapsed());
+        match self.handle.propose_traced(command).await {
+            Ok((outcome, index)) => {
+                self.metrics.write_done(began.elapsed());
+                (Self::body(outcome), Some(index))
+            }
+            Err(why) => {
+                self.metrics.write_failed();
+                (Err(refused(why)), None)
+            }
+        }
+    }
+
+    fn body(outcome: consensus::Outcome) -> Result<Bytes, Status> {
         match ApiError::from_code(outcome.code) {
             Some(error) => Err(status_of(error)),
             None if outcome.code != 0 => Err(Status::internal("an outcome of a later version")),

@@ -354,6 +354,14 @@ pub const KEYS: &[Key] = &[
         default: "\"info\"",
         help: &["error, warn, info, debug or trace, also for single parts: \"info,chainfire_raft=debug\""],
     },
+    Key {
+        section: "log",
+        name: "slow_request_ms",
+        flag: "slow-request-ms",
+        kind: Kind::Number { min: 0, max: 3_600_000 },
+        default: "100",
+        help: &["a request that takes this many milliseconds is reported, with where its time went; 0: none is"],
+    },
 ];
 
 pub fn find(section: &str, name: &str) -> Option<&'static Key> {

@@ -32,6 +32,7 @@ impl fmt::Display for Origin {
 }
 
 /// One value per key.
+#[derive(Clone, Debug)]
 pub struct Layers(BTreeMap<(&'static str, &'static str), (Value, Origin)>);
 
 impl Layers {
@@ -55,6 +56,15 @@ impl Layers {
     pub fn given(&self) -> impl Iterator<Item = (String, &Value, &Origin)> {
         let all = self.0.iter().map(|((section, name), (value, origin))| (format!("{section}.{name}"), value, origin));
         all.filter(|(_, _, origin)| **origin != Origin::Default)
+    }
+
+    pub fn value(&self, key: &Key) -> &Value {
+        &self.entry(key.section, key.name).0
+    }
+
+    /// Takes a key's value from another reading.
+    pub fn take_over(&mut self, key: &Key, from: &Layers) {
+        self.0.insert((key.section, key.name), from.entry(key.section, key.name).clone());
     }
 
     pub fn origin(&self, section: &str, name: &str) -> &Origin {

@@ -15,16 +15,19 @@
 //! 2. A setting that can be written has an effect.
 //! 3. The printed default configuration holds every key and reads back as the defaults.
 //!
-//! [`crate::etcd_flags`] is the other way to come to `Settings`.
+//! [`crate::etcd_flags`] is the other way to come to `Settings`. [`Source`] reads them again while the node runs, [`change`]
+//! says what is different then; [`crate::reload`] acts on it.
 
+pub mod change;
 pub mod command_line;
 mod file;
 mod gossip;
 mod help;
 mod keys;
-mod layers;
+pub(crate) mod layers;
 mod listen;
 mod nearest;
+mod source;
 mod validate;
 mod value;
 
@@ -39,6 +42,7 @@ pub(crate) use gossip::GossipAddress;
 pub use help::{default_config, version};
 pub(crate) use listen::{Plain, client_address, is_loopback, peer_address};
 pub(crate) use nearest::nearest;
+pub use source::Source;
 pub(crate) use validate::{AUTO_COMPACTION_PERIOD_MIN, duration};
 
 /// How large the largest request may be made at most: a log entry has to hold it.
@@ -64,6 +68,10 @@ pub struct Settings {
     pub auto_compaction: AutoCompaction,
     /// A level, or a list of `target=level`.
     pub log_level: String,
+    /// Requests that take this long are reported. Zero: none are.
+    pub slow_request: Duration,
+    /// Every setting and who gave it; none with etcd's flags.
+    pub(crate) layers: Option<layers::Layers>,
     /// Whether etcd's flags were given.
     pub etcd_mode: bool,
     /// What is allowed but deserves a line in the log.

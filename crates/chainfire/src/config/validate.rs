@@ -49,6 +49,8 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
         quota_bytes: layers.number("storage", "quota_bytes"),
         auto_compaction: compaction(layers)?,
         log_level: layers.text("log", "level").to_owned(),
+        slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
+        layers: Some(layers.clone()),
         etcd_mode: false,
         warnings,
     })

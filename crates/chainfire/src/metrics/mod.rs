@@ -3,26 +3,31 @@
 //! The parts below keep plain counters ([`Sources`]) and know nothing of metrics; this file alone gives them names. What
 //! happens per request is counted here ([`Metrics`]) with two relaxed additions, no lock and no clock.
 //!
-//! Left out of etcd's names, because nothing here measures them: `etcd_disk_backend_commit_duration_seconds` (the state
-//! is not committed on the way of a write) and `etcd_network_peer_round_trip_time_seconds`. etcd calls some counters
-//! gauges (`etcd_server_proposals_committed_total`); here they are counters.
+//! Under etcd's name `etcd_disk_backend_commit_duration_seconds` stands what comes closest here: the time in which a batch
+//! of entries is put into the state, which is not synced on the way of a write. etcd calls some counters gauges
+//! (`etcd_server_proposals_committed_total`); here they are counters.
 
 mod page;
 mod process;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base::NodeId;
 use consensus::{GroupStatus, MemberRole, Membership, Role};
 use gossip::State;
 use node::DriverStats;
+use node::stages::Durations;
 use node::tls::TlsStats;
+use parking_lot::Mutex;
 use rpc::server::ServerStats;
 use storage::log::LogStats;
 
-use self::page::{Page, labels};
+use self::page::{Observed, Page, labels};
 use crate::api::{ETCD_VERSION, METHODS};
+use crate::live::ReloadStats;
 use crate::read::StoreStats;
 use crate::watch::WatchStats;
 
@@ -31,6 +36,8 @@ pub struct Metrics {
     writes: Histogram,
     writes_failed: AtomicU64,
     calls: Vec<Calls>,
+    /// By the node at the other end.
+    round_trips: Mutex<BTreeMap<NodeId, Histogram>>,
 }
 
 /// One method's calls.
@@ -57,6 +64,10 @@ pub struct Sources<'a> {
     pub server: ServerStats,
     /// Zero: unlimited.
     pub quota_bytes: u64,
+    pub slow_requests: u64,
+    pub reloads: ReloadStats,
+    /// (free, total) bytes of the disk under the data folder.
+    pub disk: Option<(u64, u64)>,
 }
 
 /// A call under way. Dropped before it is done, it counts as canceled: whoever asked went away.
@@ -85,7 +96,7 @@ impl Drop for CallCount {
 impl Default for Metrics {
     fn default() -> Metrics {
         let calls = METHODS.iter().map(|_| Calls::default()).collect();
-        Metrics { writes: Histogram::new(&WRITE_BOUNDS_US), writes_failed: AtomicU64::new(0), calls }
+        Metrics { writes: Histogram::new(&WRITE_BOUNDS_US), writes_failed: AtomicU64::new(0), calls, round_trips: Mutex::default() }
     }
 }
 
@@ -98,6 +109,12 @@ impl Metrics {
     /// A write was refused, or nobody knows what became of it.
     pub fn write_failed(&self) {
         self.writes_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another member has answered in this time.
+    pub fn round_trip(&self, node: NodeId, took: Duration) {
+        let mut trips = self.round_trips.lock();
+        trips.entry(node).or_insert_with(|| Histogram::new(&ROUND_TRIP_BOUNDS_US)).observe(took);
     }
 
     /// A call of a method, by its number, begins.
@@ -122,18 +139,22 @@ impl Metrics {
         let Sources { driver, log, server, .. } = sources;
         let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
         page.gauges("chainfire_build_info", "The version that runs; always 1.", [(version, 1)]);
-        let (buckets, beyond, sum_seconds) = self.writes.read();
-        page.histogram(
-            "chainfire_write_duration_seconds",
-            "From a write's arrival to its answer.",
-            &buckets,
-            beyond,
-            sum_seconds,
-        );
+        let help = "From a write's arrival to its answer.";
+        page.histogram("chainfire_write_duration_seconds", help, &self.writes.read());
+        let slow = sources.slow_requests;
+        page.counter("chainfire_slow_requests_total", "Requests that took log.slow_request_ms or longer.", slow);
         raft(page, sources);
         let (sent, installed) = (&driver.snapshots_sent, &driver.snapshots_installed);
         page.counter("chainfire_snapshots_sent_total", "Whole states sent to members that lagged.", get(sent));
         page.counter("chainfire_snapshots_installed_total", "Whole states received and put in place.", get(installed));
+        let (index, sending) = (&driver.snapshot_index, &driver.snapshots_sending);
+        page.gauge("chainfire_snapshot_index", "Index of the last state received; 0 for none.", get(index));
+        page.gauge("chainfire_snapshots_sending", "Whole states on their way to other members.", get(sending));
+        if let Some((free, total)) = sources.disk {
+            page.gauge("chainfire_disk_capacity_bytes", "Size of the disk under the data folder.", total);
+            page.gauge("chainfire_disk_available_bytes", "What is free on it.", free);
+        }
+        reloads(page, &sources.reloads);
         page.gauge("chainfire_log_bytes", "Size of the Raft log's files.", log.bytes);
         page.gauge("chainfire_log_segments", "Files of the Raft log.", log.segments);
         page.counter("chainfire_log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
@@ -179,9 +200,17 @@ impl Metrics {
         if sources.quota_bytes > 0 {
             page.gauge("etcd_server_quota_backend_bytes", "The store's largest size.", sources.quota_bytes);
         }
-        let (buckets, beyond, sum_seconds) = fsyncs(driver);
         let help = "Writes of the Raft log with their fsync.";
-        page.histogram("etcd_disk_wal_fsync_duration_seconds", help, &buckets, beyond, sum_seconds);
+        page.histogram("etcd_disk_wal_fsync_duration_seconds", help, &by_powers(&driver.syncs));
+        let help = "Batches of committed entries put into the state.";
+        page.histogram("etcd_disk_backend_commit_duration_seconds", help, &by_powers(&driver.applies));
+        let trips = self.round_trips.lock();
+        let known = trips.iter().filter(|(node, _)| membership.members.contains_key(node));
+        let trips: Vec<(String, Observed)> =
+            known.map(|(node, seen)| (labels(&[("To", &format!("{:x}", node.0))]), seen.read())).collect();
+        let help = "A question to another member and its answer.";
+        let trips = trips.iter().map(|(labels, seen)| (labels.clone(), seen));
+        page.histograms("etcd_network_peer_round_trip_time_seconds", help, trips);
         if let Some(store) = &sources.store {
             let engine = &store.engine;
             page.gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the store.", engine.total_bytes);
@@ -288,6 +317,22 @@ fn watching(page: &mut Page, watch: &WatchStats) {
     page.counter("chainfire_watch_history_reads_total", "Reads of the past for watchers.", watch.history_reads);
 }
 
+fn reloads(page: &mut Page, reloads: &ReloadStats) {
+    let ok = u8::from(!reloads.last_failed);
+    page.gauge("chainfire_config_last_reload_successful", "Whether the last reading of the configuration worked.", ok);
+    page.gauge(
+        "chainfire_config_read_timestamp_seconds",
+        "When the configuration in force was read, in seconds since 1970.",
+        reloads.read_unix_s,
+    );
+    page.counter("chainfire_config_reloads_total", "Times that the configuration was read again.", reloads.done);
+    page.counter(
+        "chainfire_config_reloads_failed_total",
+        "Times that it was not understood and the old one stayed.",
+        reloads.failed,
+    );
+}
+
 fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
@@ -332,14 +377,20 @@ const WRITE_BOUNDS_US: [u64; 26] = [
     50_000, 75_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
 ];
 
-/// The driver's buckets: up to 0.125 ms, and twice as much each time; the last has no bound.
-fn fsyncs(driver: &DriverStats) -> (Vec<(f64, u64)>, u64, f64) {
-    let counts: Vec<u64> = driver.sync_buckets.iter().map(get).collect();
+/// Buckets up to 0.125 ms, and twice as much each time; the last has no bound.
+fn by_powers(durations: &Durations) -> Observed {
+    let counts: Vec<u64> = durations.buckets.iter().map(get).collect();
     let (beyond, bounded) = counts.split_last().expect("there are buckets");
     let bound = |power: usize| 0.000_125 * (1u64 << power) as f64;
     let buckets = bounded.iter().enumerate().map(|(power, count)| (bound(power), *count)).collect();
-    (buckets, *beyond, get(&driver.sync_nanos) as f64 / 1e9)
+    Observed { buckets, beyond: *beyond, sum_seconds: get(&durations.nanos) as f64 / 1e9 }
 }
+
+/// etcd's bounds.
+const ROUND_TRIP_BOUNDS_US: [u64; 16] = [
+    100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 204_800, 409_600, 819_200, 1_638_400,
+    3_276_800,
+];
 
 struct Histogram {
     bounds_us: &'static [u64],
@@ -361,11 +412,10 @@ impl Histogram {
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    /// Buckets by upper bound, what lies beyond the last, and the sum; times in seconds.
-    fn read(&self) -> (Vec<(f64, u64)>, u64, f64) {
+    fn read(&self) -> Observed {
         let counts: Vec<u64> = self.buckets.iter().map(get).collect();
         let buckets = self.bounds_us.iter().zip(&counts).map(|(bound, count)| (*bound as f64 / 1e6, *count)).collect();
-        (buckets, counts[self.bounds_us.len()], get(&self.sum_us) as f64 / 1e6)
+        Observed { buckets, beyond: counts[self.bounds_us.len()], sum_seconds: get(&self.sum_us) as f64 / 1e6 }
     }
 }
 

@@ -27,9 +27,13 @@ fn the_page_of_a_leader() {
     let driver = DriverStats::default();
     driver.turns.store(7, Ordering::Relaxed);
     driver.leader_changes.store(1, Ordering::Relaxed);
-    driver.sync_nanos.store(2_000_000, Ordering::Relaxed);
-    driver.sync_buckets[3].store(2, Ordering::Relaxed);
-    driver.sync_buckets[17].store(1, Ordering::Relaxed);
+    driver.syncs.nanos.store(2_000_000, Ordering::Relaxed);
+    driver.syncs.buckets[3].store(2, Ordering::Relaxed);
+    driver.syncs.buckets[17].store(1, Ordering::Relaxed);
+    driver.applies.add(Duration::from_micros(300));
+    driver.snapshot_index.store(4, Ordering::Relaxed);
+    metrics.round_trip(NodeId(2), Duration::from_micros(700));
+    metrics.round_trip(NodeId(9), Duration::from_micros(700));
     let member =
         |node, peer| Member { node: NodeId(node), peer: PeerId(peer), role: MemberRole::Voter, ..Default::default() };
     let membership = Membership {
@@ -62,6 +66,9 @@ fn the_page_of_a_leader() {
         watch: Some(WatchStats { streams: 1, watchers: 2, events_sent: 3, ..Default::default() }),
         server: ServerStats { connections_open: 4, connections_accepted: 5, ..Default::default() },
         quota_bytes: 8192,
+        slow_requests: 6,
+        reloads: ReloadStats { done: 3, failed: 1, last_failed: true, read_unix_s: 1_700_000_000 },
+        disk: Some((1 << 30, 4 << 30)),
     });
     let golden = include_str!("golden.txt");
     if std::env::var_os("UPDATE").is_some() {
@@ -85,6 +92,9 @@ fn the_page_of_a_node_without_a_cluster() {
         watch: None,
         server: ServerStats::default(),
         quota_bytes: 0,
+        slow_requests: 0,
+        reloads: ReloadStats::default(),
+        disk: None,
     });
     well_formed(&text);
     assert!(text.contains("\nchainfire_has_leader 0\n"));
@@ -125,7 +135,7 @@ fn times_fall_into_the_bucket_that_holds_them() {
     for us in [5, 10, 11, 20, 21] {
         histogram.observe(Duration::from_micros(us));
     }
-    let (buckets, beyond, sum) = histogram.read();
-    assert_eq!((buckets, beyond), (vec![(0.000_01, 2), (0.000_02, 2)], 1));
-    assert!((sum - 67e-6).abs() < 1e-12);
+    let seen = histogram.read();
+    assert_eq!((seen.buckets, seen.beyond), (vec![(0.000_01, 2), (0.000_02, 2)], 1));
+    assert!((seen.sum_seconds - 67e-6).abs() < 1e-12);
 }
