@@ -141,3 +141,41 @@ async fn watchdog(service: Arc<Service>, stats: Arc<DriverStats>) {
         tokio::time::sleep(pause).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    /// The counter stands for the driver: with it the signs of life come and go.
+    #[test]
+    fn no_turn_no_sign_of_life() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let variable = |name: &str| match name {
+            "NOTIFY_SOCKET" => Some(path.clone().into_os_string()),
+            "WATCHDOG_USEC" => Some("80000".into()),
+            _ => None,
+        };
+        let service = Arc::new(Service::new(variable, 1));
+        let stats = Arc::new(DriverStats::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let task = runtime.spawn(watchdog(service, stats.clone()));
+        let mut buffer = [0; 64];
+        let mut hears = || socket.recv(&mut buffer).is_ok();
+        assert!(hears() && hears() && hears(), "before there is a driver the task itself is what lives");
+        stats.turns.store(5, Ordering::Relaxed);
+        let last = Instant::now() + Duration::from_secs(20);
+        while hears() {
+            assert!(Instant::now() < last, "signs of life without a turn");
+        }
+        for turns in 6..9 {
+            stats.turns.store(turns, Ordering::Relaxed);
+            assert!(hears(), "the driver turns again");
+        }
+        task.abort();
+    }
+}

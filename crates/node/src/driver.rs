@@ -177,9 +177,7 @@ impl Driver {
                 published = now;
                 if now.since(said.0) >= SAY_EVERY && status.committed > said.1 {
                     said = (now, status.committed);
-                    let (index, term, leader) = (status.committed, status.term, status.leader_node);
-                    tracing::info!(target: "chainfire_storage", "Committed entry, index={index}");
-                    tracing::info!(target: "chainfire_raft", "Following the leader or leading, leader={leader} term={term}");
+                    tracing::info!(target: "chainfire_storage", "Committed entry, index={}", status.committed);
                 }
                 self.shared.status.store(Arc::new(status));
             }

@@ -1,4 +1,5 @@
-//! Log lines: `LEVEL target: message, key=value`, one per line on standard output, where journald adds the time.
+//! Log lines: `LEVEL target: message, key=value`, one per line on standard output, where journald adds the time and
+//! keeps the level (`journalctl -p warning`).
 //! The text is the interface: operators grep for it. What is let through can be changed while the node runs.
 
 use std::fmt;
@@ -18,11 +19,10 @@ static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
 /// Starts logging. `level` is a level or a list of `target=level`; an error says what is wrong with it.
 pub fn start(level: &str) -> Result<(), String> {
-    // journald stamps lines by itself; a terminal or a plain file does not.
-    let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
+    let journal = is_journal();
     let lines = tracing_subscriber::fmt()
         .with_ansi(std::io::stdout().is_terminal())
-        .event_format(Lines { stamped })
+        .event_format(Lines { journal })
         .with_env_filter(filter(level)?)
         .with_filter_reloading();
     let handle = lines.reload_handle();
@@ -45,8 +45,32 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))
 }
 
+/// Whether standard output goes to journald: it names the socket that it has made for this process.
+fn is_journal() -> bool {
+    let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` has room for the answer.
+    if unsafe { libc::fstat(libc::STDOUT_FILENO, stat.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: the call succeeded and filled it.
+    let stat = unsafe { stat.assume_init() };
+    named.to_str() == Some(&format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// How journald is told of a line's level; it takes the mark away.
+fn mark(level: tracing::Level) -> &'static str {
+    match level {
+        tracing::Level::ERROR => "<3>",
+        tracing::Level::WARN => "<4>",
+        tracing::Level::INFO => "<6>",
+        _ => "<7>",
+    }
+}
+
+/// journald stamps lines by itself; a terminal or a plain file does not.
 struct Lines {
-    stamped: bool,
+    journal: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for Lines
@@ -55,11 +79,13 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        if self.stamped {
+        let metadata = event.metadata();
+        if self.journal {
+            out.write_str(mark(*metadata.level()))?;
+        } else {
             SystemTime.format_time(&mut out)?;
             out.write_char(' ')?;
         }
-        let metadata = event.metadata();
         write!(out, "{} {}: ", metadata.level(), metadata.target())?;
         context.field_format().format_fields(out.by_ref(), event)?;
         writeln!(out)

@@ -32,7 +32,8 @@ impl Service {
         Service::new(|name| std::env::var_os(name), std::process::id())
     }
 
-    fn new(variable: impl Fn(&str) -> Option<OsString>, process: u32) -> Service {
+    /// As variables name it, for a process of this id.
+    pub fn new(variable: impl Fn(&str) -> Option<OsString>, process: u32) -> Service {
         let address = variable("NOTIFY_SOCKET").and_then(|name| address(&name));
         let Some(address) = address else { return Service::default() };
         let Ok(socket) = UnixDatagram::unbound() else { return Service::default() };

@@ -196,11 +196,11 @@ impl Api {
         Ok(self.behind_header(view.revision, &answer.body))
     }
 
-    /// A line every ten seconds; slow ones are [`Api::note_slow`]'s.
+    /// A line for the first and then every ten seconds; slow ones are [`Api::note_slow`]'s.
     fn say_put(&self, took: Duration) {
-        let now_ms = self.started.elapsed().as_millis() as u64;
+        let now_ms = 1 + self.started.elapsed().as_millis() as u64;
         let last_ms = self.put_said_ms.load(Ordering::Relaxed);
-        let due = now_ms >= last_ms + PUT_SAID_EVERY_MS;
+        let due = last_ms == 0 || now_ms >= last_ms + PUT_SAID_EVERY_MS;
         let claim = || self.put_said_ms.compare_exchange(last_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed);
         if due && claim().is_ok() {
             tracing::info!(target: "chainfire_api", "Handled put request, latency={}ms", took.as_millis());

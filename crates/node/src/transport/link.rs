@@ -21,6 +21,8 @@ use super::{Transport, frame};
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// A node that is just starting is not worth a line.
 const COMPLAIN_AT: u32 = 3;
+/// One that stays away is mentioned about once a minute.
+const COMPLAIN_EVERY: u32 = 64;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A write that makes no progress for this long means that nobody reads: the connection is given up.
@@ -97,7 +99,7 @@ impl Link {
                 }
                 Err(error) => {
                     failures += 1;
-                    if failures == COMPLAIN_AT {
+                    if failures % COMPLAIN_EVERY == COMPLAIN_AT {
                         tracing::error!(target: "chainfire_network", "Failed to connect to peer, {error} code=CF3001");
                     }
                 }

@@ -184,10 +184,10 @@ impl Transport {
         for address in addresses {
             match self.connect_to(&address, purpose) {
                 Ok((_, welcome)) if welcome.node != node && purpose != Purpose::Call => {
-                    failure = format!("addr={address}: node {} answers there", welcome.node);
+                    failure = format!("addr={}: node {} answers there", bare_address(&address), welcome.node);
                 }
                 Ok(connected) => return Ok(connected),
-                Err(error) => failure = format!("addr={address}: {error}"),
+                Err(error) => failure = format!("addr={}: {error}", bare_address(&address)),
             }
         }
         Err(failure)

@@ -170,6 +170,15 @@ impl Cluster {
         format!("{}://{}:{PEER_PORT}", self.scheme(), self.nodes[index].address)
     }
 
+    /// Returns when a node has said a line with these words.
+    pub async fn wait_until_said(&self, index: usize, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log(index).lines().any(|line| line.contains(words)) {
+            assert!(Instant::now() < deadline, "{} does not say {words:?}", self.nodes[index].name);
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// All that a node has said, over all its starts.
     pub fn log(&self, index: usize) -> String {
         fs::read_to_string(&self.nodes[index].log).unwrap_or_default()
@@ -265,6 +274,11 @@ impl Cluster {
 
     pub fn resume(&self, index: usize) {
         self.signal(index, libc::SIGCONT);
+    }
+
+    /// SIGHUP.
+    pub fn hang_up(&self, index: usize) {
+        self.signal(index, libc::SIGHUP);
     }
 
     pub fn signal(&self, index: usize, number: i32) {

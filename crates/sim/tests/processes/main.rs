@@ -12,6 +12,7 @@
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
 //! | `backup` | archives, incremental chains, rounds; the runbook's `tar` into a running cluster and into none |
 //! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
+//! | `operation` | what the service manager, SIGHUP, the log and the metrics owe to an operator |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
@@ -39,6 +40,7 @@ mod leadership;
 mod linearizable;
 mod lost_logs;
 mod membership;
+mod operation;
 mod pki;
 mod python;
 mod restore;
