@@ -106,4 +106,6 @@ pub(crate) fn request_timeout(election_timeout: Duration) -> Duration {
 }
 
 #[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use consensus::Member;
 use storage::engine::EngineStats;
 
 use super::*;
+use crate::config::reference::current;
 
 /// A page without what differs between processes and versions, and of the methods only one.
 fn stable(text: &str) -> String {
@@ -14,7 +15,7 @@ fn stable(text: &str) -> String {
 }
 
 #[test]
-fn the_page_of_a_leader() {
+fn the_page_of_a_leader_and_its_reference() {
     let metrics = Arc::new(Metrics::default());
     metrics.write_done(Duration::from_micros(100));
     metrics.write_done(Duration::from_micros(4_500));
@@ -70,6 +71,7 @@ fn the_page_of_a_leader() {
         reloads: ReloadStats { done: 3, failed: 1, last_failed: true, read_unix_s: 1_700_000_000 },
         disk: Some((1 << 30, 4 << 30)),
     });
+    current("docs/reference/metrics.md", &reference(&text));
     let golden = include_str!("golden.txt");
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics/golden.txt"), stable(&text)).unwrap();
@@ -77,6 +79,25 @@ fn the_page_of_a_leader() {
     }
     assert_eq!(stable(&text), golden);
     well_formed(&text);
+}
+
+/// docs/reference/metrics.md, from the help texts of a page that has everything.
+fn reference(page: &str) -> String {
+    let mut out = String::from(
+        "# Metrics\n\n\
+         Made from the page itself (`curl http://NODE:2379/metrics`): change the help texts in\n\
+         `crates/chainfire/src/metrics/`. A histogram has `_bucket`, `_sum` and `_count`.\n\n\
+         | name | type | |\n|---|---|---|\n",
+    );
+    let mut help = "";
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            help = rest.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            out += &format!("| `{name}` | {kind} | {help} |\n");
+        }
+    }
+    out
 }
 
 #[test]
