@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Makes dist/: a Debian package, a tarball, an SBOM of each program's crates, and SHA256SUMS.
+#
+#   scripts/package.sh [TARGET-FOLDER]     the programs are taken from TARGET-FOLDER/release
+#
+# The same commit gives the same bytes: files carry the commit's time, and no name of a builder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+built=${1:-${CARGO_TARGET_DIR:-$HOME/.cache/centra/target}}/release
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$/\1/p' Cargo.toml)
+architecture=$(dpkg --print-architecture)
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2> /dev/null || stat -c %Y Cargo.lock)
+export SOURCE_DATE_EPOCH
+umask 022
+work=$(mktemp -d -t chainfire-package-XXXXXX)
+trap 'rm -rf "$work"' EXIT
+root=$work/root
+
+main() {
+    rm -rf dist
+    mkdir -p dist "$root"
+    stage_programs
+    stage_files
+    stage_documents
+    find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    tarball
+    debian
+    scripts/sbom.sh chainfire "$version" > "dist/chainfire-$version.cdx.json"
+    (cd dist && sha256sum -- * > "$work/sums" && mv "$work/sums" SHA256SUMS)
+    ls -l dist
+}
+
+# What is debugged is the build's own program; the package's has no symbols.
+stage_programs() {
+    install -d "$root/usr/bin"
+    local program
+    for program in chainfire chainfire-client; do
+        install -m 0755 "$built/$program" "$root/usr/bin/$program"
+        strip --strip-all "$root/usr/bin/$program"
+    done
+    # RocksDB's own tool under its own name, if this program is one.
+    if "$built/chainfire" --help | grep -q rocksdb_ldb; then ln -s chainfire "$root/usr/bin/rocksdb_ldb"; fi
+}
+
+stage_files() {
+    local unit
+    for unit in packaging/systemd/*.{service,timer}; do
+        [ -e "$unit" ] || continue
+        install -D -m 0644 "$unit" "$root/usr/lib/systemd/system/${unit##*/}"
+    done
+    install -D -m 0644 packaging/sysusers.d/chainfire.conf "$root/usr/lib/sysusers.d/chainfire.conf"
+    install -D -m 0644 packaging/tmpfiles.d/chainfire.conf "$root/usr/lib/tmpfiles.d/chainfire.conf"
+    install -D -m 0644 packaging/etc/centra-cloud/chainfire.toml "$root/etc/centra-cloud/chainfire.toml"
+    install -d "$root/etc/centra-cloud/chainfire.toml.d"
+    install -D -m 0644 packaging/prometheus/chainfire.rules.yml "$root/usr/share/chainfire/prometheus/chainfire.rules.yml"
+    install -D -m 0644 packaging/grafana/chainfire.json "$root/usr/share/chainfire/grafana/chainfire.json"
+    if [ -e scripts/generate-dev-certs.sh ]; then
+        install -D -m 0755 scripts/generate-dev-certs.sh "$root/usr/share/chainfire/generate-dev-certs.sh"
+    fi
+    local shell
+    for shell in bash:bash-completion/completions/chainfire-client zsh:zsh/vendor-completions/_chainfire-client \
+        fish:fish/vendor_completions.d/chainfire-client.fish; do
+        local target=$root/usr/share/${shell#*:}
+        install -d "${target%/*}"
+        "$built/chainfire-client" completion "${shell%%:*}" > "$target"
+    done
+}
+
+stage_documents() {
+    local documents=$root/usr/share/doc/chainfire
+    install -d "$documents" "$root/usr/share/man/man1"
+    cp -r docs/ops docs/reference "$documents"
+    find "$documents" -type f -exec chmod 0644 {} + -o -type d -exec chmod 0755 {} +
+    install -m 0644 packaging/deb/copyright "$documents/copyright"
+    gzip -9 -n -c CHANGELOG.md > "$documents/changelog.gz"
+    # Programs that write manuals write their own.
+    "$built/chainfire-client" man --dir "$root/usr/share/man/man1" > /dev/null 2>&1 || true
+    "$built/chainfire" --print-man > "$root/usr/share/man/man1/chainfire.1" 2> /dev/null \
+        || rm -f "$root/usr/share/man/man1/chainfire.1"
+    find "$root/usr/share/man" -type f ! -name '*.gz' -exec gzip -9 -n {} +
+    find "$root/usr/share/man" -depth -type d -empty -delete
+}
+
+tarball() {
+    local name=chainfire-$version-linux-$architecture
+    tar --create --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" --format=gnu \
+        --transform="s,^\./,$name/," --transform="s,^\.$,$name," -C "$root" . | gzip -9 -n > "dist/$name.tar.gz"
+}
+
+debian() {
+    local control=$root/DEBIAN
+    install -d "$control"
+    local script
+    for script in postinst prerm postrm; do install -m 0755 "packaging/deb/$script" "$control/$script"; done
+    (cd "$root" && find etc -type f -printf '/%p\n' | LC_ALL=C sort) > "$control/conffiles"
+    (cd "$root" && find usr etc -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum) > "$control/md5sums"
+    sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@DEPENDS@/$(depends)/" \
+        -e "s/@SIZE@/$(du -k -s --apparent-size --exclude=DEBIAN "$root" | cut -f 1)/" packaging/deb/control > "$control/control"
+    chmod 0644 "$control/control" "$control/conffiles" "$control/md5sums"
+    find "$control" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    dpkg-deb --root-owner-group -Zxz --build "$root" "dist/chainfire_${version}_$architecture.deb" > /dev/null
+}
+
+# The newest symbols that the programs ask of the C library say from which version on they run.
+depends() {
+    local libc
+    libc=$(objdump -T "$root"/usr/bin/chainfire "$root"/usr/bin/chainfire-client | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -1)
+    echo "libc6 (>= ${libc#GLIBC_}), libgcc-s1, libstdc++6 (>= $(gcc -dumpversion | cut -d . -f 1))"
+}
+
+main
