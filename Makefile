@@ -1,4 +1,4 @@
-# Chainfire: build, demo, test, bench. `make` alone lists the targets.
+# Chainfire: build, demo, test, bench, package. `make` alone lists the targets.
 #
 # Compiled code lies outside the checkout, in one profile (release) for programs, tests and benchmarks alike: RocksDB is
 # compiled once, which takes a quarter of an hour on two cores, and then never again.
@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench sim fmt clean
+.PHONY: help build demo test bench package sim fmt clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CENTRA_CACHE ?= $(HOME)/.cache/centra
@@ -34,12 +34,16 @@ test: ## everything that must hold before a commit; ends with `N passed, N faile
 bench: build ## Chainfire beside etcd into docs/benchmarks.md (ARGS=--quick, ARGS="compare --only put"; ETCD=path)
 	@scripts/bench.sh $(ARGS)
 
+package: build ## a .deb, a tarball, an SBOM and their checksums into dist/
+	@scripts/need.sh package
+	@scripts/package.sh
+
 sim: build ## the deterministic simulator (SEEDS=0..2000)
 	@bin/sim --seeds $(SEEDS) $(ARGS)
 
 fmt: ## format the sources
 	@cargo fmt --all
 
-clean: ## remove bin/ and this workspace's compiled crates; compiled dependencies stay
-	@rm -rf bin
+clean: ## remove bin/, dist/ and this workspace's compiled crates; compiled dependencies stay
+	@rm -rf bin dist
 	@cargo clean --release $(addprefix --package ,$(notdir $(wildcard crates/*)))

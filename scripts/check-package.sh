@@ -118,6 +118,7 @@ installs() {
     cp "$deb" "$work/chainfire.deb"
     unshare -m sh -c "$copy"' && cp "$2" "$1/at/tmp/chainfire.deb" && exec chroot "$1/at" sh -euc "$3"' sh "$work/system" "$work/chainfire.deb" '
         say() { echo "check-package: $1" >&2; exit 1; }
+        rm -rf /var/lib/chainfire /etc/centra-cloud
         dpkg -i /tmp/chainfire.deb > /tmp/said 2>&1 || { cat /tmp/said; say "it cannot be installed"; }
         [ "$(stat -c "%U %G %a" /var/lib/chainfire)" = "chainfire chainfire 700" ] || say "the data folder is not the users own"
         [ -d /etc/centra-cloud/certs ] || say "there is no folder for certificates"

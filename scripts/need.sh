@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing for the purposes named (build, demo, test, bench): Debian packages by apt where this user may,
+# Installs what is missing for the purposes named (build, demo, test, bench, package): Debian packages by apt where this user may,
 # tools written in Rust into the cache folder. What it may not install it names in one line.
 set -euo pipefail
 
@@ -80,6 +80,14 @@ for purpose in "$@"; do
             need_command curl curl
             need_command python3 python3
             need_venv
+            need_command systemd-analyze systemd
+            need_command dpkg-deb dpkg
+            ;;
+        package)
+            need_command dpkg-deb dpkg
+            need_command objdump binutils
+            need_command jq jq
+            need_command xz xz-utils
             ;;
         bench) ;;
         *) echo "need.sh: unknown purpose $purpose" >&2 && exit 2 ;;

@@ -60,6 +60,9 @@ stage "dependencies: advisories" advisories
 stage "lints" lints
 stage "programs" programs
 stage "tests" tests
+stage "alert rules" scripts/check-alerts.sh
+stage "units" scripts/check-units.sh
+stage "package" scripts/check-package.sh
 stage "simulator, seeds $SEEDS" seeds
 
 echo "all stages took $SECONDS s"
