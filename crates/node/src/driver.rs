@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use base::{GroupId, NodeId, PeerId};
+use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::wire::Body;
 use consensus::{
@@ -181,7 +181,7 @@ impl Driver {
                 }
                 self.shared.status.store(Arc::new(status));
             }
-            let (work, persist) = self.carry_out(outputs);
+            let (work, persist) = self.carry_out(now, outputs);
             self.apply(work, &mut apply_patience, &mut done);
             self.persist(persist, &mut log_patience, &mut done);
         }
@@ -189,7 +189,7 @@ impl Driver {
     }
 
     /// Carries outputs out, but for what the applier and the log writer are there for.
-    fn carry_out(&self, outputs: Vec<Output>) -> (Vec<Work>, Option<Persist>) {
+    fn carry_out(&self, now: Time, outputs: Vec<Output>) -> (Vec<Work>, Option<Persist>) {
         let engines = &self.engines;
         let mut sends: Vec<(NodeId, Message)> = Vec::new();
         let mut work = Vec::new();
@@ -199,7 +199,7 @@ impl Driver {
                 Output::Persist { number, batch } => persist = Some((number, batch)),
                 Output::Send { to, message } => sends.push((to, message)),
                 Output::Committed { group, first, last } => {
-                    engines.stages.committed(clock::now(), last);
+                    engines.stages.committed(now, last);
                     work.push(Work::Apply { group, first, last });
                 }
                 Output::ReadReady { seqs, index, valid_until, .. } => {
@@ -253,14 +253,14 @@ impl Driver {
         let Some((number, batch)) = persist else { return };
         let nothing_open = self.log.open.load(Ordering::SeqCst) == 0;
         if nothing_open && patience.allows() && done.is_empty() && self.engines.inbox.is_empty() {
-            let begun = Instant::now();
+            let (begun, since) = (Instant::now(), clock::now());
             match self.store.write(&batch) {
                 Ok(()) => {}
                 // The log writer waits for room; the driver must not.
                 Err(LogError::NoSpace) => return self.leave_to_writer(number, batch),
                 Err(error) => return (self.engines.fatal)(error.to_string()),
             }
-            self.engines.synced(begun.elapsed(), &batch);
+            self.engines.synced(since, &batch);
             self.log.unmarked.store(true, Ordering::SeqCst);
             patience.spent(begun);
             done.push(Input::Persisted { number });
@@ -334,11 +334,11 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
         idle = false;
         let number = waiting.last().map_or(0, |(number, _)| *number);
         let all = LogBatch::joined(waiting.into_iter().map(|(_, batch)| batch));
-        let begun = Instant::now();
+        let begun = clock::now();
         if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {
             return (engines.fatal)(error.to_string());
         }
-        engines.synced(begun.elapsed(), &all);
+        engines.synced(begun, &all);
         engines.inbox.push(Input::Persisted { number });
         log.open.fetch_sub(written, Ordering::SeqCst);
     }
@@ -373,11 +373,12 @@ fn write_when_there_is_room(
 }
 
 impl Engines {
-    /// A batch of the log is durable.
-    fn synced(&self, took: Duration, batch: &LogBatch) {
-        self.stats.syncs.add(took);
+    /// A batch of the log whose writing began then is durable.
+    fn synced(&self, begun: Time, batch: &LogBatch) {
+        let now = clock::now();
+        self.stats.syncs.add(now.since(begun));
         if let Some(last) = batch.groups.iter().filter_map(|write| write.entries.last()).next_back() {
-            self.stages.synced(clock::now(), last.index);
+            self.stages.synced(now, last.index);
         }
     }
 }
@@ -602,15 +603,16 @@ impl Applying {
         while next <= last {
             let entries = self.reader.read(next, last, APPLY_BYTES_MAX).map_err(|error| error.to_string())?;
             let mut applied = Applied::default();
-            let begun = Instant::now();
+            let begun = clock::now();
             match self.machine.apply(&entries, self.peer, &mut applied) {
                 Ok(()) => {}
                 Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Some(next))),
                 Err(error) => return Err(error.to_string()),
             }
             let reached = entries.last().map_or(last, |entry| entry.index);
-            engines.stats.applies.add(begun.elapsed());
-            engines.stages.applied(clock::now(), reached);
+            let now = clock::now();
+            engines.stats.applies.add(now.since(begun));
+            engines.stages.applied(now, reached);
             engines.waiters.set_applied(reached);
             engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
             for (seq, outcome) in applied.outcomes {

@@ -101,7 +101,7 @@ impl Api {
             let answer = answer.await;
             drop(turn);
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
-                self.note_slow("Txn", began, || read_parts(began, granted, turned));
+                self.note_slow("Txn", began.elapsed(), || read_parts(began, granted, turned));
                 return answer.and_then(|answer| self.large.hold(answer));
             }
         }
@@ -162,12 +162,11 @@ impl Api {
         let command = command::raw(kind, message);
         let api = self.clone();
         Answer::later(async move {
-            let began = Instant::now();
-            let (answer, index) = api.propose_traced(command).await;
+            let (answer, way) = api.propose_traced(command).await;
             if kind == Kind::Put && answer.is_ok() {
-                api.say_put(began.elapsed());
+                api.say_put(way.took);
             }
-            api.note_slow(kind.name(), began, || api.write_parts(began, index));
+            api.note_slow(kind.name(), way.took, || api.write_parts(way));
             answer
         })
     }
@@ -214,7 +213,7 @@ impl Api {
             let granted = Instant::now();
             let answer = self.read_range(&request);
             if self.handle.still_valid(&grant) {
-                self.note_slow("Range", began, || read_parts(began, granted, granted));
+                self.note_slow("Range", began.elapsed(), || read_parts(began, granted, granted));
                 return answer;
             }
         }
@@ -232,7 +231,7 @@ impl Api {
             drop(turn);
             // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
-                self.note_slow("Range", began, || read_parts(began, granted, turned));
+                self.note_slow("Range", began.elapsed(), || read_parts(began, granted, turned));
                 return answer.and_then(|answer| self.large.hold(answer));
             }
         }

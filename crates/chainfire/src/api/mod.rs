@@ -155,7 +155,7 @@ impl Service for Api {
                 let result = future.await;
                 counted.done(code(&result));
                 if let Some((api, began)) = unknown {
-                    api.note_slow(slow::method_name(METHODS[usize::from(number)].1), began, String::new);
+                    api.note_slow(slow::method_name(METHODS[usize::from(number)].1), began.elapsed(), String::new);
                 }
                 result
             }),
@@ -267,17 +267,19 @@ impl Api {
         self.propose_traced(command).await.0
     }
 
-    /// As [`Api::propose`]; with an index for [`Api::write_parts`], unless the command was refused.
-    async fn propose_traced(&self, command: Bytes) -> (Result<Bytes, Status>, Option<u64>) {
+    /// As [`Api::propose`]; with how long it took.
+    async fn propose_traced(&self, command: Bytes) -> (Result<Bytes, Status>, slow::Way) {
         let began = Instant::now();
-        match self.handle.propose_traced(command).await {
+        let proposed = self.handle.propose_traced(command).await;
+        let took = began.elapsed();
+        match proposed {
             Ok((outcome, index)) => {
-                self.metrics.write_done(began.elapsed());
-                (Self::body(outcome), Some(index))
+                self.metrics.write_done(took);
+                (Self::body(outcome), slow::Way { took, index: Some(index) })
             }
             Err(why) => {
                 self.metrics.write_failed();
-                (Err(refused(why)), None)
+                (Err(refused(why)), slow::Way { took, index: None })
             }
         }
     }

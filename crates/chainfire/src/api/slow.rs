@@ -8,7 +8,8 @@
 //! | `commit` | a quorum's disks, beyond that | `read` | the state's files |
 //! | `apply` | the state machine | | |
 //!
-//! Other calls have their latency alone. Fast requests pay two readings of the clock. At most [`LINES_PER_SECOND`] lines
+//! Other calls have their latency alone. Fast writes pay nothing for it, other fast requests two
+//! readings of the clock. At most [`LINES_PER_SECOND`] lines
 //! are written; the next one says how many were left out.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,10 +49,17 @@ impl SlowRequests {
     }
 }
 
+/// A write's way through the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub took: Duration,
+    /// See [`node::GroupHandle::stages`]; none when it was refused.
+    pub index: Option<u64>,
+}
+
 impl Api {
     /// Reports a request that took too long. `parts` tells where its time went, as `name=…ms` words.
-    pub(super) fn note_slow(&self, method: &str, began: Instant, parts: impl FnOnce() -> String) {
-        let took = began.elapsed();
+    pub(super) fn note_slow(&self, method: &str, took: Duration, parts: impl FnOnce() -> String) {
         let limit = self.live.slow_request();
         if limit.is_zero() || took < limit {
             return;
@@ -70,9 +78,9 @@ impl Api {
         );
     }
 
-    /// Where the time of a write went. `index`: see [`node::GroupHandle::stages`].
-    pub(super) fn write_parts(&self, began: Instant, index: Option<u64>) -> String {
-        let asked = self.handle.now().as_nanos().saturating_sub(began.elapsed().as_nanos() as u64);
+    /// Where the time of a write went that was answered just now.
+    pub(super) fn write_parts(&self, Way { took, index }: Way) -> String {
+        let asked = self.handle.now().as_nanos().saturating_sub(took.as_nanos() as u64);
         let way = self.handle.stages(base::Time::from_nanos(asked), index);
         let outcome = if index.is_some() { "" } else { " outcome=refused" };
         format!(
