@@ -39,8 +39,9 @@ stage_programs() {
         install -m 0755 "$built/$program" "$root/usr/bin/$program"
         strip --strip-all "$root/usr/bin/$program"
     done
-    # RocksDB's own tool under its own name, if this program is one.
-    if "$built/chainfire" --help | grep -q rocksdb_ldb; then ln -s chainfire "$root/usr/bin/rocksdb_ldb"; fi
+    # Under this name the program is RocksDB's own tool, of the RocksDB that it is linked with.
+    ln -s "$built/chainfire" "$work/rocksdb_ldb"
+    if "$work/rocksdb_ldb" --help 2>&1 | grep -q checkconsistency; then ln -s chainfire "$root/usr/bin/rocksdb_ldb"; fi
 }
 
 stage_files() {
