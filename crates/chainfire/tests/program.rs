@@ -20,7 +20,8 @@ fn a_mistake_is_one_line_and_nothing_is_made() {
             "chainfire",
             &["--data-dir", "d", "--raft-addr", "10.0.0.1:2380"],
             "chainfire: flag --raft-addr: network.raft_addr is 10.0.0.1:2380, but off loopback nodes speak to each other \
-             under TLS only, which is not available in this version; use an address such as 127.0.0.1:2380\n",
+             under TLS only: name cert_file, key_file and ca_file in [network.tls] (scripts/generate-dev-certs.sh makes \
+             them), or use an address such as 127.0.0.1:2380\n",
         ),
         ("etcd", &["--nme", "x"], "etcd: unknown flag --nme; the nearest known flag is --name\n"),
         ("chainfire", &["etcd", "--nme", "x"], "chainfire: unknown flag --nme; the nearest known flag is --name\n"),
