@@ -54,7 +54,11 @@ pub enum Refused {
 }
 
 /// The message as far as it may be taken by a member of `cluster`. `admits` says whether there is room for a member.
-pub(crate) fn vet(bytes: &[u8], cluster: ClusterId, admits: impl Fn(&Identity) -> bool) -> Result<Vec<u8>, Refused> {
+pub(crate) fn vet(
+    bytes: &[u8],
+    cluster: ClusterId,
+    mut admits: impl FnMut(&Identity) -> bool,
+) -> Result<Vec<u8>, Refused> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(Refused::Malformed);
     }

@@ -238,9 +238,14 @@ impl Gossip {
     }
 
     fn message(&mut self, bytes: &[u8], effects: &mut Effects) {
-        let full = self.members.len() >= MEMBERS_MAX;
-        let known = |identity: &Identity| !full || self.members.contains_key(&identity.address);
-        let vetted = vet(bytes, self.core.identity().about.cluster, known);
+        let present: BTreeSet<&str> = self.core.iter_membership_state().map(|member| &*member.id().address).collect();
+        let mut room = MEMBERS_MAX.saturating_sub(present.len());
+        let admits = |identity: &Identity| {
+            let admitted = present.contains(&*identity.address) || room > 0;
+            room -= usize::from(admitted && !present.contains(&*identity.address));
+            admitted
+        };
+        let vetted = vet(bytes, self.core.identity().about.cluster, admits);
         self.stats.received += 1;
         match vetted {
             // What `foca` objects to (a message to an older self of ours, a late answer) it also leaves without effect.

@@ -370,15 +370,17 @@ fn who_was_held_up_blames_nobody() {
 fn members_are_bounded() {
     let mut world = World::of(2, 12);
     let me = world.nodes[&1].me().clone();
+    let mut messages = Vec::new();
     for stranger in 0..400u32 {
         let host = format!("10.0.{}.{}:2381", stranger / 250, stranger % 250);
         let identity = Identity::new(&host, PeerId(u64::from(stranger) + 100), 1, about(0, CLUSTER)).unwrap();
         let mut other = Gossip::new(identity, Settings::default(), 1, world.now);
         let outputs = other.turn(world.now, vec![Input::Met(me.clone())]);
         let Some(Output::Send { bytes, .. }) = outputs.into_iter().next() else { panic!("an announcement") };
-        let gossip = world.nodes.get_mut(&1).unwrap();
-        gossip.turn(world.now, vec![Input::Message(bytes)]);
+        messages.push(Input::Message(bytes));
     }
+    let now = world.now;
+    world.nodes.get_mut(&1).unwrap().turn(now, messages);
     assert_eq!(world.nodes[&1].members().count(), MEMBERS_MAX);
     assert!(world.nodes[&1].stats().beyond_members_max > 0);
 }

@@ -27,7 +27,6 @@ use crate::tls;
 const STRANGERS_MAX: usize = 128;
 /// Connections of members.
 const MEMBERS_MAX: usize = 2 * gossip::MEMBERS_MAX;
-/// Addresses whose failures were logged.
 const LOGGED_MAX: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A member says something far more often.
@@ -38,7 +37,8 @@ pub struct Door {
     common: Arc<Common>,
     inbox: mpsc::Sender<Arrival>,
     rooms: Mutex<Rooms>,
-    logged: Mutex<BTreeSet<IpAddr>>,
+    /// Each failure of each address is logged once.
+    logged: Mutex<BTreeSet<(IpAddr, String)>>,
 }
 
 #[derive(Default)]
@@ -91,12 +91,12 @@ impl Door {
         if why.kind() != io::ErrorKind::InvalidData {
             return;
         }
+        let why = tls::words::of_io(&why);
         let mut logged = self.logged.lock();
-        if logged.len() < LOGGED_MAX && logged.insert(from) {
+        if logged.len() < LOGGED_MAX && logged.insert((from, why.clone())) {
             tracing::warn!(
                 target: "chainfire_gossip",
-                "Closed a connection on the gossip port, addr={from} why={} code=CF3202",
-                tls::words::of_io(&why)
+                "Closed a connection on the gossip port, addr={from} why={why} code=CF3202"
             );
         }
     }
@@ -110,7 +110,13 @@ impl Door {
         nonce[8..].copy_from_slice(&clock::random_u64().to_le_bytes());
         let me = self.common.me();
         wire::write(&mut secure.stream, &Greeting { nonce, identity: (*me).clone() }.encode()).await?;
-        let hello = wire::read(&mut secure.stream, wire::SMALL_BYTES_MAX).await?;
+        let hello =
+            wire::read(&mut secure.stream, wire::SMALL_BYTES_MAX).await.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData if secure.certificate.is_none() => {
+                    invalid("its bytes are not ours; does it speak TLS, which this node does not?")
+                }
+                _ => error,
+            })?;
         let hello = Hello::decode(&hello).filter(|hello| hello.nonce == nonce);
         let Hello { identity, .. } = hello.ok_or_else(|| invalid("its bytes are not ours"))?;
         let vouched = self.common.vouch(&secure, &identity, &identity.about.raft_address);

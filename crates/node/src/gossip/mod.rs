@@ -76,12 +76,6 @@ pub struct View {
 }
 
 impl View {
-    /// What is known of a member. Its address tells a member that has not been named yet.
-    pub fn member(&self, node: base::NodeId, peer: base::PeerId) -> Option<&Member> {
-        let by_peer = self.members.iter().find(|member| member.identity.peer == peer && !peer.is_none());
-        by_peer.or_else(|| self.members.iter().find(|member| member.identity.about.node == node))
-    }
-
     /// Raft addresses of members of a cluster that may know more.
     pub fn raft_addresses(&self) -> Vec<String> {
         let others = self.members.iter().skip(1).filter(|member| member.state == State::Alive);

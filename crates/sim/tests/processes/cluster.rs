@@ -21,6 +21,7 @@ use crate::pki::Pki;
 
 pub const CLIENT_PORT: u16 = 2379;
 pub const PEER_PORT: u16 = 2380;
+pub const GOSSIP_PORT: u16 = 2381;
 /// Nothing that a healthy cluster does takes so long, on however busy a machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);

@@ -15,6 +15,7 @@
 //! | `operation` | what the service manager, SIGHUP, the log and the metrics owe to an operator |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
+//! | `gossip` | who is alive is known soon, by members only; a node finds its cluster through any one of them |
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
@@ -35,6 +36,7 @@ mod durability;
 mod etcdctl;
 mod every_node;
 mod full_disk;
+mod gossip;
 mod history;
 mod leadership;
 mod linearizable;

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::client::{Client, outcome};
-use crate::cluster::{CLIENT_PORT, Cluster, Options, PATIENCE, PEER_PORT};
+use crate::cluster::{CLIENT_PORT, Cluster, GOSSIP_PORT, Options, PATIENCE, PEER_PORT};
 use crate::pki::Authority;
 use crate::tell::figure;
 
@@ -141,6 +141,7 @@ async fn strangers_are_refused_on_each_port() {
     let good = || Some(pki.sign("good", &[&known], false));
     assert!(caller(good()).call((address, CLIENT_PORT), http).unwrap().starts_with(b"HTTP/1.1 200"));
     assert!(caller(good()).call((address, PEER_PORT), &hello).is_ok());
+    assert!(caller(good()).call((address, GOSSIP_PORT), &[]).is_ok(), "it is greeted");
 
     let strangers = [
         ("without a certificate", None, "showed no certificate"),
@@ -148,7 +149,7 @@ async fn strangers_are_refused_on_each_port() {
         ("expired", Some(pki.sign("old", &[&known], true)), "it expired"),
     ];
     for (what, pair, words) in strangers {
-        for port in [CLIENT_PORT, PEER_PORT] {
+        for port in [CLIENT_PORT, PEER_PORT, GOSSIP_PORT] {
             let before = cluster.log(0).len();
             let caller = caller(pair.clone());
             let answer = caller.call((address, port), if port == CLIENT_PORT { http } else { &hello });
