@@ -34,7 +34,7 @@ const SLACK: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_millis(150);
 /// Members that are down and knocked at, at a time.
 const KNOCKS_MAX: usize = 3;
-/// A member that is found not to listen is not suspected for it again this soon.
+/// A member that refutes the suspicion that nobody listens there is not suspected of it again this soon.
 const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 /// Being told again this soon that it is down means that a renewal did not win.
 const RENEWED_AGAIN: Duration = Duration::from_secs(10);
@@ -166,6 +166,8 @@ pub struct Gossip {
     rng: Rng,
     timers: Timers,
     members: BTreeMap<Arc<str>, Member>,
+    /// Who was suspected of late because nobody listens there.
+    refused: BTreeMap<Arc<str>, Time>,
     /// When this node was last told that it is down, and how often in short order.
     renewed: (Time, u32),
     left: bool,
@@ -178,8 +180,17 @@ impl Gossip {
         let core = start(me, &settings, &mut rng);
         let mut timers = Timers::default();
         timers.add(now + settings.knock_period, Due::Knock);
-        let members = BTreeMap::new();
-        Gossip { core, settings, rng, timers, members, renewed: (Time::ZERO, 0), left: false, stats: Stats::default() }
+        Gossip {
+            core,
+            settings,
+            rng,
+            timers,
+            members: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            renewed: (Time::ZERO, 0),
+            left: false,
+            stats: Stats::default(),
+        }
     }
 
     pub fn me(&self) -> &Identity {
@@ -259,9 +270,11 @@ impl Gossip {
     /// The suspicion is `foca`'s from here on: it is told to all, and ends by being refuted or by the next probe's failure.
     fn refused(&mut self, now: Time, address: &str, effects: &mut Effects) {
         let Some(member) = self.members.get(address) else { return };
-        if member.state != State::Alive || now.since(member.since) < REFUSED_AGAIN {
+        self.refused.retain(|_, at| now.since(*at) < REFUSED_AGAIN);
+        if member.state != State::Alive || self.refused.contains_key(address) {
             return;
         }
+        self.refused.insert(member.identity.address.clone(), now);
         let known = self.core.iter_members().find(|known| known.id() == &member.identity);
         let suspect =
             known.map(|known| foca::Member::new(known.id().clone(), known.incarnation(), foca::State::Suspect));
