@@ -127,9 +127,8 @@ mod tests {
         };
         let begun = Instant::now();
         let mut lags = Lags::default();
-        let mut look = |index, role, seconds| {
-            lags.look(&status(index, role), &membership, begun + Duration::from_secs(seconds))
-        };
+        let mut look =
+            |index, role, seconds| lags.look(&status(index, role), &membership, begun + Duration::from_secs(seconds));
         assert!(look(9_000, Role::Leader, 0).is_empty());
         let behind = |entries| vec![Line::Behind { node: NodeId(2), entries, heard_of: true }];
         assert_eq!(look(5_000, Role::Leader, 1), behind(5_000));

@@ -11,9 +11,9 @@ use node::{Node, NodeConfig};
 use rpc::server::{Server, ServerConfig, Tls};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::announce;
 use crate::api::leader::LeaderCalls;
 use crate::api::{Api, ApiLimits, LargeAnswers, SlowRequests};
-use crate::announce;
 use crate::config::{Settings, Source};
 use crate::housekeeping::{self, Rules};
 use crate::lessor::LessorOptions;
@@ -84,9 +84,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
     let api = Arc::new(Api {
         handle: handle.clone(),
         stores: stores.clone(),
-        limits: ApiLimits {
-            request_bytes_max: settings.request_bytes_max,
-        },
+        limits: ApiLimits { request_bytes_max: settings.request_bytes_max },
         live: live.clone(),
         slow: slow.clone(),
         metrics: metrics.clone(),
@@ -97,11 +95,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
         put_said_ms: AtomicU64::new(0),
         disk_full: disk_full.clone(),
     });
-    let rules = Rules {
-        data_dir: settings.node.data_dir.clone(),
-        live: live.clone(),
-        disk_full: disk_full.clone(),
-    };
+    let rules = Rules { data_dir: settings.node.data_dir.clone(), live: live.clone(), disk_full: disk_full.clone() };
     housekeeping::start(&handle, &stores, rules);
     let server = Server::new(api, server_config);
     // Set once: it was made just now.

@@ -96,7 +96,12 @@ impl Drop for CallCount {
 impl Default for Metrics {
     fn default() -> Metrics {
         let calls = METHODS.iter().map(|_| Calls::default()).collect();
-        Metrics { writes: Histogram::new(&WRITE_BOUNDS_US), writes_failed: AtomicU64::new(0), calls, round_trips: Mutex::default() }
+        Metrics {
+            writes: Histogram::new(&WRITE_BOUNDS_US),
+            writes_failed: AtomicU64::new(0),
+            calls,
+            round_trips: Mutex::default(),
+        }
     }
 }
 

@@ -267,7 +267,10 @@ async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
         let text = fs::read_to_string(root.join(file)).unwrap();
         for name in metrics_in(&text) {
             asked += 1;
-            assert!(names.contains(name) || is_elsewhere(name), "{file} asks for {name}, which no member has:\n{names:?}");
+            assert!(
+                names.contains(name) || is_elsewhere(name),
+                "{file} asks for {name}, which no member has:\n{names:?}"
+            );
         }
     }
     assert!(asked > 60, "names are found in the files: {asked}");
