@@ -82,6 +82,11 @@ for purpose in "$@"; do
             need_venv
             need_command systemd-analyze systemd
             need_command dpkg-deb dpkg
+            need_command ip iproute2
+            need_command nft nftables
+            need_command nc netcat-openbsd
+            need_command openssl openssl
+            need_command ping iputils-ping
             ;;
         package)
             need_command dpkg-deb dpkg

@@ -26,7 +26,18 @@ const KEY_PREFIX: &str = "key-";
 /// Clients at work.
 pub struct Recording {
     shared: Arc<Shared>,
+    prefix: String,
+    keys: u64,
+    rng: Rng,
     clients: Vec<JoinHandle<()>>,
+}
+
+/// How single keys are read. Both kinds are recorded as if they were linearizable, and only one of them is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    Linearizable,
+    /// From what the node has.
+    Serializable,
 }
 
 struct Shared {
@@ -38,22 +49,38 @@ struct Shared {
 impl Recording {
     /// Starts clients on empty keys. The seed decides what they ask for, not when.
     pub fn start(endpoints: &[String], clients: u64, keys: u64, seed: u64) -> Recording {
+        Recording::start_below(KEY_PREFIX, endpoints, clients, keys, seed)
+    }
+
+    /// The same with keys below a prefix, which nobody else writes to.
+    pub fn start_below(prefix: &str, endpoints: &[String], clients: u64, keys: u64, seed: u64) -> Recording {
         let shared =
             Arc::new(Shared { began: Instant::now(), stop: AtomicBool::new(false), operations: Mutex::default() });
-        let mut rng = Rng::new(seed);
-        let clients = (0..clients).map(|id| {
-            let client = Recorded {
-                id,
-                keys,
-                endpoints: endpoints.iter().map(|address| Client::with_timeout(address, CALL_TIMEOUT)).collect(),
-                rng: rng.fork(id),
-                modified: BTreeMap::new(),
-                writes: 0,
-                shared: shared.clone(),
-            };
-            tokio::spawn(client.work())
-        });
-        Recording { clients: clients.collect(), shared }
+        let mut recording =
+            Recording { shared, prefix: prefix.to_owned(), keys, rng: Rng::new(seed), clients: Vec::new() };
+        (0..clients).for_each(|_| recording.add(endpoints, None));
+        recording
+    }
+
+    /// Another client, who only reads, from one endpoint.
+    pub fn read_beside(&mut self, endpoint: &str, reads: Reads) {
+        self.add(&[endpoint.to_owned()], Some(reads));
+    }
+
+    fn add(&mut self, endpoints: &[String], only: Option<Reads>) {
+        let id = self.clients.len() as u64;
+        let client = Recorded {
+            id,
+            prefix: self.prefix.clone(),
+            keys: self.keys,
+            only,
+            endpoints: endpoints.iter().map(|address| Client::with_timeout(address, CALL_TIMEOUT)).collect(),
+            rng: self.rng.fork(id),
+            modified: BTreeMap::new(),
+            writes: 0,
+            shared: self.shared.clone(),
+        };
+        self.clients.push(tokio::spawn(client.work()));
     }
 
     /// How many calls were answered so far.
@@ -73,7 +100,10 @@ impl Recording {
 
 struct Recorded {
     id: u64,
+    prefix: String,
     keys: u64,
+    /// Reads of this kind and nothing else, or everything.
+    only: Option<Reads>,
     endpoints: Vec<Client>,
     rng: Rng,
     /// The revision at which this client last saw each key modified.
@@ -88,7 +118,7 @@ impl Recorded {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let call = self.choose();
             let start = self.now();
-            let answer = ask(&self.endpoints[current], &call).await;
+            let answer = ask(&self.endpoints[current], &call, self.only).await;
             let end = self.now();
             let failed = answer.is_err();
             match answer {
@@ -112,7 +142,10 @@ impl Recorded {
     }
 
     fn choose(&mut self) -> Call {
-        let key = format!("{KEY_PREFIX}{}", self.rng.below(self.keys));
+        let key = format!("{}{}", self.prefix, self.rng.below(self.keys));
+        if self.only.is_some() {
+            return Call::Get { key };
+        }
         self.writes += 1;
         let value = format!("{}-{}", self.id, self.writes);
         match self.rng.below(100) {
@@ -120,7 +153,7 @@ impl Recorded {
             30..60 => Call::Get { key },
             60..85 => Call::Cas { expect: self.modified.get(&key).copied().unwrap_or(0), key, value },
             85..95 => Call::Delete { key },
-            _ => Call::Range { from: KEY_PREFIX.to_owned(), to: client::text(&client::end_of(KEY_PREFIX)) },
+            _ => Call::Range { from: self.prefix.clone(), to: client::text(&client::end_of(&self.prefix)) },
         }
     }
 
@@ -143,14 +176,16 @@ impl Recorded {
     }
 }
 
-async fn ask(client: &Client, call: &Call) -> Result<Outcome, Status> {
+async fn ask(client: &Client, call: &Call, only: Option<Reads>) -> Result<Outcome, Status> {
     match call {
         Call::Put { key, value } => {
             let answer = client.put(key, value).await?;
             Ok(outcome(&answer.header, true, &[]))
         }
         Call::Get { key } => {
-            let answer = client.get(key).await?;
+            let serializable = only == Some(Reads::Serializable);
+            let request = pb::RangeRequest { key: client::bytes(key), serializable, ..Default::default() };
+            let answer = client.range(request).await?;
             Ok(outcome(&answer.header, false, &answer.kvs))
         }
         Call::Range { from, to } => {

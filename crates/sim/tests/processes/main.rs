@@ -19,8 +19,9 @@
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
-//! The rest is the harness: `cluster` (processes), `client` (one endpoint), `pki` (certificates), `history` (clients whose doings are
-//! recorded), `tell` (figures, and tests that cannot run here).
+//! The rest is the harness: `cluster` (processes), `client` (one endpoint), `pki` (certificates), `history` (clients whose
+//! doings are recorded), `planted` (the judge of histories, and faults that it must see), `tell` (figures, and tests that
+//! cannot run here).
 //!
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
 //! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.
@@ -44,6 +45,7 @@ mod lost_logs;
 mod membership;
 mod operation;
 mod pki;
+mod planted;
 mod python;
 mod restore;
 mod rolling;

@@ -15,6 +15,14 @@ pub fn skipped(test: &str, why: &str) {
     line(format_args!("SKIPPED {test}: {why}"));
 }
 
+/// How often a test does what it repeats: a number of its own, or what `make torture` asks for in `CENTRA_RUNS`.
+pub fn runs(own: usize) -> usize {
+    const VARIABLE: &str = "CENTRA_RUNS";
+    let Some(text) = std::env::var_os(VARIABLE) else { return own };
+    let asked = text.to_str().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
+    asked.unwrap_or_else(|| panic!("{VARIABLE} is a number, not {}", text.display()))
+}
+
 /// `median 12 ms, largest 30 ms of 4`.
 pub fn spread(durations: &[Duration]) -> String {
     let mut sorted = durations.to_vec();

@@ -1,0 +1,35 @@
+//! The runbook of the operators, executed: its Chainfire and TLS lines as they are written there, on machines made of
+//! namespaces, and what each line is meant to show.
+//!
+//! `book` has the lines. Each is used by one of the scenarios below, or the compiler complains:
+//!
+//! | module | section of the runbook |
+//! |---|---|
+//! | `quick` | Quick Diagnostics |
+//! | `partitions` | beyond the runbook: partitions of every shape under clients, judged for one order |
+//!
+//! The rest is the harness: `world` (machines), `settings` (what they are told), `wires` (cuts between them), `said` (what
+//! commands print), `machine.py` and `tools/` (what a machine has for systemd, ssh and their like).
+
+#[path = "../processes/client.rs"]
+#[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
+mod client;
+#[path = "../processes/cluster.rs"]
+#[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
+mod cluster;
+#[path = "../processes/history.rs"]
+#[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
+mod history;
+#[path = "../processes/planted.rs"]
+mod planted;
+#[path = "../processes/tell.rs"]
+#[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
+mod tell;
+
+mod book;
+mod partitions;
+mod quick;
+mod said;
+mod settings;
+mod wires;
+mod world;

@@ -1,0 +1,84 @@
+//! Cuts in the network: who does not hear whom. Rules of nft on the machine that does not hear; connections that are up
+//! stay up and carry nothing, as over a real cable that was pulled.
+
+use crate::world::World;
+
+const TABLE: &str =
+    "add table inet wires\nadd chain inet wires in { type filter hook input priority -10; policy accept; }";
+
+/// `deaf[i]` are those whom node `i + 1` does not hear.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    deaf: Vec<Vec<usize>>,
+}
+
+impl Cut {
+    pub fn none(count: usize) -> Cut {
+        Cut { deaf: vec![Vec::new(); count] }
+    }
+
+    /// These hear nobody else, and nobody else hears them.
+    pub fn apart(count: usize, minority: &[usize]) -> Cut {
+        Cut::between(count, |hearer, speaker| minority.contains(&hearer) != minority.contains(&speaker))
+    }
+
+    /// All nodes in a ring, each in touch with its two neighbours there only: each sees a majority, and no two the same.
+    pub fn ring(order: &[usize]) -> Cut {
+        let at = |node: usize| order.iter().position(|other| *other == node).expect("all nodes are in the ring");
+        let count = order.len();
+        Cut::between(count, |hearer, speaker| {
+            let distance = at(hearer).abs_diff(at(speaker));
+            distance != 1 && distance != count - 1
+        })
+    }
+
+    /// `middle` is in touch with both sides, which are not with each other.
+    pub fn bridge(count: usize, middle: usize) -> Cut {
+        let side = |node: usize| if node < middle { 0 } else { 1 };
+        Cut::between(count, |hearer, speaker| {
+            hearer != middle && speaker != middle && (count == 3 || side(hearer) != side(speaker))
+        })
+    }
+
+    /// `deaf` does not hear the others, who hear it.
+    pub fn one_way(count: usize, deaf: usize) -> Cut {
+        Cut::between(count, |hearer, _| hearer == deaf)
+    }
+
+    /// The others do not hear `mute`, who hears them.
+    pub fn other_way(count: usize, mute: usize) -> Cut {
+        Cut::between(count, |_, speaker| speaker == mute)
+    }
+
+    fn between(count: usize, cut: impl Fn(usize, usize) -> bool) -> Cut {
+        let deaf = |hearer| (1..=count).filter(|speaker| *speaker != hearer && cut(hearer, *speaker)).collect();
+        Cut { deaf: (1..=count).map(deaf).collect() }
+    }
+}
+
+impl World {
+    /// Cuts the nodes from each other as told, and nowhere else. The operator stays in touch with all.
+    pub fn cut(&self, cut: &Cut) {
+        for (index, speakers) in cut.deaf.iter().enumerate() {
+            let mut rules = format!("{TABLE}\nflush chain inet wires in\n");
+            for speaker in speakers {
+                rules += &format!("add rule inet wires in ip saddr {} drop\n", self.address(*speaker));
+            }
+            self.on(index + 1, &format!("nft -f - <<'END'\n{rules}END")).succeeds();
+        }
+    }
+
+    pub fn heal(&self) {
+        self.cut(&Cut::none(self.count()));
+    }
+}
+
+#[test]
+fn cuts_are_what_their_names_say() {
+    assert_eq!(Cut::apart(3, &[2]).deaf, [vec![2], vec![1, 3], vec![2]]);
+    assert_eq!(Cut::ring(&[1, 2, 3, 4, 5]).deaf, [vec![3, 4], vec![4, 5], vec![1, 5], vec![1, 2], vec![2, 3]]);
+    assert_eq!(Cut::bridge(3, 2).deaf, [vec![3], vec![], vec![1]]);
+    assert_eq!(Cut::bridge(3, 1).deaf, [vec![], vec![3], vec![2]]);
+    assert_eq!(Cut::one_way(3, 1).deaf, [vec![2, 3], vec![], vec![]]);
+    assert_eq!(Cut::other_way(3, 1).deaf, [vec![], vec![1], vec![1]]);
+}
