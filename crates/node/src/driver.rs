@@ -30,6 +30,7 @@ use crate::clock;
 use crate::handle::{ReadGrant, Shared};
 use crate::inbox::Inbox;
 use crate::stages::{Durations, Stages};
+use crate::lag::{Lag, Say};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
 
@@ -147,6 +148,7 @@ impl Driver {
     pub fn run(mut self) {
         let mut published = clock::now();
         let mut said = (clock::now(), 0);
+        let mut lag = Lag::default();
         let mut log_patience = Patience { not_before: Instant::now() };
         let mut apply_patience = Patience { not_before: Instant::now() };
         let mut done: Vec<Input> = Vec::new();
@@ -179,6 +181,7 @@ impl Driver {
                     said = (now, status.committed);
                     tracing::info!(target: "chainfire_storage", "Committed entry, index={}", status.committed);
                 }
+                lag.look(now, &status, &self.shared.membership.load()).iter().for_each(Say::aloud);
                 self.shared.status.store(Arc::new(status));
             }
             let (work, persist) = self.carry_out(now, outputs);

@@ -15,7 +15,8 @@
 //! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
 //! (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`stages`] where time went ·
-//! [`service`] what the service manager is told · [`clock`], [`logging`].
+//! [`lag`] followers
+//! that are behind · [`service`] what the service manager is told · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error, a damaged state or a damaged log stops the process; nothing is retried on a bad disk.
@@ -30,6 +31,7 @@ pub mod gossip;
 pub mod handle;
 pub mod identity;
 pub(crate) mod inbox;
+pub(crate) mod lag;
 pub mod logging;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]

@@ -65,7 +65,12 @@ pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String>
     let root = DeTable::parse(text).map_err(|error| {
         let place = at(error.span().map_or(0, |span| span.start));
         let hint = if error.message().contains("duplicate key") {
-            format!("; each section and key may stand once, additions go into {}.d/NAME.toml", path.display())
+            let repeated = error.span().and_then(|span| text[span.start..].lines().next()).unwrap_or_default();
+            format!(
+                " `{}`: each section and key may stand once, additions go into {}.d/NAME.toml",
+                repeated.split(['=', ']']).next().unwrap_or_default().trim_matches(['[', ' ']),
+                path.display()
+            )
         } else {
             String::new()
         };

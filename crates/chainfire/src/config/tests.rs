@@ -258,7 +258,7 @@ fn mistakes_in_a_file_are_named() {
         ),
         (
             "[storage]\nmax_open_files = 100\n[storage]\nblock_cache_size = 1\n",
-            "c.toml:3: duplicate key; each section and key may stand once, additions go into c.toml.d/NAME.toml",
+            "c.toml:3: duplicate key `storage`: each section and key may stand once, additions go into c.toml.d/NAME.toml",
         ),
         (
             "[compaction]\nmode = \"sometimes\"\n",

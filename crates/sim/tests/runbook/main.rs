@@ -6,6 +6,14 @@
 //! | module | section of the runbook |
 //! |---|---|
 //! | `quick` | Quick Diagnostics |
+//! | `joining` | Issue: Node Cannot Join Cluster |
+//! | `leaderless` | Issue: No Leader / Leader Election Fails |
+//! | `latency` | Issue: High Write Latency |
+//! | `damage` | Issue: Data Inconsistency After Crash |
+//! | `tls` | TLS/mTLS Issues |
+//! | `tuning` | Performance Tuning |
+//! | `monitoring` | Monitoring & Alerts |
+//! | `logs` | Log Analysis |
 //! | `partitions` | beyond the runbook: partitions of every shape under clients, judged for one order |
 //!
 //! The rest is the harness: `world` (machines), `settings` (what they are told), `wires` (cuts between them), `said` (what
@@ -27,9 +35,17 @@ mod planted;
 mod tell;
 
 mod book;
+mod damage;
+mod joining;
+mod latency;
+mod leaderless;
+mod logs;
+mod monitoring;
 mod partitions;
 mod quick;
 mod said;
 mod settings;
+mod tls;
+mod tuning;
 mod wires;
 mod world;

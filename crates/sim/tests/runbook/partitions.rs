@@ -96,8 +96,9 @@ fn partitions(shape: &str, nodes: usize, mut make: impl FnMut(&World, &mut Rng))
     for batch in batches(count) {
         let prefix = format!("{shape}-{}-", recoveries.len());
         let endpoints = world.endpoints();
-        let recording = world
-            .block_on(async { Recording::start_below(&prefix, &endpoints, CLIENTS, KEYS, seed + recoveries.len() as u64) });
+        let recording = world.block_on(async {
+            Recording::start_below(&prefix, &endpoints, CLIENTS, KEYS, seed + recoveries.len() as u64)
+        });
         sleep_ms(ELECTION_MS);
         for _ in 0..batch {
             make(&world, &mut rng);

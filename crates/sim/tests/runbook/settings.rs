@@ -1,8 +1,16 @@
-//! What the machines of a world are told: configuration files, the unit, and what a test adds to them.
+//! What the machines of a world are told: configuration files, certificates, the unit.
+//!
+//! Nodes among themselves speak mTLS, as they must off loopback. Clients are served over plain HTTP, as the runbook's
+//! `http://` commands want it, unless a test says otherwise.
+
+use std::path::Path;
 
 use crate::world::World;
 
 pub const CONFIG: &str = "/etc/centra-cloud/chainfire.toml";
+pub const CERTIFICATES: &str = "/etc/centra-cloud/certs";
+/// Makes certificates into the folder given.
+pub const MAKE_CERTIFICATES: &str = "scripts/generate-dev-certs.sh";
 
 /// The service manager's view of Chainfire.
 pub const UNIT: &str = "[Unit]
@@ -23,6 +31,8 @@ pub struct Settings {
     /// Numbers of machines.
     pub initial_members: Vec<usize>,
     pub tick_interval_ms: u64,
+    /// How clients are served: `off`, `server` or `mutual`.
+    pub api: &'static str,
     /// Further lines of these tables, and further tables.
     pub raft: String,
     pub storage: String,
@@ -36,6 +46,7 @@ impl Settings {
             bootstrap: true,
             initial_members: (1..=world.count()).collect(),
             tick_interval_ms: 100,
+            api: "off",
             raft: String::new(),
             storage: String::new(),
             rest: String::new(),
@@ -44,14 +55,20 @@ impl Settings {
 
     pub fn text(&self, world: &World, node: usize) -> String {
         let address = world.address(node);
-        let members: Vec<String> = self.initial_members.iter().map(|node| format!("\"{node}=node{node}:2380\"")).collect();
-        let Settings { bootstrap, tick_interval_ms, raft, storage, rest, .. } = self;
+        let members: Vec<String> =
+            self.initial_members.iter().map(|node| format!("\"{node}=node{node}:2380\"")).collect();
+        let Settings { bootstrap, tick_interval_ms, api, raft, storage, rest, .. } = self;
         format!(
-            "[cluster]\nbootstrap = {bootstrap}\nnode_id = {node}\ninitial_members = [{members}]\n\
-             [network]\napi_addr = [\"{address}:2379\", \"127.0.0.1:2379\"]\nraft_addr = \"{address}:2380\"\n\
+            "[cluster]\nbootstrap = {bootstrap}\nnode_id = {node}\ninitial_members = [{members}]\n\n\
+             [network]\napi_addr = \"{address}:2379\"\nraft_addr = \"{address}:2380\"\n\
+             insecure = {insecure}\n\n\
+             [network.tls]\ncert_file = \"{CERTIFICATES}/chainfire-node-{node}.crt\"\n\
+             key_file = \"{CERTIFICATES}/chainfire-node-{node}.key\"\nca_file = \"{CERTIFICATES}/ca.crt\"\n\
+             api = \"{api}\"\n\n\
              [raft]\ntick_interval_ms = {tick_interval_ms}\n{raft}\n\
              [storage]\n{storage}\n{rest}\n",
             members = members.join(", "),
+            insecure = *api == "off",
         )
     }
 }
@@ -63,6 +80,23 @@ impl World {
         self.write_unit(node, UNIT);
     }
 
+    /// Makes certificates for all machines where the operator's lie, and brings each machine its own.
+    pub fn certify(&self) {
+        let script = repository().join(MAKE_CERTIFICATES);
+        let hosts: String = (1..=self.count()).map(|node| format!(" --host {node}={}", self.address(node))).collect();
+        self.operator(&format!("{} {CERTIFICATES} --nodes {}{hosts}", script.display(), self.count())).succeeds();
+        (1..=self.count()).for_each(|node| self.bring_certificates(node));
+    }
+
+    /// What the operator has for a machine, to that machine, for the unit's user.
+    pub fn bring_certificates(&self, node: usize) {
+        self.operator(&format!(
+            "cd {CERTIFICATES} && scp ca.crt chainfire-node-{node}.crt chainfire-node-{node}.key node{node}:{CERTIFICATES}/"
+        ))
+        .succeeds();
+        self.on(node, &format!("chown -R chainfire:chainfire {CERTIFICATES}")).succeeds();
+    }
+
     /// A cluster of all machines, each of which serves.
     pub fn found(count: usize) -> World {
         World::found_with(count, |_| {})
@@ -72,10 +106,16 @@ impl World {
         let world = World::new(count);
         let mut settings = Settings::founder(&world);
         change(&mut settings);
+        world.certify();
         let all: Vec<usize> = (1..=count).collect();
         all.iter().for_each(|node| world.set_up(*node, &settings));
         all.iter().for_each(|node| world.start(*node));
         world.until_serving(&all);
         world
     }
+}
+
+/// The checkout that this program was built from.
+pub fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }

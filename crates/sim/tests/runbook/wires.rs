@@ -6,6 +6,16 @@ use crate::world::World;
 const TABLE: &str =
     "add table inet wires\nadd chain inet wires in { type filter hook input priority -10; policy accept; }";
 
+const FIREWALL: &str = "\
+add table inet firewall
+add set inet firewall open { type inet_service; }
+add chain inet firewall in { type filter hook input priority 0; policy accept; }
+add rule inet firewall in iif lo accept
+add rule inet firewall in ct state established,related accept
+add rule inet firewall in tcp dport @open accept
+add rule inet firewall in tcp dport { 2379, 2380, 2381 } reject with tcp reset
+";
+
 /// `deaf[i]` are those whom node `i + 1` does not hear.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
@@ -66,6 +76,11 @@ impl World {
             }
             self.on(index + 1, &format!("nft -f - <<'END'\n{rules}END")).succeeds();
         }
+    }
+
+    /// A firewall that refuses all of Chainfire's ports, until `firewall-cmd` opens them.
+    pub fn close_ports(&self, node: usize) {
+        self.on(node, &format!("nft -f - <<'END'\n{FIREWALL}END")).succeeds();
     }
 
     pub fn heal(&self) {

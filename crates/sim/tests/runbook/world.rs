@@ -27,12 +27,13 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use crate::book::{fill, quick};
 use crate::client::{self, Client};
 use crate::cluster::{self, PATIENCE};
 use crate::said::Said;
 
-/// The first three numbers of all addresses. The kernel lets addresses of 127.0.0.0/8 out on a wire where it is told to.
-const WIRE: &str = "127.77.0";
+/// The first three numbers of all addresses; worlds do not see each other's.
+const WIRE: &str = "10.77.0";
 const POLL: Duration = Duration::from_millis(100);
 const FOLDER_PREFIX: &str = "runbook-";
 /// A folder with this file in it belongs to a failed test, and stays.
@@ -93,7 +94,7 @@ impl World {
         let tools = write_tools(folder.path());
         let operator = Machine::start(folder.path(), &tools, OPERATOR, OPERATOR_HOST_NUMBER);
         operator.must("ip link add wire type bridge && ip link set wire up");
-        operator.must(&format!("{LOOSEN} && ip addr add {}/24 dev wire", operator.address));
+        operator.must(&format!("ip addr add {}/24 dev wire", operator.address));
         let mut world = World { runtime: None, machines: Vec::new(), operator, folder: Some(folder) };
         // This thread too: `block_on` runs on it.
         enter_network(&world.operator.network());
@@ -175,6 +176,28 @@ impl World {
 
     pub fn start(&self, node: usize) {
         self.on(node, "systemctl start chainfire").succeeds();
+    }
+
+    pub fn is_active(&self, node: usize) -> bool {
+        self.on(node, "systemctl is-active chainfire").is_success()
+    }
+
+    /// `status` of a node, as the operator sees it.
+    pub fn status(&self, node: usize) -> Said {
+        self.operator(&fill(quick::STATUS, &[("NODE_IP", self.address(node))]))
+    }
+
+    /// The rest of a member's line in `status` through a node, whoever that is: role, address, lag.
+    pub fn member(&self, through: usize, node: usize) -> Option<String> {
+        let status = self.status(through);
+        let prefix = format!("member: {node} ");
+        status.out.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+    }
+
+    pub fn until_member(&self, through: usize, node: usize, role: &str) {
+        self.until(&format!("node{node} is {role}"), || {
+            self.member(through, node).is_some_and(|line| line.starts_with(role))
+        });
     }
 
     pub fn stop(&self, node: usize) {
@@ -338,7 +361,7 @@ impl Machine {
         operator.must(&format!(
             "ip link add {name} type veth peer name eth0 netns {first_process} && ip link set {name} master wire up"
         ));
-        self.must(&format!("{LOOSEN} && ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
+        self.must(&format!("ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
     }
 
     fn must(&self, text: &str) {
@@ -407,10 +430,6 @@ mount --bind $program $tools/chainfire
 for own in etc:/etc var-lib:/var/lib var-backups:/var/backups; do mount --bind $folder/${own%%:*} ${own#*:}; done
 touch $folder/ready
 ";
-
-/// Leaves 127.0.0.1 alone to the loopback device, so that the wire may carry its neighbours.
-const LOOSEN: &str = "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet && ip addr del 127.0.0.1/8 dev lo \
-    && ip addr add 127.0.0.1/32 dev lo";
 
 fn make_folders(folder: &Path) {
     for (own, _) in OWN_FOLDERS {

@@ -1,0 +1,121 @@
+//! Issue: Data Inconsistency After Crash, as far as a node mends itself or is mended on the spot.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::book::{fill, inconsistency, quick};
+use crate::world::World;
+
+#[test]
+fn a_corrupted_log_entry_is_named_and_the_node_is_rebuilt() {
+    let world = with_keys(3);
+    let leader = world.leader();
+    let damaged = leader % 3 + 1;
+    world.kill(damaged);
+    flip_a_byte(&largest_segment(&world, damaged));
+    world.start(damaged);
+    world.until_said(damaged, "corrupted log entry");
+    world.until_serving(&[damaged]);
+    let index = world.status(leader).number("raft_index");
+    world.until("it has caught up", || world.status(damaged).number("raft_index") >= index);
+    let watched = world.on(damaged, inconsistency::WATCH).succeeds();
+    assert_eq!(watched.out.matches("raft_index: ").count(), 3, "{watched}");
+    assert!(watched.number("raft_index") >= index, "{watched}");
+    world.until("one raft_index on all nodes", || {
+        let indexes = [1, 2, 3].map(|node| world.status(node).number("raft_index"));
+        indexes.iter().all(|index| *index == indexes[0])
+    });
+    equal_hashes(&world);
+}
+
+#[test]
+fn repair_and_checkconsistency_work_on_a_stopped_node() {
+    let world = with_keys(3);
+    let node = world.leader() % 3 + 1;
+    world.on(node, inconsistency::REPAIR).fails();
+    world.on(node, inconsistency::STOP).succeeds();
+    world.on(node, inconsistency::CHECK).succeeds().shows("OK");
+    world.on(node, inconsistency::REPAIR).succeeds().shows("OK");
+    world.on(node, inconsistency::CHECK).succeeds().shows("OK");
+    world.on(node, inconsistency::START).succeeds();
+    world.until_serving(&[node]);
+    equal_hashes(&world);
+}
+
+#[test]
+fn a_failed_node_is_removed_wiped_added_as_a_learner_and_promoted() {
+    let world = with_keys(3);
+    let leader = world.leader();
+    let failed = leader % 3 + 1;
+    let names = (world.address(leader).to_owned(), failed.to_string(), world.address(failed).to_owned());
+    let leader_place = ("LEADER_IP", names.0.as_str());
+    let id_place = ("FAILED_NODE_ID", names.1.as_str());
+    let address_place = ("FAILED_NODE_IP", names.2.as_str());
+    world.kill(failed);
+
+    world.operator(&fill(inconsistency::REMOVE, &[leader_place, id_place])).succeeds();
+    world.until("it is no member", || world.member(leader, failed).is_none());
+    world.on(failed, inconsistency::WIPE).succeeds();
+    world.operator(&fill(inconsistency::RE_ADD, &[leader_place, id_place, address_place])).succeeds();
+    world.until_serving(&[failed]);
+    assert!(world.member(leader, failed).is_some_and(|line| line.starts_with("learner")), "{}", world.status(leader));
+    // With --learner it stays one, however long, and serves reads.
+    world
+        .operator(&format!("chainfire-client --endpoint http://node{failed}:2379 get key-7"))
+        .succeeds()
+        .shows("value-7");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(world.member(leader, failed).is_some_and(|line| line.starts_with("learner")), "{}", world.status(leader));
+    world.until("it is promoted", || {
+        let promoted = world.operator(&fill(inconsistency::PROMOTE, &[leader_place, id_place]));
+        assert!(promoted.is_success() || promoted.text.contains("caught up"), "{promoted}");
+        promoted.is_success()
+    });
+    world.until_member(leader, failed, "voter");
+    let members = world.operator(&fill(quick::MEMBER_LIST, &[("NODE_IP", world.address(failed))])).succeeds();
+    assert_eq!(members.out.lines().count(), 3, "{members}");
+    // Promoting a voter changes nothing, and says so.
+    world.operator(&fill(inconsistency::PROMOTE, &[leader_place, id_place])).shows("voter");
+    equal_hashes(&world);
+}
+
+/// A cluster with some keys in it.
+pub fn with_keys(count: usize) -> World {
+    let world = World::found(count);
+    world
+        .operator("for i in $(seq 50); do chainfire-client --endpoint http://node1:2379 put key-$i value-$i; done")
+        .succeeds();
+    world
+}
+
+pub fn equal_hashes(world: &World) {
+    let hash = |node| {
+        let client = world.client(node);
+        // The read makes sure that the node has applied what the others have.
+        world.block_on(async { client.get("key-1").await.and(client.hash_kv(0).await) }).unwrap().hash
+    };
+    let hashes: Vec<u32> = (1..=world.count()).map(hash).collect();
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:x?}");
+}
+
+/// The segment of the log that most is written to.
+fn largest_segment(world: &World, node: usize) -> PathBuf {
+    let folder = world.path(node, "/var/lib/chainfire/raft");
+    let segments = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let segments =
+        segments.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")));
+    segments.max_by_key(|path| written(&fs::read(path).unwrap())).expect("a log has a segment")
+}
+
+/// Segments are as long as they may become from their beginning, and end in zeros.
+fn written(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
+/// In the middle of what is written.
+fn flip_a_byte(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = written(&bytes) / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}

@@ -1,0 +1,97 @@
+//! Issue: No Leader / Leader Election Fails.
+
+use crate::book::{fill, leaderless};
+use crate::wires::Cut;
+use crate::world::World;
+
+#[test]
+fn without_a_quorum_there_is_no_leader_until_a_majority_is_started() {
+    let world = World::found(3);
+    world.operator("chainfire-client --endpoint http://node3:2379 put key before").succeeds();
+    world.kill(1);
+    world.kill(2);
+    world.until("node3 has no leader", || world.status(3).field("leader") == Some("none"));
+    world.operator("chainfire-client --endpoint http://node3:2379 put key value").fails().shows("no leader elected");
+    world.operator("chainfire-client --endpoint http://node3:2379 get key").fails().shows("no leader elected");
+    world.until_said(3, "Election timeout, no heartbeat from leader");
+
+    world.operator(&fill(leaderless::MEMBERS, &[("NODE1_IP", "node3")])).succeeds().shows("node1:2380");
+    let state = world.operator(leaderless::RAFT_STATE);
+    state.shows("=== node1 ===").shows("=== node3 ===").shows("lection timeout");
+    // The runbook counts lines with `active`, and `inactive` is one too; the words themselves are right.
+    world.operator(leaderless::QUORUM).succeeds().shows("Running nodes: 3 (need >= 2 for quorum)");
+    world.operator(r#"ssh node1 "systemctl is-active chainfire""#).fails().shows("inactive");
+    world.operator(r#"ssh node3 "systemctl is-active chainfire""#).succeeds().shows("active");
+
+    let elected = world.operator(leaderless::START_MAJORITY).succeeds().hides("leader: none");
+    assert!(elected.number("leader") >= 1);
+    world.operator("chainfire-client --endpoint http://node3:2379 get key").succeeds().shows("before");
+    world.operator("chainfire-client --endpoint http://node3:2379 put key value").succeeds();
+    assert!(world.is_active(3), "waiting for a quorum ends nobody");
+}
+
+#[test]
+fn a_partition_is_seen_by_ping_and_the_isolated_node_comes_back() {
+    let world = World::found(3);
+    let isolated = world.leader();
+    let others: Vec<usize> = (1..=3).filter(|node| *node != isolated).collect();
+    world.cut(&Cut::apart(3, &[isolated]));
+    world.leader_among(&others);
+    world.until("the isolated node has no leader", || world.status(isolated).field("leader") == Some("none"));
+    let refused = format!("chainfire-client --endpoint http://node{isolated}:2379 put key value");
+    world.operator(&refused).fails().shows("no leader elected");
+
+    let pings = world.operator(leaderless::PARTITION).text;
+    let answers = |from: usize, to: usize| {
+        let block = pings.split(&format!("node{from} -> node{to}:\n")).nth(1).expect("each pair is tried");
+        block.split("-> node").next().is_some_and(|block| block.contains(" 0% packet loss"))
+    };
+    for from in 1..=3 {
+        for to in 1..=3 {
+            let apart = from != to && (from == isolated || to == isolated);
+            assert_eq!(answers(from, to), !apart, "node{from} -> node{to}\n{pings}");
+        }
+    }
+    world.heal();
+    world.operator(&fill(leaderless::RESTART_ISOLATED, &[("ISOLATED_NODE", &format!("node{isolated}"))])).succeeds();
+    world.until_serving(&[1, 2, 3]);
+}
+
+/// The runbook's recipe against two leaders wipes two of three nodes, and what it then asks for has no quorum. Each of its
+/// commands works; the one that cannot says what can.
+#[test]
+fn the_recipe_against_two_leaders_ends_with_the_way_out() {
+    let world = World::found(3);
+    world.operator("chainfire-client --endpoint http://node1:2379 put key value").succeeds();
+    world.until("node1 has it", || {
+        world.operator("chainfire-client --endpoint http://node1:2379 get --serializable key").out.contains("value")
+    });
+    world.operator(leaderless::SPLIT_BRAIN).succeeds();
+    assert_eq!(world.status(1).field("leader"), Some("none"));
+    for command in leaderless::RE_ADD_FOLLOWERS {
+        world.operator(command).fails().shows("no leader elected").shows("chainfire recover --unsafe");
+    }
+
+    // The way out: what node1 has becomes a cluster of one, and the others join it.
+    let before = world.status(1).field("cluster_id").map(str::to_owned);
+    world.stop(1);
+    world.on(1, "chainfire recover --unsafe --yes --config /etc/centra-cloud/chainfire.toml").succeeds();
+    world.on(1, "chown -R chainfire:chainfire /var/lib/chainfire").succeeds();
+    world.start(1);
+    world.until_serving(&[1]);
+    let status = world.status(1);
+    assert_eq!(status.field("leader"), Some("1"), "{status}");
+    assert_ne!(status.field("cluster_id").map(str::to_owned), before, "a new cluster");
+    world.operator("chainfire-client --endpoint http://node1:2379 get key").succeeds().shows("value");
+    for command in leaderless::RE_ADD_FOLLOWERS {
+        world.operator(command).succeeds();
+        if command.contains("--node-id 2") {
+            world.operator(r#"ssh node2 "sudo systemctl start chainfire""#).succeeds();
+            world.until_member(1, 2, "voter");
+        }
+    }
+    world.operator(leaderless::START_FOLLOWERS).succeeds();
+    world.until_member(1, 3, "voter");
+    world.until_serving(&[1, 2, 3]);
+    world.operator("chainfire-client --endpoint http://node3:2379 get key").succeeds().shows("value");
+}

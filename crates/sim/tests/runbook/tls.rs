@@ -1,0 +1,152 @@
+//! TLS/mTLS Issues. Clients are under mTLS too here, as `api = "mutual"` wants it.
+
+use crate::book::{fill, tls};
+use crate::settings::{CERTIFICATES, MAKE_CERTIFICATES, Settings, repository};
+use crate::world::World;
+
+const NODES: [usize; 3] = [1, 2, 3];
+
+#[test]
+fn certificates_are_looked_at_and_a_connection_is_tried() {
+    let world = under_mtls();
+    world.operator(tls::FILES).succeeds().shows("ca.crt").shows("chainfire-node-1.crt").shows("chainfire-node-1.key");
+    world.operator(tls::VALIDITY).succeeds().shows("notBefore=").shows("notAfter=");
+    let names = world.operator(tls::ISSUER).succeeds();
+    let (subject, issuer) = names.out.split_once('\n').expect("two lines");
+    assert_eq!(subject.strip_prefix("subject="), issuer.trim().strip_prefix("issuer="), "{names}");
+    let connection = fill(tls::CONNECTION, &[("NODE_IP", world.address(1))]);
+    world.operator(&connection).shows("Verify return code: 0 (ok)").shows("TLSv1.3");
+    world.operator(&format!("{connection} -tls1_2")).shows("Verify return code: 0 (ok)").shows("TLSv1.2");
+
+    // 2379 without a certificate, and without TLS.
+    let bare = format!("curl -sS --cacert {CERTIFICATES}/ca.crt https://node1:2379/health");
+    world.operator(&bare).fails().shows("certificate required");
+    world
+        .operator(&format!("{bare} --cert {CERTIFICATES}/client.crt --key {CERTIFICATES}/client.key"))
+        .succeeds()
+        .shows("true");
+    world.operator("curl -sS http://node1:2379/health").shows("https://");
+    world.operator("chainfire-client --endpoint http://node1:2379 status").fails().shows("https://");
+    ask(&world, 1, "put key value").succeeds();
+    ask(&world, 3, "get key").succeeds().shows("value");
+}
+
+#[test]
+fn expired_certificates_are_named_and_regenerated() {
+    let world = under_mtls();
+    make_certificates(&world, CERTIFICATES, "--days 0");
+    for node in NODES {
+        world.stop(node);
+        world.bring_certificates(node);
+    }
+    NODES.iter().for_each(|node| drop(world.on(*node, "systemctl start chainfire")));
+    world.until("a node says that a certificate has expired", || {
+        NODES.iter().any(|node| {
+            let said = world.journal(*node);
+            said.lines().any(|line| line.contains("expired") && line.contains("certificate"))
+        })
+    });
+    world.operator(tls::VALIDITY).succeeds().shows("notAfter=");
+    // The API's port refuses an expired client in the same words.
+    ask(&world, 1, "status").fails().shows("certificate");
+
+    world.operator(&fill(tls::REGENERATE, &[("/path/to/centra-cloud", checkout())]));
+    serves(&world);
+}
+
+#[test]
+fn nodes_of_two_cas_do_not_hear_each_other_until_all_have_the_same() {
+    let world = under_mtls();
+    let other = format!("{}/other-ca", world.folder().display());
+    make_certificates(&world, &other, "");
+    let odd = leader(&world, 1);
+    world.operator(&format!("cd {other} && scp ca.crt chainfire-node-{odd}.* node{odd}:{CERTIFICATES}/")).succeeds();
+    world.on(odd, "systemctl restart chainfire");
+    for node in NODES {
+        world.until(&format!("node{node} says why it does not hear one"), || {
+            let said = world.journal(node);
+            said.contains("certificate verify failed") || said.contains("tls: bad certificate")
+        });
+    }
+    let shown = world.on(odd, tls::ISSUER.lines().next().expect("the first of two")).succeeds();
+    assert!(shown.out.starts_with("subject="), "{shown}");
+
+    let new = format!("{}/new-certs", world.folder().display());
+    world.operator(&format!("cd {} && {}", checkout(), fill(tls::SAME_CA, &[("/tmp/new-certs", &new)])));
+    world.operator(&format!("cp -r {new}/* {CERTIFICATES}/")).succeeds();
+    serves(&world);
+}
+
+#[test]
+fn a_key_that_others_may_read_is_refused_until_its_mode_is_right() {
+    let world = under_mtls();
+    world.on(2, &format!("chmod 0644 {CERTIFICATES}/chainfire-node-2.key && systemctl restart chainfire")).fails();
+    world
+        .on(2, "journalctl -u chainfire -n 20")
+        .shows("may be read by others (mode 0644): chmod 600 /etc/centra-cloud/certs/chainfire-node-2.key");
+    world.on(2, &format!("chown root:root {CERTIFICATES}/*")).succeeds();
+    world.on(2, tls::PERMISSIONS).succeeds();
+    serves(&world);
+}
+
+#[test]
+fn a_certificate_of_another_member_is_refused() {
+    let world = under_mtls();
+    world.stop(3);
+    // Node 2's, under node 3's name.
+    for kind in ["crt", "key"] {
+        let from = format!("{CERTIFICATES}/chainfire-node-2.{kind}");
+        let to = format!("{CERTIFICATES}/chainfire-node-3.{kind}");
+        world.operator(&format!("ssh node2 \"cat {from}\" | ssh node3 \"cat > {to}\"")).succeeds();
+    }
+    let _ = world.on(3, "systemctl start chainfire");
+    world.until("it is told whose certificate it is", || {
+        NODES.iter().any(|node| world.journal(*node).contains("certificate verify failed"))
+    });
+    let leader = leader(&world, 1);
+    let status = ask(&world, leader, "status").succeeds();
+    assert!(status.number("raft_index") > 0, "the others go on");
+    world.bring_certificates(3);
+    let _ = world.on(3, "systemctl restart chainfire");
+    serves(&world);
+}
+
+fn under_mtls() -> World {
+    let world = World::new(3);
+    let settings = Settings { api: "mutual", ..Settings::founder(&world) };
+    world.certify();
+    NODES.iter().for_each(|node| world.set_up(*node, &settings));
+    NODES.iter().for_each(|node| world.start(*node));
+    serves(&world);
+    world
+}
+
+/// Each node answers a linearizable read, under mTLS.
+fn serves(world: &World) {
+    for node in NODES {
+        world.until(&format!("node{node} serves"), || ask(world, node, "get some-key").is_success());
+    }
+}
+
+/// As a node knows it.
+fn leader(world: &World, through: usize) -> usize {
+    world.until_some("a leader", || ask(world, through, "status").field("leader")?.parse().ok())
+}
+
+/// A command of chainfire-client with the client's certificate.
+fn ask(world: &World, node: usize, command: &str) -> crate::said::Said {
+    world.operator(&format!(
+        "chainfire-client --endpoint https://node{node}:2379 --cacert {CERTIFICATES}/ca.crt --cert {CERTIFICATES}/client.crt \
+         --key {CERTIFICATES}/client.key {command}"
+    ))
+}
+
+fn make_certificates(world: &World, folder: &str, options: &str) {
+    let script = repository().join(MAKE_CERTIFICATES);
+    let hosts: String = NODES.iter().map(|node| format!(" --host {node}={}", world.address(*node))).collect();
+    world.operator(&format!("{} {folder} --nodes 3{hosts} {options}", script.display())).succeeds();
+}
+
+fn checkout() -> &'static str {
+    repository().to_str().expect("the path of the checkout is UTF-8")
+}
