@@ -8,7 +8,8 @@ use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::time::Duration;
 
-use rpc::client::Tls;
+use proto::etcdserverpb::StatusRequest;
+use rpc::client::{MaintenanceClient, Tls};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
@@ -65,7 +66,7 @@ impl Client {
                     continue;
                 }
             };
-            let answer = tokio::time::timeout_at(self.deadline, ask(channel)).await;
+            let answer = tokio::time::timeout_at(self.deadline, ask(channel.clone())).await;
             let why = match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => {
@@ -75,7 +76,7 @@ impl Client {
                     }
                     why
                 }
-                Err(_) => return Err(Failure::timed_out(&endpoint)),
+                Err(_) => return Err(late(&endpoint, channel).await),
             };
             self.current.borrow_mut().take();
             // What a node says is worth more than that another one is down.
@@ -170,3 +171,13 @@ macro_rules! clients {
 }
 
 clients!(admin: AdminClient, kv: KvClient, lease: LeaseClient, maintenance: MaintenanceClient, watch: WatchClient);
+
+/// Why the time ran out, as far as the node knows: without a leader it waits for one, and that is what people look for.
+async fn late(endpoint: &str, channel: Channel) -> Failure {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let status = async { MaintenanceClient::new(channel).status(StatusRequest::default()).await };
+    match tokio::time::timeout(PATIENCE, status).await {
+        Ok(Ok(status)) if status.get_ref().leader == 0 => Failure::no_leader(endpoint),
+        _ => Failure::timed_out(endpoint),
+    }
+}

@@ -89,6 +89,11 @@ impl Failure {
             .advise("is the node overloaded or cut off from its peers? see `status`; --timeout waits longer")
     }
 
+    pub fn no_leader(endpoint: &str) -> Failure {
+        Failure::new(Kind::NoLeader, format!("{endpoint}: no leader elected"))
+            .advise("fewer than a majority of the members can reach one another: see `status` on each of them")
+    }
+
     /// A connection could not be made.
     pub fn of_connection(endpoint: &str, error: &ConnectError) -> Failure {
         let error = match error {
@@ -137,8 +142,7 @@ impl Failure {
         };
         let text = |message: &str| format!("{endpoint}: {message}");
         match (status.code(), message.as_str()) {
-            (Code::Unavailable, "etcdserver: no leader") => Failure::new(Kind::NoLeader, text("no leader elected"))
-                .advise("fewer than a majority of the members can reach one another: see `status` on each of them"),
+            (Code::Unavailable, "etcdserver: no leader") => Failure::no_leader(endpoint),
             (Code::Unavailable, "etcdserver: leader changed") => Failure::new(Kind::NoLeader, text(&message))
                 .advise("a new leader is being elected: try again in a moment"),
             (Code::DeadlineExceeded, _) => Failure::timed_out(endpoint),

@@ -28,6 +28,9 @@ mod cluster;
 #[path = "../processes/history.rs"]
 #[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
 mod history;
+#[path = "../processes/pki.rs"]
+#[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
+mod pki;
 #[path = "../processes/planted.rs"]
 mod planted;
 #[path = "../processes/tell.rs"]
