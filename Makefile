@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench package sim fmt clean
+.PHONY: help build demo test torture bench package sim fmt clean
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CENTRA_CACHE ?= $(HOME)/.cache/centra
@@ -14,6 +14,8 @@ export CARGO_TARGET_DIR ?= $(CENTRA_CACHE)/target
 
 ARGS ?=
 SEEDS ?= 0..2000
+ROWS ?=
+export COUNT
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,10 @@ demo: build ## a three-node cluster with data in it that loses its leader before
 test: ## everything that must hold before a commit; ends with `N passed, N failed`
 	@scripts/need.sh build test
 	@scripts/test.sh
+
+torture: build ## faults with real processes, as often as promised; hours (ROWS="8 14" for some rows, COUNT=20 for fewer)
+	@scripts/need.sh build test
+	@scripts/torture.sh $(ROWS)
 
 bench: build ## Chainfire beside etcd into docs/benchmarks.md (ARGS=--quick, ARGS="compare --only put"; ETCD=path)
 	@scripts/bench.sh $(ARGS)

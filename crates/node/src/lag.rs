@@ -11,10 +11,17 @@ use consensus::{GroupStatus, Membership, Role};
 /// One that is in touch lags when it misses so many entries; one that is not, when it misses any.
 const LAG_ENTRIES: u64 = 1000;
 const SAY_EVERY: Duration = Duration::from_secs(10);
+/// A new leader has not heard of anybody yet, and a moment is no lag.
+const FOR_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// The followers that were said to be behind, and when that was said last.
+/// The followers that are behind.
 #[derive(Default)]
-pub struct Lag(BTreeMap<NodeId, Time>);
+pub struct Lag(BTreeMap<NodeId, Behind>);
+
+struct Behind {
+    since: Time,
+    said: Option<Time>,
+}
 
 /// A line worth saying.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,16 +43,18 @@ impl Lag {
             let Some(node) = membership.node_of(*peer) else { continue };
             let entries = status.last.saturating_sub(*known);
             let bound = if *reached { LAG_ENTRIES } else { 1 };
-            let said = self.0.get(&node).copied();
-            // Once behind, it has caught up when it is as near as one that is in touch always is.
             if entries >= bound {
-                if said.is_none_or(|said| now.since(said) >= SAY_EVERY) {
-                    self.0.insert(node, now);
+                let behind = self.0.entry(node).or_insert(Behind { since: now, said: None });
+                let due = behind.said.is_none_or(|said| now.since(said) >= SAY_EVERY);
+                if due && now.since(behind.since) >= FOR_AT_LEAST {
+                    behind.said = Some(now);
                     say.push(Say::Behind { node, entries, reached: *reached });
                 }
-            } else if said.is_some() && *reached && entries < LAG_ENTRIES / 10 {
-                self.0.remove(&node);
-                say.push(Say::CaughtUp { node });
+            } else if *reached && entries < LAG_ENTRIES / 10 {
+                // As near as one that is in touch always is.
+                if self.0.remove(&node).is_some_and(|behind| behind.said.is_some()) {
+                    say.push(Say::CaughtUp { node });
+                }
             }
         }
         say
@@ -91,17 +100,22 @@ mod tests {
             |at_s: u64, status: &GroupStatus| lag.look(Time::ZERO + Duration::from_secs(at_s), status, &membership);
         let behind = |entries, reached| vec![Say::Behind { node: NodeId(7), entries, reached }];
         assert_eq!(look(0, &leader(4500, true)), []);
-        assert_eq!(look(1, &leader(3000, true)), behind(2000, true));
-        assert_eq!(look(2, &leader(2000, true)), []);
-        assert_eq!(look(11, &leader(2000, true)), behind(3000, true));
+        assert_eq!(look(1, &leader(3000, true)), []);
+        assert_eq!(look(2, &leader(3000, true)), behind(2000, true));
+        assert_eq!(look(3, &leader(2000, true)), []);
+        assert_eq!(look(12, &leader(2000, true)), behind(3000, true));
         // Neither near enough, nor as far as one that begins to lag.
-        assert_eq!(look(12, &leader(4500, true)), []);
-        assert_eq!(look(13, &leader(5000, false)), []);
-        assert_eq!(look(14, &leader(5000, true)), [Say::CaughtUp { node: NodeId(7) }]);
-        assert_eq!(look(15, &leader(5000, true)), []);
-        assert_eq!(look(16, &leader(4999, false)), behind(1, false));
+        assert_eq!(look(13, &leader(4500, true)), []);
+        assert_eq!(look(14, &leader(5000, false)), []);
+        assert_eq!(look(15, &leader(5000, true)), [Say::CaughtUp { node: NodeId(7) }]);
+        // A moment is not worth a word.
+        assert_eq!(look(16, &leader(4999, false)), []);
+        assert_eq!(look(17, &leader(5000, true)), []);
+        assert_eq!(look(18, &leader(4999, false)), []);
+        assert_eq!(look(19, &leader(4999, false)), behind(1, false));
         // Whoever leads next begins anew.
-        assert_eq!(look(17, &GroupStatus::default()), []);
-        assert_eq!(look(18, &leader(4999, false)), behind(1, false));
+        assert_eq!(look(20, &GroupStatus::default()), []);
+        assert_eq!(look(21, &leader(4999, false)), []);
+        assert_eq!(look(22, &leader(4999, false)), behind(1, false));
     }
 }

@@ -65,7 +65,9 @@ impl Api {
         let drawn = request.node_id == 0;
         let node = NodeId(if drawn { node::clock::random_u64() >> 1 } else { request.node_id });
         if self.handle.membership().members.contains_key(&node) {
-            return Err(status_of(ApiError::MemberExists));
+            // Without a leader there is no saying who is a member, and no use in asking for less.
+            let lost = self.handle.status().leader.is_none();
+            return Err(status_of(if lost { ApiError::NoLeader } else { ApiError::MemberExists }));
         }
         let member = Member {
             node,

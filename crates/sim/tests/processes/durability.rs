@@ -9,18 +9,18 @@ use tokio::task::JoinHandle;
 
 use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options};
-use crate::tell::figure;
+use crate::tell::{figure, runs};
 
 const WRITERS_PER_NODE: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_killed_at_once_lose_nothing_acknowledged() {
-    nothing_is_lost(3, 3).await;
+    nothing_is_lost(3, runs(3)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_node_killed_loses_nothing_acknowledged() {
-    nothing_is_lost(1, 4).await;
+    nothing_is_lost(1, runs(4)).await;
 }
 
 async fn nothing_is_lost(nodes: usize, rounds: usize) {

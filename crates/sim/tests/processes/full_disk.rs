@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::client::Client;
 use crate::cluster::{Cluster, Options, is_etcd};
-use crate::tell::{figure, skipped};
+use crate::tell::{figure, runs, skipped};
 
 const DISK_BYTES: u64 = 320 << 20;
 const VALUE_BYTES: usize = 256 << 10;
@@ -32,11 +32,13 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     let options = Options { data_root: Some(disk.path()), ..Options::default() };
     let mut cluster = Cluster::start_with(1, options).await;
     let client = cluster.client(0);
-    for number in 0..20 {
+    let cycles = runs(2);
+    client.put("kept", "1").await.unwrap();
+    for number in 0..2 * cycles + 1 {
         client.put(&format!("before-{number}"), "1").await.unwrap();
     }
     let ballast = disk.path().join("someone-elses");
-    for cycle in 0..2 {
+    for cycle in 0..cycles {
         // Someone else fills the disk, all but a little.
         let size = disk.free_bytes() - (6 << 20);
         fill(&ballast, size);
@@ -47,13 +49,13 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
             (refused - full).as_millis()
         ));
         assert!(refused - full < REFUSED_WITHIN, "refused after {:?}", refused - full);
-        reads_and_deletes_go_on(&client, cycle).await;
+        reads_and_deletes_go_on(&client, 2 * cycle).await;
         if cycle == 1 {
             // A restart does not change that.
             cluster.kill(0);
             cluster.spawn(0);
             cluster.wait_until_serving(0).await;
-            reads_and_deletes_go_on(&client, cycle + 1).await;
+            reads_and_deletes_go_on(&client, 2 * cycle + 1).await;
         }
         fs::remove_file(&ballast).unwrap();
         wait_for_writes(&client).await;
@@ -72,7 +74,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     };
     assert_eq!((why.code(), why.message()), (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"));
     assert!(written > 20, "only {written} values fit");
-    reads_and_deletes_go_on(&client, 3).await;
+    reads_and_deletes_go_on(&client, 2 * cycles).await;
     fs::remove_file(&ballast).unwrap();
     wait_for_writes(&client).await;
     cluster.kill(0);
@@ -133,9 +135,9 @@ async fn until_refused(client: &Client, key: &str, value: &str) -> Instant {
     }
 }
 
-async fn reads_and_deletes_go_on(client: &Client, cycle: usize) {
-    assert_eq!(client.get("before-19").await.unwrap().count, 1);
-    assert_eq!(client.delete(&format!("before-{cycle}")).await.unwrap().deleted, 1);
+async fn reads_and_deletes_go_on(client: &Client, number: usize) {
+    assert_eq!(client.get("kept").await.unwrap().count, 1);
+    assert_eq!(client.delete(&format!("before-{number}")).await.unwrap().deleted, 1);
     let refused = client.put("key", "still refused").await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     let alarms = client.within(client.maintenance().alarm(pb::AlarmRequest::default())).await.unwrap().alarms;

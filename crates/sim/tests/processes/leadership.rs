@@ -6,7 +6,7 @@ use proto::etcdserverpb as pb;
 
 use crate::cluster::{Cluster, Options};
 use crate::durability::{Writers, assert_holds};
-use crate::tell::{figure, spread};
+use crate::tell::{figure, runs, spread};
 
 const KILLS: usize = 5;
 const ELECTION_MS: u64 = 1000;
@@ -19,7 +19,7 @@ const GAP_AFTER_HANDOVER_MAX: Duration = Duration::from_millis(ELECTION_MS * 8 /
 async fn a_killed_leader_is_replaced_soon() {
     let mut cluster = Cluster::start_with(3, Options::default()).await;
     let mut gaps = Vec::new();
-    for kill in 0..KILLS {
+    for kill in 0..runs(KILLS) {
         let leader = cluster.leader().await;
         let survivors: Vec<String> =
             (0..3).filter(|index| *index != leader).map(|index| cluster.endpoint(index)).collect();

@@ -42,6 +42,25 @@ fn repair_and_checkconsistency_work_on_a_stopped_node() {
     equal_hashes(&world);
 }
 
+/// A backup, unpacked by the runbook's `tar` into a member of a cluster that runs: it comes back, and nothing is rewound.
+#[test]
+fn the_latest_backup_is_unpacked_and_the_node_comes_back() {
+    let world = with_keys(3);
+    let node = world.leader() % 3 + 1;
+    let save = "chainfire-client --endpoint http://localhost:2379 snapshot run --dir /var/backups/chainfire --keep 3";
+    world.on(node, save).succeeds();
+    world.operator("chainfire-client --endpoint http://node1:2379 put after-the-backup value").succeeds();
+    world.kill(node);
+    world.on(node, inconsistency::RESTORE).succeeds();
+    world.until_serving(&[node]);
+    let read = format!("chainfire-client --endpoint http://node{node}:2379 get");
+    world.operator(&format!("{read} key-7")).succeeds().shows("value-7");
+    world.operator(&format!("{read} after-the-backup")).succeeds().shows("value");
+    world.on(node, "stat -c %U /var/lib/chainfire").succeeds().shows("chainfire");
+    world.on(node, "ls /var/lib/chainfire.corrupted").succeeds().shows("identity");
+    equal_hashes(&world);
+}
+
 #[test]
 fn a_failed_node_is_removed_wiped_added_as_a_learner_and_promoted() {
     let world = with_keys(3);

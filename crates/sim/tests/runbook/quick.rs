@@ -18,7 +18,7 @@ fn a_healthy_cluster_looks_healthy() {
             assert!(members.out.lines().any(|line| line.contains(&format!("node{peer}:2380"))), "{members}");
         }
         let ports = world.operator(&fill(quick::PORTS, &[("NODE_IP", address)])).succeeds();
-        assert_eq!(ports.text.matches("succeeded!").count(), 2, "{ports}");
+        assert_eq!(ports.text.matches("succeeded!").count(), 3, "{ports}");
         world.on(node, quick::SERVICE_STATUS).succeeds().shows("Active: active (running)").shows("Main PID:");
         world.on(node, quick::RECENT_LOGS).succeeds().shows("chainfire[").shows("INFO chainfire_api: Serving clients");
         world.on(node, quick::RESOURCES).succeeds().shows("chainfire").shows("%util");
@@ -26,5 +26,5 @@ fn a_healthy_cluster_looks_healthy() {
     world.stop(2);
     world.on(2, quick::SERVICE_STATUS).fails().shows("Active: inactive (dead)");
     let ports = world.operator(&fill(quick::PORTS, &[("NODE_IP", world.address(2))])).fails();
-    assert_eq!(ports.text.matches("Connection refused").count(), 2, "{ports}");
+    assert_eq!(ports.text.matches("Connection refused").count(), 3, "{ports}");
 }

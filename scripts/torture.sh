@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# The faults of the reliability table with real processes, as often as the table asks: hours, or days for all of it.
+#
+#   scripts/torture.sh                    every row with the table's count
+#   scripts/torture.sh 8 14               these rows
+#   COUNT=20 scripts/torture.sh           every row with this count
+#
+# A row is a set of tests. Some count by themselves what CENTRA_RUNS asks for; the others are run again until there were
+# enough faults. A test that fails ends its part of the row, and what it printed stays in a file that is named at the end.
+# Ends with a table `row | fault | done/failed`; the exit code says whether all was done.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+COUNT=${COUNT:-}
+output=$(mktemp -d -t chainfire-torture-XXXXXX)
+table=()
+failures=0
+declare -A programs
+
+# row NUMBER COUNT FAULT PART…: a part is PROGRAM:FILTER:counts or PROGRAM:FILTER:FAULTS-PER-RUN; parts share the count.
+row() {
+    local number=$1 count=${COUNT:-$2} fault=$3 done=0 failed=0 part
+    shift 3
+    wanted "$number" || return 0
+    local share=$(((count + $# - 1) / $#))
+    for part in "$@"; do
+        local program=${part%%:*} filter=${part#*:} each=${part##*:}
+        filter=${filter%:*}
+        echo "── row $number, $fault: $filter, $share times"
+        if [ "$each" = counts ]; then
+            if run "$number" "$program" "$filter" "$share"; then done=$((done + share)); else failed=$((failed + 1)); fi
+            continue
+        fi
+        local so_far=0
+        while [ $so_far -lt $share ]; do
+            if ! run "$number" "$program" "$filter" ''; then
+                failed=$((failed + 1))
+                break
+            fi
+            so_far=$((so_far + each))
+        done
+        done=$((done + so_far))
+    done
+    failures=$((failures + failed))
+    table+=("$(printf '%3s | %-58s | %s/%s' "$number" "$fault" "$done" "$failed")")
+}
+
+wanted() {
+    [ ${#rows[@]} = 0 ] && return 0
+    local asked
+    for asked in "${rows[@]}"; do [ "$asked" = "$1" ] && return 0; done
+    return 1
+}
+
+# run ROW PROGRAM FILTER RUNS: a filter that names no test is a failure, too.
+run() {
+    local log=$output/row-$1-${3//:/-}.log
+    CENTRA_RUNS=$4 && [ -n "$4" ] && export CENTRA_RUNS || unset CENTRA_RUNS
+    if "${programs[$2]}" "$3" > "$log" 2>&1 && grep -q '^test result: ok. [1-9]' "$log"; then
+        grep '^figure:' "$log"
+        rm -f "$log"
+        return 0
+    fi
+    echo "   FAILED: $log"
+    tail -5 "$log"
+    return 1
+}
+
+# Where cargo has put the test programs.
+build() {
+    local line
+    while read -r line; do
+        case $line in
+            *'tests/processes/main.rs ('*) programs[processes]=$(between "$line") ;;
+            *'tests/runbook/main.rs ('*) programs[runbook]=$(between "$line") ;;
+            *'tests/log_store/main.rs ('*) programs[log_store]=$(between "$line") ;;
+        esac
+    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store 2>&1 | grep Executable)
+    [ ${#programs[@]} = 3 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
+}
+
+between() {
+    local path=${1##*(}
+    path=${path%)*}
+    [[ $path = /* ]] || path=$PWD/$path
+    echo "$path"
+}
+
+rows=("$@")
+build
+row 2 2000 "power loss: SIGKILL to all nodes" processes:durability::three_nodes_killed:counts
+row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
+    processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1
+row 6 1 "EIO, ENOSPC, short write, fsync error at every call" log_store:faults:1
+row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:10
+row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
+    runbook:partitions::a_ring:counts runbook:partitions::a_bridge:counts runbook:partitions::one_who:counts \
+    runbook:partitions::a_flapping:counts
+row 9 500 "members added, removed, promoted; wiped disks" processes:membership:4 processes:lost_logs::a_wiped:2 \
+    processes:lost_logs::a_cloned:1
+row 10 1000 "snapshots installed, and restarts after" processes:catch_up:1
+row 13 100 "a full disk" processes:full_disk::a_full_disk:counts
+row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
+row 16 100 "rolling restart under load (one version)" processes:rolling:3
+row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
+
+echo
+printf '%s\n' 'row | fault                                                      | done/failed' "${table[@]}"
+[ "$failures" = 0 ] || { echo "$failures failed; what they printed is in $output" >&2; exit 1; }
+rm -rf "$output"
