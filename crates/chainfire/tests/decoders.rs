@@ -15,7 +15,7 @@ use prost::Message as _;
 use proto::content::{Check, FAMILIES};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::request_op::Request;
-use proto::snapshot::{Header, Pair, Reader, Writer};
+use proto::snapshot::{Header, Reader, Writer};
 use storage::memengine::MemEngine;
 
 const TXN_OPS_MAX: usize = 128;
@@ -121,9 +121,8 @@ fn changes() {
     let looked_at = |stream: &[u8]| {
         let (mut reader, mut check) = (Reader::new(FAMILIES), Check::default());
         reader.feed(stream);
-        while let Ok(Some(pair)) = reader.pair() {
-            let (family, key, value) = (pair.family, pair.key.to_vec(), pair.value.to_vec());
-            check.pair(reader.header(), Pair { family, key: &key, value: &value }).ok()?;
+        while let Ok(Some((pair, header))) = reader.pair_and_header() {
+            check.pair(header, pair).ok()?;
         }
         reader.finish().ok()?;
         check.finish(reader.header()).ok()

@@ -238,10 +238,18 @@ impl Reader {
     /// # Errors
     /// The stream is not what a server wrote.
     pub fn pair(&mut self) -> Result<Option<Pair<'_>>, BadSnapshot> {
+        Ok(self.pair_and_header()?.map(|(pair, _)| pair))
+    }
+
+    /// As [`Reader::pair`], and what the stream says of itself.
+    ///
+    /// # Errors
+    /// The stream is not what a server wrote.
+    pub fn pair_and_header(&mut self) -> Result<Option<(Pair<'_>, &Header)>, BadSnapshot> {
         match self.advance() {
             Ok(Some((family, key, value))) => {
                 let pair = self.data.before(key + value);
-                Ok(Some(Pair { family, key: &pair[..key], value: &pair[key..] }))
+                Ok(Some((Pair { family, key: &pair[..key], value: &pair[key..] }, &self.header)))
             }
             Ok(None) => Ok(None),
             Err(why) => {

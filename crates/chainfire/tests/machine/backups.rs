@@ -66,10 +66,8 @@ fn looked_at(stream: &[u8]) -> Result<Counts, String> {
     let mut reader = Reader::new(FAMILIES);
     let mut check = Check::default();
     reader.feed(stream);
-    loop {
-        let Some(pair) = reader.pair().map_err(|why| why.0)? else { break };
-        let pair = proto::snapshot::Pair { family: pair.family, key: &pair.key.to_vec(), value: &pair.value.to_vec() };
-        check.pair(reader.header(), pair).map_err(|why| why.0)?;
+    while let Some((pair, header)) = reader.pair_and_header().map_err(|why| why.0)? {
+        check.pair(header, pair).map_err(|why| why.0)?;
     }
     check.finish(reader.header()).map_err(|why| why.0)
 }
@@ -124,7 +122,8 @@ fn a_chain_restores_what_it_was_taken_from() {
         let compact = Command::Compact(pb::CompactionRequest { revision: last, physical: false });
         let commands: Vec<Command> =
             [compact].into_iter().chain((0..60).map(|_| generator.command(last))).filter(no_alarm).collect();
-        assert_eq!(restored.apply(&[commands.clone()]).len(), world.apply(&[commands]).len());
+        let entry = [commands];
+        assert_eq!(restored.apply(&entry).len(), world.apply(&entry).len());
         assert_eq!(restored.view().hash_kv(0), world.view().hash_kv(0), "seed {seed}");
         assert!(kept(&mut restored) == kept(&mut world), "seed {seed}");
     }

@@ -60,11 +60,7 @@ pub fn read(path: &Path, what: &'static str, taker: &mut dyn Taker) -> Result<Fo
     let read = open.run(&mut progress, &mut |bytes| {
         taker.bytes(bytes)?;
         reader.feed(bytes);
-        // The header is handed over beside pairs that borrow from the reader.
-        let mut header = reader.has_header().then(|| reader.header().clone());
-        while let Some((family, key, value)) = next(&mut reader)? {
-            let header = header.get_or_insert_with(|| reader.header().clone());
-            let pair = Pair { family, key: &key, value: &value };
+        while let Some((pair, header)) = reader.pair_and_header().map_err(damaged)? {
             check.as_mut().expect("taken at the end").pair(header, pair).map_err(damaged)?;
             taker.pair(header, pair)?;
         }
@@ -96,11 +92,6 @@ pub fn peek(path: &Path) -> Result<Header, Failure> {
         Ok(_) | Err(Stop::Enough) => Err(failure(path, Stop::Damaged("it is too short".into()))),
         Err(stop) => Err(failure(path, stop)),
     }
-}
-
-fn next(reader: &mut Reader) -> Result<Option<(u8, Vec<u8>, Vec<u8>)>, Stop> {
-    let pair = reader.pair().map_err(damaged)?;
-    Ok(pair.map(|pair| (pair.family, pair.key.to_vec(), pair.value.to_vec())))
 }
 
 fn damaged(why: BadSnapshot) -> Stop {
