@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 ETCD=$(scripts/fetch-etcd.sh)
 export ETCD
 case ${1:-} in
-    compare | memory | open | failover | log | report) exec bin/bench "$@" ;;
+    compare | memory | open | failover | log | tls | report) exec bin/bench "$@" ;;
     --quick)
         bin/bench log --rounds 1 --seconds 1
         bin/bench failover --repetitions 3
@@ -21,5 +21,5 @@ case ${1:-} in
         for part in compare log failover memory open; do bin/bench "$part" || failed+=("$part"); done
         [ ${#failed[@]} = 0 ] || { echo "bench: failed: ${failed[*]}" >&2; exit 1; }
         ;;
-    *) echo "bench: --quick, or one of compare, memory, open, failover, log, report with its options" >&2 && exit 2 ;;
+    *) echo "bench: --quick, or one of compare, memory, open, failover, log, tls, report with its options" >&2 && exit 2 ;;
 esac

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU8, Ordering},
@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::{
-    wire::Connection,
+    secure::Secure,
+    wire::{Connection, Endpoint},
     workload::{RANGE, STATUS},
 };
 
@@ -86,6 +87,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     folder: TempDir,
     link: PathBuf,
+    /// Certificates, when clients and members speak TLS.
+    secure: Option<Secure>,
 }
 
 struct Node {
@@ -97,6 +100,11 @@ struct Node {
 impl Cluster {
     /// Starts `count` empty nodes in a folder below `parent` and waits until each of them serves.
     pub async fn start(system: &System, count: usize, parent: &Path) -> Result<Cluster> {
+        Cluster::start_with(system, count, parent, false).await
+    }
+
+    /// The same, with mutual TLS on all ports if so wanted.
+    pub async fn start_with(system: &System, count: usize, parent: &Path, secured: bool) -> Result<Cluster> {
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(parent).context("a folder for the data")?;
         let link = folder.path().join("etcd");
         std::os::unix::fs::symlink(fs::canonicalize(&system.program)?, &link)?;
@@ -106,7 +114,10 @@ impl Cluster {
             address: Ipv4Addr::new(127, third, second, n),
             process: None,
         });
-        let mut cluster = Cluster { system: system.clone(), nodes: nodes.collect(), folder, link };
+        let nodes: Vec<Node> = nodes.collect();
+        let addresses: Vec<_> = nodes.iter().map(|node| node.address).collect();
+        let secure = if secured { Some(Secure::make(folder.path(), &addresses)?) } else { None };
+        let mut cluster = Cluster { system: system.clone(), nodes, folder, link, secure };
         for index in 0..count {
             cluster.spawn(index)?;
         }
@@ -116,8 +127,10 @@ impl Cluster {
         Ok(cluster)
     }
 
-    pub fn endpoints(&self) -> Vec<SocketAddr> {
-        self.nodes.iter().map(|node| (node.address, CLIENT_PORT).into()).collect()
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let tls = self.secure.as_ref().map(Secure::client);
+        let endpoint = |node: &Node| Endpoint { address: (node.address, CLIENT_PORT).into(), tls: tls.clone() };
+        self.nodes.iter().map(endpoint).collect()
     }
 
     pub fn process_ids(&self) -> Vec<u32> {
@@ -133,7 +146,7 @@ impl Cluster {
         let deadline = Instant::now() + START_PATIENCE;
         while Instant::now() < deadline {
             for (index, endpoint) in self.endpoints().into_iter().enumerate() {
-                if self.nodes[index].process.is_some() && status(endpoint).await.is_ok_and(|s| leads(&s)) {
+                if self.nodes[index].process.is_some() && status(&endpoint).await.is_ok_and(|s| leads(&s)) {
                     return Ok(index);
                 }
             }
@@ -188,10 +201,11 @@ impl Cluster {
     }
 
     fn spawn(&mut self, index: usize) -> Result<()> {
-        let peer = |node: &Node| format!("http://{}:{PEER_PORT}", node.address);
+        let scheme = if self.secure.is_some() { "https" } else { "http" };
+        let peer = |node: &Node| format!("{scheme}://{}:{PEER_PORT}", node.address);
         let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.name, peer(node))).collect();
         let node = &self.nodes[index];
-        let client = format!("http://{}:{CLIENT_PORT}", node.address);
+        let client = format!("{scheme}://{}:{CLIENT_PORT}", node.address);
         let flags = [
             ("name", node.name.clone()),
             ("data-dir", self.folder.path().join(&node.name).display().to_string()),
@@ -209,6 +223,7 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.log_path(index))?;
         let child = Command::new(&self.link)
             .args(flags.map(|(name, value)| format!("--{name}={value}")))
+            .args(self.secure.iter().flat_map(|secure| secure.flags(index + 1)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -219,9 +234,9 @@ impl Cluster {
     }
 
     async fn wait_until_serving(&mut self, index: usize) -> Result<()> {
-        let endpoint = self.endpoints()[index];
+        let endpoint = self.endpoints().swap_remove(index);
         let deadline = Instant::now() + START_PATIENCE;
-        while !serves(endpoint).await {
+        while !serves(&endpoint).await {
             let process = self.nodes[index].process.as_mut().context("the node was not started")?;
             if let Some(status) = process.try_wait()? {
                 bail!("{} ended at start ({status}):\n{}", self.system.kind.name(), self.log_tail(index));
@@ -253,7 +268,7 @@ impl Drop for Cluster {
 }
 
 /// Whether a linearizable read is answered.
-async fn serves(endpoint: SocketAddr) -> bool {
+async fn serves(endpoint: &Endpoint) -> bool {
     let read = RangeRequest { key: "/".into(), ..Default::default() }.encode_to_vec();
     let once = async {
         let mut connection = Connection::open(endpoint).await?;
@@ -262,7 +277,7 @@ async fn serves(endpoint: SocketAddr) -> bool {
     tokio::time::timeout(Duration::from_secs(2), once).await.is_ok_and(|answer| answer.is_ok())
 }
 
-async fn status(endpoint: SocketAddr) -> Result<StatusResponse> {
+async fn status(endpoint: &Endpoint) -> Result<StatusResponse> {
     let once = async {
         let mut connection = Connection::open(endpoint).await?;
         connection.ask(STATUS, &StatusRequest::default().encode_to_vec(), Duration::from_secs(1)).await

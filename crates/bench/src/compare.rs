@@ -152,7 +152,7 @@ impl Turn<'_> {
         self.say(&format!("filling {KEYS} keys"));
         let space = KeySpace::new(KEYS, VALUE_BYTES);
         let mut cluster = Cluster::start(self.system, self.nodes, folder).await?;
-        load::fill(cluster.endpoints()[0], &space, |_| ()).await?;
+        load::fill(&cluster.endpoints()[0], &space, |_| ()).await?;
         if self.system.reads_need_restart() {
             cluster.stop().await?;
             cluster.start_again().await?;
@@ -173,7 +173,7 @@ impl Turn<'_> {
 
     async fn measure(&self, step: Step, clients: usize, cluster: &Cluster, space: &KeySpace) -> Result<Figures> {
         let all = cluster.endpoints();
-        let leader = [all[cluster.leader().await?]];
+        let leader = [all[cluster.leader().await?].clone()];
         let seconds = self.options.seconds;
         let plan = Plan {
             endpoints: if clients == 1 { &leader } else { &all },

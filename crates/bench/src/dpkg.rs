@@ -12,6 +12,7 @@ use proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, request_op};
 
 use crate::{
     progress,
+    secure::TlsOptions,
     wire::{BODY_BYTES_MAX, Connection, Event},
     workload::TXN,
 };
@@ -26,6 +27,8 @@ pub struct Options {
     pub endpoint: SocketAddr,
     #[arg(long, default_value = "/var/lib/dpkg/status")]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub tls: TlsOptions,
 }
 
 pub async fn run(options: &Options) -> Result<()> {
@@ -33,7 +36,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let entries: Vec<(String, String)> = parse(&String::from_utf8_lossy(&text)).into_iter().collect();
     let packages = entries.iter().filter(|(key, _)| key.ends_with("/Package")).count();
     let bar = progress::keys(entries.len() as u64, "loading");
-    let mut connection = Connection::open(options.endpoint).await?;
+    let mut connection = Connection::open(&options.tls.endpoint(options.endpoint)?).await?;
     let mut batches = batches(&entries).into_iter();
     loop {
         while connection.in_flight() < IN_FLIGHT

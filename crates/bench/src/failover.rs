@@ -18,6 +18,7 @@ use crate::{
     cluster::{Cluster, ELECTION_TIMEOUT_MS, Kind, System},
     progress,
     results::OfKind,
+    secure::TlsOptions,
     writer::{self, Writer},
 };
 
@@ -103,7 +104,7 @@ async fn one(cluster: &mut Cluster, outcome: &mut Failover) -> Result<()> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let acknowledged = writer.stop().await;
     outcome.acknowledged += acknowledged.len();
-    outcome.lost += writer::missing(survivors[0], &acknowledged).await?;
+    outcome.lost += writer::missing(&survivors[0], &acknowledged).await?;
     cluster.revive(leader).await
 }
 
@@ -133,6 +134,8 @@ pub struct KillOptions {
     /// The nodes that will live
     #[arg(long, value_delimiter = ',', required = true)]
     pub endpoints: Vec<SocketAddr>,
+    #[command(flatten)]
+    pub tls: TlsOptions,
     /// The process to kill
     #[arg(long)]
     pub pid: u32,
@@ -145,7 +148,9 @@ pub struct KillOptions {
 pub async fn kill_leader(options: &KillOptions) -> Result<()> {
     LocalSet::new()
         .run_until(async {
-            let writer = Writer::start(&options.endpoints, EVERY, 0);
+            let endpoints =
+                options.endpoints.iter().map(|address| options.tls.endpoint(*address)).collect::<Result<Vec<_>>>()?;
+            let writer = Writer::start(&endpoints, EVERY, 0);
             settle(&writer).await?;
             tokio::time::sleep(Duration::from_secs_f64(options.seconds)).await;
             let before = writer.acknowledged();
@@ -158,7 +163,7 @@ pub async fn kill_leader(options: &KillOptions) -> Result<()> {
             println!("writes paused for {} ms", (again - killed).as_millis());
             tokio::time::sleep(Duration::from_secs_f64(options.seconds)).await;
             let acknowledged = writer.stop().await;
-            let lost = writer::missing(options.endpoints[0], &acknowledged).await?;
+            let lost = writer::missing(&endpoints[0], &acknowledged).await?;
             ensure!(lost == 0, "{lost} of {} acknowledged writes are gone", acknowledged.len());
             println!("read back: all {} acknowledged writes are there, nothing is lost", acknowledged.len());
             Ok(())

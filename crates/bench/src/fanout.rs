@@ -9,7 +9,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -23,7 +22,7 @@ use tokio::{sync::Notify, task::LocalSet};
 use crate::{
     histogram::Histogram,
     load::{self, Figures, Plan, Window},
-    wire::{Connection, Event},
+    wire::{Connection, Endpoint, Event},
     workload::{KeySpace, PUT, WATCH},
 };
 
@@ -50,7 +49,7 @@ pub async fn run(plan: &Plan<'_>, space: &KeySpace, layout: Layout) -> Result<Fi
     let mut tasks = Vec::new();
     for index in 0..connections {
         let watchers = plan.clients / connections + usize::from(index < plan.clients % connections);
-        let endpoint = plan.endpoints[index % plan.endpoints.len()];
+        let endpoint = plan.endpoints[index % plan.endpoints.len()].clone();
         let seen = seen.clone();
         tasks.push(local.spawn_local(async move {
             if let Err(error) = watch(endpoint, watchers, layout, &seen).await {
@@ -92,7 +91,7 @@ impl Seen {
 
 async fn write(plan: &Plan<'_>, space: &KeySpace, seen: &Seen) -> Result<Figures> {
     seen.wait(|s| s.created.get() == plan.clients, "not all watchers were created").await?;
-    let mut wire = Connection::open(plan.endpoints[0]).await?;
+    let mut wire = Connection::open(&plan.endpoints[0]).await?;
     let mut rng = Rng::new(plan.seed);
     let begun = Instant::now();
     let mut window = None;
@@ -120,8 +119,8 @@ async fn write(plan: &Plan<'_>, space: &KeySpace, seen: &Seen) -> Result<Figures
 }
 
 /// The watchers of one connection.
-async fn watch(endpoint: SocketAddr, watchers: usize, layout: Layout, seen: &Seen) -> Result<()> {
-    let mut wire = Connection::open(endpoint).await?;
+async fn watch(endpoint: Endpoint, watchers: usize, layout: Layout, seen: &Seen) -> Result<()> {
+    let mut wire = Connection::open(&endpoint).await?;
     let create = WatchCreateRequest { key: KEY.into(), ..Default::default() };
     let create =
         WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) }.encode_to_vec();

@@ -6,7 +6,6 @@
 
 use std::{
     cell::Cell,
-    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -19,7 +18,7 @@ use tokio::task::LocalSet;
 use crate::{
     histogram::Histogram,
     procfs,
-    wire::{Connection, Event},
+    wire::{Connection, Endpoint, Event},
     workload::{KeySpace, TXN, Workload},
 };
 
@@ -28,7 +27,7 @@ const CHECK_EVERY: u64 = 256;
 
 /// What is run against whom.
 pub struct Plan<'a> {
-    pub endpoints: &'a [SocketAddr],
+    pub endpoints: &'a [Endpoint],
     /// The servers' process ids, for their processor time.
     pub servers: &'a [u32],
     pub clients: usize,
@@ -66,7 +65,7 @@ pub async fn run(plan: &Plan<'_>, space: &KeySpace, workload: Workload) -> Resul
     let mut tasks = Vec::new();
     for index in 0..connections {
         let clients = plan.clients / connections + usize::from(index < plan.clients % connections);
-        let endpoint = plan.endpoints[index % plan.endpoints.len()];
+        let endpoint = plan.endpoints[index % plan.endpoints.len()].clone();
         let rng = Rng::new(plan.seed).fork(index as u64);
         tasks.push(local.spawn_local(connection(endpoint, clients, space.clone(), workload, rng, phase.clone())));
     }
@@ -92,7 +91,7 @@ pub async fn run(plan: &Plan<'_>, space: &KeySpace, workload: Workload) -> Resul
 }
 
 /// Fills the key space with transactions, several in flight. `on_keys` hears how many keys each of them added.
-pub async fn fill(endpoint: SocketAddr, space: &KeySpace, mut on_keys: impl FnMut(u64)) -> Result<()> {
+pub async fn fill(endpoint: &Endpoint, space: &KeySpace, mut on_keys: impl FnMut(u64)) -> Result<()> {
     const IN_FLIGHT: usize = 8;
     let mut connection = Connection::open(endpoint).await?;
     let mut rng = Rng::new(1);
@@ -132,14 +131,14 @@ struct Counts {
 
 /// All clients of one connection.
 async fn connection(
-    endpoint: SocketAddr,
+    endpoint: Endpoint,
     clients: usize,
     space: KeySpace,
     workload: Workload,
     mut rng: Rng,
     phase: Rc<Cell<Phase>>,
 ) -> Result<Counts> {
-    let mut wire = Connection::open(endpoint).await?;
+    let mut wire = Connection::open(&endpoint).await?;
     let mut request = Vec::new();
     let mut started = vec![Instant::now(); clients];
     let mut idle: Vec<u32> = (0..clients as u32).collect();
@@ -179,7 +178,7 @@ async fn connection(
         })
         .await?;
         if let Some(error) = wrong {
-            return Err(error.context(format!("{} at {endpoint}: a wrong answer", workload.name())));
+            return Err(error.context(format!("{} at {}: a wrong answer", workload.name(), endpoint.address)));
         }
     }
 }

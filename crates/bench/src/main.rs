@@ -1,9 +1,9 @@
 //! Floor 6: `bench` puts Chainfire beside etcd on one machine and writes what it found to `docs/benchmarks.md`.
 //!
 //! ```text
-//! main ─ compare ─┬─ cluster   processes, same flags for both systems
+//! main ─ compare ─┬─ cluster   processes, same flags for both systems; `secure` gives them certificates
 //!      ─ memory   │            ┌─ workload   requests and right answers
-//!      ─ open     ├─ load ─────┤
+//!      ─ open·tls ├─ load ─────┤
 //!      ─ failover ├─ fanout    └─ wire       a gRPC client that costs 3 µs a call
 //!      ─ snapshot │
 //!                 └─ writer    puts at a steady pace, through the death of a leader
@@ -29,7 +29,9 @@ mod profile;
 mod progress;
 mod report;
 mod results;
+mod secure;
 mod snapshot;
+mod tls;
 mod wire;
 mod workload;
 mod writer;
@@ -85,6 +87,8 @@ enum Command {
     Snapshot(snapshot::Options),
     /// Our Raft log beside raft-engine and RocksDB's write-ahead log
     Log(logs::Options),
+    /// What mutual TLS on all ports costs: the same puts with it and without, alternating
+    Tls(tls::Options),
     /// Render docs/benchmarks.md from docs/benchmarks.json
     Report,
     /// Load this machine's package database: a key per package and field
@@ -134,6 +138,12 @@ async fn run(Arguments { common, command }: Arguments) -> Result<()> {
         Command::Log(options) => {
             let found = logs::run(&options, folder)?;
             common.keep(|results| results.log = found)?;
+        }
+        Command::Tls(options) => {
+            let systems = common.systems()?;
+            for system in &systems {
+                tls::run(&options, system, folder).await?;
+            }
         }
         Command::Report => {
             let results = Results::load(&common.report)?;

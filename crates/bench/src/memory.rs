@@ -16,7 +16,7 @@ use crate::{
     load::{self, Plan},
     procfs, progress,
     results::OfKind,
-    wire::Connection,
+    wire::{Connection, Endpoint},
     workload::{KeySpace, RANGE, Workload},
 };
 
@@ -62,7 +62,7 @@ pub async fn run(options: &Options, systems: &[System], folder: &Path) -> Result
 async fn one(options: &Options, system: &System, folder: &Path) -> Result<Memory> {
     let space = KeySpace::new(options.keys, options.value_bytes);
     let mut cluster = Cluster::start(system, 1, folder).await?;
-    let endpoint = cluster.endpoints()[0];
+    let endpoint = &cluster.endpoints()[0];
     let bar = progress::keys(options.keys, &format!("filling {}", system.kind.name()));
     load::fill(endpoint, &space, |keys| bar.inc(keys)).await?;
     let fill_seconds = bar.elapsed().as_secs_f64();
@@ -78,7 +78,7 @@ async fn one(options: &Options, system: &System, folder: &Path) -> Result<Memory
     let read_mib = resident_mib(&cluster)?;
 
     let plan = Plan {
-        endpoints: &[endpoint],
+        endpoints: std::slice::from_ref(endpoint),
         servers: &cluster.process_ids(),
         clients: 1,
         warm_up: Duration::from_secs(1),
@@ -100,7 +100,7 @@ async fn one(options: &Options, system: &System, folder: &Path) -> Result<Memory
     })
 }
 
-async fn read_all(endpoint: std::net::SocketAddr, space: &KeySpace, mut on_keys: impl FnMut(u64)) -> Result<()> {
+async fn read_all(endpoint: &Endpoint, space: &KeySpace, mut on_keys: impl FnMut(u64)) -> Result<()> {
     let mut connection = Connection::open(endpoint).await?;
     for first in (0..space.keys).step_by(KEYS_PER_READ as usize) {
         let last = (first + KEYS_PER_READ).min(space.keys);

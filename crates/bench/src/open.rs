@@ -62,7 +62,7 @@ async fn one(options: &Options, system: &System, folder: &Path) -> Result<Opened
     let space = KeySpace::new(keys, options.value_bytes);
     let mut cluster = Cluster::start(system, 1, folder).await?;
     let bar = progress::keys(keys, &format!("filling {}", system.kind.name()));
-    load::fill(cluster.endpoints()[0], &space, |keys| bar.inc(keys)).await?;
+    load::fill(&cluster.endpoints()[0], &space, |keys| bar.inc(keys)).await?;
     let fill_seconds = bar.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let mut seconds = Vec::new();

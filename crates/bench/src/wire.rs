@@ -15,18 +15,25 @@
 //! Response headers are not decoded. A unary call succeeded if a message arrived before its stream ended: gRPC servers
 //! send a failed call's status alone. Stream windows are announced as large as they may be.
 //!
-//! Left out: TLS, compression, deadlines, error texts (the server's log has them), and request bodies larger than the
+//! With TLS the same bytes pass through rustls on their way: what is written is encrypted into one buffer per turn, what is
+//! read is decrypted as a whole.
+//!
+//! Left out: compression, deadlines, error texts (the server's log has them), and request bodies larger than the
 //! server's first stream window ([`BODY_BYTES_MAX`]).
 
 use std::{
     collections::VecDeque,
     io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustls::ClientConfig;
 use tokio::net::{TcpSocket, TcpStream};
+
+use crate::secure::Tls;
 
 /// The largest message that [`Connection::call`] takes: HTTP/2's first window of a stream, less the message's header.
 pub const BODY_BYTES_MAX: usize = 65_535 - 5;
@@ -55,8 +62,22 @@ pub enum Event<'a> {
     End { tag: u32, succeeded: bool },
 }
 
+/// Where a server is, and how to speak to it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Endpoint {
+        Endpoint { address, tls: None }
+    }
+}
+
 pub struct Connection {
     socket: TcpStream,
+    tls: Option<Box<Tls>>,
     authority: String,
     out: Vec<u8>,
     written: usize,
@@ -87,12 +108,15 @@ struct Stream {
 
 impl Connection {
     /// Connects and exchanges settings.
-    pub async fn open(to: SocketAddr) -> Result<Connection> {
+    pub async fn open(to: &Endpoint) -> Result<Connection> {
+        let Endpoint { address: to, tls } = to;
         let socket = TcpSocket::new_v4()?;
-        let socket = socket.connect(to).await.with_context(|| format!("connecting to {to}"))?;
+        let socket = socket.connect(*to).await.with_context(|| format!("connecting to {to}"))?;
         socket.set_nodelay(true)?;
+        let tls = tls.as_ref().map(|config| Tls::new(config, *to)).transpose()?.map(Box::new);
         let mut connection = Connection {
             socket,
+            tls,
             authority: to.to_string(),
             out: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
             written: 0,
@@ -144,13 +168,22 @@ impl Connection {
     pub async fn turn(&mut self, mut on_event: impl FnMut(Event)) -> Result<()> {
         self.flush().await?;
         loop {
-            match self.socket.try_read(&mut self.input[self.filled..]) {
+            let room = &mut self.input[self.filled..];
+            let read = match &mut self.tls {
+                None => self.socket.try_read(room),
+                Some(tls) => tls.read(&self.socket, room),
+            };
+            match read {
                 Ok(0) => bail!("the server closed the connection"),
                 Ok(read) => {
                     self.filled += read;
                     break;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What TLS itself wants to say, such as the rest of a handshake, does not wait for a request.
+                    self.flush().await?;
+                    self.socket.readable().await?;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -188,15 +221,22 @@ impl Connection {
     }
 
     async fn flush(&mut self) -> Result<()> {
-        while self.written < self.out.len() {
-            match self.socket.try_write(&self.out[self.written..]) {
-                Ok(count) => self.written += count,
+        let (bytes, written) = match &mut self.tls {
+            None => (&mut self.out, &mut self.written),
+            Some(tls) => {
+                tls.seal(&mut self.out)?;
+                (&mut tls.sealed, &mut tls.written)
+            }
+        };
+        while *written < bytes.len() {
+            match self.socket.try_write(&bytes[*written..]) {
+                Ok(count) => *written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
                 Err(error) => return Err(error.into()),
             }
         }
-        self.out.clear();
-        self.written = 0;
+        bytes.clear();
+        *written = 0;
         Ok(())
     }
 
@@ -447,7 +487,7 @@ mod tests {
             socket.write_all(&settings).await.unwrap();
             socket
         });
-        let connection = Connection::open(address).await.unwrap();
+        let connection = Connection::open(&address.into()).await.unwrap();
         (connection, server.await.unwrap())
     }
 

@@ -7,7 +7,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -18,7 +17,7 @@ use proto::etcdserverpb::{PutRequest, RangeRequest, RangeResponse};
 use tokio::task::JoinHandle;
 
 use crate::{
-    wire::{Connection, Event},
+    wire::{Connection, Endpoint, Event},
     workload::{PUT, RANGE},
 };
 
@@ -50,14 +49,14 @@ struct Shared {
 
 impl Writer {
     /// Puts get the numbers from `first` on.
-    pub fn start(endpoints: &[SocketAddr], every: Duration, first: u32) -> Writer {
+    pub fn start(endpoints: &[Endpoint], every: Duration, first: u32) -> Writer {
         let shared = Rc::new(Shared {
             every,
             next: Cell::new(first),
             stopping: Cell::new(false),
             acknowledged: RefCell::new(Vec::new()),
         });
-        let start = |endpoint: &SocketAddr| tokio::task::spawn_local(keep_writing(*endpoint, shared.clone()));
+        let start = |endpoint: &Endpoint| tokio::task::spawn_local(keep_writing(endpoint.clone(), shared.clone()));
         let tasks = endpoints.iter().map(start).collect();
         Writer { shared, tasks }
     }
@@ -83,7 +82,7 @@ impl Writer {
 }
 
 /// How many of the acknowledged puts are not in the store.
-pub async fn missing(endpoint: SocketAddr, acknowledged: &[Acknowledged]) -> Result<usize> {
+pub async fn missing(endpoint: &Endpoint, acknowledged: &[Acknowledged]) -> Result<usize> {
     let mut stored = std::collections::BTreeSet::new();
     let mut connection = Connection::open(endpoint).await?;
     let mut from = PREFIX.as_bytes().to_vec();
@@ -108,15 +107,15 @@ fn key(number: u32) -> String {
     format!("{PREFIX}{number:09}")
 }
 
-async fn keep_writing(endpoint: SocketAddr, shared: Rc<Shared>) {
+async fn keep_writing(endpoint: Endpoint, shared: Rc<Shared>) {
     while !shared.stopping.get() {
         // A connection that breaks is opened again: the endpoint may be restarting.
-        let _broken = write_until_broken(endpoint, &shared).await;
+        let _broken = write_until_broken(&endpoint, &shared).await;
         tokio::time::sleep(shared.every).await;
     }
 }
 
-async fn write_until_broken(endpoint: SocketAddr, shared: &Shared) -> Result<()> {
+async fn write_until_broken(endpoint: &Endpoint, shared: &Shared) -> Result<()> {
     let connection = Connection::open(endpoint);
     let mut wire = tokio::time::timeout(Duration::from_secs(1), connection).await.context("no connection")??;
     let mut sent = HashMap::new();

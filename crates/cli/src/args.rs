@@ -36,6 +36,16 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Say how a node is: leader, term, indexes, members. Answers without a quorum
+    #[command(after_help = "\
+With --cluster all members are asked. Exit codes then:
+  0 a leader is known and a majority of the voters answers; `health: degraded` and `advice:` tell what is wrong still
+  3 no member answers
+  4 quorum lost, or no leader elected
+
+Examples:
+  chainfire-client status | grep leader
+  watch -n 1 'chainfire-client status | grep raft_index'
+  chainfire-client status --cluster -o json | jq -r .health")]
     Status(StatusArgs),
     /// List the members. Answers without a quorum
     #[command(visible_alias = "members")]
@@ -101,10 +111,53 @@ that loses its node goes on at another endpoint, without a gap. Ctrl-C ends it."
     /// Named clusters: endpoints and certificates under a name, for --context NAME
     #[command(subcommand)]
     Context(ContextCommand),
+    /// Looking into trouble
+    #[command(subcommand)]
+    Debug(DebugCommand),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(ManArgs),
     /// Print a completion script
     #[command(after_help = "\
 Example: chainfire-client completion bash > /etc/bash_completion.d/chainfire-client")]
     Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum DebugCommand {
+    /// Gather what is needed to look into trouble from all members that answer, into one archive without secrets
+    #[command(after_help = "\
+In the archive: status, members, metrics, versions, alarms and hashes of each member, the end of the log files given, the
+configuration files given, facts about this machine, and a manifest that says what could not be had and why. Keys, values,
+passwords and private keys are not in it; in logs they are blacked out.
+
+Example, on a node:
+  journalctl -u chainfire --since '1 hour ago' > chainfire.log
+  chainfire-client debug bundle --log chainfire.log --config /etc/centra-cloud/chainfire.toml")]
+    Bundle(BundleArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct BundleArgs {
+    /// The archive to make [default: chainfire-debug-TIME.tar.gz]
+    #[arg(short = 'f', long = "file", value_name = "FILE.tar.gz")]
+    pub file: Option<PathBuf>,
+    /// A log file to take the last 8 MiB of; repeat it
+    #[arg(long, value_name = "FILE")]
+    pub log: Vec<PathBuf>,
+    /// A configuration file to take along; repeat it
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// The folder to write a page per command to; otherwise the main page is printed
+    #[arg(long, value_name = "FOLDER")]
+    pub dir: Option<PathBuf>,
+    /// Print all commands as one Markdown page instead
+    #[arg(long, conflicts_with = "dir")]
+    pub markdown: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -132,7 +185,7 @@ pub struct ClusterArgs {
 
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// Ask every member; exit code 4 unless a leader is known and a majority answers
+    /// Ask every member, and say whether the cluster takes writes, who does not answer and why, and what to do
     #[arg(long)]
     pub cluster: bool,
 }

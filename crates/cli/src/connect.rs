@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use crate::failure::{CERTIFICATE_FILE, Failure};
+use crate::failure::{CERTIFICATE_FILE, Failure, Kind};
 use crate::settings::{Settings, with_scheme};
 
 /// Whether asking twice is the same as asking once.
@@ -145,6 +145,15 @@ impl Client {
 }
 
 impl Client {
+    /// A page of an endpoint's plain HTTP side, such as `/metrics`.
+    pub async fn page(&self, endpoint: &str, path: &str) -> Result<Vec<u8>, Failure> {
+        let tls = if endpoint.starts_with("https://") { Some(self.tls()?) } else { None };
+        let patience = self.settings.timeout;
+        let page = tokio::time::timeout(patience, rpc::client::page(endpoint, path, tls)).await;
+        let page = page.map_err(|_| Failure::timed_out(endpoint))?;
+        page.map_err(|error| Failure::new(Kind::Unreachable, format!("{endpoint}: {error}")))
+    }
+
     fn tls(&self) -> Result<&Tls, Failure> {
         if let Some(tls) = self.tls.get() {
             return Ok(tls);

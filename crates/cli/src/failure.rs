@@ -35,6 +35,7 @@ const TLS_FAILED: u16 = 6006;
 pub const CERTIFICATE_FILE: u16 = 6010;
 pub const CONTEXT_UNKNOWN: u16 = 6020;
 pub const CONTEXT_BROKEN: u16 = 6021;
+pub const BUNDLE_FAILED: u16 = 6030;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

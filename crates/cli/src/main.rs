@@ -16,6 +16,7 @@ mod format;
 mod mutate;
 mod output;
 mod range;
+mod redact;
 mod settings;
 mod txn_text;
 

@@ -171,7 +171,6 @@ fn duration(flag: Option<Duration>, name: &str, default: Duration) -> Result<Dur
 mod tests {
     use clap::Parser as _;
 
-    use super::*;
     use crate::args::Cli;
 
     #[test]

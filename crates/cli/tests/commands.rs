@@ -1,6 +1,7 @@
 //! The program itself against a mock server: what it prints, how it fails, with which exit code.
 
 mod mock;
+mod operations;
 mod secure;
 
 use std::io::{BufRead as _, BufReader};

@@ -4,6 +4,7 @@
 //! `https://` the connection is made with TLS ([`Tls`], `connector`).
 
 mod connector;
+mod page;
 mod tls;
 
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,7 @@ pub use stubs::v3electionpb::election_client::ElectionClient;
 pub use stubs::v3lockpb::lock_client::LockClient;
 
 pub use connector::{Connection, Connector, connect as connect_stream};
+pub use page::page;
 pub use tls::{Tls, TlsFiles};
 
 /// The largest answer a client of ours takes. Servers do not limit what they send.

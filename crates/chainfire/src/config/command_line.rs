@@ -6,13 +6,13 @@ use super::keys::{KEYS, Key, SECTIONS, VARIABLE_PREFIX};
 use super::layers::{Layers, Origin};
 use super::nearest::nearest;
 use super::value::{Given, Kind};
-use super::{Environment, Request, file, help, validate};
+use super::{Environment, Request, file, help, man, validate};
 
 /// Read when it is there and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/centra-cloud/chainfire.toml";
 const FILE_VARIABLE: &str = "CHAINFIRE_CONFIG";
 /// Flags that are no settings.
-const OTHER_FLAGS: [&str; 5] = ["config", "check-config", "print-default-config", "version", "help"];
+const OTHER_FLAGS: [&str; 6] = ["config", "check-config", "print-default-config", "version", "help", "print-man"];
 
 /// Understands `arguments` (without the program's name), or says in one line why not. Files are read, nothing is written.
 pub fn understand(arguments: &[String], environment: &Environment) -> Result<Request, String> {
@@ -22,6 +22,9 @@ pub fn understand(arguments: &[String], environment: &Environment) -> Result<Req
     }
     if given.version {
         return Ok(Request::Print(help::version()));
+    }
+    if let Some(section) = &given.man {
+        return man::page(section).map(Request::Print);
     }
     if given.print_default {
         return Ok(Request::Print(help::default_config()));
@@ -47,6 +50,8 @@ struct Arguments {
     settings: Vec<(&'static Key, String)>,
     check: bool,
     print_default: bool,
+    /// The section of the manual whose page is asked for.
+    man: Option<String>,
     version: bool,
     help: bool,
 }
@@ -81,6 +86,10 @@ impl Arguments {
                 "config" => {
                     let path = inline.or_else(|| words.next().cloned());
                     given.config = Some(Path::new(&path.ok_or("flag --config needs a file")?).to_owned());
+                    continue;
+                }
+                "print-man" => {
+                    given.man = Some(inline.unwrap_or_else(|| "8".to_owned()));
                     continue;
                 }
                 "check-config" => &mut given.check,

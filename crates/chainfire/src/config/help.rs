@@ -88,6 +88,7 @@ Other flags:
   --config FILE            read this file
   --check-config           say whether the configuration is valid, and what in it is not a default; start nothing
   --print-default-config   print a complete, commented configuration file
+  --print-man[=SECTION]    print the manual page of the program (8) or of its configuration file (5)
   --version, -V            print the version
   --help, -h               print this
 ";

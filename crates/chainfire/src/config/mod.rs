@@ -26,6 +26,7 @@ mod help;
 mod keys;
 pub(crate) mod layers;
 mod listen;
+mod man;
 mod nearest;
 mod source;
 mod validate;

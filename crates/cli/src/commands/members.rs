@@ -185,9 +185,14 @@ fn done(answer: &MembersResponse, text: String, out: &mut Output) -> Result<(), 
 /// What people try when a majority is lost cannot work; say what can.
 fn explained(failure: Failure) -> Failure {
     match failure.kind {
-        Kind::NoLeader | Kind::TimedOut => failure.advise(
+        Kind::NoLeader => failure.advise(
             "a membership change needs a majority of the members; if they are gone for good, stop one that is left and \
              run `chainfire recover --unsafe` on it",
+        ),
+        Kind::TimedOut => failure.advise(
+            "the change may still happen: look at `member-list` before you try again. It needs a majority of the members \
+             (`status --cluster`); if they are gone for good, stop one that is left and run `chainfire recover --unsafe` \
+             on it",
         ),
         _ => failure,
     }

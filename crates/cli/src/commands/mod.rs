@@ -1,10 +1,13 @@
 //! One module per family of commands.
 
+mod bundle;
+mod cluster;
 mod compact;
 mod context;
 pub mod keys;
 mod lease;
 mod maintenance;
+mod manual;
 mod members;
 pub mod put;
 pub mod snapshot;
@@ -12,21 +15,22 @@ mod status;
 mod txn;
 mod watch;
 
-use std::io::Write as _;
-
-use clap::CommandFactory as _;
-
-use crate::args::{Cli, Command};
+use crate::args::{Command, DebugCommand};
 use crate::connect::Client;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::settings::Global;
 
 pub async fn run(command: Command, global: Global) -> Result<(), Failure> {
-    if let Command::Context(command) = command {
-        let mut out = Output::new(global.output);
-        context::run(command, &global, &mut out)?;
-        return out.flush().map_err(Failure::from);
+    match command {
+        Command::Context(command) => {
+            let mut out = Output::new(global.output);
+            context::run(command, &global, &mut out)?;
+            return out.flush().map_err(Failure::from);
+        }
+        Command::Completion { shell } => return manual::completion(shell),
+        Command::Man(args) => return manual::run(args),
+        _ => {}
     }
     let settings = global.settle()?;
     let mut out = Output::new(settings.output);
@@ -50,12 +54,8 @@ pub async fn run(command: Command, global: Global) -> Result<(), Failure> {
         Command::Defrag(args) => maintenance::defragment(&client, args.cluster, &mut out).await,
         Command::Hashkv(args) => maintenance::hash_kv(&client, args, &mut out).await,
         Command::Snapshot(command) => snapshot::run(&client, command, &mut out).await,
-        Command::Context(_) => unreachable!("contexts need no settings"),
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "chainfire-client", &mut script);
-            std::io::stdout().write_all(&script).map_err(Failure::from)
-        }
+        Command::Debug(DebugCommand::Bundle(args)) => bundle::run(&client, args, &mut out).await,
+        Command::Context(_) | Command::Completion { .. } | Command::Man(_) => unreachable!("they need no server"),
     }?;
     out.flush().map_err(Failure::from)
 }

@@ -1,24 +1,27 @@
 //! `status`: how a node is, in lines that people read and scripts grep. It is answered from the node's own memory and so
 //! works when nothing else does.
 //!
-//! With several endpoints each answers for itself. `--cluster` asks all members and ends with exit code 4 unless a leader
-//! is known and a majority of the voters answers.
+//! With several endpoints each answers for itself. `--cluster` is another view, of the members together: [`super::cluster`].
 
 use proto::admin::{GossipMember, Role, StatusRequest, StatusResponse};
 use serde_json::{Value, json};
 
+use super::cluster;
 use super::members::{self, gossip, gossip_state, lag, member_json, role};
 use crate::args::StatusArgs;
 use crate::connect::{self, Client, Repeat};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::format::size;
 use crate::output::{Format, Output};
 
 pub async fn run(client: &Client, args: StatusArgs, out: &mut Output) -> Result<(), Failure> {
-    let endpoints = members::endpoints(client, args.cluster).await?;
+    if args.cluster {
+        return cluster::status(client, out).await;
+    }
+    let endpoints = client.endpoints();
     let mut answers = Vec::new();
     let mut failure: Option<Failure> = None;
-    for endpoint in &endpoints {
+    for endpoint in endpoints {
         let ask = |channel| async move { connect::admin(channel).status(StatusRequest {}).await };
         match client.only(endpoint).call(Repeat::Safe, ask).await {
             Ok(status) => answers.push((endpoint, status)),
@@ -47,7 +50,6 @@ pub async fn run(client: &Client, args: StatusArgs, out: &mut Output) -> Result<
     }
     out.flush()?;
     match failure {
-        _ if args.cluster => quorum(&answers),
         // With several endpoints the details are told already; one of them is enough for the exit code.
         Some(why) if endpoints.len() > 1 => {
             Err(Failure::new(why.kind, format!("{} of {} endpoints answered", answers.len(), endpoints.len())))
@@ -121,7 +123,7 @@ fn table(answers: &[(&String, StatusResponse)], out: &mut Output) -> Result<(), 
     Ok(out.table(&head, rows)?)
 }
 
-fn status_json(endpoint: &str, status: &StatusResponse) -> Value {
+pub fn status_json(endpoint: &str, status: &StatusResponse) -> Value {
     json!({
         "endpoint": endpoint,
         "leader": status.leader_node_id,
@@ -171,26 +173,4 @@ fn role_name(status: &StatusResponse) -> &'static str {
         Role::Leader => "leader",
         Role::Learner => "learner",
     }
-}
-
-/// Whether the cluster can take writes, as far as the answers show.
-fn quorum(answers: &[(&String, StatusResponse)]) -> Result<(), Failure> {
-    let Some((_, newest)) = answers.iter().max_by_key(|(_, status)| (status.raft_term, status.raft_index)) else {
-        return Err(Failure::new(Kind::NoLeader, "no member answers").advise("start a majority of them"));
-    };
-    let voters: Vec<u64> =
-        newest.members.iter().filter(|member| !member.learner).map(|member| member.node_id).collect();
-    let answering = voters.iter().filter(|voter| answers.iter().any(|(_, status)| status.node_id == **voter)).count();
-    if answering * 2 <= voters.len() {
-        return Err(Failure::new(
-            Kind::NoLeader,
-            format!("quorum lost: {answering} of {} voters answer", voters.len()),
-        )
-        .advise("start a majority of them"));
-    }
-    if newest.leader_node_id == 0 {
-        return Err(Failure::new(Kind::NoLeader, "no leader elected")
-            .advise("the members answer us, but can they reach one another on their peer addresses?"));
-    }
-    Ok(())
 }

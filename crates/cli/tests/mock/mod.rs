@@ -185,8 +185,9 @@ impl Service for Node {
         }
     }
 
-    fn http(self: &Arc<Self>, _: Call, _: http::Request<Bytes>) -> BoxFuture<http::Response<HttpBody>> {
-        Box::pin(async { http::Response::new(http_body("")) })
+    fn http(self: &Arc<Self>, _: Call, request: http::Request<Bytes>) -> BoxFuture<http::Response<HttpBody>> {
+        let body = format!("the page {}\n", request.uri().path());
+        Box::pin(async move { http::Response::new(http_body(body)) })
     }
 }
 

@@ -158,6 +158,13 @@ impl AsyncRead for Connection {
 }
 
 impl Connection {
+    /// For protocols in which it is not the settings of HTTP/2 that a server begins with.
+    #[must_use]
+    pub fn without_greeting(mut self) -> Connection {
+        self.greeting.over = true;
+        self
+    }
+
     /// Writing fails when the other side is gone. What it said before it went is the better explanation, and is waited for:
     /// that, or the end of the stream, is there or on its way.
     fn write(
