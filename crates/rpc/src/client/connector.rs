@@ -113,13 +113,14 @@ impl Greeting {
 
     /// Takes the outcome of a read. An error in its place is one that a server of HTTP/2 would not have caused.
     fn hear(&mut self, read: io::Result<&[u8]>) -> io::Result<()> {
+        let silence = "the server ended the connection before it said anything; is this the port for clients?";
         let trouble = match read {
+            Err(error) if !self.over && error.kind() == io::ErrorKind::UnexpectedEof => {
+                Some(io::Error::new(io::ErrorKind::UnexpectedEof, silence))
+            }
             Err(error) => Some(error),
             Ok(_) if self.over => return Ok(()),
-            Ok([]) => {
-                let text = "the server ended the connection before it said anything; is this the port for clients?";
-                Some(io::Error::new(io::ErrorKind::UnexpectedEof, text))
-            }
+            Ok([]) => Some(io::Error::new(io::ErrorKind::UnexpectedEof, silence)),
             Ok(arrived) => {
                 self.bytes.extend_from_slice(arrived);
                 let bytes = &self.bytes;

@@ -54,7 +54,7 @@ pub async fn start(config: ServerConfig) -> Running {
 
 impl Running {
     pub async fn channel(&self) -> tonic::transport::Channel {
-        rpc::client::connect(&self.address.to_string(), Duration::from_secs(5)).await.unwrap()
+        rpc::client::connect(&self.address.to_string(), Duration::from_secs(5), None).await.unwrap()
     }
 }
 
