@@ -1,5 +1,7 @@
 //! The command line: all commands and their flags. What holds for every command is in [`crate::settings`].
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::snapshot::SnapshotCommand;

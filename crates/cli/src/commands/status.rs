@@ -7,7 +7,7 @@ use proto::admin::{GossipMember, Role, StatusRequest, StatusResponse};
 use serde_json::{Value, json};
 
 use super::cluster;
-use super::members::{self, gossip, gossip_state, lag, member_json, role};
+use super::members::{gossip, gossip_state, lag, member_json, role};
 use crate::args::StatusArgs;
 use crate::connect::{self, Client, Repeat};
 use crate::failure::Failure;
