@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes bin/: a link to each program, and `etcd`, the name under which Chainfire takes etcd's flags.
+# Makes bin/: a link to each program; `etcd`, the name under which Chainfire takes etcd's flags; and `rocksdb_ldb`, under
+# which it checks and repairs its database.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,3 +9,4 @@ for program in chainfire chainfire-client sim bench; do
     ln -sfn "$CARGO_TARGET_DIR/release/$program" "bin/$program"
 done
 ln -sfn chainfire bin/etcd
+ln -sfn chainfire bin/rocksdb_ldb

@@ -69,7 +69,7 @@ pub async fn run(options: &Options, system: &System, folder: &Path) -> Result<()
     let cluster = Cluster::start(system, options.nodes, folder).await?;
     let leader = cluster.leader().await?;
     let bar = progress::keys(keys, "filling");
-    load::fill(cluster.endpoints()[leader], &space, |keys| bar.inc(keys)).await?;
+    load::fill(&cluster.endpoints()[leader], &space, |keys| bar.inc(keys)).await?;
     bar.finish_and_clear();
     tokio::time::sleep(SETTLE).await;
     let from = if options.from_leader || options.nodes == 1 { leader } else { (leader + 1) % options.nodes };
@@ -106,7 +106,7 @@ async fn measure(options: &Options, cluster: &Cluster, from: usize, client: &Pat
         tokio::time::sleep(SAMPLE_EVERY).await;
     }
     let began = Instant::now();
-    let mut child = spawn(options, client, &endpoints[from].to_string(), target)?;
+    let mut child = spawn(options, client, &endpoints[from].address.to_string(), target)?;
     let (mut client_bytes, mut server_bytes) = (0, 0);
     let status = loop {
         if let Some(status) = child.try_wait()? {

@@ -1,36 +1,32 @@
-//! What goes on by itself while a node runs: the lease clock, the quota and the room on the disk, auto-compaction, and the
-//! watch hub's own tasks. All of it proposes commands like any client.
+//! What goes on by itself while a node runs: the lease clock, auto-compaction, the room on the disk ([`crate::space`]), and
+//! the watch hub's own tasks. All of it proposes commands like any client.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use consensus::{Refusal, Role};
 use node::GroupHandle;
-use proto::etcdserverpb::{AlarmType, CompactionRequest, alarm_request::AlarmAction};
+use proto::etcdserverpb::CompactionRequest;
 
 use crate::command::Command;
 use crate::config::AutoCompaction;
 use crate::live::Live;
+use crate::space;
 use crate::store::{Store, Stores};
 use storage::rocks::EngineEvent;
 
 const LEASE_TICK: Duration = Duration::from_millis(100);
 const EVENTS_TICK: Duration = Duration::from_millis(500);
-/// A disk can lose much room in little time; looking costs a microsecond.
-const SPACE_TICK: Duration = Duration::from_millis(25);
-/// Room that is kept on the disk for the log to go on: an alarm is raised below the first and taken back above the second.
-const FREE_BYTES_MIN: u64 = 128 << 20;
-/// … but no more than this part of a small disk.
-const FREE_PART_OF_DISK: u64 = 8;
 
 /// Starts all of it.
 pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
     let runtime = tokio::runtime::Handle::current();
     runtime.spawn(hub(handle.clone(), stores.clone()));
     runtime.spawn(leases(handle.clone(), stores.clone()));
-    runtime.spawn(space(handle.clone(), stores.clone(), rules.clone()));
+    runtime.spawn(space::keep(handle.clone(), stores.clone(), rules.clone()));
+    runtime.spawn(stalls(rules.stats.clone()));
     runtime.spawn(compaction(handle.clone(), stores.clone(), rules));
     runtime.spawn(engine_events(stores.clone()));
 }
@@ -39,11 +35,14 @@ pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
 pub struct Rules {
     pub data_dir: PathBuf,
     pub live: Arc<Live>,
-    /// Set while the disk has no room for more.
+    /// Set while this node refuses writes at once because a quorum's disks have no room for more.
     pub disk_full: Arc<AtomicBool>,
+    /// Whose disks are full, as they tell the leader.
+    pub reports: Arc<space::Reports>,
+    pub stats: Arc<node::DriverStats>,
 }
 
-async fn ready(stores: &Stores) -> Arc<Store> {
+pub(crate) async fn ready(stores: &Stores) -> Arc<Store> {
     loop {
         if let Some(store) = stores.get() {
             return store;
@@ -124,46 +123,6 @@ async fn checkpoint(
     lessor.lock().abandoned(ids, handle.now());
 }
 
-/// Raises NOSPACE when the quota or the disk is used up; takes back what the disk's state raised once there is room.
-async fn space(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
-    let store = ready(&stores).await;
-    // Why the alarm was raised. A restart forgets it; what the quota does not explain was the disk.
-    let mut raised_for_disk = None;
-    loop {
-        tokio::time::sleep(SPACE_TICK).await;
-        let free = node::disk::room(&rules.data_dir);
-        // This node's own clients are refused at once; the alarm takes its way through the log.
-        rules.disk_full.store(free.is_some_and(|(free, total)| free < wanted(total)), Ordering::Relaxed);
-        let member = handle.node().0;
-        let kind = AlarmType::Nospace as i32;
-        let raised = store.reader.current().alarms.contains(&(kind, member));
-        let quota_bytes = rules.live.quota_bytes();
-        let over_quota = quota_bytes > 0 && store.reader.stats().engine.total_bytes > quota_bytes;
-        let full = free.is_some_and(|(free, total)| free < wanted(total));
-        let roomy = free.is_some_and(|(free, total)| free > wanted(total) * 5 / 4);
-        let for_disk = *raised_for_disk.get_or_insert(!over_quota);
-        let action = if !raised && (over_quota || full) {
-            raised_for_disk = Some(!over_quota);
-            tracing::error!(
-                target: "chainfire_storage",
-                "No space left, writes are refused, quota_exceeded={over_quota} disk_full={full} code=CF1002"
-            );
-            AlarmAction::Activate
-        } else if raised && for_disk && roomy && !over_quota {
-            tracing::info!(target: "chainfire_storage", "There is space again, writes are taken");
-            AlarmAction::Deactivate
-        } else {
-            continue;
-        };
-        // Tried again at the next look.
-        let _ = handle.propose(Command::Alarm { action: action as i32, member, kind }.encode()).await;
-    }
-}
-
-fn wanted(total: u64) -> u64 {
-    FREE_BYTES_MIN.min(total / FREE_PART_OF_DISK)
-}
-
 /// Compacts by itself, on the leader, as etcd's two modes do.
 async fn compaction(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     let store = ready(&stores).await;
@@ -202,6 +161,20 @@ async fn compaction(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
             let _ = handle.propose(Command::Compact(request).encode()).await;
             tracing::info!(target: "chainfire_storage", "Compacted, revision={target}");
         }
+    }
+}
+
+/// Says that a log write does not return, while it does not. When it does, the log writer says so itself.
+async fn stalls(stats: Arc<node::DriverStats>) {
+    let mut said = false;
+    loop {
+        tokio::time::sleep(EVENTS_TICK).await;
+        let writing = stats.writing_for();
+        if writing >= node::STALL && !said {
+            let ms = writing.as_millis();
+            tracing::warn!(target: "chainfire_storage", "Disk stall, a log write does not return, duration={ms}ms code=CF4121");
+        }
+        said = writing >= node::STALL;
     }
 }
 

@@ -11,7 +11,9 @@
 //! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
 //! | [`announce`], [`progress`] | what the service manager is told; lines that say how replication goes |
 //! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
+//! | [`space`], [`stopping`] | a disk that is full; a stop that leaves a quorum |
 //! | [`restore`] | a saved snapshot becomes what a new cluster begins with |
+//! | [`offline`] | what is done to the folder of a stopped node: check, repair, recover |
 //! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
 //!
 //! The life of a put and of a get are told in [`api`]; consensus is one floor down, in the `consensus` crate, and reaches
@@ -34,10 +36,13 @@ pub mod metrics;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
+pub mod offline;
 pub mod progress;
 pub mod read;
 pub mod reload;
 pub mod restore;
 pub mod server;
+pub mod space;
+pub mod stopping;
 pub mod store;
 pub mod watch;

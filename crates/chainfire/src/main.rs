@@ -1,4 +1,5 @@
-//! The program `chainfire`; under the name `etcd`, or with `etcd` as its first argument, it takes etcd's flags.
+//! The program `chainfire`; under the name `etcd`, or with `etcd` as its first argument, it takes etcd's flags. With the name
+//! of an offline command as its first argument, or under the name `rocksdb_ldb`, it runs no node ([`offline`]).
 //!
 //! Exit codes: 0 when it stopped in good order or printed what was asked for, 1 when it could not start or understand
 //! (one line on standard error says why; nothing was changed), 70 when a running node could not go on.
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use chainfire::config::{Environment, Request, Settings, Source};
-use chainfire::server;
+use chainfire::{offline, server};
 
 // Freed memory goes back within seconds, and no huge pages are cleared for buffers that live for a request.
 #[global_allocator]
@@ -16,6 +17,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let program = words.next().unwrap_or_default();
+    let words: Vec<OsString> = words.collect();
+    if let Some(ended) = offline::run(&program, &words) {
+        return ExitCode::from(ended);
+    }
     // Variables that are not text are not ours.
     let environment: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

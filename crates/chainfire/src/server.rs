@@ -22,6 +22,8 @@ use crate::metrics::{Metrics, Sources};
 use crate::progress;
 use crate::reload::Reloader;
 use crate::restore;
+use crate::space::Reports;
+use crate::stopping;
 use crate::store::{self, Stores};
 
 /// Bytes a message may have beyond the largest request.
@@ -50,7 +52,8 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
     let slow: Arc<SlowRequests> = Arc::default();
     let disk_full = Arc::new(AtomicBool::new(false));
     let lessor = LessorOptions { election_timeout: settings.node.host.election_timeout(), ..Default::default() };
-    let node = start_node(settings.node.clone(), &settings, &lessor, &stores)?;
+    let reports: Arc<Reports> = Arc::default();
+    let node = start_node(settings.node.clone(), &settings, &lessor, &stores, &reports)?;
     let handle = node.handle();
     let server_config = ServerConfig {
         message_bytes_max: settings.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
@@ -95,7 +98,13 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
         put_said_ms: AtomicU64::new(0),
         disk_full: disk_full.clone(),
     });
-    let rules = Rules { data_dir: settings.node.data_dir.clone(), live: live.clone(), disk_full: disk_full.clone() };
+    let rules = Rules {
+        data_dir: settings.node.data_dir.clone(),
+        live: live.clone(),
+        disk_full: disk_full.clone(),
+        reports,
+        stats: node.stats(),
+    };
     housekeeping::start(&handle, &stores, rules);
     let server = Server::new(api, server_config);
     // Set once: it was made just now.
@@ -125,8 +134,12 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
     tracing::info!(target: "chainfire_api", "Stopping");
     service.stopping();
     service.status("Handing leadership over and finishing requests");
-    // Leadership first: the others go on while this node's clients finish.
     let handle = node.handle();
+    tokio::select! {
+        () = stopping::wait_for_a_quorum_of_others(&handle) => {}
+        () = told_to_stop() => tracing::info!(target: "chainfire_api", "Told to stop again: stopping at once"),
+    }
+    // Leadership first: the others go on while this node's clients finish.
     if handle.is_leader() && handle.membership().voters.len() > 1 {
         let _ = tokio::time::timeout(Duration::from_secs(2), handle.transfer(None)).await;
     }
@@ -145,6 +158,7 @@ fn start_node(
     settings: &Settings,
     lessor: &LessorOptions,
     stores: &Arc<Stores>,
+    reports: &Arc<Reports>,
 ) -> Result<Node, String> {
     let open_machine = {
         let (dir, options) = (config.data_dir.clone(), settings.storage);
@@ -162,13 +176,14 @@ fn start_node(
         close: close_machine,
         seed: restore::seed(&config.data_dir, settings.storage),
     };
-    let stores = stores.clone();
+    let (stores, reports) = (stores.clone(), reports.clone());
     let fatal = |why: String| {
         tracing::error!(target: "chainfire_storage", "The node cannot go on and stops, why={why} code=CF1000");
         std::process::exit(70);
     };
     let runtime = tokio::runtime::Handle::current();
-    let service = move |handle| Some(Arc::new(LeaderCalls { handle, stores }) as Arc<dyn node::transport::CallService>);
+    let service =
+        move |handle| Some(Arc::new(LeaderCalls { handle, stores, reports }) as Arc<dyn node::transport::CallService>);
     Node::start(config, &runtime, files, service, Arc::new(fatal)).map_err(|error| error.to_string())
 }
 
@@ -182,14 +197,21 @@ fn listen(address: SocketAddr) -> Result<TcpListener, String> {
 /// Until the node is to end. SIGHUP reads the configuration again.
 async fn wait_for_signal(mut reloader: Reloader, service: &node::service::Service) {
     let watch = |kind| signal(kind).expect("signals can be watched");
-    let mut terminate = watch(SignalKind::terminate());
-    let mut interrupt = watch(SignalKind::interrupt());
     let mut hangup = watch(SignalKind::hangup());
+    let mut told = std::pin::pin!(told_to_stop());
     loop {
         tokio::select! {
-            _ = terminate.recv() => return,
-            _ = interrupt.recv() => return,
+            () = &mut told => return,
             _ = hangup.recv() => reloader.reload(service),
         }
+    }
+}
+
+async fn told_to_stop() {
+    let watch = |kind| signal(kind).expect("signals can be watched");
+    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }

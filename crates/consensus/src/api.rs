@@ -54,6 +54,8 @@ pub enum Input {
     Installed { group: GroupId, mark: Mark, membership: Membership },
     /// Nothing reaches this node at present.
     Unreachable { node: NodeId },
+    /// Take no new entries from the leader until told otherwise: the disk has no room for them. A leader takes no notice.
+    Hold { group: GroupId, held: bool },
 }
 
 /// How a group starts on a host: from what its state machine holds; its log is read from the log store.
@@ -113,6 +115,8 @@ pub enum Event {
     Membership { group: GroupId, index: u64, membership: Membership },
     /// `peer` applied something else than the leader did.
     HashMismatch { group: GroupId, peer: PeerId, index: u64, ours: u64, theirs: u64 },
+    /// The disk has not returned from a write for so long. This peer gives leadership up, and asks for none until it does.
+    DiskStalled { group: GroupId, stalled_ms: u64 },
     /// A peer sent something that this version cannot make sense of.
     BadMessage { group: GroupId, from: PeerId, why: String },
 }
@@ -151,6 +155,8 @@ pub enum Refusal {
     WouldLoseQuorum,
     #[error("leadership cannot go to that member")]
     BadTransferee,
+    #[error("the disk of this member is full and it takes nothing new; ask another")]
+    Held,
 }
 
 impl Refusal {
@@ -188,6 +194,8 @@ pub struct HostConfig {
     /// … but no more than this many bytes of them (four times as many while a follower needs a snapshot).
     pub log_bytes_kept: u64,
     pub learners_max: usize,
+    /// A write of the log that takes longer than this counts as stalled.
+    pub disk_stall: Duration,
 }
 
 impl HostConfig {
@@ -208,6 +216,7 @@ impl HostConfig {
             log_entries_kept: 10_000,
             log_bytes_kept: 64 << 20,
             learners_max: 8,
+            disk_stall: Duration::from_secs(2),
         }
     }
 

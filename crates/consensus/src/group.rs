@@ -15,6 +15,7 @@ use storage::{GroupWrite, LogStore};
 use crate::api::{CreateGroup, Event, GroupStatus, HostConfig, LeaderLease, Output, Refusal, Role};
 use crate::change::Transfer;
 use crate::check;
+use crate::disk::Stall;
 use crate::entry::Commands;
 use crate::log::{LogReader, LogView};
 use crate::machine::Mark;
@@ -67,6 +68,9 @@ pub(crate) struct Group {
     pub change_barrier: u64,
     pub compact_to: Option<u64>,
     pub installing: Option<Installing>,
+    /// New entries are not taken: there is no room for them (`disk.rs`).
+    pub paused: bool,
+    pub stall: Stall,
     /// Snapshots being built for or sent to peers: the index the log must be kept from.
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
     hashes: BTreeMap<u64, u64>,
@@ -164,6 +168,8 @@ impl Group {
             change_barrier: 0,
             compact_to: None,
             installing: None,
+            paused: false,
+            stall: Stall::default(),
             snapshots: BTreeMap::new(),
             hashes: BTreeMap::new(),
             hashes_of_others: BTreeMap::new(),
@@ -232,7 +238,8 @@ impl Group {
     }
 
     pub fn campaign(&mut self) {
-        if self.leader().is_none() && self.membership.voters.contains(&self.peer) && self.installing.is_none() {
+        let may = self.installing.is_none() && !self.stall.is_on();
+        if self.leader().is_none() && self.membership.voters.contains(&self.peer) && may {
             // An error only means that there is nothing to campaign for.
             let _ = self.raw.campaign();
             self.pin_election_timeout();
@@ -298,6 +305,10 @@ impl Group {
         self.last_subtick = self.last_subtick + self.timing.subtick * u32::try_from(subticks).unwrap_or(u32::MAX);
         if self.installing.is_some() {
             return;
+        }
+        if self.stall.is_on() && !self.is_leader() {
+            // Its votes would wait for the disk, and so would all that it could do as a leader.
+            return self.expire(effects);
         }
         // After a pause there is no use in more ticks than an election takes.
         for _ in 0..subticks.min(self.timing.election_subticks_max() as u64) {
@@ -456,6 +467,9 @@ impl Group {
             self.heard.insert(from, self.now);
         }
         let kind = message.get_msg_type();
+        if self.refuses_for_disk(kind, &message) {
+            return;
+        }
         let asks_for_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks_for_vote && message.context != check::CAMPAIGN_TRANSFER && self.now < self.vote_guard_until {
             return;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{GroupId, Time};
 use storage::{GroupWrite, LogBatch, LogStore};
@@ -14,11 +15,18 @@ use crate::membership::Membership;
 use crate::proposals::What;
 use crate::ready::{Effects, Held};
 
+/// A persist under way.
+struct Persisting {
+    number: u64,
+    since: Time,
+    held: Vec<Held>,
+}
+
 pub struct Host {
     config: HostConfig,
     store: Arc<dyn LogStore>,
     groups: BTreeMap<GroupId, Group>,
-    persists: VecDeque<(u64, Vec<Held>)>,
+    persists: VecDeque<Persisting>,
     persist_number: u64,
     generation: u64,
     now: Time,
@@ -49,8 +57,10 @@ impl Host {
         self.now = self.now.max(now);
         let mut effects = Effects::default();
         let mut touched = BTreeSet::new();
+        let stalled = self.stalled(&inputs);
         for (id, group) in &mut self.groups {
             group.now = self.now;
+            group.stall(stalled, &mut effects);
             let due = group.tick_due(self.now);
             if due {
                 group.tick(self.now, &mut effects);
@@ -104,6 +114,18 @@ impl Host {
         self.groups.get(&group).map(|group| group.log.clone())
     }
 
+    /// How long the disk has been at the oldest persist, if that is too long. What has come back by now counts.
+    fn stalled(&self, inputs: &[Input]) -> Option<Duration> {
+        let done = inputs.iter().filter_map(|input| match input {
+            Input::Persisted { number } => Some(*number),
+            _ => None,
+        });
+        let done = done.max().unwrap_or(0);
+        let oldest = self.persists.iter().find(|persist| persist.number > done)?;
+        let stalled = self.now.since(oldest.since);
+        (stalled >= self.config.disk_stall).then_some(stalled)
+    }
+
     fn input(&mut self, input: Input, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {
         match input {
             Input::Persisted { .. } => {}
@@ -121,6 +143,11 @@ impl Host {
                     gone.close(effects);
                 }
                 effects.writes.push(GroupWrite { group, destroy: true, ..GroupWrite::default() });
+            }
+            Input::Hold { group, held } => {
+                if let Some(found) = self.groups.get_mut(&group) {
+                    found.paused = held;
+                }
             }
             Input::Unreachable { node } => self.groups.values_mut().for_each(|group| group.unreachable(node)),
             Input::Message(message) => {
@@ -184,8 +211,8 @@ impl Host {
     }
 
     fn persisted(&mut self, number: u64, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {
-        while self.persists.front().is_some_and(|(done, _)| *done <= number) {
-            let (_, held) = self.persists.pop_front().expect("just seen");
+        while self.persists.front().is_some_and(|persist| persist.number <= number) {
+            let Persisting { held, .. } = self.persists.pop_front().expect("just seen");
             for held in held {
                 let group = touch(&mut self.groups, touched, held.group);
                 if let Some(group) = group.filter(|group| group.generation == held.generation) {
@@ -199,15 +226,15 @@ impl Host {
         let held = std::mem::take(&mut effects.held);
         if effects.writes.is_empty() {
             // These wait for a persist that is under way.
-            if let Some((_, last)) = self.persists.back_mut() {
-                last.extend(held);
+            if let Some(last) = self.persists.back_mut() {
+                last.held.extend(held);
             } else {
                 assert!(held.is_empty(), "nothing is held when nothing is being persisted");
             }
             return;
         }
         self.persist_number += 1;
-        self.persists.push_back((self.persist_number, held));
+        self.persists.push_back(Persisting { number: self.persist_number, since: self.now, held });
         let batch = LogBatch { groups: std::mem::take(&mut effects.writes) };
         effects.out.push(Output::Persist { number: self.persist_number, batch });
     }

@@ -17,8 +17,8 @@
 //! [`api`] the seam: inputs, outputs, bounds · [`host`] the turn over all groups · `group` one group's state and
 //! inputs · `ready` what follows in the same turn: order of messages, disk and commits · `change` membership and
 //! leadership · `proposals`, `reads` who waits for what, and the leader's lease · [`log`] the log as raft sees it ·
-//! `check` raft messages before they are believed · [`entry`], [`membership`], [`wire`] what is written and said ·
-//! [`machine`] what is applied to · [`timing`] patience.
+//! `check` raft messages before they are believed · `disk` a disk that stands still, or is full · [`entry`], [`membership`], [`wire`] what is written and said ·
+//! [`machine`] what is applied to · [`timing`] patience · [`recover`] a replica alone, offline.
 //!
 //! # Invariants
 //! 1. Nothing is acknowledged, voted or answered before the persist that it rests on is done (`ready`).
@@ -36,6 +36,7 @@
 pub mod api;
 mod change;
 mod check;
+mod disk;
 pub mod entry;
 mod group;
 pub mod host;
@@ -45,6 +46,7 @@ pub mod membership;
 mod proposals;
 mod reads;
 mod ready;
+pub mod recover;
 pub mod timing;
 pub mod wire;
 

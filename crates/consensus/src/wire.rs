@@ -167,7 +167,7 @@ impl Message {
     }
 }
 
-const REFUSALS: [Refusal; 15] = [
+const REFUSALS: [Refusal; 16] = [
     Refusal::NoLeader,
     Refusal::TimedOut,
     Refusal::Busy,
@@ -183,6 +183,7 @@ const REFUSALS: [Refusal; 15] = [
     Refusal::TooManyLearners,
     Refusal::WouldLoseQuorum,
     Refusal::BadTransferee,
+    Refusal::Held,
 ];
 
 pub fn refusal_code(why: Refusal) -> u8 {

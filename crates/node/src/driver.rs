@@ -53,6 +53,8 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 const FULL_RETRY: Duration = Duration::from_millis(100);
 const FULL_TRIES_MAX: u32 = 100;
 const FULL_FREE_BYTES: u64 = 16 << 20;
+/// A log write that takes this long is worth a line.
+pub const STALL: Duration = Duration::from_secs(1);
 /// A snapshot that was built and never sent is let go of after this.
 const SOURCE_KEPT: Duration = Duration::from_secs(60);
 /// Entries that the driver applies itself at most.
@@ -82,6 +84,8 @@ pub struct Engines {
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub stats: Arc<DriverStats>,
     pub stages: Arc<Stages>,
+    /// The disk has no room for what comes from the leader.
+    pub held: Arc<AtomicBool>,
 }
 
 /// Plain counters; rendered as metrics elsewhere.
@@ -92,6 +96,10 @@ pub struct DriverStats {
     pub syncs: Durations,
     /// Batches put into the state.
     pub applies: Durations,
+    /// When the log write under way began, on the node's own clock; zero when there is none.
+    pub write_began_ms: AtomicU64,
+    /// Log writes that took a second and more.
+    pub write_stalls: AtomicU64,
     pub applied_entries: AtomicU64,
     pub snapshots_sent: AtomicU64,
     pub snapshots_installed: AtomicU64,
@@ -256,11 +264,14 @@ impl Driver {
         let Some((number, batch)) = persist else { return };
         let nothing_open = self.log.open.load(Ordering::SeqCst) == 0;
         if nothing_open && patience.allows() && done.is_empty() && self.engines.inbox.is_empty() {
-            let (begun, since) = (Instant::now(), clock::now());
+            let (begun, since) = (Instant::now(), self.engines.stats.write_begins());
             match self.store.write(&batch) {
                 Ok(()) => {}
                 // The log writer waits for room; the driver must not.
-                Err(LogError::NoSpace) => return self.leave_to_writer(number, batch),
+                Err(LogError::NoSpace) => {
+                    self.engines.stats.write_given_up();
+                    return self.leave_to_writer(number, batch);
+                }
                 Err(error) => return (self.engines.fatal)(error.to_string()),
             }
             self.engines.synced(since, &batch);
@@ -305,6 +316,12 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                 "Replicas differ, peer={peer} index={index} ours={ours:x} theirs={theirs:x} code=CF2001"
             );
         }
+        Event::DiskStalled { stalled_ms, .. } => {
+            tracing::warn!(
+                target: "chainfire_storage",
+                "Disk stall detected, this node leads no more until a log write returns, duration={stalled_ms}ms code=CF4120"
+            );
+        }
         Event::BadMessage { from, why, .. } => {
             tracing::warn!(target: "chainfire_network", "Dropped a message, peer={from} why={why}");
         }
@@ -337,7 +354,7 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
         idle = false;
         let number = waiting.last().map_or(0, |(number, _)| *number);
         let all = LogBatch::joined(waiting.into_iter().map(|(_, batch)| batch));
-        let begun = clock::now();
+        let begun = engines.stats.write_begins();
         if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {
             return (engines.fatal)(error.to_string());
         }
@@ -379,9 +396,40 @@ impl Engines {
     /// A batch of the log whose writing began then is durable.
     fn synced(&self, begun: Time, batch: &LogBatch) {
         let now = clock::now();
-        self.stats.syncs.add(now.since(begun));
+        self.stats.write_ended(now.since(begun));
         if let Some(last) = batch.groups.iter().filter_map(|write| write.entries.last()).next_back() {
             self.stages.synced(now, last.index);
+        }
+    }
+}
+
+impl DriverStats {
+    fn write_begins(&self) -> Time {
+        let now = clock::now();
+        self.write_began_ms.store((now.as_nanos() / 1_000_000).max(1), Ordering::Relaxed);
+        now
+    }
+
+    /// It was refused.
+    fn write_given_up(&self) {
+        self.write_began_ms.store(0, Ordering::Relaxed);
+    }
+
+    fn write_ended(&self, took: Duration) {
+        self.write_given_up();
+        if took >= STALL {
+            self.write_stalls.fetch_add(1, Ordering::Relaxed);
+            let ms = took.as_millis();
+            tracing::warn!(target: "chainfire_storage", "Disk stall ended, a log write has returned, duration={ms}ms");
+        }
+        self.syncs.add(took);
+    }
+
+    /// How long the log write under way has taken.
+    pub fn writing_for(&self) -> Duration {
+        match self.write_began_ms.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began => Duration::from_millis((clock::now().as_nanos() / 1_000_000).saturating_sub(began)),
         }
     }
 }
@@ -505,7 +553,8 @@ impl Applier {
                     }
                     Work::Receiver { group, reply } => {
                         let groups = self.groups.lock();
-                        let sink = groups.get(&group).and_then(Applying::receiver);
+                        let roomy = !engines.held.load(Ordering::Relaxed);
+                        let sink = groups.get(&group).filter(|_| roomy).and_then(Applying::receiver);
                         // The stream may have ended meanwhile.
                         let _ = reply.send(sink);
                         Ok(())

@@ -44,13 +44,15 @@ const TOLD_WITHIN_ROUNDS: u32 = 50;
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Standing {
-    cluster: ClusterId,
+pub(crate) struct Standing {
+    pub cluster: ClusterId,
     node: NodeId,
     peer: PeerId,
     bootstrap: bool,
     /// Whether the asking peer is a member of the cluster.
-    expected: bool,
+    pub expected: bool,
+    /// Whether it knows a leader.
+    pub led: bool,
     /// See [`crate::seed::Waiting::number`].
     seed: u64,
     name: String,
@@ -66,24 +68,27 @@ pub(crate) async fn settle(shell: Arc<Shell>) {
         round += 1;
         let identity = shell.identity();
         if identity.cluster == ClusterId::default() {
-            if let Err(why) = enter(&shell, &mut untold).await
-                && said
-            {
-                tracing::info!(target: "chainfire_raft", "Waiting for a cluster, {why}");
+            if let Err(why) = enter(&shell, &mut untold).await {
+                if said {
+                    tracing::info!(target: "chainfire_raft", "Waiting for a cluster, {why}");
+                }
+                shell.waits_for(Some(format!("waiting for a cluster: {why}")));
             }
         } else if shell.handle.membership().by_peer(identity.peer).is_some() {
             break;
         } else {
             let mut addresses = shell.known_addresses();
             addresses.extend(shell.gossip.load().raft_addresses());
-            if let Err(why) = come_back(&shell, &addresses).await
-                && said
-            {
-                tracing::info!(target: "chainfire_raft", "Waiting to be let into the cluster, {why}");
+            if let Err(why) = come_back(&shell, &addresses).await {
+                if said {
+                    tracing::info!(target: "chainfire_raft", "Waiting to be let into the cluster, {why}");
+                }
+                shell.waits_for(Some(format!("waiting to be let into the cluster: {why}")));
             }
         }
         tokio::time::sleep(RETRY).await;
     }
+    shell.waits_for(None);
     tell_founders(&shell).await;
     describe(&shell).await;
 }
@@ -222,7 +227,7 @@ async fn send_found(shell: &Arc<Shell>, address: &str, membership: &[u8]) {
     }
 }
 
-async fn probe(shell: &Arc<Shell>, address: &str) -> Result<Standing, String> {
+pub(crate) async fn probe(shell: &Arc<Shell>, address: &str) -> Result<Standing, String> {
     let own = Bytes::copy_from_slice(&shell.identity().peer.0.to_le_bytes());
     let asked = shell.transport.call_address(address.to_owned(), PROBE, own, PROBE_TIMEOUT).await;
     let answer = asked.map_err(|why| format!("{address}: {why}"))?;
@@ -390,6 +395,11 @@ async fn admit(handle: &GroupHandle, mut body: Bytes) -> Result<Bytes, Refusal> 
 }
 
 impl Shell {
+    /// Says in the node's status what it waits for.
+    pub fn waits_for(&self, what: Option<String>) {
+        self.handle.0.waits_for.store(what.map(Arc::new));
+    }
+
     /// `asking`: the asking peer's id.
     fn standing(&self, mut asking: &[u8]) -> Standing {
         let identity = self.identity();
@@ -402,6 +412,7 @@ impl Shell {
             // Not before what it brings along is loaded.
             bootstrap: self.config.bootstrap && self.seed.is_ready(),
             expected,
+            led: !self.handle.status().leader.is_none(),
             seed: self.seed.number,
             name: self.config.name.clone(),
             client_urls: self.config.client_urls.clone(),
@@ -428,12 +439,12 @@ impl Shell {
     }
 }
 
-/// 8 cluster, 8 node, 8 peer, 8 seed, 1 flags (1 bootstrap, 2 expected); then lines: the name and the client URLs.
+/// 8 cluster, 8 node, 8 peer, 8 seed, 1 flags (1 bootstrap, 2 expected, 4 led); then lines: the name and the client URLs.
 impl Standing {
     fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
         [self.cluster.0, self.node.0, self.peer.0, self.seed].into_iter().for_each(|number| out.put_u64_le(number));
-        out.put_u8(u8::from(self.bootstrap) | u8::from(self.expected) << 1);
+        out.put_u8(u8::from(self.bootstrap) | u8::from(self.expected) << 1 | u8::from(self.led) << 2);
         out.put_slice(self.name.as_bytes());
         for url in &self.client_urls {
             out.put_u8(b'\n');
@@ -449,7 +460,7 @@ impl Standing {
         let (cluster, node, peer) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
         let seed = bytes.get_u64_le();
         let flags = bytes.get_u8();
-        let (bootstrap, expected) = (flags & 1 != 0, flags & 2 != 0);
+        let (bootstrap, expected, led) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
         let text = String::from_utf8(bytes.to_vec()).ok()?;
         let mut lines = text.split('\n').map(str::to_owned);
         let name = lines.next().unwrap_or_default();
@@ -460,6 +471,7 @@ impl Standing {
             peer: PeerId(peer),
             bootstrap,
             expected,
+            led,
             seed,
             name,
             client_urls,
@@ -480,6 +492,7 @@ mod tests {
             peer: PeerId(3),
             bootstrap: true,
             expected: false,
+            led: true,
             seed: 4,
             name: "n1".to_owned(),
             client_urls: vec!["http://127.0.0.1:2379".to_owned()],

@@ -4,9 +4,10 @@
 //! within the request timeout, in an answer or a refusal that says whether it may yet take effect.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Event, GroupStatus, Input, Membership, MembershipChange, Outcome, Refusal, Role};
@@ -49,6 +50,10 @@ pub(crate) struct Shared {
     pub request_timeout: Duration,
     pub gossip: SharedView,
     pub stages: Arc<Stages>,
+    /// What this node waits for, or why it takes no part.
+    pub waits_for: ArcSwapOption<String>,
+    /// See [`GroupHandle::hold`].
+    pub held: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -125,6 +130,7 @@ impl GroupHandle {
         let asked = match shared.waiters.lease_grant(now) {
             Some(grant) => Ok(Err(grant)),
             None if !shared.belongs() => Err(Refusal::NoLeader),
+            None if shared.held.load(Ordering::Relaxed) => Err(Refusal::Held),
             None if shared.inbox.len() >= INBOX_MAX => Err(Refusal::Busy),
             None => {
                 let (seq, receiver) = shared.waiters.reader();
@@ -165,8 +171,22 @@ impl GroupHandle {
         self.0.status.load().term
     }
 
+    /// What keeps this node from its cluster, one sentence each; empty when all is well.
+    pub fn notes(&self) -> Vec<String> {
+        let waits_for = self.0.waits_for.load_full().map(|why| (*why).clone());
+        waits_for.into_iter().chain(self.0.transport.refusals()).collect()
+    }
+
     pub fn membership(&self) -> Arc<Membership> {
         self.0.membership.load_full()
+    }
+
+    /// While held, this node takes no new entries and no snapshot from the leader, and so answers nothing that needs them:
+    /// its disk is full, and the others are enough.
+    pub fn hold(&self, held: bool) {
+        if self.0.held.swap(held, Ordering::SeqCst) != held {
+            self.0.inbox.push(Input::Hold { group: self.0.group, held });
+        }
     }
 
     /// Asks the leader's node, which may be this one, something that only a leader knows.
@@ -225,6 +245,9 @@ impl GroupHandle {
         let shared = &self.0;
         if !shared.belongs() {
             return Err(Refusal::NoLeader);
+        }
+        if shared.held.load(Ordering::Relaxed) && !self.is_leader() {
+            return Err(Refusal::Held);
         }
         if shared.inbox.len() >= INBOX_MAX {
             return Err(Refusal::Busy);

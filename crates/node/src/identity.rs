@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use base::{ClusterId, NodeId, PeerId};
 
-use crate::clock;
+use crate::{clock, recovery};
 
 const FILE: &str = "identity";
 const TEMPORARY: &str = "identity.tmp";
@@ -51,6 +51,13 @@ pub enum IdentityError {
     OtherNode { path: PathBuf, ours: NodeId, theirs: NodeId },
     #[error("{path} cannot be understood: {why}")]
     Damaged { path: PathBuf, why: String },
+    #[error("{path} is no data folder of a node: there is no `identity` in it; name the right one with --data-dir")]
+    Unused { path: PathBuf },
+    #[error(
+        "data folder {path} is in the middle of a recovery that was interrupted; run `chainfire recover --unsafe` on it \
+         again"
+    )]
+    HalfRecovered { path: PathBuf },
 }
 
 impl Folder {
@@ -64,8 +71,25 @@ impl Folder {
         if !path.join(FILE).exists() && !is_unused(path, seed).map_err(unusable)? {
             return Err(IdentityError::Foreign { path: path.to_owned() });
         }
+        if path.join(recovery::RECOVERING).exists() {
+            return Err(IdentityError::HalfRecovered { path: path.to_owned() });
+        }
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK));
-        let lock = open.map_err(unusable)?;
+        Folder::lock(path, open.map_err(unusable)?)
+    }
+
+    /// Takes the folder of a stopped node, to look at it or to mend it. Nothing is made or changed in it.
+    pub fn stopped(path: &Path) -> Result<Folder, IdentityError> {
+        let unusable = |error| IdentityError::Unusable { path: path.to_owned(), error };
+        if !path.join(FILE).try_exists().map_err(unusable)? {
+            return Err(IdentityError::Unused { path: path.to_owned() });
+        }
+        // Whoever looks need not be able to write; without the file nobody holds the lock, and the folder's will do.
+        let lock = File::open(path.join(LOCK)).or_else(|_| File::open(path));
+        Folder::lock(path, lock.map_err(unusable)?)
+    }
+
+    fn lock(path: &Path, lock: File) -> Result<Folder, IdentityError> {
         // SAFETY: the descriptor is open; the lock goes with it when it is closed.
         if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             return Err(IdentityError::InUse { path: path.to_owned() });

@@ -14,9 +14,9 @@
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
 //! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
-//! (back) to it · [`seed`] a state to begin with · [`node`] all of it put together · [`stages`] where time went ·
-//! [`lag`] followers
-//! that are behind · [`service`] what the service manager is told · [`clock`], [`logging`].
+//! (back) to it · [`outcast`] how one finds that it was left out · [`seed`] a state to begin with · [`recovery`] a stopped
+//! node's folder mended · [`node`] all of it put together · [`stages`] where time went · [`lag`] followers that are behind ·
+//! [`service`] what the service manager is told · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error, a damaged state or a damaged log stops the process; nothing is retried on a bad disk.
@@ -37,6 +37,8 @@ pub mod logging;
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
 pub mod node;
+pub(crate) mod outcast;
+pub mod recovery;
 pub mod seed;
 pub mod service;
 pub mod stages;
@@ -44,9 +46,9 @@ pub mod tls;
 pub mod transport;
 pub(crate) mod waiters;
 
-pub use driver::DriverStats;
+pub use driver::{DriverStats, STALL};
 pub use founding::FIRST_METHOD;
 pub use gossip::GossipOptions;
 pub use handle::{GroupHandle, ReadGrant};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Folder, Identity, IdentityError};
 pub use node::{InitialMember, Node, NodeConfig, StartError};

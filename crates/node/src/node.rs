@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use base::{ClusterId, GroupId, NodeId};
 use consensus::{CreateGroup, Host, HostConfig, Input, Mark, Membership, Role, StateMachine};
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ use crate::gossip::{self, GossipOptions, Gossiping, SharedView};
 use crate::handle::{GroupHandle, Shared};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
+use crate::outcast;
 use crate::seed::{self, Seed, Waiting};
 use crate::tls::{self, Certificates, TlsError, TlsOptions};
 use crate::transport::{CallService, Listening, Me, Transport};
@@ -171,7 +172,9 @@ impl Node {
             fatal,
             stats: Arc::new(DriverStats::default()),
             stages: Arc::default(),
+            held: Arc::default(),
         });
+        let held = engines.held.clone();
         let me = Me {
             node: identity.node,
             peer: identity.peer,
@@ -196,6 +199,8 @@ impl Node {
             request_timeout: config.request_timeout,
             gossip: gossip.clone(),
             stages: engines.stages.clone(),
+            waits_for: ArcSwapOption::empty(),
+            held,
         }));
         let gossip_at = gossip_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shell = Arc::new(Shell {
@@ -225,6 +230,7 @@ impl Node {
         let start = |listener| Gossiping::start(listener, shell.clone(), for_members, gossip);
         let gossiping = gossip_listener.map(start).transpose().map_err(StartError::Gossip)?.map(Arc::new);
         runtime.spawn(founding::settle(shell.clone()));
+        runtime.spawn(outcast::watch(shell.clone()));
         runtime.spawn(forget_lost(shell.clone()));
         if let Some(certificates) = &certificates {
             runtime.spawn(tls::reload::tend(certificates.clone()));
@@ -403,13 +409,15 @@ fn open_log(
         (Err(error), _) => return Err(StartError::Log(error)),
         (Ok(store), None) => return Ok((Arc::new(store), identity, None)),
         (Ok(_), Some(Err(why))) => return Err(StartError::State(why.clone())),
-        (Ok(store), Some(Ok(opened))) => match Host::mismatch(&store, GROUP, opened.mark()) {
-            None => return Ok((Arc::new(store), identity, machine.and_then(Result::ok))),
-            Some(why) => why,
-        },
+        (Ok(store), Some(Ok(opened))) => {
+            match untrusted(folder, &**opened)?.or_else(|| Host::mismatch(&store, GROUP, opened.mark())) {
+                None => return Ok((Arc::new(store), identity, machine.and_then(Result::ok))),
+                Some(why) => why,
+            }
+        }
     };
     let voters = match &machine {
-        Some(Ok(machine)) => Membership::decode(&machine.membership()).map_or(0, |membership| membership.voters.len()),
+        Some(Ok(machine)) => voters(&**machine),
         _ => 0,
     };
     let bare = crate::transport::bare_address;
@@ -446,6 +454,25 @@ fn listen_for_gossip(options: Option<&GossipOptions>) -> Result<Option<TcpListen
             Ok(None)
         }
     }
+}
+
+fn voters(machine: &dyn StateMachine) -> usize {
+    Membership::decode(&machine.membership()).map_or(0, |membership| membership.voters.len())
+}
+
+/// Why the state must come from a peer although it can be read: it went through a repair. Without peers it has to do.
+fn untrusted(folder: &Folder, machine: &dyn StateMachine) -> Result<Option<String>, StartError> {
+    let Some(why) = folder.repaired() else { return Ok(None) };
+    if voters(machine) != 1 {
+        return Ok(Some(why.to_owned()));
+    }
+    folder.keep_repaired()?;
+    tracing::warn!(
+        target: "chainfire_storage",
+        "{why}, and there is no other member to get it from: what could be read is served, keys may be missing or old \
+         code=CF4106"
+    );
+    Ok(None)
 }
 
 /// What a lost incarnation left is removed when the member stands again.

@@ -37,7 +37,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let options = Options { long: arguments.long, trace: false, bug: None };
+    let options = Options { long: arguments.long, ..Options::default() };
     if let Some(seed) = arguments.trace {
         let report = world::run(seed, Options { trace: true, ..options });
         println!("{}", counts(&report.counts));

@@ -56,6 +56,28 @@ fn skipping_a_command_is_caught() {
     caught(Bug::SkipCommand, 20, &["differ after entry", "published two things"]);
 }
 
+/// In worlds where nothing fails but the disks of leaders.
+#[test]
+fn ignoring_a_stalled_disk_is_caught() {
+    let options = Options { bug: Some(Bug::IgnoreStalls), only_stalls: true, ..Options::default() };
+    let found = (0..20).find_map(|seed| run(seed, options).failure.map(|failure| (seed, failure)));
+    let (seed, failure) = found.expect("IgnoreStalls went unnoticed in 20 seeds");
+    println!("IgnoreStalls caught by seed {seed}: {}", failure.why);
+    assert!(failure.why.contains("with a disk that stands still"), "{}", failure.why);
+}
+
+#[test]
+fn a_leader_whose_disk_stands_still_leads_no_more_within_five_seconds() {
+    let mut judged = 0;
+    for seed in 0..30 {
+        let report = run_twice(seed, Options { only_stalls: true, ..Options::default() });
+        assert_eq!(report.failure, None, "seed {seed}");
+        judged += report.counts.stalls_judged;
+    }
+    println!("{judged} leaders' disks stood still");
+    assert!(judged > 20, "only {judged} stalls were judged");
+}
+
 #[test]
 fn the_same_seeds_pass_without_a_bug() {
     for seed in 0..20 {

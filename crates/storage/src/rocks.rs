@@ -6,7 +6,7 @@
 //! wants a fast start flushes first.
 //!
 //! The parts: [`options`] how RocksDB is set up, [`view`] reading, [`install`] receiving a replacement, [`swap`]
-//! its crash-safe exchange on disk, [`events`] what RocksDB tells of itself.
+//! its crash-safe exchange on disk, [`events`] what RocksDB tells of itself, [`check`] a database that nobody has open.
 //!
 //! Invariants:
 //! * The watermark that physical clean-up sees is never ahead of what is durable: it takes effect with the flush
@@ -18,6 +18,7 @@
 //! * A failed exchange leaves no database: every call answers with the reason, and the next opening of the
 //!   folder finishes what was begun.
 
+mod check;
 mod events;
 mod install;
 mod options;
@@ -34,6 +35,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use rust_rocksdb::{CompactOptions, DB, ErrorKind, FlushOptions, WriteOptions, properties};
 
+pub use self::check::{LOST, StateFiles, check, repair};
 pub use self::events::EngineEvent;
 pub use self::options::RocksOptions;
 

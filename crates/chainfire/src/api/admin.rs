@@ -20,7 +20,7 @@ impl Api {
         let applied = self.stores.get().map_or(0, |store| store.reader.current().mark.index);
         let membership = self.handle.membership();
         let node = self.handle.node();
-        let mut notes = Vec::new();
+        let mut notes = self.handle.notes();
         if self.handle.cluster().0 == 0 {
             notes.push("this node belongs to no cluster yet; its log says what it waits for".to_owned());
         } else if group.leader.is_none() {
@@ -89,6 +89,11 @@ impl Api {
             Err(Refusal::NotALearner) => {
                 self.members_response(Some(node), &self.handle.membership(), "the member is a voter already")
             }
+            Err(Refusal::LearnerNotReady) => Err(Status::new(
+                Code::FailedPrecondition,
+                "the learner has not caught up with the leader: it must be started, and its lag in member-list small; then \
+                 try again",
+            )),
             Err(why) => Err(refused(why)),
         }
     }
@@ -115,14 +120,29 @@ impl Api {
 
     async fn changed(&self, node: Option<NodeId>, change: MembershipChange, note: &str) -> Result<Bytes, Status> {
         let membership = self.handle.change(change).await.map_err(|why| match why {
-            Refusal::WouldLoseQuorum => Status::new(
-                Code::FailedPrecondition,
-                "the change would leave no quorum; start the stopped members first",
-            ),
+            Refusal::WouldLoseQuorum => Status::new(Code::FailedPrecondition, self.no_quorum()),
             Refusal::ChangeInFlight => Status::unavailable("a membership change is in flight; try again in a moment"),
             why => refused(why),
         })?;
         self.members_response(node, &membership, note)
+    }
+
+    /// Why a member cannot be let go, and what to do.
+    fn no_quorum(&self) -> String {
+        let (membership, group) = (self.handle.membership(), self.handle.status());
+        if membership.voters.len() == 1 {
+            return "the change would leave no quorum: this is the only voter; add another member first".to_owned();
+        }
+        // Only the leader knows who is silent.
+        let silent = group.followers.iter().filter(|(peer, _, heard)| !heard && membership.voters.contains(peer));
+        let silent: Vec<String> =
+            silent.filter_map(|(peer, _, _)| membership.node_of(*peer)).map(|node| node.to_string()).collect();
+        let who =
+            if silent.is_empty() { String::new() } else { format!(" (not heard of: node {})", silent.join(", ")) };
+        format!(
+            "the change would leave no quorum: too few of the members that would remain are up{who}; start these first, or \
+             remove those that are gone for good before this one"
+        )
     }
 
     fn members_response(&self, node: Option<NodeId>, membership: &Membership, note: &str) -> Result<Bytes, Status> {

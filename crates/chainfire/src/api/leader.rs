@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::NodeId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Refusal, Role};
 use node::GroupHandle;
@@ -10,6 +11,8 @@ use node::transport::{CallFuture, CallService};
 
 use crate::command::Command;
 use crate::lessor::Renewal;
+use crate::space::Reports;
+use crate::stopping;
 use crate::store::Stores;
 
 /// Renew a lease: 8 bytes id in; 8 bytes TTL in seconds out, zero when it is gone.
@@ -17,21 +20,35 @@ pub const RENEW: u8 = node::FIRST_METHOD;
 /// 8 bytes id in; 8 bytes remaining seconds out, −1 when it is gone.
 pub const REMAINING: u8 = node::FIRST_METHOD + 1;
 
+/// 8 bytes node id in: its disk is full, or its quota is exceeded. 8 bytes out: 1 when a quorum is full.
+pub const DISK_FULL: u8 = node::FIRST_METHOD + 2;
+pub const OVER_QUOTA: u8 = node::FIRST_METHOD + 3;
+/// 8 bytes node id in; 8 bytes out: 1 when the others are a quorum without it.
+pub const DISPENSABLE: u8 = node::FIRST_METHOD + 4;
+
 const WAIT: Duration = Duration::from_millis(5);
 
 pub struct LeaderCalls {
     pub handle: GroupHandle,
     pub stores: Arc<Stores>,
+    pub reports: Arc<Reports>,
 }
 
 impl CallService for LeaderCalls {
     fn call(&self, method: u8, mut body: Bytes) -> CallFuture {
-        let (handle, stores) = (self.handle.clone(), self.stores.clone());
+        let (handle, stores, reports) = (self.handle.clone(), self.stores.clone(), self.reports.clone());
         Box::pin(async move {
             let id = body.try_get_i64_le().map_err(|_| Refusal::UnknownMember)?;
             let answer = match method {
                 RENEW => renew(&handle, &stores, id).await?,
                 REMAINING => remaining(&handle, &stores, id).await?,
+                DISK_FULL | OVER_QUOTA | DISPENSABLE if handle.status().role != Role::Leader => {
+                    return Err(Refusal::NoLeader);
+                }
+                DISK_FULL | OVER_QUOTA => reports.take(method, NodeId(id as u64), &handle),
+                DISPENSABLE => {
+                    i64::from(stopping::is_dispensable(NodeId(id as u64), &handle.status(), &handle.membership()))
+                }
                 _ => return Err(Refusal::NoGroup),
             };
             let mut out = BytesMut::with_capacity(8);

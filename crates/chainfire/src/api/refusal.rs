@@ -21,7 +21,7 @@ pub fn error_of(why: Refusal) -> ApiError {
         Refusal::TooLarge => ApiError::RequestTooLarge,
         Refusal::Stopping => ApiError::Stopped,
         Refusal::Damaged => ApiError::Corrupt,
-        Refusal::ChangeInFlight => ApiError::Unhealthy,
+        Refusal::ChangeInFlight | Refusal::Held => ApiError::Unhealthy,
         Refusal::UnknownMember => ApiError::MemberNotFound,
         Refusal::DuplicateMember => ApiError::PeerUrlExists,
         Refusal::LearnerNotReady => ApiError::LearnerNotReady,

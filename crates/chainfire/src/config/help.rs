@@ -64,6 +64,10 @@ Chainfire: a replicated key-value store that speaks etcd's v3 API.
 
 Usage: chainfire [FLAGS]
        chainfire etcd [ETCD'S FLAGS]    also when it is started under the name `etcd`
+On a stopped node (each has --help):
+       chainfire check                  is its data intact, and how far does it reach
+       chainfire repair                 rebuild damaged data from the other members
+       chainfire recover --unsafe       a majority is lost for good: go on with what this node has
 
 One node, on its own:
   chainfire --data-dir ./data

@@ -164,6 +164,11 @@ impl Metrics {
         page.gauge("chainfire_log_segments", "Files of the Raft log.", log.segments);
         page.counter("chainfire_log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
         page.counter("chainfire_log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
+        page.counter(
+            "chainfire_log_write_stalls_total",
+            "Log writes that took a second and more.",
+            get(&driver.write_stalls),
+        );
         gossip(page, sources.gossip);
         if let Some(tls) = &sources.tls {
             certificates(page, tls);

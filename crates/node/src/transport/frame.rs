@@ -46,6 +46,10 @@ pub const BUSY: u8 = 2;
 /// The certificate does not name the node that its owner claims to be.
 pub const WRONG_NAME: u8 = 3;
 
+/// A member that missed that its cluster was recovered without it meets this first.
+pub const OTHER_CLUSTER: &str = "the node there belongs to another cluster; if that was recovered without this node, stop this \
+                                 node, empty its data folder, add it with member-add, and start it";
+
 impl Hello {
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
@@ -105,7 +109,7 @@ impl Welcome {
     pub fn refusal(&self) -> Option<&'static str> {
         match self.status {
             WELCOME => None,
-            WRONG_CLUSTER => Some("the node there belongs to another cluster"),
+            WRONG_CLUSTER => Some(OTHER_CLUSTER),
             WRONG_NAME => Some("tls: bad certificate: ours does not name this node"),
             _ => Some("the node there has too many connections"),
         }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use base::PeerId;
+use base::{ClusterId, NodeId, PeerId};
 use consensus::{Input, Message};
 use parking_lot::Mutex;
 
@@ -42,14 +42,21 @@ struct Door {
     open: AtomicUsize,
     /// Addresses that sent what is not ours, and what was wrong; each is logged once.
     strangers: Mutex<BTreeSet<(IpAddr, String)>>,
+    /// Nodes of other clusters; each is logged once.
+    foreign: Mutex<BTreeSet<(ClusterId, NodeId)>>,
 }
 
 impl Listening {
     pub fn start(listener: TcpListener, transport: Transport) -> io::Result<Listening> {
         let address = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let door =
-            Arc::new(Door { transport, stop: stop.clone(), open: AtomicUsize::new(0), strangers: Mutex::default() });
+        let door = Arc::new(Door {
+            transport,
+            stop: stop.clone(),
+            open: AtomicUsize::new(0),
+            strangers: Mutex::default(),
+            foreign: Mutex::default(),
+        });
         std::thread::Builder::new().name("raft-listen".to_owned()).spawn(move || door.accept(&listener))?;
         Ok(Listening { address, stop })
     }
@@ -124,6 +131,9 @@ impl Door {
         frame::write(&mut pipe, &welcome.encode())?;
         vouched.map_err(invalid)?;
         if status != frame::WELCOME {
+            if strange {
+                self.turned_away(&hello);
+            }
             return Ok(());
         }
         if self.transport.address(hello.node).is_none() && !hello.address.is_empty() {
@@ -136,6 +146,22 @@ impl Door {
             }
             Purpose::Snapshot => self.transport.receive_snapshot(pipe),
             Purpose::Call => self.transport.answer_calls(pipe),
+        }
+    }
+
+    /// Said once per node, however often it comes.
+    fn turned_away(&self, hello: &Hello) {
+        let mut foreign = self.foreign.lock();
+        if foreign.len() < STRANGERS_MAX && foreign.insert((hello.cluster, hello.node)) {
+            tracing::warn!(
+                target: "chainfire_network",
+                "Refused a node of another cluster, node={} addr={} cluster={} ours={}; if it is to join this one, empty its \
+                 data folder and add it with member-add code=CF4110",
+                hello.node,
+                hello.address,
+                hello.cluster,
+                self.transport.me().cluster
+            );
         }
     }
 

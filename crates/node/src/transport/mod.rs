@@ -48,6 +48,7 @@ pub use listener::Listening;
 /// Connecting and shaking hands take at most this.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const REFUSALS_MAX: usize = 64;
 
 pub type CallFuture = Pin<Box<dyn Future<Output = Result<Bytes, Refusal>> + Send>>;
 
@@ -72,6 +73,8 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     /// `None`: plain TCP, on loopback.
     certificates: Option<Arc<Certificates>>,
+    /// Why nodes at these addresses turned this one away, or were turned away; until they take it.
+    refusals: Mutex<BTreeMap<String, String>>,
 }
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
@@ -107,7 +110,13 @@ impl Transport {
             staged,
             runtime,
             certificates,
+            refusals: Mutex::default(),
         }))
+    }
+
+    /// Who would not have to do with this node, and why, one sentence each.
+    pub fn refusals(&self) -> Vec<String> {
+        self.0.refusals.lock().iter().map(|(address, why)| format!("{address}: {why}")).collect()
     }
 
     pub fn set_service(&self, service: Arc<dyn CallService>) {
@@ -211,6 +220,10 @@ impl Transport {
         let reply = frame::read(&mut pipe, frame::SMALL_BYTES_MAX).map_err(wrong)?;
         let welcome = Welcome::decode(&reply).ok_or("the other side does not speak this protocol")?;
         if let Some(why) = welcome.refusal() {
+            let mut refusals = self.0.refusals.lock();
+            if refusals.len() < REFUSALS_MAX {
+                refusals.insert(bare.to_owned(), why.to_owned());
+            }
             return Err(why.to_owned());
         }
         if let Some(certificate) = pipe.certificate()
@@ -222,6 +235,7 @@ impl Transport {
                 tls::host_of(bare)
             ));
         }
+        self.0.refusals.lock().remove(bare);
         Ok((pipe, welcome))
     }
 

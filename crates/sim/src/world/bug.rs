@@ -18,10 +18,12 @@ pub enum Bug {
     ForgetVote,
     /// A follower's state machine skips a command now and then.
     SkipCommand,
+    /// Nobody looks at how long the disk takes.
+    IgnoreStalls,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 7] = [
+    pub const ALL: [Bug; 8] = [
         Bug::AcknowledgeBeforePersist,
         Bug::SkipTermCheck,
         Bug::ReuseReadContext,
@@ -29,5 +31,6 @@ impl Bug {
         Bug::ServePastLease,
         Bug::ForgetVote,
         Bug::SkipCommand,
+        Bug::IgnoreStalls,
     ];
 }

@@ -148,6 +148,9 @@ impl Node {
                 stage.note(node, "hash-mismatch", &[("group", group.0), ("peer", peer.0), ("index", index)]);
                 stage.ledger.fail(|| format!("hashes at {index} of group {group}: {ours:x}, {peer} has {theirs:x}"));
             }
+            Event::DiskStalled { group, stalled_ms } => {
+                stage.note(node, "disk-stalled", &[("group", group.0), ("ms", stalled_ms)]);
+            }
             Event::BadMessage { group, from, why } => {
                 stage.ledger.fail(|| format!("group {group}: a bad message from {from}: {why}"));
             }
@@ -213,6 +216,7 @@ impl Node {
         if self.slow_disk {
             delay += stage.rng.between(20, 600) * MS;
         }
+        delay = delay.max(self.stalled_until.saturating_sub(stage.now));
         if stage.has(Bug::AcknowledgeBeforePersist) {
             delay += 200 * MS;
         }
@@ -224,6 +228,9 @@ impl Node {
 
     /// The disk has synced what it took.
     pub fn synced(&mut self, stage: &mut Stage) {
+        if self.stalled_until > stage.now {
+            return stage.queue.push(self.stalled_until, Happening::Synced(self.who()));
+        }
         let Some(running) = &mut self.running else { return };
         let Some(Syncing { number, staged, batch }) = running.writer.syncing.take() else { return };
         if let Err(error) = self.disk.log.sync_to(staged) {

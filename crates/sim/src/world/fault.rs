@@ -158,6 +158,7 @@ impl World {
                 self.stage.note(0, "mended", &[("number", number)]);
             }
             Ending::SlowDisk { at } => self.nodes[at].slow_disk = false,
+            Ending::FullDisk { at } => self.hold(at, false),
         }
     }
 
@@ -169,10 +170,12 @@ impl World {
         for at in 0..self.nodes.len() {
             let node = &mut self.nodes[at];
             node.slow_disk = false;
+            node.stall_ends(&mut self.stage);
             node.paused_until = node.paused_until.min(self.stage.now);
             if node.enlisted && node.running.is_none() {
                 node.start(&mut self.stage);
             }
+            self.hold(at, false);
         }
     }
 }

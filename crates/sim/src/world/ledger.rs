@@ -192,6 +192,11 @@ impl Ledger {
         self.leaders.len() as u64
     }
 
+    /// The highest term that has had a leader.
+    pub fn latest_term(&self, group: GroupId) -> u64 {
+        self.leaders.range((group, 0)..=(group, u64::MAX)).next_back().map_or(0, |((_, term), _)| *term)
+    }
+
     /// A node may serve reads of the group until `until`.
     pub fn lease(&mut self, group: GroupId, at: usize, until: u64) {
         if until <= self.now {

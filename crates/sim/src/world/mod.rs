@@ -10,7 +10,7 @@
 //! # Rooms
 //! [`plan`] what a seed stands for · [`queue`] what will happen · [`stage`] what everyone shares · [`node`] a node and its disk ·
 //! [`drive`] a host's outputs carried out · [`apply`] appliers and flushers · [`transfer`] snapshots · [`requests`] a node's
-//! reads and commands · [`work`] clients · [`watch`] watchers · [`operate`] membership and leadership · [`fault`] what
+//! reads and commands · [`work`] clients · [`watch`] watchers · [`operate`] membership and leadership · [`fault`], [`disks`] what
 //! strikes · [`net`], [`clock`], [`shadow`] the network, clocks, and what is really on disk · [`bug`] bugs to plant.
 //!
 //! # How to read a trace
@@ -19,7 +19,7 @@
 //!
 //! * Start at the end: the failure names a group, an index, a key, a peer or a `seq`; search upwards for that number. A
 //!   `seq` begins at `command`, `read` or `change`; a peer at `new-folder` or `open`; an index at `committed` and `applied`.
-//! * `start`, `crash`, `pause`, `slow-disk`, `log-damaged`, `partition`/`mended`, `heal` are the faults; `campaign`, `leader`,
+//! * `start`, `crash`, `pause`, `slow-disk`, `disk-stands`, `disk-full`, `log-damaged`, `partition`/`mended`, `heal` are the faults; `campaign`, `leader`,
 //!   `no-leader` what they lead to. Between `persist` and `synced` with the same number lies the disk: what is acknowledged in
 //!   between is a promise broken.
 //! * `send` is followed by the message in words (kind, term, index, entries, commit). A message that has no `turn` of its
@@ -32,6 +32,7 @@
 pub mod apply;
 pub mod bug;
 pub mod clock;
+pub mod disks;
 pub mod drive;
 pub mod fault;
 mod forgetful;
@@ -81,6 +82,8 @@ pub struct Options {
     /// Faults for a minute or two instead of some seconds.
     pub long: bool,
     pub bug: Option<Bug>,
+    /// Nothing fails but the disks of leaders, which stall.
+    pub only_stalls: bool,
     /// Print every step.
     pub trace: bool,
 }
@@ -110,6 +113,8 @@ pub struct Counts {
     pub rebuilt: u64,
     pub events_watched: u64,
     pub watch_connections: u64,
+    /// Leaders whose disks stalled for long, and who were seen to lead no more.
+    pub stalls_judged: u64,
 }
 
 pub struct World {
@@ -120,6 +125,7 @@ pub struct World {
     operator: Operator,
     transfers: Transfers,
     phase: Phase,
+    stalls_judged: u64,
 }
 
 /// Runs a seed once.
@@ -148,7 +154,13 @@ pub fn run_twice(seed: u64, options: Options) -> Report {
 
 impl World {
     fn new(seed: u64, options: Options) -> World {
-        let plan = Plan::new(seed, options.long);
+        let mut plan = Plan::new(seed, options.long);
+        if options.only_stalls {
+            plan.faults = plan::Faults::only_stalls();
+        }
+        if options.bug == Some(Bug::IgnoreStalls) {
+            plan.host.disk_stall = std::time::Duration::MAX;
+        }
         let mut stage = Stage::new(plan, options.bug, options.trace);
         stage.trace.say(0, 0, || format!("{:#?}", stage.plan));
         let mut nodes: Vec<Node> = (0..NODES_MAX).map(|at| Node::new(at, &mut stage)).collect();
@@ -160,6 +172,9 @@ impl World {
         {
             stage.after(delay, what);
         }
+        if stage.plan.faults.stalled_disks || stage.plan.faults.full_disks {
+            stage.after(1_500 * MS, Happening::DiskFault);
+        }
         World {
             stage,
             nodes,
@@ -168,6 +183,7 @@ impl World {
             operator: Operator::default(),
             transfers: Transfers::default(),
             phase: Phase::default(),
+            stalls_judged: 0,
         }
     }
 
@@ -234,6 +250,8 @@ impl World {
             Happening::Client { client } => self.client(client),
             Happening::Watch { watcher } => self.watch(watcher),
             Happening::Fault => self.fault(),
+            Happening::DiskFault => self.disk_fault(),
+            Happening::JudgeStall { who, group, term } => self.judge_stall(who, group, term),
             Happening::End(ending) => self.end_fault(ending),
             Happening::Start { at } => {
                 if self.nodes[at].enlisted && self.nodes[at].running.is_none() {
@@ -281,6 +299,7 @@ impl World {
             rebuilt: self.operator.rebuilt,
             events_watched: self.watchers.events,
             watch_connections: self.watchers.reconnects,
+            stalls_judged: self.stalls_judged,
         };
         Report { failure: stage.ledger.failure.clone(), trace_hash: stage.trace.hash(), counts }
     }

@@ -41,6 +41,10 @@ pub struct Node {
     pub life: u32,
     pub paused_until: u64,
     pub slow_disk: bool,
+    /// Its disk returns from nothing before this.
+    pub stalled_until: u64,
+    /// Its disk has no room for new entries.
+    pub full: bool,
     pub disk: Disk,
     pub running: Option<Running>,
     /// In use: member, or about to be.
@@ -143,6 +147,8 @@ impl Node {
             life: 0,
             paused_until: 0,
             slow_disk: false,
+            stalled_until: 0,
+            full: false,
             disk,
             running: None,
             enlisted: false,
@@ -284,6 +290,7 @@ impl Node {
         self.crashes += 1;
         stage.fallen.push(self.at);
         self.paused_until = 0;
+        self.full = false;
         stage.ledger.down(self.at);
         drop(running);
         self.disk.log.crash(&mut self.disk.rng);

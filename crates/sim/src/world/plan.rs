@@ -78,6 +78,9 @@ pub struct Faults {
     pub membership: bool,
     /// Logs damaged or lost, members rebuilt.
     pub lost_logs: bool,
+    /// Disks that return from nothing for a while; and disks without room, which take no new entries.
+    pub stalled_disks: bool,
+    pub full_disks: bool,
     /// Of a hundred tender moments (see [`super::fault::Moment`]), how many are struck.
     pub moments_percent: u64,
 }
@@ -111,7 +114,7 @@ impl Plan {
             rest_max: rng.between(10, 60) * MS,
             faulty: if long { rng.between(30, 120) } else { rng.between(8, 16) } * SECOND,
             fault_every: rng.between(300, 2_000) * MS,
-            faults: Faults::new(&mut rng),
+            faults: Faults::new(&mut rng).with_disks(seed),
             host,
             trip: if slow_network { (2 * MS, 40 * MS) } else { (MS / 5, 5 * MS) },
             sync: if rng.percent(20) { (MS, 20 * MS) } else { (MS / 5, 3 * MS) },
@@ -154,6 +157,24 @@ impl Faults {
             membership: maybe(45, 1) > 0,
             lost_logs: maybe(35, 1) > 0,
             moments_percent: maybe(60, 20),
+            stalled_disks: false,
+            full_disks: false,
         }
+    }
+
+    /// Nothing but leaders' disks that stall.
+    pub fn only_stalls() -> Faults {
+        Faults { stalled_disks: true, ..Faults::default() }
+    }
+
+    pub fn is_only_stalls(&self) -> bool {
+        let Faults { partitions, pauses, crashes, membership, lost_logs, .. } = *self;
+        let others = partitions || pauses || crashes || membership || lost_logs || self.full_disks || self.transfers;
+        self.stalled_disks && !others && self.loss_permille == 0 && self.drift_permille == 0
+    }
+
+    fn with_disks(self, seed: u64) -> Faults {
+        let mut rng = Rng::new(seed ^ 0x00D1_5C0F_FA17);
+        Faults { stalled_disks: rng.percent(25), full_disks: rng.percent(25), ..self }
     }
 }

@@ -47,6 +47,10 @@ pub enum Happening {
     Watch { watcher: usize },
     /// The next fault.
     Fault,
+    /// The next fault of a disk.
+    DiskFault,
+    /// A leader's disk has stood still for long: it must not lead any more.
+    JudgeStall { who: Who, group: GroupId, term: u64 },
     /// A fault ends.
     End(Ending),
     /// A crashed node comes up again.
@@ -64,6 +68,7 @@ pub enum Happening {
 pub enum Ending {
     Partition { number: u64 },
     SlowDisk { at: usize },
+    FullDisk { at: usize },
 }
 
 /// The plan.

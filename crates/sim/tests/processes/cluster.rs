@@ -269,6 +269,11 @@ impl Cluster {
         }
     }
 
+    /// SIGTERM, and no waiting.
+    pub fn terminate(&self, index: usize) {
+        self.signal(index, libc::SIGTERM);
+    }
+
     pub fn pause(&self, index: usize) {
         self.signal(index, libc::SIGSTOP);
     }

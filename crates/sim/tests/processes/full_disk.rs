@@ -1,20 +1,17 @@
-//! A full disk: writes are refused, reads and deletes go on, and with room the writes come back by themselves.
+//! A full disk: writes are refused, reads and deletes go on, and with room the writes come back by themselves. The full
+//! disk of a minority stops nobody else.
 
-use std::ffi::CString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proto::etcdserverpb as pb;
-use tempfile::TempDir;
 use tonic::Code;
 
 use crate::client::Client;
-use crate::cluster::{Cluster, Options, is_etcd};
+use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
+use crate::disks::SmallDisk;
 use crate::tell::{figure, runs, skipped};
 
-const DISK_BYTES: u64 = 320 << 20;
 const VALUE_BYTES: usize = 256 << 10;
 const REFUSED_WITHIN: Duration = Duration::from_secs(2);
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -40,8 +37,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     let ballast = disk.path().join("someone-elses");
     for cycle in 0..cycles {
         // Someone else fills the disk, all but a little.
-        let size = disk.free_bytes() - (6 << 20);
-        fill(&ballast, size);
+        disk.fill(&ballast, 6 << 20);
         let full = Instant::now();
         let refused = until_refused(&client, "key", "small").await;
         figure(format_args!(
@@ -62,7 +58,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     }
 
     // The node fills the rest of the disk itself; what it acknowledged is there.
-    fill(&ballast, disk.free_bytes() - (96 << 20));
+    disk.fill(&ballast, 96 << 20);
     let value = "x".repeat(VALUE_BYTES);
     let mut written = 0;
     let why = loop {
@@ -102,7 +98,7 @@ async fn a_disk_without_a_byte_left_ends_nothing() {
         client.put(&format!("before-{number}"), &"x".repeat(10_000)).await.unwrap();
     }
     let ballast = disk.path().join("someone-elses");
-    fill(&ballast, disk.free_bytes());
+    disk.fill(&ballast, 0);
     until_refused(&client, "key", "small").await;
     // Defragmenting begins with a flush, which finds no room; nobody is to wait for it.
     let _ = client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await;
@@ -120,6 +116,91 @@ async fn a_disk_without_a_byte_left_ends_nothing() {
     cluster.spawn(0);
     cluster.wait_until_serving(0).await;
     assert_eq!(client.prefix("before-").await.unwrap().count, 200);
+}
+
+/// Each of three nodes has a disk of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_minority_stops_nobody_and_a_full_quorum_refuses() {
+    if is_etcd() {
+        return skipped("a_full_minority", "an etcd whose disk is full stops");
+    }
+    let mut cluster = Cluster::new(3, Options::default());
+    let mut disks = Vec::new();
+    for index in 0..3 {
+        match SmallDisk::mount_at(&cluster.nodes[index].data_dir) {
+            Ok(disk) => disks.push(disk),
+            Err(why) => return skipped("a_full_minority", &format!("a small file system cannot be mounted: {why}")),
+        }
+    }
+    let ballast = |index: usize| disks[index].path().join("someone-elses");
+    (0..3).for_each(|index| cluster.spawn(index));
+    cluster.wait_until_all_serve().await;
+    for number in 0..20 {
+        cluster.client(0).put(&format!("before-{number}"), "1").await.unwrap();
+    }
+    let leader = cluster.leader().await;
+    let (follower, roomy) = ((leader + 1) % 3, (leader + 2) % 3);
+
+    // A follower alone: the others go on, and it sends its own clients to them at once.
+    disks[follower].fill(&ballast(follower), 6 << 20);
+    let full = Instant::now();
+    while full.elapsed() < Duration::from_secs(4) {
+        cluster.client(leader).put("key", "goes on").await.unwrap();
+        assert_eq!(cluster.client(roomy).get("key").await.unwrap().count, 1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(alarms(&cluster, leader).await, 0, "nobody is alarmed by a minority");
+    let asked = Instant::now();
+    let why = cluster.client(follower).put("key", "elsewhere").await.unwrap_err();
+    assert!(why.code() == Code::Unavailable && asked.elapsed() < Duration::from_secs(2), "{why:?}");
+
+    // A second one, the leader: two of three are a quorum.
+    disks[leader].fill(&ballast(leader), 6 << 20);
+    let full = Instant::now();
+    let refused = until_refused(&cluster.client(roomy), "key", "small").await;
+    figure(format_args!(
+        "two of three disks full: refused {} ms after the second filled up",
+        (refused - full).as_millis()
+    ));
+    assert!(refused - full < REFUSED_WITHIN, "refused after {:?}", refused - full);
+    for index in 0..3 {
+        let client = cluster.client(index);
+        // The one that was alone learns in a moment that it is not.
+        while client.get("before-19").await.is_err() {
+            assert!(full.elapsed() < PATIENCE, "reads go on");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(client.delete(&format!("before-{index}")).await.unwrap().deleted, 1);
+    }
+
+    // One of them has room again, which is a quorum; then the other, which catches up.
+    fs::remove_file(ballast(leader)).unwrap();
+    wait_for_writes(&cluster.client(roomy)).await;
+    fs::remove_file(ballast(follower)).unwrap();
+    wait_for_writes(&cluster.client(follower)).await;
+    cluster.wait_until_all_serve().await;
+    assert_eq!(alarms(&cluster, roomy).await, 0);
+    cluster.assert_equal_hashes().await;
+
+    // A leader alone hands over, and writes go on.
+    let leader = cluster.leader().await;
+    disks[leader].fill(&ballast(leader), 12 << 20);
+    let full = Instant::now();
+    loop {
+        let next = cluster.leader().await;
+        cluster.client((leader + 1) % 3).put("key", "goes on").await.unwrap();
+        if next != leader {
+            break;
+        }
+        assert!(full.elapsed() < PATIENCE, "a full leader leads on");
+    }
+    figure(format_args!("a full leader handed over within {} ms", full.elapsed().as_millis()));
+    fs::remove_file(ballast(leader)).unwrap();
+}
+
+async fn alarms(cluster: &Cluster, index: usize) -> usize {
+    let client = cluster.client(index);
+    client.within(client.maintenance().alarm(pb::AlarmRequest::default())).await.unwrap().alarms.len()
 }
 
 async fn until_refused(client: &Client, key: &str, value: &str) -> Instant {
@@ -151,49 +232,4 @@ async fn wait_for_writes(client: &Client) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     figure(format_args!("full disk: writes are back {} ms after there was room", room.elapsed().as_millis()));
-}
-
-fn fill(path: &Path, bytes: u64) {
-    let file = fs::File::create(path).unwrap();
-    // SAFETY: the descriptor is open.
-    let done = unsafe { libc::posix_fallocate(std::os::fd::AsRawFd::as_raw_fd(&file), 0, bytes as libc::off_t) };
-    assert_eq!(done, 0, "room for {bytes} bytes");
-}
-
-/// A file system in memory; unmounted when dropped.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount() -> std::io::Result<SmallDisk> {
-        let folder = tempfile::Builder::new().prefix("processes-disk-").tempdir()?;
-        let path = CString::new(folder.path().as_os_str().as_bytes())?;
-        let options = CString::new(format!("size={DISK_BYTES},mode=700"))?;
-        // SAFETY: all texts end with a zero byte and live through the call.
-        let done =
-            unsafe { libc::mount(c"tmpfs".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast()) };
-        if done == 0 { Ok(SmallDisk(folder)) } else { Err(std::io::Error::last_os_error()) }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
-    }
-
-    fn free_bytes(&self) -> u64 {
-        let path = CString::new(self.0.path().as_os_str().as_bytes()).expect("paths have no zero bytes");
-        let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-        // SAFETY: the path ends with a zero byte, and the call fills `stat` when it succeeds.
-        let stat = unsafe {
-            assert_eq!(libc::statvfs(path.as_ptr(), stat.as_mut_ptr()), 0);
-            stat.assume_init()
-        };
-        stat.f_bavail * stat.f_frsize
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let Ok(path) = CString::new(self.0.path().as_os_str().as_bytes()) else { return };
-        // SAFETY: the path ends with a zero byte. Detached: what is still open goes when it is closed.
-        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-    }
 }

@@ -13,15 +13,17 @@
 //! | `backup` | archives, incremental chains, rounds; the runbook's `tar` into a running cluster and into none |
 //! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
 //! | `operation` | what the service manager, SIGHUP, the log and the metrics owe to an operator |
+//! | `stalled_disk`, `stopping` | who cannot write leads no more; who is needed stops late |
+//! | `offline` | folders of stopped nodes are checked and repaired, and one of three goes on alone |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
 //! | `gossip` | who is alive is known soon, by members only; a node finds its cluster through any one of them |
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
-//! The rest is the harness: `cluster` (processes), `client` (one endpoint), `pki` (certificates), `history` (clients whose
-//! doings are recorded), `planted` (the judge of histories, and faults that it must see), `tell` (figures, and tests that
-//! cannot run here).
+//! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `client` (one endpoint), `pki`
+//! (certificates), `history` (clients whose doings are recorded), `planted` (the judge of histories, and faults that it
+//! must see), `tell` (figures, and tests that cannot run here).
 //!
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
 //! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.
@@ -33,6 +35,7 @@ mod bad_starts;
 mod catch_up;
 mod client;
 mod cluster;
+mod disks;
 mod durability;
 mod etcdctl;
 mod every_node;
@@ -43,6 +46,7 @@ mod leadership;
 mod linearizable;
 mod lost_logs;
 mod membership;
+mod offline;
 mod operation;
 mod pki;
 mod planted;
@@ -50,5 +54,7 @@ mod python;
 mod restore;
 mod rolling;
 mod secure;
+mod stalled_disk;
+mod stopping;
 mod tell;
 mod watching;

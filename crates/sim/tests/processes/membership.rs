@@ -88,6 +88,56 @@ async fn a_removed_and_wiped_node_comes_back_as_a_voter() {
     cluster.assert_equal_hashes().await;
 }
 
+/// The runbook's "remove node from cluster and re-add fresh", in its order: remove, wipe, start, add as a learner, promote.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_started_before_it_is_added_again_waits_and_says_so() {
+    if is_etcd() {
+        return skipped("started_before_added", "an etcd does not wait to be added");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let first = cluster.member(0, 2).await.unwrap();
+    remove(&cluster, first.id).await.unwrap();
+    cluster.kill(2);
+    wipe(&cluster, 2);
+    cluster.spawn(2);
+    crate::offline::wait_for_status(&cluster, 2, |status| {
+        status.notes.iter().any(|note| note.contains("does not know this node; add it with member-add"))
+    })
+    .await;
+    let admin = cluster.client(0);
+    let request = proto::admin::MemberAddRequest {
+        node_id: first.id,
+        peer_urls: vec![cluster.peer_url(2)],
+        learner: true,
+        ..Default::default()
+    };
+    once_healthy(async || admin.within(admin.admin().member_add(request.clone())).await).await.unwrap();
+    cluster.wait_until_serving(2).await;
+    let listed = cluster.member(0, 2).await.unwrap();
+    assert_eq!((listed.id, listed.is_learner), (first.id, true));
+    let request = proto::admin::MemberPromoteRequest { node_id: first.id };
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(why) = admin.within(admin.admin().member_promote(request)).await {
+        assert!(why.message().contains("caught up") || why.code() == Code::Unavailable, "{why:?}");
+        assert!(Instant::now() < deadline, "it is never promoted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    wait_for_voters(&cluster, 3).await;
+    // Once more is no error, and says so.
+    let again = admin.within(admin.admin().member_promote(request)).await.unwrap();
+    assert_eq!(again.note, "the member is a voter already");
+
+    // With one of three down, nobody who is up can be let go.
+    let leader = cluster.leader().await;
+    cluster.kill((leader + 1) % 3);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let needed = cluster.member(leader, (leader + 2) % 3).await.unwrap().id;
+    let through = cluster.client(leader);
+    let request = proto::admin::MemberRemoveRequest { node_id: needed };
+    let why = through.within(through.admin().member_remove(request)).await.unwrap_err();
+    assert!(why.message().contains("would leave no quorum") && why.message().contains("start"), "{why:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_grows_from_one_and_shrinks_again_under_load() {
     if is_etcd() {
@@ -195,6 +245,13 @@ async fn stops_acting(cluster: &mut Cluster, removed: usize) {
     let outcast = crate::client::Client::with_timeout(&cluster.endpoint(removed), Duration::from_secs(2));
     assert!(outcast.put("by-a-removed-node", "1").await.is_err(), "a removed node took a write");
     assert!(outcast.get("with-three-of-four").await.is_err(), "a removed node served a linearizable read");
+    if !is_etcd() {
+        // It knows, and says how to come back.
+        crate::offline::wait_for_status(cluster, removed, |status| {
+            status.notes.iter().any(|note| note.contains("was removed from its cluster") || note.contains("member-add"))
+        })
+        .await;
+    }
     let status = cluster.client(0).status().await.unwrap();
     assert_eq!(status.raft_term, term, "a removed node caused an election");
     cluster.client(0).put("after", "1").await.unwrap();

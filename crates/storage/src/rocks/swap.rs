@@ -90,6 +90,12 @@ pub(super) fn settle(dir: &Path) -> io::Result<()> {
     sync_dir(dir)
 }
 
+/// Whether an exchange was decided and is not finished: the next opening finishes it.
+pub(super) fn is_unfinished(dir: &Path) -> io::Result<bool> {
+    let incoming = dir.join(INCOMING);
+    Ok(incoming.join(COMPLETE).try_exists()? || incoming.join(MOVING).try_exists()?)
+}
+
 /// Files directly in `dir` whose names are RocksDB's.
 fn owned_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();

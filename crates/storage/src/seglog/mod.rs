@@ -39,6 +39,8 @@ pub mod record;
 mod recovery;
 mod segments;
 mod store;
+mod verify;
 
 pub use recovery::Recovery;
 pub use store::{SegLog, SegLogOptions};
+pub use verify::{LogCheck, verify};

@@ -58,10 +58,7 @@ pub fn open(disk: Arc<dyn Disk>, options: &SegLogOptions) -> Result<Opened, LogE
         numbers.sort_unstable();
         numbers
     };
-    let mut ids = Vec::new();
-    for number in numbers("segment") {
-        ids.push(u32::try_from(number).map_err(|_| LogError::Io(format!("segment number {number} is too high")))?);
-    }
+    let ids = segment_ids(&names)?;
     if names.iter().any(|name| name == MARK_UNFINISHED) {
         disk.remove(MARK_UNFINISHED).map_err(failed)?;
     }
@@ -74,12 +71,7 @@ pub fn open(disk: Arc<dyn Disk>, options: &SegLogOptions) -> Result<Opened, LogE
     };
 
     let mut segments = Segments::new(disk.clone(), options.segment_bytes, options.zero_ahead_bytes, options.spares_max);
-    let mut scan = Scan::new(mark.salt());
-    for id in &ids {
-        let file = disk.open(&segment_name(*id)).map_err(failed)?;
-        scan.segment(*id, file)?;
-    }
-    let tail = scan.finish(mark.get())?;
+    let (mut scan, tail) = follow(&*disk, &ids, &mark)?;
     if tail.is_none() && options.must_exist {
         return Err(LogError::Lost { why: "there is no record".to_owned() });
     }
@@ -112,12 +104,33 @@ pub fn open(disk: Arc<dyn Disk>, options: &SegLogOptions) -> Result<Opened, LogE
     Ok(Opened { mark, index: scan.index, segments, recovery })
 }
 
+/// The numbers of the segments among the names in the folder, in order.
+pub fn segment_ids(names: &[String]) -> Result<Vec<u32>, LogError> {
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| parse_name(name, "segment")).collect();
+    numbers.sort_unstable();
+    let narrow =
+        |number| u32::try_from(number).map_err(|_| LogError::Io(format!("segment number {number} is too high")));
+    numbers.into_iter().map(narrow).collect()
+}
+
+/// Follows all records through all segments, and judges where they end. Reads only.
+pub fn follow(disk: &dyn Disk, ids: &[u32], mark: &Mark) -> Result<(Scan, Option<Tail>), LogError> {
+    let failed = |error: io::Error| LogError::Io(format!("cannot open the log: {error}"));
+    let mut scan = Scan::new(mark.salt());
+    for id in ids {
+        let file = disk.open(&segment_name(*id)).map_err(failed)?;
+        scan.segment(*id, file)?;
+    }
+    let tail = scan.finish(mark.get())?;
+    Ok((scan, tail))
+}
+
 /// The last record.
-struct Tail {
+pub struct Tail {
     segment: u32,
     offset: u64,
     bytes: u64,
-    sequence: u64,
+    pub sequence: u64,
 }
 
 /// Where the chain of records ended.
@@ -127,14 +140,14 @@ struct Stop {
     flaw: Flaw,
 }
 
-struct Scan {
+pub struct Scan {
     salt: u64,
-    index: Index,
+    pub index: Index,
     tail: Option<Tail>,
     stop: Option<Stop>,
-    torn: Option<Place>,
-    records: u64,
-    bytes: u64,
+    pub torn: Option<Place>,
+    pub records: u64,
+    pub bytes: u64,
 }
 
 impl Scan {

@@ -1,0 +1,351 @@
+//! The room on the disk, and the quota.
+//!
+//! Two lines are drawn through a disk's free bytes ([`Room`]). Below the upper one it counts as full; between the two there is
+//! still room for a while; below the lower one only what gives space back may still be written. Nobody waits for the
+//! operating system to say that there is no room: by then flushes and compactions would fail, and there would be none for
+//! deletes and alarms. For the worst case a file of some megabytes, the ballast, is given up.
+//!
+//! What follows is the whole group's matter, and the leader decides it: members whose disks are full tell it.
+//!
+//! | whose disk is full | what happens |
+//! |---|---|
+//! | a follower's, others are a quorum | it goes on down to the lower line, then takes nothing new ([`GroupHandle::hold`]) until there is room; the others go on |
+//! | the leader's, others are a quorum | it hands over, and is a follower then |
+//! | so many that the others are no quorum | all of these raise NOSPACE: puts are refused everywhere, reads and deletes go on |
+//!
+//! An alarm goes with its reason: the member lowers its own, and the leader that of a member that has not been heard
+//! to be full for a while, such as one that is down.
+//!
+//! The quota is each member's own: one member that exceeds it raises NOSPACE for all, as in etcd.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use base::NodeId;
+use bytes::{Buf, Bytes};
+use consensus::{Membership, Role};
+use node::GroupHandle;
+use parking_lot::Mutex;
+use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
+
+use crate::api::leader::{DISK_FULL, OVER_QUOTA};
+use crate::command::Command;
+use crate::housekeeping::{Rules, ready};
+use crate::store::Stores;
+
+/// A disk can lose much room in little time; looking costs a microsecond.
+const TICK: Duration = Duration::from_millis(25);
+/// The upper line.
+const FREE_BYTES_MIN: u64 = 128 << 20;
+/// … but no more than this part of a small disk.
+const FREE_PART_OF_DISK: u64 = 8;
+/// A member that is full says so this often, and is believed for so long.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+const REPORT_COUNTS: Duration = Duration::from_secs(2);
+/// A member that has said nothing for so long does not hold an alarm up any more.
+const ALARM_COUNTS: Duration = Duration::from_secs(10);
+/// Between two attempts to hand over.
+const HAND_OVER_EVERY: Duration = Duration::from_secs(2);
+const REPORTS_MAX: usize = 256;
+const BALLAST: &str = "ballast";
+const NOSPACE: i32 = AlarmType::Nospace as i32;
+
+/// What the leader makes of a full disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The others are a quorum.
+    Minority,
+    /// Without the full ones there is no quorum: all stop taking more.
+    Quorum,
+}
+
+/// How much there is, against the two lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Room {
+    full: bool,
+    /// Below the lower line.
+    critical: bool,
+}
+
+impl Room {
+    /// Goes over a line at once, and back only with a quarter more than that.
+    fn update(&mut self, free: u64, total: u64) {
+        let (upper, lower) = lines(total);
+        let crossed = |was: bool, line: u64| free < if was { line / 4 * 5 } else { line };
+        self.full = crossed(self.full, upper);
+        self.critical = crossed(self.critical, lower);
+    }
+}
+
+fn lines(total: u64) -> (u64, u64) {
+    let upper = FREE_BYTES_MIN.min(total / FREE_PART_OF_DISK);
+    (upper, upper / 2)
+}
+
+/// On the leader: who has said lately that its disk is full, or that its quota is exceeded.
+#[derive(Default)]
+pub struct Reports(Mutex<BTreeMap<NodeId, Report>>);
+
+#[derive(Clone, Copy)]
+struct Report {
+    full: Option<Instant>,
+    any: Instant,
+}
+
+impl Reports {
+    /// A member's call; the answer is 1 when a quorum is full, else 0.
+    pub fn take(&self, method: u8, node: NodeId, handle: &GroupHandle) -> i64 {
+        self.note(node, method == DISK_FULL, Instant::now());
+        i64::from(self.verdict(&handle.membership(), Instant::now()) == Verdict::Quorum)
+    }
+
+    fn note(&self, node: NodeId, full: bool, now: Instant) {
+        let mut reports = self.0.lock();
+        if reports.len() >= REPORTS_MAX && !reports.contains_key(&node) {
+            return;
+        }
+        let report = reports.entry(node).or_insert(Report { full: None, any: now });
+        report.any = now;
+        if full {
+            report.full = Some(now);
+        }
+    }
+
+    fn roomy(&self, node: NodeId) {
+        if let Some(report) = self.0.lock().get_mut(&node) {
+            report.full = None;
+        }
+    }
+
+    fn verdict(&self, membership: &Membership, now: Instant) -> Verdict {
+        let reports = self.0.lock();
+        let full =
+            |node: NodeId| reports.get(&node).and_then(|report| report.full).is_some_and(|at| now - at < REPORT_COUNTS);
+        let voters = membership.voters.len();
+        let roomy = membership.voters.iter().filter(|peer| membership.node_of(**peer).is_none_or(|node| !full(node)));
+        if roomy.count() > voters / 2 { Verdict::Minority } else { Verdict::Quorum }
+    }
+
+    /// Whether a member has been heard of as having a reason for its alarm.
+    fn has_reason(&self, node: NodeId, now: Instant) -> bool {
+        self.0.lock().get(&node).is_some_and(|report| now - report.any < ALARM_COUNTS)
+    }
+}
+
+/// Watches the disk and the quota as long as the node runs.
+pub async fn keep(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
+    let store = ready(&stores).await;
+    let ballast = Ballast::new(&rules.data_dir);
+    let mut keeper =
+        Keeper { handle, rules, room: Room::default(), verdict: None, asked: None, led: None, handed: None };
+    // Why the alarm was raised. A restart forgets it; what the quota does not explain was the disk.
+    let mut raised_for_disk = None;
+    let mut said_full = false;
+    loop {
+        tokio::time::sleep(TICK).await;
+        if let Some((free, total)) = node::disk::room(&keeper.rules.data_dir) {
+            keeper.room.update(free, total);
+            ballast.adjust(free, total);
+        }
+        let quota = keeper.rules.live.quota_bytes();
+        let over_quota = quota > 0 && store.reader.stats().engine.total_bytes > quota;
+        let member = keeper.handle.node().0;
+        let alarms = store.reader.current().alarms.clone();
+        let raised = alarms.contains(&(NOSPACE, member));
+        keeper.decide(over_quota, raised).await;
+        let full = keeper.room.full;
+        if full && !said_full {
+            tracing::error!(
+                target: "chainfire_storage",
+                "Disk full, this member leads no more and stops taking writes if a quorum is full code=CF4130"
+            );
+        } else if !full && said_full {
+            tracing::info!(target: "chainfire_storage", "Disk has room again");
+        }
+        said_full = full;
+
+        let for_disk = *raised_for_disk.get_or_insert(!over_quota);
+        let quorum_full = full && keeper.verdict == Some(Verdict::Quorum);
+        let action = if !raised && (over_quota || quorum_full) {
+            raised_for_disk = Some(!over_quota);
+            tracing::error!(
+                target: "chainfire_storage",
+                "No space left, writes are refused, quota_exceeded={over_quota} disk_full={full} code=CF1002"
+            );
+            Some((AlarmAction::Activate, member))
+        } else if raised && for_disk && !over_quota && !quorum_full && (!full || keeper.verdict.is_some()) {
+            Some((AlarmAction::Deactivate, member))
+        } else {
+            let others = alarms.iter().filter(|(kind, other)| *kind == NOSPACE && *other != member);
+            let stale = others.map(|(_, other)| *other).find(|other| keeper.may_lower(NodeId(*other), over_quota));
+            stale.map(|other| (AlarmAction::Deactivate, other))
+        };
+        if let Some((action, member)) = action {
+            // Tried again at the next look.
+            let command = Command::Alarm { action: action as i32, member, kind: NOSPACE };
+            let done = keeper.handle.propose(command.encode()).await.is_ok();
+            if done && action == AlarmAction::Deactivate {
+                tracing::info!(target: "chainfire_storage", "There is space again, writes are taken, alarm_of={member}");
+            }
+        }
+    }
+}
+
+struct Keeper {
+    handle: GroupHandle,
+    rules: Rules,
+    room: Room,
+    /// The leader's word on this node's full disk, while it is full and a leader can be asked.
+    verdict: Option<Verdict>,
+    /// When the leader was last asked, and since when this node leads.
+    asked: Option<Instant>,
+    led: Option<Instant>,
+    handed: Option<Instant>,
+}
+
+impl Keeper {
+    /// Tells the leader, hears its verdict, and does what follows for this node.
+    /// `raised`: this node's alarm is; as long as it is, it takes part, so that it can lower it.
+    async fn decide(&mut self, over_quota: bool, raised: bool) {
+        let now = Instant::now();
+        let node = self.handle.node();
+        let leads = self.handle.status().role == Role::Leader;
+        self.led = if leads { self.led.or(Some(now)) } else { None };
+        if leads {
+            if over_quota || self.room.full {
+                self.rules.reports.note(node, self.room.full, now);
+            }
+            if !self.room.full {
+                self.rules.reports.roomy(node);
+            }
+            let verdict = self.rules.reports.verdict(&self.handle.membership(), now);
+            self.verdict = self.room.full.then_some(verdict);
+            let due = self.handed.is_none_or(|at| now - at >= HAND_OVER_EVERY);
+            if self.verdict == Some(Verdict::Minority) && due {
+                self.handed = Some(now);
+                tracing::warn!(target: "chainfire_raft", "Handing leadership over, the disk of this member is full code=CF4131");
+                // Whoever is furthest takes it; if nobody can, it is tried again.
+                drop(tokio::spawn(self.handle.transfer(None)));
+            }
+        } else if (self.room.full || over_quota) && self.asked.is_none_or(|at| now - at >= REPORT_EVERY) {
+            self.asked = Some(now);
+            let method = if self.room.full { DISK_FULL } else { OVER_QUOTA };
+            let body = Bytes::copy_from_slice(&node.0.to_le_bytes());
+            let asked = tokio::time::timeout(REPORT_COUNTS, self.handle.call_leader(method, body)).await;
+            let answer = asked.ok().and_then(Result::ok).and_then(|mut answer| answer.try_get_i64_le().ok());
+            let verdict = answer.map(|quorum| if quorum == 1 { Verdict::Quorum } else { Verdict::Minority });
+            self.verdict = verdict.filter(|_| self.room.full);
+        } else if !self.room.full {
+            self.verdict = None;
+        }
+        let quorum_full = self.room.full && self.verdict == Some(Verdict::Quorum);
+        // This node's own clients are refused at once; the alarm takes its way through the log.
+        self.rules.disk_full.store(quorum_full, Ordering::Relaxed);
+        self.handle.hold(!leads && !raised && self.room.critical && self.verdict == Some(Verdict::Minority));
+    }
+
+    /// On a leader of some standing: another member's alarm has lost its reason.
+    fn may_lower(&self, node: NodeId, over_quota: bool) -> bool {
+        let now = Instant::now();
+        let stands = self.led.is_some_and(|since| now - since >= ALARM_COUNTS);
+        stands && !over_quota && !self.rules.reports.has_reason(node, now)
+    }
+}
+
+/// A file that holds room for the worst case.
+struct Ballast {
+    path: PathBuf,
+}
+
+impl Ballast {
+    fn new(dir: &Path) -> Ballast {
+        Ballast { path: dir.join(BALLAST) }
+    }
+
+    /// Given up when next to nothing is left, and taken up again when there is plenty.
+    fn adjust(&self, free: u64, total: u64) {
+        let (upper, lower) = lines(total);
+        let bytes = lower / 2;
+        let there = self.path.exists();
+        if there && free < lower / 4 {
+            tracing::warn!(target: "chainfire_storage", "Next to no space left, giving the ballast up, bytes={bytes}");
+            // If it cannot be removed there is nothing to gain.
+            let _ = fs::remove_file(&self.path);
+        } else if !there && free > upper / 4 * 5 + bytes * 2 {
+            let made = File::create(&self.path).is_ok_and(|file| reserve(&file, bytes));
+            if !made {
+                let _ = fs::remove_file(&self.path);
+            }
+        }
+    }
+}
+
+fn reserve(file: &File, bytes: u64) -> bool {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: the descriptor is open.
+    bytes > 0 && unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{ClusterId, PeerId};
+    use consensus::Member;
+
+    use super::*;
+
+    fn membership(voters: u64) -> Membership {
+        let member = |node| Member { node: NodeId(node), peer: PeerId(100 + node), ..Member::default() };
+        Membership::founding(ClusterId(1), (1..=voters).map(member).collect())
+    }
+
+    #[test]
+    fn lines_are_crossed_at_once_and_recrossed_with_a_margin() {
+        let total = 80 << 20;
+        let mut room = Room::default();
+        for (free_mib, full, critical) in [
+            (11, false, false),
+            (9, true, false),
+            (11, true, false),
+            (4, true, true),
+            (6, true, true),
+            (7, true, false),
+            (13, false, false),
+        ] {
+            room.update(free_mib << 20, total);
+            assert_eq!(room, Room { full, critical }, "{free_mib} MiB free");
+        }
+    }
+
+    #[test]
+    fn a_quorum_is_full_when_the_others_are_none() {
+        let now = Instant::now();
+        for (voters, fulls, expected) in [
+            (1, 1, Verdict::Quorum),
+            (2, 1, Verdict::Quorum),
+            (3, 1, Verdict::Minority),
+            (3, 2, Verdict::Quorum),
+            (5, 2, Verdict::Minority),
+            (5, 3, Verdict::Quorum),
+        ] {
+            let reports = Reports::default();
+            (1..=fulls).for_each(|node| reports.note(NodeId(node), true, now));
+            assert_eq!(reports.verdict(&membership(voters), now), expected, "{fulls} of {voters}");
+            assert_eq!(reports.verdict(&membership(voters), now + REPORT_COUNTS), Verdict::Minority, "a report ages");
+        }
+    }
+
+    #[test]
+    fn a_quota_that_is_exceeded_fills_no_disk_but_keeps_its_alarm() {
+        let now = Instant::now();
+        let reports = Reports::default();
+        reports.note(NodeId(1), false, now);
+        reports.note(NodeId(2), false, now);
+        assert_eq!(reports.verdict(&membership(3), now), Verdict::Minority);
+        assert!(reports.has_reason(NodeId(1), now) && !reports.has_reason(NodeId(3), now));
+        assert!(!reports.has_reason(NodeId(1), now + ALARM_COUNTS));
+    }
+}
