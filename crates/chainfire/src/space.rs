@@ -32,7 +32,7 @@ use node::GroupHandle;
 use parking_lot::Mutex;
 use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 
-use crate::api::leader::{DISK_FULL, OVER_QUOTA};
+use crate::api::leader::{DISK_FULL, DISK_ROOMY, OVER_QUOTA};
 use crate::command::Command;
 use crate::housekeeping::{Rules, ready};
 use crate::store::Stores;
@@ -99,7 +99,11 @@ struct Report {
 impl Reports {
     /// A member's call; the answer is 1 when a quorum is full, else 0.
     pub fn take(&self, method: u8, node: NodeId, handle: &GroupHandle) -> i64 {
-        self.note(node, method == DISK_FULL, Instant::now());
+        if method == DISK_ROOMY {
+            self.roomy(node);
+        } else {
+            self.note(node, method == DISK_FULL, Instant::now());
+        }
         i64::from(self.verdict(&handle.membership(), Instant::now()) == Verdict::Quorum)
     }
 
@@ -239,8 +243,10 @@ impl Keeper {
             let answer = asked.ok().and_then(Result::ok).and_then(|mut answer| answer.try_get_i64_le().ok());
             let verdict = answer.map(|quorum| if quorum == 1 { Verdict::Quorum } else { Verdict::Minority });
             self.verdict = verdict.filter(|_| self.room.full);
-        } else if !self.room.full {
-            self.verdict = None;
+        } else if !self.room.full && self.verdict.take().is_some() {
+            // So that it is not counted as full any longer. If this gets lost, its last report ages.
+            let body = Bytes::copy_from_slice(&node.0.to_le_bytes());
+            drop(tokio::spawn(self.handle.call_leader(DISK_ROOMY, body)));
         }
         let quorum_full = self.room.full && self.verdict == Some(Verdict::Quorum);
         // This node's own clients are refused at once; the alarm takes its way through the log.

@@ -23,6 +23,8 @@ pub const REMAINING: u8 = node::FIRST_METHOD + 1;
 /// 8 bytes node id in: its disk is full, or its quota is exceeded. 8 bytes out: 1 when a quorum is full.
 pub const DISK_FULL: u8 = node::FIRST_METHOD + 2;
 pub const OVER_QUOTA: u8 = node::FIRST_METHOD + 3;
+/// 8 bytes node id in: its disk has room again.
+pub const DISK_ROOMY: u8 = node::FIRST_METHOD + 5;
 /// 8 bytes node id in; 8 bytes out: 1 when the others are a quorum without it.
 pub const DISPENSABLE: u8 = node::FIRST_METHOD + 4;
 
@@ -42,10 +44,10 @@ impl CallService for LeaderCalls {
             let answer = match method {
                 RENEW => renew(&handle, &stores, id).await?,
                 REMAINING => remaining(&handle, &stores, id).await?,
-                DISK_FULL | OVER_QUOTA | DISPENSABLE if handle.status().role != Role::Leader => {
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if handle.status().role != Role::Leader => {
                     return Err(Refusal::NoLeader);
                 }
-                DISK_FULL | OVER_QUOTA => reports.take(method, NodeId(id as u64), &handle),
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY => reports.take(method, NodeId(id as u64), &handle),
                 DISPENSABLE => {
                     i64::from(stopping::is_dispensable(NodeId(id as u64), &handle.status(), &handle.membership()))
                 }

@@ -182,7 +182,8 @@ async fn a_full_minority_stops_nobody_and_a_full_quorum_refuses() {
     assert_eq!(alarms(&cluster, roomy).await, 0);
     cluster.assert_equal_hashes().await;
 
-    // A leader alone hands over, and writes go on.
+    // A leader alone hands over, and writes go on. First all have to know that nobody else is full.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let leader = cluster.leader().await;
     disks[leader].fill(&ballast(leader), 12 << 20);
     let full = Instant::now();
