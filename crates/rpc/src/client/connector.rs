@@ -24,6 +24,9 @@ use tonic::codegen::Service;
 use super::tls::Tls;
 use crate::tls_words::{SPEAKS_TLS, words};
 
+/// Nothing, or why the server wants no connection.
+pub type FirstWord = oneshot::Sender<Result<(), String>>;
+
 /// Makes connections for a channel.
 #[derive(Clone)]
 pub struct Connector {
@@ -31,7 +34,7 @@ pub struct Connector {
     pub secured: bool,
     pub tls: Option<Tls>,
     /// Where the first connection says how its server began.
-    pub first: Arc<Mutex<Option<oneshot::Sender<Result<(), String>>>>>,
+    pub first: Arc<Mutex<Option<FirstWord>>>,
 }
 
 impl Service<Uri> for Connector {
@@ -102,7 +105,7 @@ pub struct Connection {
 struct Greeting {
     bytes: Vec<u8>,
     over: bool,
-    heard: Option<oneshot::Sender<Result<(), String>>>,
+    heard: Option<FirstWord>,
 }
 
 impl Greeting {
