@@ -6,7 +6,8 @@
 //! wants a fast start flushes first.
 //!
 //! The parts: [`options`] how RocksDB is set up, [`view`] reading, [`install`] receiving a replacement, [`swap`]
-//! its crash-safe exchange on disk, [`events`] what RocksDB tells of itself, [`check`] a database that nobody has open.
+//! its crash-safe exchange on disk, [`events`] what RocksDB tells of itself, [`scrub`] and [`manifest`] checking what lies
+//! on the disk, [`check`] a database that nobody has open.
 //!
 //! Invariants:
 //! * The watermark that physical clean-up sees is never ahead of what is durable: it takes effect with the flush
@@ -21,7 +22,9 @@
 mod check;
 mod events;
 mod install;
+mod manifest;
 mod options;
+mod scrub;
 mod swap;
 mod view;
 
@@ -38,6 +41,7 @@ use rust_rocksdb::{CompactOptions, DB, ErrorKind, FlushOptions, WriteOptions, pr
 pub use self::check::{LOST, StateFiles, check, repair};
 pub use self::events::EngineEvent;
 pub use self::options::RocksOptions;
+pub use self::scrub::{PIECE_BYTES, StateScrub};
 
 use self::events::Events;
 use self::install::{RocksInstall, Staging};
@@ -77,6 +81,9 @@ impl RocksEngine {
     ) -> Result<RocksEngine, EngineError> {
         fs::create_dir_all(dir).map_err(failed_io)?;
         swap::settle(dir).map_err(failed_io)?;
+        if scrub::lost_current(dir).map_err(failed_io)? {
+            return Err(EngineError::Corrupt("the file CURRENT is gone".to_owned()));
+        }
         let staging = Arc::new(Staging::new(dir.to_path_buf(), Blueprint::new(families, options)));
         let events = Arc::new(Events::new(options.now, options.slow_compaction_ms));
         let store = open_store(&staging, &events)?;
@@ -94,6 +101,12 @@ impl RocksEngine {
     /// What happened in the background since the last call; at most a few hundred events, the latest.
     pub fn take_events(&self) -> Vec<EngineEvent> {
         self.events.take()
+    }
+
+    /// What was found damaged since the opening, by whoever came upon it first: a read, a write, a flush or compaction in
+    /// the background, a scrub. Nothing here can be trusted from then on.
+    pub fn damage(&self) -> Option<String> {
+        self.events.damage()
     }
 
     /// Makes a [`Engine::reclaim`] under way return early. For a stop that should not wait for it.
@@ -116,7 +129,7 @@ fn open_store(staging: &Staging, events: &Arc<Events>) -> Result<Arc<Store>, Eng
     if db.latest_sequence_number() == 0 {
         leave_sequence_zero(&db).map_err(failed)?;
     }
-    Ok(Arc::new(Store::new(db, blueprint)))
+    Ok(Arc::new(Store::new(db, blueprint, events.clone())))
 }
 
 /// Writes something that is not part of the state. Installed pairs bear sequence number zero, and so would a
@@ -161,7 +174,7 @@ impl Engine for RocksEngine {
                 Op::DeleteRange { .. } => {}
             }
         }
-        store.db.write_opt(rocks, options).map_err(failed)
+        store.db.write_opt(rocks, options).map_err(|error| self.events.noted(failed(error)))
     }
 
     fn view(&self) -> Arc<dyn View> {
@@ -180,7 +193,7 @@ impl Engine for RocksEngine {
         let watermark = self.watermark.load(Ordering::Acquire);
         let mut wait = FlushOptions::default();
         wait.set_wait(true);
-        store.db.flush_cfs_opt(&store.families(), &wait).map_err(failed)?;
+        store.db.flush_cfs_opt(&store.families(), &wait).map_err(|error| self.events.noted(failed(error)))?;
         self.staging.blueprint.watermark.fetch_max(watermark, Ordering::Release);
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! What RocksDB tells of itself in the background: stalled writes, errors, slow compactions. Counted for the
-//! metrics, and kept as a short list that the shell above turns into log lines.
+//! metrics, and kept as a short list that the shell above turns into log lines. And what was found damaged, whoever
+//! came upon it: remembered, because whoever asks next may well be served from memory.
 //!
 //! A stall lasts from the first family that leaves the normal condition until all are normal again.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base::Time;
 use parking_lot::Mutex;
@@ -12,6 +13,8 @@ use rust_rocksdb::event_listener::{
     BackgroundErrorRecoveryInfo, CompactionJobInfo, DBBackgroundErrorReason, DBWriteStallCondition, EventListener,
     MutableStatus, WriteStallInfo,
 };
+
+use crate::engine::EngineError;
 
 /// Something an operator may want to read about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,7 @@ pub(super) struct Events {
     now: fn() -> Time,
     slow_compaction_ms: u64,
     state: Mutex<State>,
+    damage: OnceLock<String>,
 }
 
 #[derive(Default)]
@@ -59,11 +63,23 @@ struct State {
 
 impl Events {
     pub fn new(now: fn() -> Time, slow_compaction_ms: u64) -> Events {
-        Events { now, slow_compaction_ms, state: Mutex::default() }
+        Events { now, slow_compaction_ms, state: Mutex::default(), damage: OnceLock::new() }
     }
 
     pub fn take(&self) -> Vec<EngineEvent> {
         self.state.lock().recent.drain(..).collect()
+    }
+
+    /// Remembers an error if it is damage.
+    pub fn noted(&self, error: EngineError) -> EngineError {
+        if let EngineError::Corrupt(why) = &error {
+            self.damage.get_or_init(|| why.clone());
+        }
+        error
+    }
+
+    pub fn damage(&self) -> Option<String> {
+        self.damage.get().cloned()
     }
 
     /// Stalls begun, and milliseconds stalled in all, a stall under way included.
@@ -139,7 +155,11 @@ impl EventListener for Ears {
             DBBackgroundErrorReason::KAsyncFileOpen => "open",
             DBBackgroundErrorReason::KUnknown => "background work",
         };
-        let message = status.result().as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let error = status.result().as_ref().err();
+        let message = error.map(ToString::to_string).unwrap_or_default();
+        if let Some(error) = error {
+            self.0.noted(super::failed(error.clone()));
+        }
         self.0.state.lock().push(EngineEvent::BackgroundError { during, message });
     }
 

@@ -10,6 +10,7 @@
 //! * Upper levels are stored with lz4, the last one with zstd at its fastest level: compaction is paid by the
 //!   same cores that serve. A family that grows at its end keeps lz4 throughout, so that its files are moved down as they
 //!   are instead of being written again.
+//! * The manifest keeps a checksum of every table file as a whole, which a scrub compares.
 //!
 //! Left out: statistics objects (they cost on every operation; sizes come from properties, stalls from the
 //! listener) and rate limits.
@@ -19,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::Time;
 use rust_rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DBCompressionType, Options,
-    WriteBufferManager,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DBCompressionType, FileChecksumGenFactory,
+    Options, WriteBufferManager,
 };
 
 use super::events::{Ears, Events};
@@ -120,6 +121,7 @@ impl Blueprint {
         o.set_max_log_file_size(4 << 20);
         o.set_stats_dump_period_sec(0);
         o.set_stats_persist_period_sec(0);
+        o.set_file_checksum_gen_factory(&FileChecksumGenFactory::crc32c());
         if let Some(events) = events {
             o.add_event_listener(Ears(events.clone()));
         }

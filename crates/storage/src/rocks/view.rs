@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rust_rocksdb::{ColumnFamily, DB, DBRawIterator, ReadOptions, ReadTier, Snapshot};
 
+use super::events::Events;
 use super::{failed, options::Blueprint};
 use crate::engine::{Cursor, EngineError, FamilyId, View};
 
@@ -18,11 +19,12 @@ pub(super) struct Store {
     handles: Vec<&'static ColumnFamily>,
     latest: ReadOptions,
     persisted: ReadOptions,
+    events: Arc<Events>,
     pub db: DB,
 }
 
 impl Store {
-    pub fn new(db: DB, blueprint: &Blueprint) -> Store {
+    pub fn new(db: DB, blueprint: &Blueprint, events: Arc<Events>) -> Store {
         let handles = blueprint.families.iter().map(|spec| {
             let handle = db.cf_handle(spec.name).expect("every family was opened");
             // SAFETY: the handle lies in a node of the map inside `db`, which moves with neither `db` nor `Store`
@@ -33,7 +35,7 @@ impl Store {
         let handles = handles.collect();
         let mut persisted = ReadOptions::default();
         persisted.set_read_tier(ReadTier::Persisted);
-        Store { handles, latest: ReadOptions::default(), persisted, db }
+        Store { handles, latest: ReadOptions::default(), persisted, events, db }
     }
 
     pub fn family(&self, family: FamilyId) -> &ColumnFamily {
@@ -53,7 +55,8 @@ impl Store {
     }
 
     fn get_with(&self, family: FamilyId, key: &[u8], reads: &ReadOptions) -> Result<Option<Bytes>, EngineError> {
-        let found = self.db.get_pinned_cf_opt(&self.family(family), key, reads).map_err(failed)?;
+        let found = self.db.get_pinned_cf_opt(&self.family(family), key, reads);
+        let found = found.map_err(|error| self.events.noted(failed(error)))?;
         Ok(found.map(|pinned| Bytes::copy_from_slice(&pinned)))
     }
 }
@@ -94,18 +97,18 @@ impl View for RocksView {
     fn scan(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
         let mut iter = self.iterate(family, from, to);
         iter.seek(from);
-        Box::new(Forward(iter))
+        Box::new(Forward(iter, &self.store.events))
     }
 
     fn scan_back(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
         let mut iter = self.iterate(family, from, to);
         iter.seek_to_last();
-        Box::new(Backward(iter))
+        Box::new(Backward(iter, &self.store.events))
     }
 }
 
-struct Forward<'a>(DBRawIterator<'a>);
-struct Backward<'a>(DBRawIterator<'a>);
+struct Forward<'a>(DBRawIterator<'a>, &'a Events);
+struct Backward<'a>(DBRawIterator<'a>, &'a Events);
 
 macro_rules! cursor {
     ($name:ident, $advance:ident, $seek:ident, $there:tt) => {
@@ -133,7 +136,7 @@ macro_rules! cursor {
             }
 
             fn status(&self) -> Result<(), EngineError> {
-                self.0.status().map_err(failed)
+                self.0.status().map_err(|error| self.1.noted(failed(error)))
             }
         }
     };

@@ -14,7 +14,8 @@
 //! durable, the mark notes its number (`mark`), the index learns where its entries lie (`index`), and `write`
 //! returns. Readers find entries by the index and check each again (`store`). When all entries in the oldest segment
 //! have been compacted away, overwritten, or brought forward, the file becomes a spare. An opening follows the
-//! records from the oldest segment on and rebuilds the index (`recovery`).
+//! records from the oldest segment on and rebuilds the index (`recovery`). Between openings the same chain is followed now
+//! and then, to see whether it still holds (`scrub`).
 //!
 //! Invariants:
 //! 1. A record is written only after the record before it was synced. So a record vouches for all before it, and
@@ -37,10 +38,12 @@ mod index;
 mod mark;
 pub mod record;
 mod recovery;
+mod scrub;
 mod segments;
 mod store;
 mod verify;
 
 pub use recovery::Recovery;
+pub use scrub::LogScrub;
 pub use store::{SegLog, SegLogOptions};
 pub use verify::{LogCheck, verify};

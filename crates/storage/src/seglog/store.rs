@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::GroupId;
@@ -69,6 +69,7 @@ pub struct SegLog {
     syncs: AtomicU64,
     entries_written: AtomicU64,
     spare_bytes: AtomicU64,
+    damage: OnceLock<LogError>,
 }
 
 struct Writer {
@@ -146,6 +147,7 @@ impl SegLog {
             syncs: AtomicU64::new(0),
             entries_written: AtomicU64::new(0),
             spare_bytes: AtomicU64::new(writer.segments.spare_bytes()),
+            damage: OnceLock::new(),
             writer: Mutex::new(writer),
         };
         {
@@ -161,6 +163,36 @@ impl SegLog {
     /// What the opening found.
     pub fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// What was found damaged since the opening, by a read or a scrub. The log must not be used again under the same
+    /// peer id.
+    pub fn damage(&self) -> Option<LogError> {
+        self.damage.get().cloned()
+    }
+
+    pub(super) fn noted(&self, error: LogError) -> LogError {
+        if let LogError::Corrupt { .. } | LogError::Lost { .. } = &error {
+            self.damage.get_or_init(|| error.clone());
+        }
+        error
+    }
+
+    pub(super) fn salt(&self) -> u64 {
+        self.salt
+    }
+
+    /// The segments, oldest first, and of the one in use where its last synced record ends.
+    pub(super) fn written(&self) -> Vec<(u32, Arc<dyn DiskFile>, Option<u64>)> {
+        let writer = self.writer.lock();
+        let current = writer.segments.current.as_ref().map(|current| (current.id, current.end));
+        let index = self.index.read();
+        let segments = index.segments.iter();
+        let written = segments.map(|(id, segment)| {
+            let end = current.filter(|(current, _)| current == id).map(|(_, end)| end);
+            (*id, segment.file.clone(), end)
+        });
+        written.collect()
     }
 
     fn commit(&self, writer: &mut Writer, batch: &LogBatch, moved_bytes_max: u64) -> Result<(), Failure> {
@@ -332,7 +364,8 @@ impl SegLog {
             .map_err(|error| LogError::Io(format!("cannot read {}: {error}", segment_name(segment))))?;
         if read < into.len() {
             let place = Place { file: segment_name(segment), offset: u64::from(offset) + read as u64 };
-            return Err(LogError::Corrupt { place, why: "the file ends within an entry".to_owned() });
+            let why = "the file ends within an entry".to_owned();
+            return Err(self.noted(LogError::Corrupt { place, why }));
         }
         Ok(())
     }
@@ -341,7 +374,7 @@ impl SegLog {
         if entry_crc(self.salt, group, index, position.term, entry) != position.crc {
             let place = Place { file: segment_name(position.segment), offset: position.offset.into() };
             let why = format!("the checksum of entry {index} of group {group} differs");
-            return Err(LogError::Corrupt { place, why });
+            return Err(self.noted(LogError::Corrupt { place, why }));
         }
         Ok(())
     }

@@ -75,6 +75,14 @@ impl SimDisk {
         self.world.lock().fault = Some((call, fault));
     }
 
+    /// Changes a byte of a file beneath everybody.
+    pub fn overwrite(&self, name: &str, at: usize, byte: u8) {
+        let mut world = self.world.lock();
+        let id = world.names[name];
+        let image = world.files.get_mut(&id).expect("a name belongs to a file");
+        image.live[at] = byte;
+    }
+
     pub fn ignore_syncs(&self) {
         self.world.lock().ignores_syncs = true;
     }
