@@ -221,6 +221,7 @@ impl Given {
             listen_client,
             advertise_client,
             storage: RocksOptions { now: node::clock::now, ..RocksOptions::default() },
+            scrub_interval: crate::config::SCRUB_INTERVAL,
             request_bytes_max: self.number("max-request-bytes", 1, config::REQUEST_BYTES_LIMIT as i64)? as usize,
             txn_ops_max: TXN_OPS_MAX,
             quota_bytes: self.number("quota-backend-bytes", i64::MIN, i64::MAX)?.max(0) as u64,

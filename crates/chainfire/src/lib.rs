@@ -12,6 +12,7 @@
 //! | [`announce`], [`progress`] | what the service manager is told; lines that say how replication goes |
 //! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
 //! | [`space`], [`stopping`] | a disk that is full; a stop that leaves a quorum |
+//! | [`scrub`], [`corruption`], [`restart`] | damage looked for, replicas compared, a damaged member begun anew |
 //! | [`restore`] | a saved snapshot becomes what a new cluster begins with |
 //! | [`offline`] | what is done to the folder of a stopped node: check, repair, recover |
 //! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
@@ -25,6 +26,7 @@ pub mod announce;
 pub mod api;
 pub mod command;
 pub mod config;
+pub mod corruption;
 pub mod error;
 pub mod etcd_flags;
 pub mod event;
@@ -40,7 +42,9 @@ pub mod offline;
 pub mod progress;
 pub mod read;
 pub mod reload;
+pub mod restart;
 pub mod restore;
+pub mod scrub;
 pub mod server;
 pub mod space;
 pub mod stopping;

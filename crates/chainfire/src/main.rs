@@ -4,6 +4,7 @@
 //! Exit codes: 0 when it stopped in good order or printed what was asked for, 1 when it could not start or understand
 //! (one line on standard error says why; nothing was changed), 70 when a running node could not go on.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 

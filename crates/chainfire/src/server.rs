@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use base::NodeId;
+use node::heal::Ends;
 use node::node::MachineFiles;
 use node::{Node, NodeConfig};
 use rpc::server::{Server, ServerConfig, Tls};
@@ -21,10 +22,11 @@ use crate::live::{Live, Values};
 use crate::metrics::{Metrics, Sources};
 use crate::progress;
 use crate::reload::Reloader;
-use crate::restore;
+use crate::scrub::{self, Scrub};
 use crate::space::Reports;
 use crate::stopping;
 use crate::store::{self, Stores};
+use crate::{corruption, restart, restore};
 
 /// Bytes a message may have beyond the largest request.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
@@ -51,24 +53,29 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
     let metrics = Arc::new(Metrics::default());
     let slow: Arc<SlowRequests> = Arc::default();
     let disk_full = Arc::new(AtomicBool::new(false));
+    let scrubbing: Arc<Scrub> = Arc::default();
+    let counted: Arc<OnceLock<Weak<Server<Api>>>> = Arc::default();
     let lessor = LessorOptions { election_timeout: settings.node.host.election_timeout(), ..Default::default() };
     let reports: Arc<Reports> = Arc::default();
-    let node = start_node(settings.node.clone(), &settings, &lessor, &stores, &reports)?;
+    let node = start_node(settings.node.clone(), &settings, &lessor, &stores, &counted, &reports)?;
     let handle = node.handle();
     let server_config = ServerConfig {
         message_bytes_max: settings.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
         ..ServerConfig::default()
     };
     let node = Arc::new(node);
-    let counted: Arc<OnceLock<Weak<Server<Api>>>> = Arc::default();
+    scrub::start(&scrubbing, &stores, node.log(), settings.scrub_interval);
     let sources = {
         let (node, stores, metrics) = (node.clone(), stores.clone(), metrics.clone());
         let slow = slow.clone();
         let (counted, live, data_dir) = (counted.clone(), live.clone(), settings.node.data_dir.clone());
+        let scrub = scrubbing.clone();
         move || {
             let store = stores.get();
             metrics.render(&Sources {
                 driver: &node.stats(),
+                health: node.handle().health(),
+                scrub: scrub.progress(),
                 group: &node.handle().status(),
                 membership: &node.handle().membership(),
                 log: &node.log_stats(),
@@ -91,6 +98,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
         live: live.clone(),
         slow: slow.clone(),
         metrics: metrics.clone(),
+        scrub: scrubbing.clone(),
         sources: Arc::new(sources),
         started: Instant::now(),
         large: LargeAnswers::new(ANSWER_BYTES_HELD_MAX),
@@ -106,6 +114,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
         stats: node.stats(),
     };
     housekeeping::start(&handle, &stores, rules);
+    corruption::start(&handle, &stores, &scrubbing);
     let server = Server::new(api, server_config);
     // Set once: it was made just now.
     let _ = counted.set(Arc::downgrade(&server));
@@ -158,6 +167,7 @@ fn start_node(
     settings: &Settings,
     lessor: &LessorOptions,
     stores: &Arc<Stores>,
+    server: &Arc<OnceLock<Weak<Server<Api>>>>,
     reports: &Arc<Reports>,
 ) -> Result<Node, String> {
     let open_machine = {
@@ -174,17 +184,38 @@ fn start_node(
     let files = MachineFiles {
         open: open_machine,
         close: close_machine,
+        damage: {
+            let stores = stores.clone();
+            Box::new(move || stores.get().and_then(|store| store.engine.damage()))
+        },
         seed: restore::seed(&config.data_dir, settings.storage),
     };
-    let (stores, reports) = (stores.clone(), reports.clone());
     let fatal = |why: String| {
         tracing::error!(target: "chainfire_storage", "The node cannot go on and stops, why={why} code=CF1000");
         std::process::exit(70);
     };
+    let quarantine = {
+        let (stores, server) = (stores.clone(), server.clone());
+        move || {
+            stores.close();
+            if let Some(server) = server.get().and_then(Weak::upgrade) {
+                server.stop();
+            }
+        }
+    };
+    let ends = Ends {
+        fatal: Arc::new(fatal),
+        quarantine: Arc::new(quarantine),
+        restart: Arc::new(move || fatal(restart::restart())),
+    };
+    let stores = stores.clone();
     let runtime = tokio::runtime::Handle::current();
-    let service =
-        move |handle| Some(Arc::new(LeaderCalls { handle, stores, reports }) as Arc<dyn node::transport::CallService>);
-    Node::start(config, &runtime, files, service, Arc::new(fatal)).map_err(|error| error.to_string())
+    let reports = reports.clone();
+    let service = move |handle| {
+        let calls = LeaderCalls { handle, stores, reports, answered: Arc::default() };
+        Some(Arc::new(calls) as Arc<dyn node::transport::CallService>)
+    };
+    Node::start(config, &runtime, files, service, ends).map_err(|error| error.to_string())
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, String> {

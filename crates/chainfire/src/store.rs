@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use base::{ClusterId, NodeId};
-use consensus::StateMachine;
+use consensus::{MachineError, StateMachine};
 use parking_lot::Mutex;
 use storage::Engine;
 use storage::rocks::{RocksEngine, RocksOptions};
@@ -52,10 +52,10 @@ pub fn open(
     identity: (ClusterId, NodeId),
     keep: bool,
     stores: &Stores,
-) -> Result<Box<dyn StateMachine>, String> {
-    let engine = RocksEngine::open(dir, &layout::FAMILIES, options).map_err(|error| error.to_string())?;
+) -> Result<Box<dyn StateMachine>, MachineError> {
+    let engine = RocksEngine::open(dir, &layout::FAMILIES, options)?;
     if !keep {
-        restore::clear(&engine).map_err(|error| error.to_string())?;
+        restore::clear(&engine)?;
     }
     let engine = Arc::new(engine);
     let (cluster, member) = identity;
@@ -63,8 +63,7 @@ pub fn open(
     let lessor = Arc::new(Mutex::new(Lessor::new(lessor.clone())));
     let telling = Arc::new(Telling { hub: hub.clone(), lessor: lessor.clone() });
     let shared: Arc<dyn Engine> = engine.clone();
-    let opened = Machine::open(shared, Identity { cluster, member }, telling);
-    let (machine, reader) = opened.map_err(|error| error.to_string())?;
+    let (machine, reader) = Machine::open(shared, Identity { cluster, member }, telling)?;
     hub.begin(Arc::new(reader.clone()), reader.current().revision);
     let store = Store { reader, hub, lessor, engine, reclaiming: Arc::default() };
     stores.0.store(Some(Arc::new(store)));

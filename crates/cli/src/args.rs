@@ -107,6 +107,8 @@ that loses its node goes on at another endpoint, without a gap. Ctrl-C ends it."
     Defrag(ClusterArgs),
     /// Hash all keys and their history, to compare nodes
     Hashkv(HashKvArgs),
+    /// Have nodes read all their data again, to find damage; waits until they have
+    Scrub(ClusterArgs),
     /// Backups: save, check, restore, keep
     #[command(subcommand)]
     Snapshot(SnapshotCommand),

@@ -113,10 +113,15 @@ pub enum Event {
     ElectionTimeout { group: GroupId, term: u64 },
     /// The membership is now this. Emitted when the change is committed.
     Membership { group: GroupId, index: u64, membership: Membership },
-    /// `peer` applied something else than the leader did.
+    /// `peer` has come to `theirs`, and a majority of the voters to `ours`. It is told so.
     HashMismatch { group: GroupId, peer: PeerId, index: u64, ours: u64, theirs: u64 },
     /// The disk has not returned from a write for so long. This peer gives leadership up, and asks for none until it does.
     DiskStalled { group: GroupId, stalled_ms: u64 },
+    /// This peer's state is not what a majority of the voters has come to (`theirs`). It says nothing any more, or, if it
+    /// leads, hands over first: its data is to be given up, and rebuilt from the others.
+    Diverged { group: GroupId, index: u64, ours: u64, theirs: u64 },
+    /// Replicas differ and no value has a majority: nobody can say who is right. Told once, by the leader.
+    HashesUnclear { group: GroupId, index: u64, hashes: Vec<(PeerId, u64)> },
     /// A peer sent something that this version cannot make sense of.
     BadMessage { group: GroupId, from: PeerId, why: String },
 }

@@ -17,6 +17,7 @@ use crate::change::Transfer;
 use crate::check;
 use crate::disk::Stall;
 use crate::entry::Commands;
+use crate::hashes::Hashes;
 use crate::log::{LogReader, LogView};
 use crate::machine::Mark;
 use crate::membership::{ChangeRecord, Membership, MembershipChange};
@@ -26,8 +27,6 @@ use crate::ready::{Effects, Held, Installing};
 use crate::timing::Timing;
 use crate::wire::{Body, Message};
 
-/// Rolling hashes remembered for comparison with the other replicas'.
-const HASHES_MAX: usize = 64;
 /// Peers remembered that are no members.
 const CONTACTS_MAX: usize = 64;
 
@@ -73,8 +72,7 @@ pub(crate) struct Group {
     pub stall: Stall,
     /// Snapshots being built for or sent to peers: the index the log must be kept from.
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
-    hashes: BTreeMap<u64, u64>,
-    hashes_of_others: BTreeMap<(u64, PeerId), u64>,
+    pub hashes: Hashes,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -171,8 +169,7 @@ impl Group {
             paused: false,
             stall: Stall::default(),
             snapshots: BTreeMap::new(),
-            hashes: BTreeMap::new(),
-            hashes_of_others: BTreeMap::new(),
+            hashes: Hashes::default(),
             config,
         };
         group.pin_election_timeout();
@@ -213,7 +210,9 @@ impl Group {
 
     pub fn propose(&mut self, seq: u64, what: What, deadline: Time, effects: &mut Effects) {
         let size = if let What::Command(command) = &what { command.len() } else { 0 };
-        let refusal = if size > crate::wire::MESSAGE_BYTES_MAX / 4 {
+        let refusal = if self.hashes.is_quarantined() {
+            Some(Refusal::NoLeader)
+        } else if size > crate::wire::MESSAGE_BYTES_MAX / 4 {
             Some(Refusal::TooLarge)
         } else if self.proposals.len() >= self.config.proposals_max
             || self.proposals.bytes() + size > self.config.proposal_bytes_max
@@ -230,7 +229,9 @@ impl Group {
     }
 
     pub fn read(&mut self, seq: u64, deadline: Time, effects: &mut Effects) {
-        if self.reads.len() >= self.config.reads_max {
+        if self.hashes.is_quarantined() {
+            effects.refuse(self.id, vec![seq], Refusal::NoLeader);
+        } else if self.reads.len() >= self.config.reads_max {
             effects.refuse(self.id, vec![seq], Refusal::Busy);
         } else {
             self.reads.waiting.push(Read { seq, deadline });
@@ -238,7 +239,7 @@ impl Group {
     }
 
     pub fn campaign(&mut self) {
-        let may = self.installing.is_none() && !self.stall.is_on();
+        let may = self.installing.is_none() && !self.stall.is_on() && !self.hashes.is_quarantined();
         if self.leader().is_none() && self.membership.voters.contains(&self.peer) && may {
             // An error only means that there is nothing to campaign for.
             let _ = self.raw.campaign();
@@ -247,7 +248,7 @@ impl Group {
     }
 
     pub fn message(&mut self, message: Message, effects: &mut Effects) {
-        if message.to != self.peer {
+        if message.to != self.peer || self.is_silent() {
             return;
         }
         let from = message.from;
@@ -278,16 +279,15 @@ impl Group {
                 }
             }
             Body::ReadQuery { term, context } => {
-                let taken = self.is_leader() && term == self.term() && self.reads.push_remote(from, context);
+                let leads = self.is_leader() && !self.hashes.is_quarantined();
+                let taken = leads && term == self.term() && self.reads.push_remote(from, context);
                 if !taken {
                     self.send(from, Body::ReadAnswer { context, index: None }, effects);
                 }
             }
             Body::ReadAnswer { context, index } => self.read_answer(from, context, index, effects),
-            Body::HashReport { index, hash } => {
-                self.hashes_of_others.insert((index, from), hash);
-                self.compare_hashes(effects);
-            }
+            Body::HashReport { index, hash, version } => self.hash_reported(from, index, hash, version, effects),
+            Body::HashVerdict { index, hash, version } => self.hash_judged(from, index, hash, version, effects),
         }
     }
 
@@ -303,6 +303,10 @@ impl Group {
         self.now = now;
         let subticks = self.timing.subticks(self.last_subtick, now);
         self.last_subtick = self.last_subtick + self.timing.subtick * u32::try_from(subticks).unwrap_or(u32::MAX);
+        self.tend_hashes(effects);
+        if self.is_silent() {
+            return self.expire(effects);
+        }
         if self.installing.is_some() {
             return;
         }
@@ -329,17 +333,7 @@ impl Group {
     pub fn applied(&mut self, index: u64, hashes: Vec<(u64, u64)>, effects: &mut Effects) {
         self.applied = self.applied.max(index);
         self.log.applied(index);
-        let leader = self.leader();
-        for (index, hash) in hashes {
-            if !leader.is_none() && leader != self.peer {
-                self.send(leader, Body::HashReport { index, hash }, effects);
-            }
-            self.hashes.insert(index, hash);
-            while self.hashes.len() > HASHES_MAX {
-                self.hashes.pop_first();
-            }
-        }
-        self.compare_hashes(effects);
+        self.hashed(hashes, effects);
     }
 
     /// The state up to `index` is durable: decides how far the log is cut.
@@ -398,7 +392,12 @@ impl Group {
 
     pub fn lease(&self) -> LeaderLease {
         let valid_until = match self.reads.lease_from {
-            Some(from) if self.is_leader() && !self.transferring() && !self.reads.lease_void => {
+            Some(from)
+                if self.is_leader()
+                    && !self.transferring()
+                    && !self.reads.lease_void
+                    && !self.hashes.is_quarantined() =>
+            {
                 from + self.timing.lease
             }
             _ => return LeaderLease::default(),
@@ -444,6 +443,13 @@ impl Group {
     }
 
     pub fn send(&self, to: PeerId, body: Body, effects: &mut Effects) {
+        if !self.is_silent() {
+            self.send_always(to, body, effects);
+        }
+    }
+
+    /// As [`Group::send`], also when this peer otherwise says nothing.
+    pub fn send_always(&self, to: PeerId, body: Body, effects: &mut Effects) {
         if let Some(node) = self.node_of(to) {
             let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
             effects.out.push(Output::Send { to: node, message });
@@ -502,7 +508,7 @@ impl Group {
             return effects.event(Event::BadMessage { group: self.id, from, why });
         };
         let lag = self.committed().saturating_sub(self.applied);
-        let why = if !self.is_leader() || term != self.term() || self.transferring() {
+        let why = if !self.is_leader() || term != self.term() || self.transferring() || self.hashes.is_quarantined() {
             Refusal::NoLeader
         } else if lag > self.config.apply_lag_entries_max {
             Refusal::Busy
@@ -566,27 +572,6 @@ impl Group {
             self.transfers.extract_if(.., |transfer| now >= transfer.deadline).map(|late| late.seq).collect();
         if !late.is_empty() {
             effects.refuse(self.id, late, Refusal::TimedOut);
-        }
-    }
-
-    fn compare_hashes(&mut self, effects: &mut Effects) {
-        let Some(newest) = self.hashes.last_key_value().map(|(index, _)| *index) else {
-            while self.hashes_of_others.len() > HASHES_MAX * 8 {
-                self.hashes_of_others.pop_first();
-            }
-            return;
-        };
-        while let Some((&(index, peer), &theirs)) = self.hashes_of_others.first_key_value() {
-            if index > newest && self.hashes_of_others.len() <= HASHES_MAX * 8 {
-                break;
-            }
-            self.hashes_of_others.pop_first();
-            match self.hashes.get(&index) {
-                Some(&ours) if ours != theirs => {
-                    effects.event(Event::HashMismatch { group: self.id, peer, index, ours, theirs });
-                }
-                _ => {}
-            }
         }
     }
 }

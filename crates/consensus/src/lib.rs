@@ -16,9 +16,10 @@
 //! # Rooms
 //! [`api`] the seam: inputs, outputs, bounds · [`host`] the turn over all groups · `group` one group's state and
 //! inputs · `ready` what follows in the same turn: order of messages, disk and commits · `change` membership and
-//! leadership · `proposals`, `reads` who waits for what, and the leader's lease · [`log`] the log as raft sees it ·
-//! `check` raft messages before they are believed · `disk` a disk that stands still, or is full · [`entry`], [`membership`], [`wire`] what is written and said ·
-//! [`machine`] what is applied to · [`timing`] patience · [`recover`] a replica alone, offline.
+//! leadership · `hashes` replicas compared, and a quarantine · `proposals`, `reads` who waits for what, and the leader's
+//! lease · [`log`] the log as raft sees it · `check` raft messages before they are believed · `disk` a disk that stands
+//! still, or is full · [`entry`], [`membership`], [`wire`] what is written and said · [`machine`] what is applied to ·
+//! [`timing`] patience · [`recover`] a replica alone, offline.
 //!
 //! # Invariants
 //! 1. Nothing is acknowledged, voted or answered before the persist that it rests on is done (`ready`).
@@ -39,6 +40,7 @@ mod check;
 mod disk;
 pub mod entry;
 mod group;
+mod hashes;
 pub mod host;
 pub mod log;
 pub mod machine;

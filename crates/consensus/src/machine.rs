@@ -43,6 +43,9 @@ impl Mark {
 /// Rolling hashes are reported and compared at multiples of this index.
 pub const HASH_EVERY: u64 = 256;
 
+/// What is hashed, and how. Hashes of different versions are not compared: nobody is given up for an upgrade.
+pub const HASH_VERSION: u8 = 1;
+
 /// A committed entry.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -143,9 +146,12 @@ pub trait SnapshotSink: Send {
 pub enum MachineError {
     #[error(transparent)]
     Engine(#[from] storage::EngineError),
-    /// Bytes that our own floor wrote make no sense: damage, or a version that is too new.
+    /// Bytes that our own floor wrote make no sense.
     #[error("damaged: {0}")]
     Damaged(String),
+    /// A later version of the program wrote it. Nothing is wrong with it.
+    #[error("{0}")]
+    TooNew(String),
     /// A received snapshot is incomplete or its checksums do not fit.
     #[error("bad snapshot: {0}")]
     BadSnapshot(String),

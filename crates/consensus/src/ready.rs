@@ -389,6 +389,9 @@ impl Group {
     }
 
     fn send_raft(&mut self, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
+        if self.is_silent() {
+            return;
+        }
         for mut message in messages {
             let to = PeerId(message.to);
             let Some(node) = self.node_of(to) else { continue };
@@ -427,7 +430,7 @@ impl Group {
             let to = PeerId(to);
             // One that was built and is asked for again has fallen behind the log's start.
             let building = self.snapshots.get(&to).is_some_and(|out| out.snapshot == 0);
-            if self.is_leader() && !building {
+            if self.is_leader() && !building && self.hashes.may_spread() {
                 self.snapshots.insert(to, SnapshotOut { snapshot: 0, index: self.log.start().index });
                 effects.out.push(Output::BuildSnapshot { group: self.id, to, index_min });
             }

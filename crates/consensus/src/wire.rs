@@ -48,7 +48,9 @@ pub enum Body {
     /// The answer; `None` when the asked is no leader.
     ReadAnswer { context: u64, index: Option<u64> },
     /// What the sender's state machine hashed to at a fixed index.
-    HashReport { index: u64, hash: u64 },
+    HashReport { index: u64, hash: u64, version: u8 },
+    /// From the leader to a peer that reported something else: what a majority of the voters has come to.
+    HashVerdict { index: u64, hash: u64, version: u8 },
 }
 
 impl Message {
@@ -82,9 +84,10 @@ impl Message {
                 out.put_u8(u8::from(index.is_some()));
                 out.put_u64_le(index.unwrap_or(0));
             }
-            Body::HashReport { index, hash } => {
+            Body::HashReport { index, hash, version } | Body::HashVerdict { index, hash, version } => {
                 out.put_u64_le(*index);
                 out.put_u64_le(*hash);
+                out.put_u8(*version);
             }
         }
         out.freeze()
@@ -135,9 +138,14 @@ impl Message {
                 let index = bytes.get_u64_le();
                 Body::ReadAnswer { context, index: present.then_some(index) }
             }
-            8 => {
-                exactly(16)?;
-                Body::HashReport { index: bytes.get_u64_le(), hash: bytes.get_u64_le() }
+            8 | 9 => {
+                exactly(17)?;
+                let (index, hash, version) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u8());
+                if kind == 8 {
+                    Body::HashReport { index, hash, version }
+                } else {
+                    Body::HashVerdict { index, hash, version }
+                }
             }
             _ => return None,
         };
@@ -154,6 +162,7 @@ impl Message {
             Body::ReadQuery { .. } => 6,
             Body::ReadAnswer { .. } => 7,
             Body::HashReport { .. } => 8,
+            Body::HashVerdict { .. } => 9,
         }
     }
 

@@ -97,7 +97,8 @@ fn messages() -> Vec<Message> {
         Body::ForwardRefused { term: 2, seqs: vec![1, 2], why: Refusal::Busy },
         Body::ReadQuery { term: 2, context: 7 },
         Body::ReadAnswer { context: 7, index: Some(3) },
-        Body::HashReport { index: 256, hash: 1 },
+        Body::HashReport { index: 256, hash: 1, version: 1 },
+        Body::HashVerdict { index: 512, hash: 2, version: 1 },
     ];
     let message = |body| Message { group: GROUP, from: PeerId(12), from_node: NodeId(2), to: OWN, body };
     rafts.chain(others).map(message).collect()

@@ -28,9 +28,10 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::handle::{ReadGrant, Shared};
+use crate::heal::{Damage, Health, What};
 use crate::inbox::Inbox;
-use crate::stages::{Durations, Stages};
 use crate::lag::{Lag, Say};
+use crate::stages::{Durations, Stages};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
 
@@ -82,6 +83,7 @@ pub struct Engines {
     pub sources: Arc<Mutex<HashMap<u64, BuiltSnapshot>>>,
     pub stop: Arc<AtomicBool>,
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+    pub health: Arc<Health>,
     pub stats: Arc<DriverStats>,
     pub stages: Arc<Stages>,
     /// The disk has no room for what comes from the leader.
@@ -320,6 +322,19 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
             tracing::warn!(
                 target: "chainfire_storage",
                 "Disk stall detected, this node leads no more until a log write returns, duration={stalled_ms}ms code=CF4120"
+            );
+        }
+        Event::Diverged { index, ours, theirs, .. } => {
+            let why = format!("its state after entry {index} hashes to {ours:x}, and most have {theirs:x}");
+            engines.health.report(Damage::new(What::Differs, why));
+        }
+        Event::HashesUnclear { index, hashes, .. } => {
+            let all: Vec<String> = hashes.iter().map(|(peer, hash)| format!("{peer}:{hash:x}")).collect();
+            tracing::error!(
+                target: "chainfire_raft",
+                "Replicas differ and no majority agrees, nobody is rebuilt: find out which is right and restore it, \
+                 index={index} hashes={} code=CF4005",
+                all.join(",")
             );
         }
         Event::BadMessage { from, why, .. } => {
@@ -659,7 +674,12 @@ impl Applying {
             match self.machine.apply(&entries, self.peer, &mut applied) {
                 Ok(()) => {}
                 Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Some(next))),
-                Err(error) => return Err(error.to_string()),
+                Err(error) => {
+                    if let MachineError::Damaged(_) = &error {
+                        engines.health.report(Damage::new(What::State, &error));
+                    }
+                    return Err(error.to_string());
+                }
             }
             let reached = entries.last().map_or(last, |entry| entry.index);
             let now = clock::now();
@@ -667,8 +687,11 @@ impl Applying {
             engines.stages.applied(now, reached);
             engines.waiters.set_applied(reached);
             engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
-            for (seq, outcome) in applied.outcomes {
-                engines.waiters.answer(seq, Answer::Outcome(outcome, reached));
+            // What a quarantined state comes to is nobody's business.
+            if !engines.health.is_quarantined() {
+                for (seq, outcome) in applied.outcomes {
+                    engines.waiters.answer(seq, Answer::Outcome(outcome, reached));
+                }
             }
             inputs.push(Input::Applied { group, index: reached, hashes: applied.hashes });
             next = reached + 1;

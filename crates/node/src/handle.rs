@@ -15,6 +15,7 @@ use tokio::sync::broadcast;
 
 use crate::clock;
 use crate::gossip::{SharedView, View};
+use crate::heal::Health;
 use crate::identity::Identity;
 use crate::inbox::Inbox;
 use crate::stages::{StageTimes, Stages};
@@ -54,9 +55,15 @@ pub(crate) struct Shared {
     pub waits_for: ArcSwapOption<String>,
     /// See [`GroupHandle::hold`].
     pub held: Arc<AtomicBool>,
+    pub health: Arc<Health>,
 }
 
 impl Shared {
+    /// Whether this node may answer for its state.
+    fn is_sound(&self) -> bool {
+        !self.health.is_quarantined()
+    }
+
     /// Whether this node belongs to a cluster yet; before, nobody could answer.
     fn belongs(&self) -> bool {
         self.identity.load().cluster != ClusterId::default()
@@ -75,7 +82,11 @@ impl GroupHandle {
         &self,
         command: Bytes,
     ) -> impl Future<Output = Result<(Outcome, u64), Refusal>> + Send + 'static {
-        let asked = self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline });
+        let asked = if self.0.is_sound() {
+            self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline })
+        } else {
+            Err(Refusal::NoLeader)
+        };
         async move {
             match asked?.await {
                 Ok(Answer::Outcome(outcome, index)) => Ok((outcome, index)),
@@ -127,7 +138,8 @@ impl GroupHandle {
     pub fn read(&self) -> impl Future<Output = Result<ReadGrant, Refusal>> + Send + 'static {
         let shared = &self.0;
         let now = clock::now();
-        let asked = match shared.waiters.lease_grant(now) {
+        let asked = match self.lease_read() {
+            _ if !shared.is_sound() => Err(Refusal::NoLeader),
             Some(grant) => Ok(Err(grant)),
             None if !shared.belongs() => Err(Refusal::NoLeader),
             None if shared.held.load(Ordering::Relaxed) => Err(Refusal::Held),
@@ -149,12 +161,12 @@ impl GroupHandle {
 
     /// The grant that a leader with a valid lease can give on the spot.
     pub fn lease_read(&self) -> Option<ReadGrant> {
-        self.0.waiters.lease_grant(clock::now())
+        self.0.waiters.lease_grant(clock::now()).filter(|_| self.0.is_sound())
     }
 
     /// Whether a read done under `grant` and finished by now is linearizable.
     pub fn still_valid(&self, grant: &ReadGrant) -> bool {
-        grant.valid_until.is_none_or(|until| clock::now() < until)
+        self.0.is_sound() && grant.valid_until.is_none_or(|until| clock::now() < until)
     }
 
     /// As of the last turn.
@@ -211,6 +223,27 @@ impl GroupHandle {
     /// Who is alive, as members tell one another; empty without gossip.
     pub fn gossip(&self) -> Arc<View> {
         self.0.gossip.load_full()
+    }
+
+    /// Asks any node; this one too.
+    pub fn call_node(
+        &self,
+        node: NodeId,
+        method: u8,
+        body: Bytes,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
+        let shared = self.0.clone();
+        async move {
+            if node == shared.identity.load().node {
+                return shared.transport.call_here(method, body).await;
+            }
+            shared.transport.call(node, method, body, timeout).await.map_err(|_| Refusal::NoLeader)?
+        }
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.0.health
     }
 
     pub fn events(&self) -> broadcast::Receiver<Event> {

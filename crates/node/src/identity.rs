@@ -24,6 +24,8 @@ use crate::{clock, recovery};
 const FILE: &str = "identity";
 const TEMPORARY: &str = "identity.tmp";
 const LOCK: &str = "owner.lock";
+/// Why this incarnation is to be given up at the next start ([`crate::heal`]).
+const QUARANTINE: &str = "quarantine";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -167,6 +169,27 @@ impl Folder {
         let names = self.seed_files(seed)?;
         names.iter().try_for_each(|name| self.remove(name))?;
         Ok(!names.is_empty())
+    }
+
+    /// Decides, durably, that this incarnation is given up at the next start.
+    pub fn mark_lost(&self, why: &str) -> Result<(), IdentityError> {
+        let write = || -> io::Result<()> {
+            let mut file = File::create(self.path.join(QUARANTINE))?;
+            file.write_all(why.as_bytes())?;
+            file.sync_all()?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|error| IdentityError::Unusable { path: self.path.join(QUARANTINE), error })
+    }
+
+    /// What [`Folder::mark_lost`] left.
+    pub fn lost_mark(&self) -> Result<Option<String>, IdentityError> {
+        let path = self.path.join(QUARANTINE);
+        match fs::read(&path) {
+            Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(IdentityError::Unusable { path, error }),
+        }
     }
 
     /// Puts everything that belongs to a lost incarnation aside, in `lost-PEER/`, and draws a new one.

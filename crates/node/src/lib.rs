@@ -14,12 +14,13 @@
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
 //! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
-//! (back) to it · [`outcast`] how one finds that it was left out · [`seed`] a state to begin with · [`recovery`] a stopped
-//! node's folder mended · [`node`] all of it put together · [`stages`] where time went · [`lag`] followers that are behind ·
-//! [`service`] what the service manager is told · [`clock`], [`logging`].
+//! (back) to it · [`outcast`] how one finds that it was left out · [`heal`] what becomes of a damaged member · [`seed`] a
+//! state to begin with · [`recovery`] a stopped node's folder mended · [`node`] all of it put together · [`stages`] where
+//! time went · [`lag`] followers that are behind · [`service`] what the service manager is told · [`clock`], [`logging`].
 //!
 //! # Invariants
-//! 1. An fsync error, a damaged state or a damaged log stops the process; nothing is retried on a bad disk.
+//! 1. An fsync error stops the process; nothing is retried on a bad disk. What is damaged is never served, and is
+//!    rebuilt from the others ([`heal`]).
 //! 2. A peer id belongs to one incarnation of one data folder, for ever ([`identity`]).
 //! 3. Every queue has a bound; what does not fit is refused or (between peers) dropped, which Raft bears.
 
@@ -29,6 +30,7 @@ pub(crate) mod driver;
 pub(crate) mod founding;
 pub mod gossip;
 pub mod handle;
+pub mod heal;
 pub mod identity;
 pub(crate) mod inbox;
 pub(crate) mod lag;

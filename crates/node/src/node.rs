@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use base::{ClusterId, GroupId, NodeId};
-use consensus::{CreateGroup, Host, HostConfig, Input, Mark, Membership, Role, StateMachine};
+use consensus::{CreateGroup, Host, HostConfig, Input, MachineError, Mark, Membership, Role, StateMachine};
 use parking_lot::Mutex;
 use storage::seglog::{SegLog, SegLogOptions};
-use storage::{LogError, LogStore};
+use storage::{EngineError, LogError, LogStore};
 use tokio::sync::broadcast;
 
 use crate::clock;
@@ -20,6 +20,7 @@ use crate::driver::{self, Applier, Driver, DriverStats, Engines, LogQueue, Work}
 use crate::founding::{self, Answers};
 use crate::gossip::{self, GossipOptions, Gossiping, SharedView};
 use crate::handle::{GroupHandle, Shared};
+use crate::heal::{self, Damage, Ends, Health, What};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
 use crate::outcast;
@@ -91,12 +92,17 @@ pub enum StartError {
 pub struct MachineFiles {
     pub open: OpenMachine,
     pub close: CloseMachine,
+    /// What was found damaged in it since it was opened.
+    pub damage: MachineDamage,
     pub seed: Seed,
 }
 
 /// Opens the state machine in the data folder, once the cluster and the node are known. The last argument: whether what
 /// lies there is kept; otherwise it is no cluster's, and the machine begins empty.
-pub type OpenMachine = Box<dyn Fn(ClusterId, NodeId, bool) -> Result<Box<dyn StateMachine>, String> + Send + Sync>;
+pub type OpenMachine =
+    Box<dyn Fn(ClusterId, NodeId, bool) -> Result<Box<dyn StateMachine>, MachineError> + Send + Sync>;
+
+pub type MachineDamage = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Lets go of everything that an [`OpenMachine`] has opened beside the machine itself, which is dropped before: the
 /// folder is about to be emptied.
@@ -117,6 +123,8 @@ pub(crate) struct Shell {
     pub handle: GroupHandle,
     folder: Folder,
     open_machine: OpenMachine,
+    machine_damage: Arc<MachineDamage>,
+    pub ends: Ends,
     /// What this node brings along for a new cluster.
     pub seed: Waiting,
     store: Arc<SegLog>,
@@ -130,14 +138,14 @@ pub(crate) struct Shell {
 }
 
 impl Node {
-    /// Starts a node. Fails, with nothing changed, when the folder, the port or the state is not usable. `fatal` is
-    /// called when the node cannot go on.
+    /// Starts a node. Fails, with nothing changed, when the folder, the port or the state is not usable. `ends` is
+    /// told when the node cannot go on.
     pub fn start(
         config: NodeConfig,
         runtime: &tokio::runtime::Handle,
-        MachineFiles { open: open_machine, close: close_machine, seed }: MachineFiles,
+        MachineFiles { open: open_machine, close: close_machine, damage: machine_damage, seed }: MachineFiles,
         service: impl FnOnce(GroupHandle) -> Option<Arc<dyn CallService>>,
-        fatal: Arc<dyn Fn(String) + Send + Sync>,
+        ends: Ends,
     ) -> Result<Node, StartError> {
         // The port first: a folder that is not taken into use is not made either.
         let listener = TcpListener::bind(config.listen_peer)
@@ -158,7 +166,19 @@ impl Node {
                 host: tls::host_of(&config.advertise_peer).to_owned(),
             });
         }
-        let (store, identity, machine) = open_log(&folder, identity, &config, &open_machine, close_machine)?;
+        let Opened { store, identity, machine, given_up } =
+            open_log(&folder, identity, &config, &open_machine, close_machine)?;
+        let health = Arc::new(Health::new(given_up));
+        let machine_damage: Arc<MachineDamage> = Arc::new(machine_damage);
+        let fatal = {
+            let (health, store) = (health.clone(), store.clone());
+            let (machine_damage, fatal) = (machine_damage.clone(), ends.fatal.clone());
+            Arc::new(move |why: String| match noticed(&store, &machine_damage) {
+                _ if health.is_quarantined() => {}
+                Some(damage) => health.report(damage),
+                None => fatal(why),
+            })
+        };
         let inbox: Arc<Inbox<Input>> = Arc::default();
         let work: Arc<Inbox<Work>> = Arc::default();
         let waiters = Arc::new(Waiters::new(clock::random_u64()));
@@ -170,6 +190,7 @@ impl Node {
             sources: Arc::default(),
             stop: Arc::new(AtomicBool::new(false)),
             fatal,
+            health: health.clone(),
             stats: Arc::new(DriverStats::default()),
             stages: Arc::default(),
             held: Arc::default(),
@@ -201,6 +222,7 @@ impl Node {
             stages: engines.stages.clone(),
             waits_for: ArcSwapOption::empty(),
             held,
+            health,
         }));
         let gossip_at = gossip_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shell = Arc::new(Shell {
@@ -211,6 +233,8 @@ impl Node {
             handle: handle.clone(),
             folder,
             open_machine,
+            machine_damage,
+            ends,
             seed,
             store,
             engines,
@@ -220,7 +244,8 @@ impl Node {
         if identity.cluster != ClusterId::default() {
             let machine = match machine {
                 Some(machine) => machine,
-                None => (shell.open_machine)(identity.cluster, identity.node, true).map_err(StartError::State)?,
+                None => (shell.open_machine)(identity.cluster, identity.node, true)
+                    .map_err(|error| StartError::State(error.to_string()))?,
             };
             shell.host(machine).map_err(StartError::State)?;
         }
@@ -232,6 +257,7 @@ impl Node {
         runtime.spawn(founding::settle(shell.clone()));
         runtime.spawn(outcast::watch(shell.clone()));
         runtime.spawn(forget_lost(shell.clone()));
+        runtime.spawn(heal::watch(shell.clone()));
         if let Some(certificates) = &certificates {
             runtime.spawn(tls::reload::tend(certificates.clone()));
         }
@@ -249,6 +275,11 @@ impl Node {
 
     pub fn stats(&self) -> Arc<DriverStats> {
         self.shell.engines.stats.clone()
+    }
+
+    /// For those who check it.
+    pub fn log(&self) -> Arc<SegLog> {
+        self.shell.store.clone()
     }
 
     pub fn log_stats(&self) -> storage::log::LogStats {
@@ -269,13 +300,7 @@ impl Node {
             if let Some(gossiping) = gossiping {
                 gossiping.stop();
             }
-            shell.engines.stop.store(true, Ordering::SeqCst);
-            shell.engines.work.push(Work::Stop);
-            shell.transport.close();
-            for thread in std::mem::take(&mut *shell.threads.lock()) {
-                // A thread that panicked has said so.
-                let _ = thread.join();
-            }
+            shell.stop_threads();
         });
         let _ = stopped.await;
     }
@@ -284,6 +309,35 @@ impl Node {
 impl Shell {
     pub fn identity(&self) -> Identity {
         **self.handle.0.identity.load()
+    }
+
+    /// Ends the threads, and with them all that this node says to others.
+    pub fn stop_threads(&self) {
+        self.engines.stop.store(true, Ordering::SeqCst);
+        self.engines.work.push(Work::Stop);
+        self.transport.close();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.handle.0.health
+    }
+
+    /// What log and state have noticed by themselves.
+    pub fn noticed(&self) -> Option<Damage> {
+        noticed(&self.store, &self.machine_damage)
+    }
+
+    /// See [`Folder::mark_lost`].
+    pub fn mark_lost(&self, damage: &Damage) -> Result<(), String> {
+        self.folder.mark_lost(&damage.encode()).map_err(|error| error.to_string())
+    }
+
+    pub fn others_configured(&self) -> bool {
+        others_configured(&self.config)
     }
 
     /// Other nodes' addresses, from the membership and the configuration.
@@ -309,7 +363,8 @@ impl Shell {
         if founding.is_some() && !self.seed.is_ready() {
             return Err("the restored state is not loaded yet".to_owned());
         }
-        let mut machine = (self.open_machine)(cluster, node, founding.is_some())?;
+        let opened = (self.open_machine)(cluster, node, founding.is_some());
+        let mut machine = opened.map_err(|error| error.to_string())?;
         if let Some(membership) = founding {
             let mark = Mark { index: 1, term: 1, hash: base::hash::START };
             machine.found(mark, membership.encode().into()).map_err(|error| error.to_string())?;
@@ -376,6 +431,14 @@ impl Shell {
         };
         let mut threads = self.threads.lock();
         let mut start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let (fatal, named) = (self.engines.fatal.clone(), name.to_owned());
+            let run = move || {
+                // The raft crate panics at a log that cannot be read, among other things.
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+                if ended.is_err() {
+                    fatal(format!("the thread {named} has panicked"));
+                }
+            };
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             threads.push(thread.expect("threads can be started"));
         };
@@ -388,10 +451,22 @@ impl Shell {
     }
 }
 
-type Opened = (Arc<SegLog>, Identity, Option<Box<dyn StateMachine>>);
+fn noticed(store: &SegLog, machine_damage: &MachineDamage) -> Option<Damage> {
+    let log = store.damage().map(|error| Damage::new(What::Log, error));
+    log.or_else(|| machine_damage().map(|why| Damage::new(What::State, why)))
+}
 
-/// Opens the log and the state. A log that is damaged, or shorter than it was, or a state that does not go with it, is given
-/// up with the whole incarnation: the member is rebuilt from the others under a new peer id.
+struct Opened {
+    store: Arc<SegLog>,
+    identity: Identity,
+    machine: Option<Box<dyn StateMachine>>,
+    /// Why the incarnation before this one was given up, if that was just now.
+    given_up: Option<Damage>,
+}
+
+/// Opens the log and the state. What is damaged, a log that is shorter than it was, a state that does not go with it, and
+/// what was quarantined in an earlier life, is given up with the whole incarnation: the member is rebuilt from the others
+/// under a new peer id.
 fn open_log(
     folder: &Folder,
     identity: Identity,
@@ -403,39 +478,58 @@ fn open_log(
     // A log that was written once cannot be gone.
     let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
     let belongs = identity.cluster != ClusterId::default();
-    let machine = if belongs { Some(open_machine(identity.cluster, identity.node, true)) } else { None };
-    let why = match (SegLog::open(&dir, options), &machine) {
-        (Err(error @ (LogError::Corrupt { .. } | LogError::Lost { .. })), _) => error.to_string(),
-        (Err(error), _) => return Err(StartError::Log(error)),
-        (Ok(store), None) => return Ok((Arc::new(store), identity, None)),
-        (Ok(_), Some(Err(why))) => return Err(StartError::State(why.clone())),
-        (Ok(store), Some(Ok(opened))) => {
-            match untrusted(folder, &**opened)?.or_else(|| Host::mismatch(&store, GROUP, opened.mark())) {
-                None => return Ok((Arc::new(store), identity, machine.and_then(Result::ok))),
-                Some(why) => why,
+    let damage = if let Some(mark) = folder.lost_mark()? {
+        // It was not alone when that was decided.
+        Damage::decode(&mark)
+    } else {
+        let machine = if belongs { Some(open_machine(identity.cluster, identity.node, true)) } else { None };
+        let damage = match (SegLog::open(&dir, options), &machine) {
+            (Err(error @ (LogError::Corrupt { .. } | LogError::Lost { .. })), _) => Damage::new(What::Log, error),
+            (Err(error), _) => return Err(StartError::Log(error)),
+            (Ok(store), None) => {
+                return Ok(Opened { store: Arc::new(store), identity, machine: None, given_up: None });
             }
+            (Ok(_), Some(Err(error @ (MachineError::Damaged(_) | MachineError::Engine(EngineError::Corrupt(_)))))) => {
+                Damage::new(What::State, error)
+            }
+            (Ok(_), Some(Err(error))) => return Err(StartError::State(error.to_string())),
+            (Ok(store), Some(Ok(opened))) => {
+                match untrusted(folder, &**opened)?.or_else(|| Host::mismatch(&store, GROUP, opened.mark())) {
+                    None => {
+                        let machine = machine.and_then(Result::ok);
+                        return Ok(Opened { store: Arc::new(store), identity, machine, given_up: None });
+                    }
+                    Some(why) => Damage::new(What::State, why),
+                }
+            }
+        };
+        let membership = match &machine {
+            Some(Ok(machine)) => Membership::decode(&machine.membership()),
+            _ => None,
+        };
+        if heal::is_alone(membership.as_ref(), identity.peer, others_configured(config)) {
+            return Err(StartError::Alone(damage.why));
         }
+        damage
     };
-    let voters = match &machine {
-        Some(Ok(machine)) => voters(&**machine),
-        _ => 0,
-    };
-    let bare = crate::transport::bare_address;
-    let configured = config.initial.iter().any(|member| bare(&member.address) != bare(&config.advertise_peer));
-    if voters == 1 || (voters == 0 && !configured) {
-        return Err(StartError::Alone(why));
-    }
-    drop(machine);
     close_machine();
     let next = folder.reincarnate(&identity)?;
     tracing::error!(
         target: "chainfire_storage",
-        "This member is lost and is rebuilt from its peers, why={why} old_peer={} new_peer={} code=CF1001",
+        "This member is lost and is rebuilt from its peers, why={} what={} old_peer={} new_peer={} code=CF1001",
+        damage.why,
+        damage.what.name(),
         identity.peer,
         next.peer
     );
     let store = SegLog::open(&dir, SegLogOptions::new(clock::random_u64())).map_err(StartError::Log)?;
-    Ok((Arc::new(store), next, None))
+    Ok(Opened { store: Arc::new(store), identity: next, machine: None, given_up: Some(damage) })
+}
+
+/// Whether the configuration names other members than this node.
+fn others_configured(config: &NodeConfig) -> bool {
+    let bare = crate::transport::bare_address;
+    config.initial.iter().any(|member| bare(&member.address) != bare(&config.advertise_peer))
 }
 
 /// `None`: no gossip is wanted, or it can be done without.
@@ -480,7 +574,8 @@ async fn forget_lost(shell: Arc<Shell>) {
     loop {
         let peer = shell.identity().peer;
         if shell.handle.membership().members.values().any(|member| member.peer == peer) {
-            return shell.folder.forget_lost();
+            shell.folder.forget_lost();
+            return shell.health().rebuilt();
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -123,6 +123,7 @@ fn add(total: &mut Counts, one: &Counts) {
     total.changes += one.changes;
     total.transfers += one.transfers;
     total.rebuilt += one.rebuilt;
+    total.quarantined += one.quarantined;
     total.events_watched += one.events_watched;
     total.watch_connections += one.watch_connections;
 }
@@ -130,7 +131,8 @@ fn add(total: &mut Counts, one: &Counts) {
 fn counts(counts: &Counts) -> String {
     format!(
         "{} s of worlds, {} steps: {} calls answered, {} of unknown outcome; {} terms led, {} crashes, {} snapshots \
-         installed, {} membership changes, {} transfers, {} members rebuilt; {} events watched over {} connections",
+         installed, {} membership changes, {} transfers, {} members rebuilt ({} that differed); {} events watched over \
+         {} connections",
         counts.lasted_ms / 1_000,
         counts.steps,
         counts.answered,
@@ -141,6 +143,7 @@ fn counts(counts: &Counts) -> String {
         counts.changes,
         counts.transfers,
         counts.rebuilt,
+        counts.quarantined,
         counts.events_watched,
         counts.watch_connections,
     )

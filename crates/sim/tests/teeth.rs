@@ -1,7 +1,7 @@
 //! The simulator can see: each planted bug is caught within a bounded number of seeds, and without one the same seeds
 //! pass. A bug that slips through here is one that would slip through in earnest.
 
-use sim::world::{Bug, Options, run, run_twice};
+use sim::world::{Bug, Options, Plan, run, run_twice};
 
 /// Runs seeds with a planted bug until one fails, `seeds_max` at most. `words` are what the findings may say; the first
 /// finding must be one of them, so that the bug is caught for what it is.
@@ -76,6 +76,30 @@ fn a_leader_whose_disk_stands_still_leads_no_more_within_five_seconds() {
     }
     println!("{judged} leaders' disks stood still");
     assert!(judged > 20, "only {judged} stalls were judged");
+}
+
+#[test]
+fn a_verdict_that_never_comes_is_noticed() {
+    caught(Bug::DropVerdict, 100, &["not at rest long after everything was healed"]);
+}
+
+#[test]
+fn serving_in_quarantine_is_caught() {
+    caught(Bug::ServeInQuarantine, 200, &["is quarantined, and yet it reads"]);
+}
+
+/// Replicas that go astray are found out by their hashes, quarantined and rebuilt, whoever they are at that moment.
+#[test]
+fn replicas_that_differ_are_rebuilt() {
+    let (mut seeds, mut quarantined) = (0, 0);
+    for seed in (0..120).filter(|seed| Plan::new(*seed, false).faults.diverging) {
+        let report = run(seed, Options::default());
+        assert_eq!(report.failure, None, "seed {seed}");
+        seeds += 1;
+        quarantined += report.counts.quarantined;
+    }
+    println!("{quarantined} replicas were quarantined and rebuilt in {seeds} worlds");
+    assert!(quarantined > 10, "{quarantined}");
 }
 
 #[test]

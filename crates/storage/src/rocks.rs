@@ -60,6 +60,8 @@ pub struct RocksEngine {
     store: RwLock<Result<Arc<Store>, EngineError>>,
     staging: Arc<Staging>,
     events: Arc<Events>,
+    /// Counts replacements of the content.
+    generation: AtomicU64,
     writer: Mutex<Writer>,
     /// Set, but perhaps not yet in effect.
     watermark: AtomicU64,
@@ -93,6 +95,7 @@ impl RocksEngine {
             store: RwLock::new(Ok(store)),
             staging,
             events,
+            generation: AtomicU64::new(0),
             writer: Mutex::new(Writer { batch: rust_rocksdb::WriteBatch::new(), options: without_log }),
             watermark: AtomicU64::new(0),
         })
@@ -242,6 +245,7 @@ impl Engine for RocksEngine {
             }
         };
         staged.decided();
+        self.generation.fetch_add(1, Ordering::SeqCst);
         let replaced = swap::decide(&self.staging.dir).map_err(failed_io).and_then(|()| {
             drop(old);
             self.events.closed();

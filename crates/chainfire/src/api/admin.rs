@@ -26,6 +26,7 @@ impl Api {
         } else if group.leader.is_none() {
             notes.push("no leader elected; start a majority of the members".to_owned());
         }
+        notes.extend(self.handle.health().notes());
         for (kind, member) in self.alarms() {
             let kind = AlarmType::try_from(kind).map_or("unknown", |kind| kind.as_str_name());
             notes.push(format!("alarm {kind} is raised by node {member}"));
@@ -54,6 +55,25 @@ impl Api {
             members: members(&membership, &group),
             uptime_seconds: self.started.elapsed().as_secs(),
             gossip: gossip(&self.handle),
+        })
+    }
+
+    /// Asks for a pass of the scrub, or only how the last one went.
+    pub(super) fn admin_scrub(&self, message: Bytes) -> Result<Bytes, Status> {
+        let request: pb::ScrubRequest = decode(message)?;
+        if request.start {
+            self.scrub.ask();
+        }
+        let progress = self.scrub.progress();
+        encode(&pb::ScrubResponse {
+            running: progress.running || progress.asked,
+            bytes_done: progress.bytes_done,
+            bytes_total: progress.bytes_total,
+            passes: progress.passes,
+            findings: progress.findings,
+            unchecked_files: progress.unchecked,
+            ended_unix_seconds: progress.ended_unix_s,
+            last: progress.last,
         })
     }
 

@@ -1,4 +1,5 @@
 //! What only the leader can answer: other nodes ask for it through calls, this node's own API through the same door.
+//! (And what the leader asks others: [`crate::corruption`].)
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use node::GroupHandle;
 use node::transport::{CallFuture, CallService};
 
 use crate::command::Command;
+use crate::corruption::{self, Answered};
 use crate::lessor::Renewal;
 use crate::space::Reports;
 use crate::stopping;
@@ -34,12 +36,19 @@ pub struct LeaderCalls {
     pub handle: GroupHandle,
     pub stores: Arc<Stores>,
     pub reports: Arc<Reports>,
+    pub answered: Arc<Answered>,
 }
 
 impl CallService for LeaderCalls {
     fn call(&self, method: u8, mut body: Bytes) -> CallFuture {
-        let (handle, stores, reports) = (self.handle.clone(), self.stores.clone(), self.reports.clone());
+        let (handle, stores) = (self.handle.clone(), self.stores.clone());
+        let (reports, answered) = (self.reports.clone(), self.answered.clone());
         Box::pin(async move {
+            match method {
+                corruption::DIGEST => return corruption::answer_digest(&handle, &stores, &answered, body).await,
+                corruption::DIFFERS => return corruption::told_it_differs(&handle, &answered, body),
+                _ => {}
+            }
             let id = body.try_get_i64_le().map_err(|_| Refusal::UnknownMember)?;
             let answer = match method {
                 RENEW => renew(&handle, &stores, id).await?,

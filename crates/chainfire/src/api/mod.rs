@@ -51,6 +51,7 @@ use crate::error::ApiError;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::read::StateView;
+use crate::scrub::Scrub;
 use crate::store::{Store, Stores};
 pub(crate) use refusal::{refused, status_of};
 
@@ -72,6 +73,7 @@ pub struct Api {
     pub live: Arc<Live>,
     pub slow: Arc<SlowRequests>,
     pub metrics: Arc<Metrics>,
+    pub scrub: Arc<Scrub>,
     pub sources: Arc<dyn Fn() -> String + Send + Sync>,
     pub started: Instant,
     pub large: LargeAnswers,
@@ -135,6 +137,7 @@ methods! {
     ADMIN_MEMBER_REMOVE = 29, unary, "/centra.chainfire.v1.Admin/MemberRemove";
     ADMIN_MEMBER_REPLACE = 30, unary, "/centra.chainfire.v1.Admin/MemberReplace";
     ADMIN_CHANGES = 31, streaming, "/centra.chainfire.v1.Admin/Changes";
+    ADMIN_SCRUB = 32, unary, "/centra.chainfire.v1.Admin/Scrub";
 }
 
 impl Service for Api {
@@ -234,6 +237,7 @@ impl Api {
             method::ADMIN_MEMBER_PROMOTE => Answer::later(self.clone().admin_member_promote(message)),
             method::ADMIN_MEMBER_REMOVE => Answer::later(self.clone().admin_member_remove(message)),
             method::ADMIN_MEMBER_REPLACE => Answer::later(self.clone().admin_member_replace(message)),
+            method::ADMIN_SCRUB => Answer::Ready(self.admin_scrub(message)),
             other => unreachable!("method {other} is in the table but in no room"),
         }
     }

@@ -315,6 +315,17 @@ pub const KEYS: &[Key] = &[
         help: &["a merge of files that takes this many milliseconds is reported in the log"],
     },
     Key {
+        section: "storage",
+        name: "scrub_interval",
+        flag: "scrub-interval",
+        kind: Kind::Retention,
+        default: "\"24h\"",
+        help: &[
+            "within this time everything in the data folder is read once, to find damage; \"0s\": only when asked",
+            "What is found is rebuilt from the other members.",
+        ],
+    },
+    Key {
         section: "limits",
         name: "request_bytes_max",
         flag: "request-bytes-max",

@@ -61,6 +61,8 @@ pub struct Settings {
     /// What other nodes and clients are told: URLs.
     pub advertise_client: Vec<String>,
     pub storage: RocksOptions,
+    /// All that lies in the data folder is read within this time. Zero: only when asked.
+    pub scrub_interval: Duration,
     /// The largest request; a whole message may be 512 KiB larger.
     pub request_bytes_max: usize,
     pub txn_ops_max: usize,
@@ -100,6 +102,9 @@ pub enum Request {
 
 /// The process environment, or a test's.
 pub type Environment = BTreeMap<String, String>;
+
+/// See [`Settings::scrub_interval`].
+pub(crate) const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a request may take: etcd's five seconds, and an election that may come in between, twice.
 pub(crate) fn request_timeout(election_timeout: Duration) -> Duration {

@@ -261,7 +261,7 @@ pub fn read_state(value: &[u8]) -> Result<(Mark, i64), MachineError> {
         Some(&LAYOUT_VERSION) if value.len() == STATE_BYTES => {}
         Some(&version) if version != LAYOUT_VERSION => {
             let why = format!("the store has layout {version}, this program knows {LAYOUT_VERSION}");
-            return Err(MachineError::Damaged(why));
+            return Err(MachineError::TooNew(why));
         }
         _ => return Err(damaged("state", value)),
     }

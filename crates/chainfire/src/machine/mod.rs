@@ -90,8 +90,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Opens what the engine holds. Reads the counts, not the keys. Errors: `Engine`; `Damaged` for a layout of a later
-    /// version or bytes that make no sense.
+    /// Opens what the engine holds. Reads the counts, not the keys. Errors: `Engine`; `TooNew` for a layout of a later
+    /// version; `Damaged` for bytes that make no sense.
     pub fn open(
         engine: Arc<dyn Engine>,
         identity: Identity,

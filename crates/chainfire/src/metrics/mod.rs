@@ -7,6 +7,7 @@
 //! of entries is put into the state, which is not synced on the way of a write. etcd calls some counters gauges
 //! (`etcd_server_proposals_committed_total`); here they are counters.
 
+mod healing;
 mod page;
 mod process;
 
@@ -19,6 +20,7 @@ use base::NodeId;
 use consensus::{GroupStatus, MemberRole, Membership, Role};
 use gossip::State;
 use node::DriverStats;
+use node::heal::Health;
 use node::stages::Durations;
 use node::tls::TlsStats;
 use parking_lot::Mutex;
@@ -29,6 +31,7 @@ use self::page::{Observed, Page, labels};
 use crate::api::{ETCD_VERSION, METHODS};
 use crate::live::ReloadStats;
 use crate::read::StoreStats;
+use crate::scrub::ScrubProgress;
 use crate::watch::WatchStats;
 
 /// Counted where requests are answered.
@@ -51,6 +54,8 @@ struct Calls {
 /// Where the page's other figures come from, as of the moment.
 pub struct Sources<'a> {
     pub driver: &'a DriverStats,
+    pub health: &'a Health,
+    pub scrub: ScrubProgress,
     pub group: &'a GroupStatus,
     pub membership: &'a Membership,
     pub log: &'a LogStats,
@@ -179,6 +184,7 @@ impl Metrics {
         if let Some(watch) = &sources.watch {
             watching(page, watch);
         }
+        healing::add(page, sources.health, &sources.scrub);
         page.gauge("chainfire_connections_open", "Client connections.", server.connections_open);
         page.counter("chainfire_connections_accepted_total", "Connections taken.", server.connections_accepted);
         page.counter(

@@ -58,6 +58,8 @@ fn the_page_of_a_leader_and_its_reference() {
     let engine = EngineStats { total_bytes: 4096, live_bytes: 1024, stall_ms: 2500, stalls: 2, memory_bytes: 77 };
     let text = metrics.render(&Sources {
         driver: &driver,
+        health: &Health::default(),
+        scrub: ScrubProgress { passes: 2, bytes_read: 11, ..Default::default() },
         group: &group,
         membership: &membership,
         log: &LogStats { bytes: 64, segments: 1, syncs: 3, entries_written: 20 },
@@ -104,6 +106,8 @@ fn reference(page: &str) -> String {
 fn the_page_of_a_node_without_a_cluster() {
     let text = Arc::new(Metrics::default()).render(&Sources {
         driver: &DriverStats::default(),
+        health: &Health::default(),
+        scrub: ScrubProgress::default(),
         group: &GroupStatus::default(),
         membership: &Membership::default(),
         log: &LogStats::default(),

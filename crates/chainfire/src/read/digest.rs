@@ -20,6 +20,19 @@ pub struct KvHash {
     pub revision: i64,
 }
 
+/// A checksum of all keys as they were at a revision, wherever they lie, and of [`hash_kv`]. Of a key that has not changed
+/// since, it covers what a reader of the present is given.
+pub fn digest(source: &Source<'_>, compacted: i64, at: i64) -> Result<u64, MachineError> {
+    let mut keys = 0;
+    source.visit(&Span::Many(&[], None), Some(at), &mut |record| {
+        keys = crc32c::crc32c_append(keys, &(record.len() as u64).to_le_bytes());
+        keys = crc32c::crc32c_append(keys, record);
+        Ok(true)
+    })?;
+    let history = hash_kv(source, compacted, at)?.hash;
+    Ok(u64::from(keys) << 32 | u64::from(history))
+}
+
 pub fn hash_kv(source: &Source<'_>, compacted: i64, at: i64) -> Result<KvHash, MachineError> {
     let mut hash = 0;
     let mut add = |record: &[u8]| {

@@ -126,9 +126,9 @@ pub struct StateView {
 }
 
 impl StateView {
-    /// Whether there is anything to be read: not while a received state is put in place.
+    /// Whether there is anything to be read: not while a received state is put in place, nor before the first one has come.
     pub fn is_readable(&self) -> bool {
-        self.horizon.is_some()
+        self.horizon.is_some() && self.mark.index > 0
     }
 
     /// Answers a Range with etcd's semantics: `count` ignores limit and filters; filters and sorting come before the
@@ -188,6 +188,12 @@ impl StateView {
     pub fn hash_kv(&self, revision: i64) -> Result<KvHash, ApiError> {
         let at = range::check_revision(revision, self.revision, self.compacted)?.unwrap_or(self.revision);
         Ok(digest::hash_kv(&self.source(), self.compacted, at)?)
+    }
+
+    /// As [`StateView::hash_kv`], and of all keys as they were at `revision` besides.
+    pub fn digest(&self, revision: i64) -> Result<u64, ApiError> {
+        let at = range::check_revision(revision, self.revision, self.compacted)?.unwrap_or(self.revision);
+        Ok(digest::digest(&self.source(), self.compacted, at)?)
     }
 
     /// A short form of the rolling hash: equal on replicas that applied the same entries.

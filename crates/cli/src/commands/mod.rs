@@ -10,6 +10,7 @@ mod maintenance;
 mod manual;
 mod members;
 pub mod put;
+mod scrub;
 pub mod snapshot;
 mod status;
 mod txn;
@@ -53,6 +54,7 @@ pub async fn run(command: Command, global: Global) -> Result<(), Failure> {
         Command::Alarm(command) => maintenance::alarm(&client, command, &mut out).await,
         Command::Defrag(args) => maintenance::defragment(&client, args.cluster, &mut out).await,
         Command::Hashkv(args) => maintenance::hash_kv(&client, args, &mut out).await,
+        Command::Scrub(args) => scrub::run(&client, args, &mut out).await,
         Command::Snapshot(command) => snapshot::run(&client, command, &mut out).await,
         Command::Debug(DebugCommand::Bundle(args)) => bundle::run(&client, args, &mut out).await,
         Command::Context(_) | Command::Completion { .. } | Command::Man(_) => unreachable!("they need no server"),

@@ -3,8 +3,8 @@
 //! The applier goes at its own pace: it reads committed ranges from the log in bounded pieces, applies them, answers
 //! those who wait here, and tells the host. A snapshot is put in place only when nothing is left to apply.
 
-use base::{GroupId, Rng};
-use consensus::{Applied, Entry, Input, Membership, StateMachine};
+use base::{GroupId, PeerId, Rng};
+use consensus::{Applied, Entry, Input, Membership, Payload, StateMachine};
 use storage::engine::Engine;
 
 use super::bug::Bug;
@@ -66,6 +66,18 @@ impl Node {
         if stage.has(Bug::SkipCommand) && node == 2 {
             skip_a_command(&mut entries, &mut stage.rng);
         }
+        if self.strays == Some(group)
+            && let Some(entry) = entries.iter_mut().find(|entry| is_of_another(entry, replica.peer))
+        {
+            entry.payload = Payload::Nothing;
+            self.strays = None;
+            stage.ledger.astray.insert((group, replica.peer));
+            stage.ledger.strayed.insert(group);
+            stage.note(node, "astray", &[("group", group.0), ("peer", replica.peer.0), ("index", entry.index)]);
+            // Whoever listens there would hear of what nobody else knows.
+            stage.fallen.push(self.at);
+        }
+        let astray = stage.ledger.is_astray(group, replica.peer);
         let mut applied = Applied::default();
         if let Err(error) = replica.machine.apply(&entries, replica.peer, &mut applied) {
             return stage.ledger.fail(|| format!("node {node} cannot apply: {error}"));
@@ -81,7 +93,10 @@ impl Node {
             stage.ledger.outcome(seq);
             if running.open.remove(&seq) {
                 running.ended.insert(seq);
-                stage.answer(seq, Answer::Done(outcome));
+                // Until it is found out its answers are wrong, and are not looked at: the client never hears.
+                if !astray {
+                    stage.answer(seq, Answer::Done(outcome));
+                }
             }
         }
         self.give(stage, Input::Applied { group, index: up_to, hashes: applied.hashes });
@@ -208,11 +223,16 @@ impl Node {
     }
 }
 
+/// Whether an entry holds commands that nobody at this replica waits for.
+fn is_of_another(entry: &Entry, peer: PeerId) -> bool {
+    matches!(&entry.payload, Payload::Commands(commands) if commands.origin != peer)
+}
+
 /// For a planted bug: a command vanishes from what is applied.
 fn skip_a_command(entries: &mut [Entry], rng: &mut Rng) {
     for entry in entries {
-        if rng.percent(5) && matches!(entry.payload, consensus::Payload::Commands(_)) {
-            entry.payload = consensus::Payload::Nothing;
+        if rng.percent(5) && matches!(entry.payload, Payload::Commands(_)) {
+            entry.payload = Payload::Nothing;
         }
     }
 }

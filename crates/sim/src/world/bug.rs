@@ -20,10 +20,14 @@ pub enum Bug {
     SkipCommand,
     /// Nobody looks at how long the disk takes.
     IgnoreStalls,
+    /// Nobody is told by the leader that its state is wrong.
+    DropVerdict,
+    /// A node goes on reading for its clients after its host has quarantined its replica.
+    ServeInQuarantine,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 8] = [
+    pub const ALL: [Bug; 10] = [
         Bug::AcknowledgeBeforePersist,
         Bug::SkipTermCheck,
         Bug::ReuseReadContext,
@@ -32,5 +36,7 @@ impl Bug {
         Bug::ForgetVote,
         Bug::SkipCommand,
         Bug::IgnoreStalls,
+        Bug::DropVerdict,
+        Bug::ServeInQuarantine,
     ];
 }

@@ -59,6 +59,9 @@ impl Node {
                     "read-ready",
                     &[("group", group.0), ("index", index), ("reads", seqs.len() as u64)],
                 );
+                if let Some(replica) = running.replicas.get(&group) {
+                    stage.ledger.speaks(group, replica.peer, "allows a read");
+                }
                 for seq in seqs {
                     self.end(stage, seq);
                     self.read_at(stage, group, seq, index, valid_until);
@@ -146,7 +149,21 @@ impl Node {
             }
             Event::HashMismatch { group, peer, index, ours, theirs } => {
                 stage.note(node, "hash-mismatch", &[("group", group.0), ("peer", peer.0), ("index", index)]);
-                stage.ledger.fail(|| format!("hashes at {index} of group {group}: {ours:x}, {peer} has {theirs:x}"));
+                if !stage.ledger.is_astray(group, peer) {
+                    let what = || format!("hashes at {index} of group {group}: {ours:x}, {peer} has {theirs:x}");
+                    stage.ledger.fail(what);
+                }
+            }
+            Event::Diverged { group, index, .. } => self.quarantined(stage, group, index),
+            Event::HashesUnclear { group, index, hashes } => {
+                let reports = hashes.len() as u64;
+                stage.note(node, "hashes-unclear", &[("group", group.0), ("index", index), ("reports", reports)]);
+                // An operator looks, and finds out who it is.
+                stage.unclear.push(group);
+                // It may have been replaced already, and its last report not.
+                if !stage.ledger.strayed.contains(&group) {
+                    stage.ledger.fail(|| format!("hashes at {index} of group {group} differ: {hashes:x?}"));
+                }
             }
             Event::DiskStalled { group, stalled_ms } => {
                 stage.note(node, "disk-stalled", &[("group", group.0), ("ms", stalled_ms)]);
@@ -157,7 +174,26 @@ impl Node {
         }
     }
 
+    /// The host has found its replica wrong. The shell decides at once, and durably, to give the folder up; it may take a
+    /// moment until it does, to hand over for instance.
+    fn quarantined(&mut self, stage: &mut Stage, group: GroupId, index: u64) {
+        let Some(replica) = self.replica(group) else { return };
+        let peer = replica.peer;
+        stage.note(self.id.0, "quarantined", &[("group", group.0), ("peer", peer.0), ("index", index)]);
+        stage.ledger.quarantine(group, peer);
+        self.condemned = true;
+        self.quarantines += 1;
+        let moment = stage.rng.below(2 * stage.plan.election_timeout());
+        stage.after(moment, Happening::GiveUpFolder(self.who()));
+    }
+
     fn send(&mut self, stage: &mut Stage, to: NodeId, message: &Message) {
+        let leads = |status: consensus::GroupStatus| status.role == consensus::Role::Leader;
+        let host = self.running.as_ref().map(|running| &running.host);
+        let handing_over = host.and_then(|host| host.status(message.group)).is_some_and(leads);
+        if !handing_over && !matches!(message.body, Body::ReadAnswer { index: None, .. }) {
+            stage.ledger.speaks(message.group, message.from, "sends a message");
+        }
         let bytes = message.encode();
         let at = to.0 as usize - 1;
         stage.note(
@@ -188,6 +224,9 @@ impl Node {
         let Some(mut message) = Message::decode(bytes) else {
             return stage.ledger.fail(|| "a message did not survive its own encoding".to_owned());
         };
+        if stage.has(Bug::DropVerdict) && matches!(message.body, Body::HashVerdict { .. }) {
+            return;
+        }
         if stage.has(Bug::SkipTermCheck)
             && let Body::Raft(raft) = &mut message.body
             && let Some(status) = self.running.as_ref().and_then(|running| running.host.status(message.group))

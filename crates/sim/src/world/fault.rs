@@ -61,6 +61,9 @@ impl World {
         self.stage.after(pause, Happening::Fault);
         let faults = self.stage.plan.faults.clone();
         let at = self.stage.rng.below(self.nodes.len() as u64) as usize;
+        if faults.diverging && self.stage.rng.percent(40) {
+            self.strike_state(at);
+        }
         match self.stage.rng.below(10) {
             0..=2 if faults.crashes => self.strike_crash(at),
             3..=4 if faults.pauses => self.strike_pause(at),
@@ -151,6 +154,22 @@ impl World {
         self.stage.note(at as u64 + 1, "log-damaged", &[("last", last)]);
     }
 
+    /// A running replica will skip a command that the others do. Only one at a time, and only where a quorum of whole
+    /// voters is left.
+    fn strike_state(&mut self, at: usize) {
+        let group = base::GroupId(1 + self.stage.rng.below(self.stage.plan.groups));
+        let enough = self.stage.groups().all(|group| {
+            self.stage.ledger.latest_membership(group).is_some_and(|membership| membership.voters.len() >= 3)
+        });
+        let pending = self.nodes.iter().any(|node| node.strays.is_some());
+        let bearable = enough && !pending && self.everyone_is_whole() && self.operator.loss_is_bearable();
+        let node = &mut self.nodes[at];
+        if node.running.is_some() && node.enlisted && bearable {
+            node.strays = Some(group);
+            self.stage.note(at as u64 + 1, "strays-next", &[("group", group.0)]);
+        }
+    }
+
     pub fn end_fault(&mut self, ending: Ending) {
         match ending {
             Ending::Partition { number } => {
@@ -171,6 +190,7 @@ impl World {
             let node = &mut self.nodes[at];
             node.slow_disk = false;
             node.stall_ends(&mut self.stage);
+            node.strays = None;
             node.paused_until = node.paused_until.min(self.stage.now);
             if node.enlisted && node.running.is_none() {
                 node.start(&mut self.stage);

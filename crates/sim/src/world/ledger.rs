@@ -5,7 +5,8 @@
 //! |---|---|
 //! | one leader per term | a host names a leader |
 //! | equal entry per index | an applier reads an entry |
-//! | equal rolling hash per index | an applier has applied up to it |
+//! | equal rolling hash per index | an applier has applied up to it, unless it was made to go astray |
+//! | who went astray, and nobody else, is quarantined, and then says nothing | a host says so, and whenever it speaks |
 //! | a command is in the log once | an applier reads an entry |
 //! | what was refused is not applied, what was answered is not answered again | an outcome comes |
 //! | committed means on a quorum's disks | an index is committed that never was before |
@@ -46,6 +47,13 @@ pub struct Ledger {
     memberships: BTreeMap<GroupId, BTreeMap<u64, Membership>>,
     /// By node: until when, in the world's time, it may serve reads.
     leases: BTreeMap<(GroupId, usize), u64>,
+    /// Replicas that were made to do something else than the others, and whose state shows it.
+    pub astray: BTreeSet<(GroupId, PeerId)>,
+    /// Groups in which anybody ever did.
+    pub strayed: BTreeSet<GroupId>,
+    hashes_astray: HashMap<(GroupId, u64), (u64, PeerId)>,
+    /// Those of them that their hosts have quarantined.
+    pub quarantined: BTreeSet<(GroupId, PeerId)>,
     /// By peer, the log it had synced; kept for peers whose log was lost, which had it when it counted.
     pub disks: BTreeMap<(GroupId, PeerId), Shadow>,
 }
@@ -105,11 +113,56 @@ impl Ledger {
 
     /// The state machine of `peer` stands at `mark`.
     pub fn applied(&mut self, group: GroupId, peer: PeerId, mark: Mark) {
+        if self.is_astray(group, peer) {
+            // It may have come back: what it skipped was nothing, or it was lost in a crash, or a snapshot came.
+            self.hashes_astray.insert((group, mark.index), (mark.hash, peer));
+            if self.hashes.get(&(group, mark.index)).is_some_and(|(hash, _)| *hash == mark.hash) {
+                self.astray.remove(&(group, peer));
+            }
+            return;
+        }
+        if let Some((hash, peer)) = self.hashes_astray.get(&(group, mark.index))
+            && *hash == mark.hash
+        {
+            self.astray.remove(&(group, *peer));
+        }
         let (hash, first) = *self.hashes.entry((group, mark.index)).or_insert((mark.hash, peer));
         if hash != mark.hash {
             let index = mark.index;
             self.fail(|| format!("peers {first} and {peer} differ after entry {index} of group {group}"));
         }
+    }
+
+    pub fn is_astray(&self, group: GroupId, peer: PeerId) -> bool {
+        self.astray.contains(&(group, peer))
+    }
+
+    /// A host has quarantined its replica.
+    pub fn quarantine(&mut self, group: GroupId, peer: PeerId) {
+        if !self.is_astray(group, peer) {
+            self.fail(|| format!("peer {peer} of group {group} is quarantined, and has done nothing wrong"));
+        }
+        self.quarantined.insert((group, peer));
+    }
+
+    /// A host lets something out that others may rely on.
+    pub fn speaks(&mut self, group: GroupId, peer: PeerId, what: &str) {
+        if self.quarantined.contains(&(group, peer)) {
+            self.fail(|| format!("peer {peer} of group {group} is quarantined, and yet it {what}"));
+        }
+    }
+
+    /// An incarnation is gone for good.
+    pub fn gone(&mut self, group: GroupId, peer: PeerId) {
+        self.astray.remove(&(group, peer));
+    }
+
+    /// Members that went astray and stand as if nothing were wrong.
+    pub fn astray_members(&self) -> Vec<(GroupId, PeerId)> {
+        let listed = |group: &GroupId, peer: &PeerId| {
+            self.latest_membership(*group).is_some_and(|membership| membership.by_peer(*peer).is_some())
+        };
+        self.astray.iter().filter(|(group, peer)| listed(group, peer)).copied().collect()
     }
 
     /// A client was told that its command was not and will not be done.

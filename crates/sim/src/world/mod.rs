@@ -19,6 +19,7 @@
 //!
 //! * Start at the end: the failure names a group, an index, a key, a peer or a `seq`; search upwards for that number. A
 //!   `seq` begins at `command`, `read` or `change`; a peer at `new-folder` or `open`; an index at `committed` and `applied`.
+//! * `astray` is a replica that was made to go wrong, `quarantined` its host's own verdict, `given-up` what follows.
 //! * `start`, `crash`, `pause`, `slow-disk`, `disk-stands`, `disk-full`, `log-damaged`, `partition`/`mended`, `heal` are the faults; `campaign`, `leader`,
 //!   `no-leader` what they lead to. Between `persist` and `synced` with the same number lies the disk: what is acknowledged in
 //!   between is a promise broken.
@@ -111,6 +112,7 @@ pub struct Counts {
     pub changes: u64,
     pub transfers: u64,
     pub rebuilt: u64,
+    pub quarantined: u64,
     pub events_watched: u64,
     pub watch_connections: u64,
     /// Leaders whose disks stalled for long, and who were seen to lead no more.
@@ -208,6 +210,7 @@ impl World {
     fn happen(&mut self, what: Happening) {
         let place = match &what {
             Happening::Turn(who)
+            | Happening::GiveUpFolder(who)
             | Happening::Synced(who)
             | Happening::Apply(who, _)
             | Happening::Flush(who, _)
@@ -239,6 +242,11 @@ impl World {
                 if let Some(replica) = self.nodes[who.at].replica(group) {
                     while replica.tap.hub.dispatch() {}
                 }
+            }
+            Happening::GiveUpFolder(who) => {
+                self.nodes[who.at].crash(stage);
+                let down = stage.rng.below(300 * MS);
+                stage.after(down, Happening::Start { at: who.at });
             }
             Happening::Arrive { at, bytes } => self.nodes[at].receive(stage, bytes),
             Happening::Transfer { number } => self.transfer(number),
@@ -273,8 +281,23 @@ impl World {
         for at in std::mem::take(&mut self.stage.fallen) {
             self.hang_up(at);
         }
+        for group in std::mem::take(&mut self.stage.unclear) {
+            for at in 0..self.nodes.len() {
+                let node = &mut self.nodes[at];
+                let astray = node.disk.shares.get(&group).map(|share| share.peer);
+                if astray.is_some_and(|peer| self.stage.ledger.is_astray(group, peer)) && node.running.is_some() {
+                    node.condemned = true;
+                    let moment = self.stage.rng.below(500 * MS);
+                    self.stage.after(moment, Happening::GiveUpFolder(node.who()));
+                }
+            }
+        }
         for (at, group) in std::mem::take(&mut self.stage.published) {
             if let Some(replica) = self.nodes[at].replica(group) {
+                if self.stage.ledger.is_astray(group, replica.peer) {
+                    drop(replica.tap.drain());
+                    continue;
+                }
                 let tap = replica.tap.clone();
                 self.watchers.listen(&mut self.stage, group, &tap);
             }
@@ -297,6 +320,7 @@ impl World {
             changes: self.operator.changes_done,
             transfers: self.operator.transfers_done,
             rebuilt: self.operator.rebuilt,
+            quarantined: self.nodes.iter().map(|node| node.quarantines).sum(),
             events_watched: self.watchers.events,
             watch_connections: self.watchers.reconnects,
             stalls_judged: self.stalls_judged,

@@ -51,9 +51,15 @@ pub struct Node {
     pub enlisted: bool,
     /// Its log is damaged, which it will find when it starts.
     pub damaged: bool,
+    /// Its state machine in this group will skip the next command.
+    pub strays: Option<GroupId>,
+    /// It has decided to give its folder up when it starts.
+    pub condemned: bool,
     pub crashes: u64,
     /// Snapshots put in place.
     pub installs: u64,
+    /// Times that a host found its replica wrong.
+    pub quarantines: u64,
 }
 
 /// What survives the process.
@@ -153,8 +159,11 @@ impl Node {
             running: None,
             enlisted: false,
             damaged: false,
+            strays: None,
+            condemned: false,
             crashes: 0,
             installs: 0,
+            quarantines: 0,
         }
     }
 
@@ -176,6 +185,9 @@ impl Node {
         self.disk.log.wipe();
         self.disk.fresh = true;
         self.damaged = false;
+        self.condemned = false;
+        self.strays = None;
+        self.disk.shares.iter().for_each(|(group, share)| stage.ledger.gone(*group, share.peer));
         self.disk.shares = stage
             .groups()
             .map(|group| {
@@ -200,8 +212,11 @@ impl Node {
 
     /// The process starts on what is on the disk.
     pub fn start(&mut self, stage: &mut Stage) {
-        if let Err(error) = self.disk.log.reopen() {
-            let node = self.id.0;
+        let node = self.id.0;
+        if self.condemned {
+            stage.note(node, "given-up", &[]);
+            self.renew(stage);
+        } else if let Err(error) = self.disk.log.reopen() {
             stage.trace.say(stage.now, node, || format!("the log is lost: {error}"));
             stage.note(node, "log-lost", &[]);
             self.renew(stage);
@@ -226,6 +241,9 @@ impl Node {
             }
             if let Some(why) = Host::mismatch(self.disk.log.as_ref(), *group, mark) {
                 stage.ledger.fail(|| format!("state and log do not fit after a crash: {why}"));
+            }
+            if stage.ledger.is_astray(*group, share.peer) {
+                stage.ledger.applied(*group, share.peer, mark);
             }
             let membership = Membership::decode(&machine.membership()).unwrap_or_default();
             stage.note(self.id.0, "open", &[("group", group.0), ("peer", share.peer.0), ("applied", mark.index)]);
@@ -346,6 +364,9 @@ impl Node {
             let lease = running.host.lease(*group);
             if lease.valid_until != replica.lease.valid_until {
                 stage.ledger.lease(*group, self.at, self.clock.world(lease.valid_until));
+            }
+            if lease.valid_until > Time::ZERO {
+                stage.ledger.speaks(*group, replica.peer, "holds a lease");
             }
             replica.lease = lease;
             let Some(status) = running.host.status(*group) else { continue };

@@ -227,7 +227,8 @@ impl World {
                 !membership.is_joint() && !awaited.contains(&true)
             })
         });
-        settled && (0..self.nodes.len()).all(|at| self.is_whole(at) && !self.nodes[at].damaged)
+        let sound = |at: usize| !self.nodes[at].damaged && self.nodes[at].strays.is_none() && !self.nodes[at].condemned;
+        settled && self.stage.ledger.astray.is_empty() && (0..self.nodes.len()).all(|at| self.is_whole(at) && sound(at))
     }
 
     /// Asks a running node. False when one is asked for the same already, or none runs.

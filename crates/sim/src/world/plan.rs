@@ -81,6 +81,8 @@ pub struct Faults {
     /// Disks that return from nothing for a while; and disks without room, which take no new entries.
     pub stalled_disks: bool,
     pub full_disks: bool,
+    /// A state machine that does something else than the others.
+    pub diverging: bool,
     /// Of a hundred tender moments (see [`super::fault::Moment`]), how many are struck.
     pub moments_percent: u64,
 }
@@ -114,7 +116,10 @@ impl Plan {
             rest_max: rng.between(10, 60) * MS,
             faulty: if long { rng.between(30, 120) } else { rng.between(8, 16) } * SECOND,
             fault_every: rng.between(300, 2_000) * MS,
-            faults: Faults::new(&mut rng).with_disks(seed),
+            faults: Faults {
+                diverging: base::rng::mix(seed ^ 0xD1) % 100 < 30,
+                ..Faults::new(&mut rng).with_disks(seed)
+            },
             host,
             trip: if slow_network { (2 * MS, 40 * MS) } else { (MS / 5, 5 * MS) },
             sync: if rng.percent(20) { (MS, 20 * MS) } else { (MS / 5, 3 * MS) },
@@ -156,6 +161,7 @@ impl Faults {
             transfers: maybe(40, 1) > 0,
             membership: maybe(45, 1) > 0,
             lost_logs: maybe(35, 1) > 0,
+            diverging: false,
             moments_percent: maybe(60, 20),
             stalled_disks: false,
             full_disks: false,

@@ -21,6 +21,8 @@ pub enum Happening {
     Turn(Who),
     /// The disk ends what it was writing.
     Synced(Who),
+    /// A node whose replica was found wrong stops, to be rebuilt.
+    GiveUpFolder(Who),
     /// The applier of a group takes its next step.
     Apply(Who, GroupId),
     /// The flusher of a group looks whether it is time.

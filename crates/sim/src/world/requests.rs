@@ -72,6 +72,10 @@ impl Node {
                 let Some(replica) = running.replicas.get(&group) else {
                     return stage.answer(seq, Answer::Refused(Refusal::NoGroup));
                 };
+                let condemned = self.condemned;
+                if condemned && !stage.has(Bug::ServeInQuarantine) {
+                    return stage.answer(seq, Answer::Refused(Refusal::NoLeader));
+                }
                 let reading = Reading { group, range, deadline, valid_until: None, answer: None };
                 running.readings.insert(seq, reading);
                 let lease = replica.lease;
@@ -80,7 +84,8 @@ impl Node {
                 if by_lease && (holds || believed) {
                     stage.note(self.id.0, "read-by-lease", &[("group", group.0), ("seq", seq), ("index", lease.index)]);
                     self.read_at(stage, group, seq, lease.index, Some(lease.valid_until));
-                } else if let Some(index) = replica.read_index.filter(|_| stage.has(Bug::ReuseReadContext)) {
+                } else if let Some(index) = replica.read_index.filter(|_| condemned || stage.has(Bug::ReuseReadContext))
+                {
                     self.read_at(stage, group, seq, index, None);
                 } else {
                     stage.note(self.id.0, "read", &[("group", group.0), ("seq", seq)]);
@@ -121,9 +126,13 @@ impl Node {
     pub fn read(&mut self, stage: &mut Stage, seq: u64) {
         let who = self.who();
         let Some(running) = &mut self.running else { return };
+        if self.condemned && !stage.has(Bug::ServeInQuarantine) && running.readings.remove(&seq).is_some() {
+            return stage.answer(seq, Answer::Refused(Refusal::NoLeader));
+        }
         let Some(reading) = running.readings.get_mut(&seq) else { return };
         let Some(replica) = running.replicas.get(&reading.group) else { return };
         let view = replica.reader.current();
+        stage.ledger.speaks(reading.group, replica.peer, "reads for a client");
         let answer = match view.range(&reading.range) {
             Ok(answer) => answer,
             Err(error) => return stage.ledger.fail(|| format!("a read failed: {error:?}")),
@@ -155,7 +164,10 @@ impl Node {
         }
         stage.note(self.id.0, "read-done", &[("seq", seq)]);
         if let Some(answer) = reading.answer {
-            stage.answer(seq, answer);
+            let peer = running.replicas.get(&reading.group).map(|replica| replica.peer).unwrap_or_default();
+            // Until it is found out, what it says is wrong, and is not looked at.
+            let astray = stage.ledger.is_astray(reading.group, peer);
+            stage.answer(seq, if astray { Answer::Broken } else { answer });
         }
     }
 }

@@ -9,15 +9,19 @@ use std::collections::BTreeMap;
 use base::GroupId;
 use chainfire::event::EventKind;
 use consensus::{MemberRole, StateMachine};
+use proto::etcdserverpb::RangeRequest;
 
 use super::World;
 use super::plan::{MS, SECOND};
 use super::queue::Happening;
+use super::requests::Request;
 use crate::linear::{self, Limits, Verdict};
 
 /// The time to come to rest, in election timeouts; and what rebuilding a member may take besides.
 const PATIENCE_ELECTIONS: u64 = 40;
 const PATIENCE_REBUILD: u64 = 20 * SECOND;
+/// Commands between two looks, while somebody has yet to be found out.
+const FILLERS: usize = 24;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
@@ -56,7 +60,27 @@ impl World {
                 return;
             }
         }
+        self.go_on_writing();
         self.stage.after(50 * MS, Happening::Settle);
+    }
+
+    /// Replicas compare their hashes at every so many entries: who went astray is found out when there are some more. These
+    /// do nothing; and there are reads, which a replica that has been found out must not answer.
+    fn go_on_writing(&mut self) {
+        let Some(&(group, _)) = self.stage.ledger.astray_members().first() else { return };
+        let nothing = chainfire::command::Command::LeaseRevoke { id: i64::MAX }.encode();
+        for _ in 0..FILLERS {
+            let at = self.stage.rng.below(self.nodes.len() as u64) as usize;
+            let (seq, delay) = (self.stage.name(), self.stage.rng.below(50 * MS));
+            let request = Request::Command { group, command: nothing.clone() };
+            self.stage.after(delay, Happening::Request { at, seq, request });
+        }
+        for at in 0..self.nodes.len() {
+            let range = RangeRequest { key: b"k0".as_slice().into(), ..RangeRequest::default() };
+            let (seq, delay) = (self.stage.name(), self.stage.rng.below(50 * MS));
+            let request = Request::Read { group, range, by_lease: self.stage.rng.percent(50) };
+            self.stage.after(delay, Happening::Request { at, seq, request });
+        }
     }
 
     /// Whether all members of all groups stand at the same place.

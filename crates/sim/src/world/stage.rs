@@ -32,6 +32,8 @@ pub struct Stage {
     pub published: Vec<(usize, GroupId)>,
     /// Nodes that crashed in this step.
     pub fallen: Vec<usize>,
+    /// Groups in which a leader has found differences that it cannot judge.
+    pub unclear: Vec<GroupId>,
     /// Snapshots that leave in this step, with their numbers.
     pub outgoing: Vec<(u64, Transfer)>,
 }
@@ -53,6 +55,7 @@ impl Stage {
             moments: Vec::new(),
             published: Vec::new(),
             fallen: Vec::new(),
+            unclear: Vec::new(),
             outgoing: Vec::new(),
         }
     }

@@ -105,6 +105,10 @@ impl World {
         let stage = &mut self.stage;
         let Some(trip) = stage.net.stream_trip(transfer.from.at, transfer.to) else { return Step::Ended(false) };
         let group = transfer.message.group;
+        // Otherwise what went astray might become the majority, and be right.
+        if stage.ledger.is_astray(group, transfer.message.from) {
+            return Step::Ended(false);
+        }
         let busy = self.transfers.is_receiving(transfer.to, group, number);
         let receiver = &mut self.nodes[transfer.to];
         if receiver.is_paused(stage) {

@@ -17,7 +17,7 @@ use chainfire::watch::{Command, CreateWatch, WatchHub, WatchOptions, WatchStream
 use parking_lot::Mutex;
 
 use super::World;
-use super::node::Node;
+use super::node::{Node, Share};
 use super::plan::MS;
 use super::queue::{Happening, Who};
 use super::stage::Stage;
@@ -62,7 +62,7 @@ impl Tap {
         std::mem::take(&mut self.inner.lock().anything)
     }
 
-    fn drain(&self) -> (Vec<Arc<Vec<RevisionEvents>>>, Option<i64>) {
+    pub fn drain(&self) -> (Vec<Arc<Vec<RevisionEvents>>>, Option<i64>) {
         let mut inner = self.inner.lock();
         (std::mem::take(&mut inner.published), inner.compacted.take())
     }
@@ -195,7 +195,11 @@ impl World {
         let bored = !stage.healed && this.rng.percent(1);
         // A node that is no member of the group (any more) has nothing to tell.
         let group = this.group;
-        let serves = |node: &Node, stage: &Stage| node.enlisted && stage.ledger.is_member(group, node.id);
+        // Nor has one that went astray anything true to tell.
+        let serves = |node: &Node, stage: &Stage| {
+            let astray = |share: &Share| stage.ledger.is_astray(group, share.peer);
+            node.enlisted && stage.ledger.is_member(group, node.id) && !node.disk.shares.get(&group).is_some_and(astray)
+        };
         let gone =
             this.stream.as_ref().is_none_or(|(who, _)| nodes[who.at].who() != *who || !serves(&nodes[who.at], stage));
         if gone || bored {

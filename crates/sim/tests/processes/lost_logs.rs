@@ -141,7 +141,7 @@ async fn it_counts(cluster: &mut Cluster, rebuilt: usize, acknowledged: &Acknowl
     cluster.wait_until_serving(missing).await;
 }
 
-async fn peer_of(cluster: &Cluster, through: usize, index: usize) -> u64 {
+pub async fn peer_of(cluster: &Cluster, through: usize, index: usize) -> u64 {
     let client = cluster.client(through);
     let status = client.within(client.admin().status(proto::admin::StatusRequest {})).await.unwrap();
     let url = cluster.peer_url(index);
@@ -149,7 +149,7 @@ async fn peer_of(cluster: &Cluster, through: usize, index: usize) -> u64 {
     member.expect("the node is a member").peer_id
 }
 
-async fn wait_for_other_peer(cluster: &Cluster, through: usize, index: usize, old: u64) -> u64 {
+pub async fn wait_for_other_peer(cluster: &Cluster, through: usize, index: usize, old: u64) -> u64 {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let peer = peer_of(cluster, through, index).await;
@@ -162,7 +162,7 @@ async fn wait_for_other_peer(cluster: &Cluster, through: usize, index: usize, ol
 }
 
 /// The segment with most in it, and up to where it is written: behind that it holds zeroes.
-fn largest_segment(data_dir: &Path) -> (PathBuf, u64) {
+pub fn largest_segment(data_dir: &Path) -> (PathBuf, u64) {
     let segments = fs::read_dir(data_dir.join("raft")).unwrap().map(|entry| entry.unwrap().path());
     let segments =
         segments.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")));
@@ -176,7 +176,7 @@ fn largest_segment(data_dir: &Path) -> (PathBuf, u64) {
     largest
 }
 
-fn flip_byte(path: &Path, at: u64) {
+pub fn flip_byte(path: &Path, at: u64) {
     let mut file = fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.seek(SeekFrom::Start(at)).unwrap();

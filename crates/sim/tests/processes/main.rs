@@ -15,6 +15,7 @@
 //! | `operation` | what the service manager, SIGHUP, the log and the metrics owe to an operator |
 //! | `stalled_disk`, `stopping` | who cannot write leads no more; who is needed stops late |
 //! | `offline` | folders of stopped nodes are checked and repaired, and one of three goes on alone |
+//! | `healing` | damaged data is never served, and is made good from the others |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
 //! | `gossip` | who is alive is known soon, by members only; a node finds its cluster through any one of them |
@@ -41,6 +42,7 @@ mod etcdctl;
 mod every_node;
 mod full_disk;
 mod gossip;
+mod healing;
 mod history;
 mod leadership;
 mod linearizable;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rust_rocksdb::{DB, Options};
 
+use super::events::Events;
 use super::options::{Blueprint, RocksOptions};
 use super::view::Store;
 use super::{failed, failed_io, swap};
@@ -44,7 +45,9 @@ pub fn check(dir: &Path, families: &'static [FamilySpec]) -> Result<Option<State
             true => Err(EngineError::Corrupt("the file CURRENT is gone".to_owned())),
         };
     }
-    let blueprint = Blueprint::new(families, &RocksOptions::default());
+    let options = RocksOptions::default();
+    let events = Arc::new(Events::new(options.now, options.slow_compaction_ms));
+    let blueprint = Blueprint::new(families, &options);
     let mut options = blueprint.database(None);
     options.create_if_missing(false);
     options.create_missing_column_families(false);
@@ -52,7 +55,7 @@ pub fn check(dir: &Path, families: &'static [FamilySpec]) -> Result<Option<State
     db.verify_checksum().map_err(failed)?;
     let live = db.live_files().map_err(failed)?;
     let (files, bytes) = (live.len() as u64, live.iter().map(|file| file.size as u64).sum());
-    Ok(Some(StateFiles { store: Arc::new(Store::new(db, &blueprint)), files, bytes }))
+    Ok(Some(StateFiles { store: Arc::new(Store::new(db, &blueprint, events)), files, bytes }))
 }
 
 /// Lets RocksDB make a database of what it can still read.

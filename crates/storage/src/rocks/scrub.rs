@@ -3,7 +3,8 @@
 //!
 //! A pass is a list of files and a place in it. It holds nothing of the database between two steps, so that a received
 //! state can be put in place meanwhile, and a step reads at most [`PIECE_BYTES`]: who calls decides the pace. Files
-//! that vanish under way were compacted and are passed over; files that come up are the next pass's.
+//! that vanish under way were compacted and are passed over; files that come up are the next pass's. When the whole
+//! content is replaced under way the pass has lost its object, and is over.
 //!
 //! Files are read directly (`O_DIRECT`), past the operating system's cache: the disk is what is asked about, and what others
 //! have in the cache stays there. Where a file system has no direct reads, the file's pages are dropped before and after.
@@ -14,6 +15,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{RocksEngine, failed, failed_io, manifest};
@@ -34,6 +36,8 @@ pub struct StateScrub {
     buffer: Vec<u8>,
     bytes_total: u64,
     unchecked: u64,
+    /// Of the content that is looked at.
+    generation: u64,
 }
 
 struct Table {
@@ -54,10 +58,11 @@ impl RocksEngine {
     /// Begins a pass: checks the manifest and lists the table files. `Corrupt` is damage, and is remembered
     /// ([`RocksEngine::damage`]).
     pub fn begin_scrub(&self) -> Result<StateScrub, EngineError> {
-        self.try_begin_scrub().map_err(|error| self.events.noted(error))
+        let generation = self.generation.load(Ordering::SeqCst);
+        self.try_begin_scrub(generation).map_err(|error| self.judged(generation, error))
     }
 
-    fn try_begin_scrub(&self) -> Result<StateScrub, EngineError> {
+    fn try_begin_scrub(&self, generation: u64) -> Result<StateScrub, EngineError> {
         let live = self.store()?.db.live_files().map_err(failed)?;
         let sums = read_manifest(&self.staging.dir)?;
         let mut scrub = StateScrub {
@@ -66,6 +71,7 @@ impl RocksEngine {
             buffer: vec![0; PIECE_BYTES + ALIGN],
             bytes_total: 0,
             unchecked: 0,
+            generation,
         };
         for file in live {
             let name = file.name.trim_start_matches('/');
@@ -84,7 +90,18 @@ impl RocksEngine {
 
     /// One step of a pass: how many bytes it read; `None` when the pass is over.
     pub fn scrub_step(&self, scrub: &mut StateScrub) -> Result<Option<u64>, EngineError> {
-        scrub.step().map_err(|error| self.events.noted(error))
+        if scrub.generation != self.generation.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        scrub.step().map_err(|error| self.judged(scrub.generation, error))
+    }
+
+    /// Damage that was found in a content that has been replaced meanwhile is none.
+    fn judged(&self, generation: u64, error: EngineError) -> EngineError {
+        if generation != self.generation.load(Ordering::SeqCst) {
+            return EngineError::Failed("the state was replaced while it was checked".to_owned());
+        }
+        self.events.noted(error)
     }
 }
 

@@ -62,7 +62,8 @@ impl LogScrub {
             self.next_segment(id);
             return Ok(Some(0));
         }
-        let mut piece = read_piece(&*file, self.offset, PIECE_BYTES, id)?;
+        let bytes = end.map_or(PIECE_BYTES, |end| PIECE_BYTES.min(end.saturating_sub(self.offset)));
+        let mut piece = read_piece(&*file, self.offset, bytes, id)?;
         if let Ok(header) = Header::decode(&piece, salt, id.into())
             && header.record_bytes() > piece.len() as u64
         {

@@ -1,0 +1,22 @@
+//! Damage found and made good: the scrub, and members rebuilt.
+
+use node::heal::Health;
+
+use super::page::{Page, labels};
+use crate::scrub::ScrubProgress;
+
+pub(super) fn add(page: &mut Page, health: &Health, scrub: &ScrubProgress) {
+    page.gauge("chainfire_scrub_running", "Whether a pass is under way.", u8::from(scrub.running));
+    page.gauge("chainfire_scrub_pass_bytes", "Bytes to be read by the pass under way or the last.", scrub.bytes_total);
+    page.gauge("chainfire_scrub_pass_bytes_done", "Bytes of them read so far.", scrub.bytes_done);
+    page.counter("chainfire_scrub_bytes_total", "Bytes read by scrubs.", scrub.bytes_read);
+    page.counter("chainfire_scrub_passes_total", "Passes that came to an end.", scrub.passes);
+    page.counter("chainfire_scrub_findings_total", "Passes that found damage.", scrub.findings);
+    page.gauge("chainfire_scrub_unchecked_files", "Files of the state without a checksum.", scrub.unchecked);
+    page.gauge("chainfire_scrub_last_end_time_seconds", "When a pass last ended; 0: never.", scrub.ended_unix_s);
+    page.gauge("chainfire_quarantined", "Whether this member answers nothing.", u8::from(health.is_quarantined()));
+    let repairs = health.repairs().map(|(what, count)| (labels(&[("what", what.name())]), count));
+    page.counters("chainfire_repairs_total", "Times that this member was rebuilt from the others.", repairs);
+    let last = health.repaired_unix_s();
+    page.gauge("chainfire_last_repair_time_seconds", "When this process was last rebuilt; 0: never.", last);
+}

@@ -1,0 +1,360 @@
+//! Damage to one node's data is never served and is made good from the others, by itself: in the state's tables, its
+//! manifest, its `CURRENT` file, and the log; found at a start, by a read, or by a scrub of a running node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use chainfire::machine::layout;
+use prost::Message as _;
+use proto::admin::ScrubRequest;
+use proto::etcdserverpb as pb;
+use proto::mvccpb::KeyValue;
+use storage::rocks::{RocksEngine, RocksOptions};
+use storage::{Engine, WriteBatch};
+use tokio::task::JoinHandle;
+
+use crate::client::{self, Client};
+use crate::cluster::{Cluster, Options, is_etcd};
+use crate::durability::{Writers, assert_holds};
+use crate::lost_logs::{flip_byte, largest_segment, peer_of, wait_for_other_peer};
+use crate::membership::wait_for_voters;
+use crate::tell::{figure, skipped};
+
+/// What is promised.
+const HEALED_WITHIN: Duration = Duration::from_secs(60);
+/// Keys with a value each that stays as it is; enough for tables of some blocks.
+const KEYS: usize = 400;
+const VALUE_BYTES: usize = 2000;
+
+type Damage = fn(&Cluster, usize);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_a_table_at_rest() {
+    heals("a table, at rest", At::Rest, flip_in_table, &["differs", "mismatch", "orruption"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_the_manifest_at_rest() {
+    heals("the manifest, at rest", At::Rest, flip_in_manifest, &["orruption", "MANIFEST", "CURRENT"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_current_file_at_rest() {
+    heals("CURRENT, at rest", At::Rest, remove_current, &["CURRENT"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_the_log_at_rest() {
+    heals("the log, at rest", At::Rest, flip_in_log, &["corrupted log entry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_a_table_of_a_running_follower() {
+    heals("a table, running", At::Running { leader: false }, flip_in_table, &["the checksum of"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_a_table_of_the_running_leader() {
+    heals("a table, running leader", At::Running { leader: true }, flip_in_table, &["the checksum of"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_the_manifest_of_a_running_node() {
+    heals("the manifest, running", At::Running { leader: false }, flip_in_manifest, &["MANIFEST"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_in_the_log_of_a_running_node() {
+    heals("the log, running", At::Running { leader: false }, flip_in_log, &["corrupted log entry"]).await;
+}
+
+/// Altered with its checksums: nothing on the node itself can tell. The digests that replicas compare can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_altered_is_found_by_its_digest() {
+    if is_etcd() {
+        return skipped("an altered store", "an etcd keeps its store otherwise");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    let victim = (leader + 1) % 3;
+    fill(&cluster.client(leader)).await;
+    let old_peer = peer_of(&cluster, leader, victim).await;
+    cluster.client(victim).get("/").await.unwrap();
+    cluster.stop(victim).await;
+    alter(&cluster, victim);
+    cluster.spawn(victim);
+    cluster.wait_until_serving(victim).await;
+    let began = Instant::now();
+    let leader = cluster.leader().await;
+    let client = cluster.client(leader);
+    client.within(client.admin().scrub(ScrubRequest { start: true })).await.unwrap();
+    wait_for_other_peer(&cluster, leader, victim, old_peer).await;
+    wait_for_voters(&cluster, 3).await;
+    cluster.wait_until_serving(victim).await;
+    figure(format_args!("healed an altered store: {} ms after the scrub was asked for", began.elapsed().as_millis()));
+    for index in 0..3 {
+        assert_eq!(right_answers(&cluster.client(index), false).await, Ok(KEYS), "node {index}");
+    }
+    assert!(cluster.log(victim).contains("its store at revision"));
+}
+
+/// Of two that differ nobody is right: neither is rebuilt, and the alarm keeps writes away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_differ_raise_the_alarm() {
+    if is_etcd() {
+        return skipped("two that differ", "an etcd keeps its store otherwise");
+    }
+    let mut cluster = Cluster::start_with(2, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    let victim = 1 - leader;
+    fill(&cluster.client(leader)).await;
+    let peers = [peer_of(&cluster, leader, 0).await, peer_of(&cluster, leader, 1).await];
+    cluster.client(victim).get("/").await.unwrap();
+    cluster.stop(victim).await;
+    alter(&cluster, victim);
+    cluster.spawn(victim);
+    cluster.wait_until_serving(victim).await;
+    let leader = cluster.leader().await;
+    let client = cluster.client(leader);
+    client.within(client.admin().scrub(ScrubRequest { start: true })).await.unwrap();
+    let deadline = Instant::now() + HEALED_WITHIN;
+    while client.put("any", "thing").await.is_ok() {
+        assert!(Instant::now() < deadline, "no alarm is raised");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let get = pb::AlarmRequest { action: pb::alarm_request::AlarmAction::Get as i32, ..Default::default() };
+    let alarms = client.within(client.maintenance().alarm(get)).await.unwrap().alarms;
+    assert!(alarms.iter().all(|alarm| alarm.alarm == pb::AlarmType::Corrupt as i32), "{alarms:?}");
+    assert!(!alarms.is_empty());
+    for (index, peer) in peers.iter().enumerate() {
+        assert_eq!(peer_of(&cluster, leader, index).await, *peer, "nobody is rebuilt");
+        assert!(cluster.is_running(index) && !cluster.has_ended(index));
+    }
+    assert!(cluster.log(leader).contains("no majority agrees"));
+}
+
+/// There is nobody to rebuild it from: it stops, and says what can be done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_node_that_is_alone_stops() {
+    if is_etcd() {
+        return skipped("a damaged node that is alone", "an etcd does not look");
+    }
+    let mut cluster = Cluster::start_with(1, Options::brisk()).await;
+    fill(&cluster.client(0)).await;
+    cluster.stop(0).await;
+    flip_in_table(&cluster, 0);
+    cluster.spawn(0);
+    let deadline = Instant::now() + HEALED_WITHIN;
+    while !cluster.has_ended(0) {
+        assert!(Instant::now() < deadline, "it goes on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let log = cluster.log(0);
+    assert!(log.contains("no other member to rebuild it from: restore a snapshot"), "{log}");
+    assert!(!tables(&cluster, 0).is_empty(), "nothing is thrown away");
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    /// The node is stopped when its files are damaged.
+    Rest,
+    /// It runs, and is then asked for a scrub.
+    Running { leader: bool },
+}
+
+/// Fills a cluster, damages one node's files, and expects the node whole again, under another peer id, within the promised
+/// time; all the while nobody gets a wrong answer from it, and the others take writes.
+async fn heals(what: &str, at: At, damage: Damage, words: &[&str]) {
+    if is_etcd() {
+        return skipped(what, "an etcd does not repair itself");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    let victim = if at == (At::Running { leader: true }) { leader } else { (leader + 1) % 3 };
+    let others: Vec<usize> = (0..3).filter(|index| *index != victim).collect();
+    fill(&cluster.client(leader)).await;
+    cluster.client(victim).get("/").await.unwrap();
+    let old_peer = peer_of(&cluster, others[0], victim).await;
+    let endpoints: Vec<String> = others.iter().map(|index| cluster.endpoint(*index)).collect();
+    let writers = Writers::start(&endpoints, 1, "meanwhile");
+
+    let began = if at == At::Rest {
+        cluster.stop(victim).await;
+        damage(&cluster, victim);
+        let began = Instant::now();
+        cluster.spawn(victim);
+        began
+    } else {
+        // What is in memory goes to tables.
+        let client = cluster.client(victim);
+        client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await.unwrap();
+        let deadline = Instant::now() + HEALED_WITHIN;
+        while tables(&cluster, victim).iter().map(|(_, bytes)| bytes).sum::<u64>() < (KEYS * VALUE_BYTES / 2) as u64 {
+            assert!(Instant::now() < deadline, "no tables are written");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        damage(&cluster, victim);
+        let began = Instant::now();
+        client.within(client.admin().scrub(ScrubRequest { start: true })).await.unwrap();
+        began
+    };
+    let readers = Readers::start(&cluster.endpoint(victim));
+    wait_for_other_peer(&cluster, others[0], victim, old_peer).await;
+    wait_for_voters(&cluster, 3).await;
+    cluster.wait_until_serving(victim).await;
+    let took = began.elapsed();
+    figure(format_args!("healed {what}: {} ms until it votes and serves again", took.as_millis()));
+    assert!(took <= HEALED_WITHIN, "that is too long");
+    let answers = readers.finish().await;
+    assert!(answers > 0, "it serves again");
+
+    let acknowledged = writers.finish().await;
+    for index in 0..3 {
+        assert_holds(&cluster.client(index), &acknowledged).await;
+        assert_eq!(right_answers(&cluster.client(index), false).await, Ok(KEYS), "node {index}");
+    }
+    cluster.assert_equal_hashes().await;
+    let log = cluster.log(victim);
+    assert!(words.iter().any(|word| log.contains(word)), "its log names the damage: one of {words:?}");
+    assert!(log.contains("rebuilt from its peers"), "its log says what becomes of it");
+    let notes = notes(&cluster, victim).await;
+    assert!(notes.iter().any(|note| note.contains("rebuilt from its peers")), "its status says so: {notes:?}");
+    scrub_finds_nothing(&cluster, victim).await;
+}
+
+async fn fill(client: &Client) {
+    for number in 0..KEYS {
+        client.put(&key(number), &value(number)).await.unwrap();
+    }
+}
+
+fn key(number: usize) -> String {
+    format!("kept/{number:05}")
+}
+
+/// Hard to compress, and known from the key.
+fn value(number: usize) -> String {
+    let mut rng = base::Rng::new(number as u64);
+    (0..VALUE_BYTES).map(|_| char::from(b'a' + rng.below(26) as u8)).collect()
+}
+
+/// How many of the kept keys an answer holds. An error is the server's own refusal; a wrong answer panics.
+async fn right_answers(client: &Client, serializable: bool) -> Result<usize, ()> {
+    let request = pb::RangeRequest {
+        key: client::bytes("kept/"),
+        range_end: client::end_of("kept/"),
+        serializable,
+        ..pb::RangeRequest::default()
+    };
+    let Ok(answer) = client.range(request).await else { return Err(()) };
+    for (number, pair) in answer.kvs.iter().enumerate() {
+        assert_eq!(client::text(&pair.key), key(number), "a key is missing or invented");
+        assert_eq!(client::text(&pair.value), value(number), "a wrong value of {}", key(number));
+    }
+    assert_eq!(answer.kvs.len(), KEYS, "keys are missing from an answer (serializable: {serializable})");
+    Ok(answer.kvs.len())
+}
+
+/// Read all the time, linearizably and not, and panic at a wrong answer.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Readers {
+    fn start(endpoint: &str) -> Readers {
+        let (stop, answers): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
+        let tasks = [true, false].map(|serializable| {
+            let client = Client::with_timeout(endpoint, Duration::from_secs(1));
+            let (stop, answers) = (stop.clone(), answers.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    if right_answers(&client, serializable).await.is_ok() {
+                        answers.fetch_add(1, Ordering::Relaxed);
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+        });
+        Readers { stop, answers, tasks: tasks.into() }
+    }
+
+    async fn finish(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        self.answers.load(Ordering::Relaxed)
+    }
+}
+
+async fn notes(cluster: &Cluster, index: usize) -> Vec<String> {
+    let client = cluster.client(index);
+    client.within(client.admin().status(proto::admin::StatusRequest {})).await.unwrap().notes
+}
+
+async fn scrub_finds_nothing(cluster: &Cluster, index: usize) {
+    let client = &cluster.client(index);
+    let ask = |start| async move { client.within(client.admin().scrub(ScrubRequest { start })).await };
+    let before = ask(true).await.unwrap().passes;
+    let deadline = Instant::now() + HEALED_WITHIN;
+    loop {
+        let now = ask(false).await.unwrap();
+        if now.passes > before && !now.running {
+            assert_eq!((now.last.as_str(), now.unchecked_files), ("nothing is damaged", 0));
+            return;
+        }
+        assert!(Instant::now() < deadline, "a scrub does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn tables(cluster: &Cluster, index: usize) -> Vec<(PathBuf, u64)> {
+    files(&cluster.nodes[index].data_dir, |name| name.ends_with(".sst"))
+}
+
+fn files(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, u64)> {
+    let all = fs::read_dir(dir).into_iter().flatten().flatten();
+    let named = all.filter(|entry| wanted(&entry.file_name().to_string_lossy()));
+    named.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len()))).collect()
+}
+
+fn flip_in_table(cluster: &Cluster, index: usize) {
+    let largest = tables(cluster, index).into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are tables");
+    flip_byte(&largest.0, largest.1 / 2);
+}
+
+fn flip_in_manifest(cluster: &Cluster, index: usize) {
+    let dir = &cluster.nodes[index].data_dir;
+    let current = fs::read_to_string(dir.join("CURRENT")).unwrap();
+    let path = dir.join(current.trim());
+    let bytes = fs::metadata(&path).unwrap().len();
+    flip_byte(&path, bytes / 2);
+}
+
+fn remove_current(cluster: &Cluster, index: usize) {
+    fs::remove_file(cluster.nodes[index].data_dir.join("CURRENT")).unwrap();
+}
+
+/// Another value for one key, in a store that is in perfect order otherwise.
+fn alter(cluster: &Cluster, index: usize) {
+    let engine =
+        RocksEngine::open(&cluster.nodes[index].data_dir, &layout::FAMILIES, &RocksOptions::default()).unwrap();
+    let key = key(7);
+    let record = engine.get(layout::KV, key.as_bytes()).unwrap().expect("it was written");
+    let mut pair = KeyValue::decode(record).unwrap();
+    pair.value = client::bytes("altered");
+    let mut batch = WriteBatch::new();
+    batch.put(layout::KV, key.as_bytes(), &pair.encode_to_vec());
+    engine.write(&batch).unwrap();
+    engine.flush().unwrap();
+}
+
+fn flip_in_log(cluster: &Cluster, index: usize) {
+    let (path, written) = largest_segment(&cluster.nodes[index].data_dir);
+    flip_byte(&path, written / 2);
+}
