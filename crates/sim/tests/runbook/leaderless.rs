@@ -60,7 +60,7 @@ fn a_partition_is_seen_by_ping_and_the_isolated_node_comes_back() {
 /// The runbook's recipe against two leaders wipes two of three nodes, and what it then asks for has no quorum. Each of its
 /// commands works; the one that cannot says what can.
 #[test]
-fn the_recipe_against_two_leaders_ends_with_the_way_out() {
+fn the_recipe_against_two_leaders_ends_with_the_word_for_the_way_out() {
     let world = World::found(3);
     world.operator("chainfire-client --endpoint http://node1:2379 put key value").succeeds();
     world.until("node1 has it", || {
@@ -71,4 +71,36 @@ fn the_recipe_against_two_leaders_ends_with_the_way_out() {
     for command in leaderless::RE_ADD_FOLLOWERS {
         world.operator(command).fails().shows("no leader elected").shows("chainfire recover --unsafe");
     }
+}
+
+/// And it is a way: what one node has becomes a cluster of its own, and the others join it by the runbook's next lines.
+#[test]
+fn a_lost_majority_is_given_up_and_the_runbook_goes_on() {
+    let world = World::found(3);
+    world.operator("chainfire-client --endpoint http://node1:2379 put key value").succeeds();
+    world.until("node1 has it", || {
+        world.operator("chainfire-client --endpoint http://node1:2379 get --serializable key").out.contains("value")
+    });
+    world.operator(leaderless::SPLIT_BRAIN).succeeds();
+    let before = world.status(1).field("cluster_id").map(str::to_owned);
+    world.stop(1);
+    world.on(1, "chainfire recover --unsafe --yes --config /etc/centra-cloud/chainfire.toml").succeeds();
+    world.on(1, "chown -R chainfire:chainfire /var/lib/chainfire").succeeds();
+    world.start(1);
+    world.until_serving(&[1]);
+    let status = world.status(1);
+    assert_eq!(status.field("leader"), Some("1"), "{status}");
+    assert_ne!(status.field("cluster_id").map(str::to_owned), before, "a new cluster");
+    world.operator("chainfire-client --endpoint http://node1:2379 get key").succeeds().shows("value");
+    for command in leaderless::RE_ADD_FOLLOWERS {
+        world.operator(command).succeeds();
+        if command.contains("--node-id 2") {
+            world.operator(r#"ssh node2 "sudo systemctl start chainfire""#).succeeds();
+            world.until_member(1, 2, "voter");
+        }
+    }
+    world.operator(leaderless::START_FOLLOWERS).succeeds();
+    world.until_member(1, 3, "voter");
+    world.until_serving(&[1, 2, 3]);
+    world.operator("chainfire-client --endpoint http://node3:2379 get key").succeeds().shows("value");
 }
