@@ -101,6 +101,7 @@ row 9 500 "members added, removed, promoted; wiped disks" processes:membership:4
 row 10 1000 "snapshots installed, and restarts after" processes:catch_up:1
 row 13 100 "a full disk" processes:full_disk::a_full_disk:counts
 row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
+row 15 100 "a leader whose disk stands still" processes:stalled_disk::a_leader_with:1
 row 16 100 "rolling restart under load (one version)" processes:rolling:3
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
 
