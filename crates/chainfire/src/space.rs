@@ -144,8 +144,16 @@ impl Reports {
 pub async fn keep(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     let store = ready(&stores).await;
     let ballast = Ballast::new(&rules.data_dir);
-    let mut keeper =
-        Keeper { handle, rules, room: Room::default(), verdict: None, asked: None, led: None, handed: None };
+    let mut keeper = Keeper {
+        handle,
+        rules,
+        room: Room::default(),
+        verdict: None,
+        heard: None,
+        asked: None,
+        led: None,
+        handed: None,
+    };
     // Why the alarm was raised. A restart forgets it; what the quota does not explain was the disk.
     let mut raised_for_disk = None;
     let mut said_full = false;
@@ -205,7 +213,8 @@ struct Keeper {
     room: Room,
     /// The leader's word on this node's full disk, while it is full and a leader can be asked.
     verdict: Option<Verdict>,
-    /// When the leader was last asked, and since when this node leads.
+    /// When the leader last gave it, when it was last asked, and since when this node leads.
+    heard: Option<Instant>,
     asked: Option<Instant>,
     led: Option<Instant>,
     handed: Option<Instant>,
@@ -242,7 +251,12 @@ impl Keeper {
             let asked = tokio::time::timeout(REPORT_COUNTS, self.handle.call_leader(method, body)).await;
             let answer = asked.ok().and_then(Result::ok).and_then(|mut answer| answer.try_get_i64_le().ok());
             let verdict = answer.map(|quorum| if quorum == 1 { Verdict::Quorum } else { Verdict::Minority });
-            self.verdict = verdict.filter(|_| self.room.full);
+            match verdict.filter(|_| self.room.full) {
+                Some(verdict) => (self.verdict, self.heard) = (Some(verdict), Some(now)),
+                // One question without an answer changes nothing yet.
+                None if self.room.full && self.heard.is_some_and(|at| now - at < REPORT_COUNTS) => {}
+                None => self.verdict = None,
+            }
         } else if !self.room.full && self.verdict.take().is_some() {
             // So that it is not counted as full any longer. If this gets lost, its last report ages.
             let body = Bytes::copy_from_slice(&node.0.to_le_bytes());

@@ -103,7 +103,7 @@ fn leases() {
 fn status_is_for_people_and_for_grep() {
     let mock = Mock::start();
     let status = mock.ok(&["status"]);
-    for line in ["leader: 1", "raft_index: 100", "raft_term: 7", "member: 2 voter 127.0.0.2:2380 lag=-"] {
+    for line in ["leader: 1", "raft_index: 100", "raft_term: 7", "member: 2 voter 127.0.0.2:2380 lag=- gossip=-"] {
         assert!(status.lines().any(|found| found == line), "{line} in {status}");
     }
     mock.node.no_leader.store(true, SeqCst);

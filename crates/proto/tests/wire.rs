@@ -81,6 +81,7 @@ fn all_calls_of_etcd_are_there() {
     assert_eq!(
         streaming,
         [
+            (&"centra.chainfire.v1.Admin/Changes".to_owned(), &("one", "stream")),
             (&"etcdserverpb.KV/RangeStream".to_owned(), &("one", "stream")),
             (&"etcdserverpb.Lease/LeaseKeepAlive".to_owned(), &("stream", "stream")),
             (&"etcdserverpb.Maintenance/Snapshot".to_owned(), &("one", "stream")),

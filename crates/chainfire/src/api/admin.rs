@@ -1,6 +1,7 @@
 //! Our own admin service: what operators ask beyond etcd's API. Status needs neither a leader nor a quorum.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base::{NodeId, PeerId};
 use bytes::Bytes;
@@ -12,6 +13,10 @@ use rpc::{Code, Status};
 use super::header::{decode, encode};
 use super::{Api, ETCD_VERSION, refused, status_of};
 use crate::error::ApiError;
+
+/// How long a change waits for the one before it, such as a promotion that goes on by itself.
+const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(3);
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(50);
 
 impl Api {
     pub(super) fn admin_status(&self) -> Result<Bytes, Status> {
@@ -139,7 +144,15 @@ impl Api {
     }
 
     async fn changed(&self, node: Option<NodeId>, change: MembershipChange, note: &str) -> Result<Bytes, Status> {
-        let membership = self.handle.change(change).await.map_err(|why| match why {
+        let deadline = Instant::now() + IN_FLIGHT_PATIENCE;
+        let changed = loop {
+            match self.handle.change(change.clone()).await {
+                // It was not taken up. The one before is over in a moment.
+                Err(Refusal::ChangeInFlight) if Instant::now() < deadline => tokio::time::sleep(IN_FLIGHT_PAUSE).await,
+                other => break other,
+            }
+        };
+        let membership = changed.map_err(|why| match why {
             Refusal::WouldLoseQuorum => Status::new(Code::FailedPrecondition, self.no_quorum()),
             Refusal::ChangeInFlight => Status::unavailable("a membership change is in flight; try again in a moment"),
             why => refused(why),

@@ -34,6 +34,7 @@ pub struct Recording {
 
 /// How single keys are read. Both kinds are recorded as if they were linearizable, and only one of them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "used by one of the test programs that share this file")]
 pub enum Reads {
     Linearizable,
     /// From what the node has.
@@ -63,6 +64,7 @@ impl Recording {
     }
 
     /// Another client, who only reads, from one endpoint.
+    #[allow(dead_code, reason = "used by one of the test programs that share this file")]
     pub fn read_beside(&mut self, endpoint: &str, reads: Reads) {
         self.add(&[endpoint.to_owned()], Some(reads));
     }

@@ -181,7 +181,8 @@ async fn a_node_with_unsafe_or_wrong_files_does_not_start() {
     let mut cluster = Cluster::new(1, secure());
     let key = cluster.pki().path("n1.key");
     let address = cluster.nodes[0].address.to_string();
-    let cases: [(&dyn Fn(&Cluster), &[&str]); 4] = [
+    type Spoil<'a> = &'a dyn Fn(&Cluster);
+    let cases: [(Spoil<'_>, &[&str]); 4] = [
         (&|_| fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap(), &["mode 0644", "chmod 600"]),
         (&|cluster| cluster.pki().issue("n1", &["127.9.9.9"]), &["names neither", "generate-dev-certs.sh"]),
         (

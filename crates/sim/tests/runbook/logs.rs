@@ -41,5 +41,5 @@ fn every_search_finds_its_event() {
         (1..=3).any(|node| world.on(node, logs::SLOW).is_success())
     });
     let found: String = (1..=3).map(|node| world.on(node, logs::SLOW).out).collect();
-    assert!(found.contains("INFO chainfire_api: Handled put request, latency="), "{found}");
+    assert!(found.contains("WARN chainfire_api: Slow request, method=Put latency="), "{found}");
 }
