@@ -45,6 +45,8 @@ pub const WRONG_CLUSTER: u8 = 1;
 pub const BUSY: u8 = 2;
 /// The certificate does not name the node that its owner claims to be.
 pub const WRONG_NAME: u8 = 3;
+/// Whoever is asked belongs to no cluster yet.
+pub const NO_CLUSTER: u8 = 4;
 
 /// A member that missed that its cluster was recovered without it meets this first.
 pub const OTHER_CLUSTER: &str = "the node there belongs to another cluster; if that was recovered without this node, stop this \
@@ -110,6 +112,7 @@ impl Welcome {
         match self.status {
             WELCOME => None,
             WRONG_CLUSTER => Some(OTHER_CLUSTER),
+            NO_CLUSTER => Some("the node there belongs to no cluster yet"),
             WRONG_NAME => Some("tls: bad certificate: ours does not name this node"),
             _ => Some("the node there has too many connections"),
         }

@@ -124,6 +124,7 @@ impl Door {
         let vouched = self.transport.vouch(&pipe, &hello);
         let status = match &vouched {
             Err(_) => frame::WRONG_NAME,
+            Ok(()) if outside && me.cluster.0 == 0 => frame::NO_CLUSTER,
             Ok(()) if strange || outside => frame::WRONG_CLUSTER,
             Ok(()) => frame::WELCOME,
         };

@@ -17,6 +17,8 @@ use super::stage::Stage;
 
 /// So long may a leader lead whose disk stands still.
 pub const LEADS_MAX: u64 = 5 * SECOND;
+/// And so long once it has something to write.
+const NOTICED_MAX: u64 = 4 * SECOND;
 
 impl World {
     /// A disk stalls or fills up, and the next time is planned.
@@ -66,11 +68,12 @@ impl World {
         }
     }
 
-    /// The disk has stood still for [`LEADS_MAX`]. With nothing to write nobody can tell.
+    /// The disk has stood still for [`LEADS_MAX`]. With nothing to write for most of that time nobody can tell.
     pub fn judge_stall(&mut self, who: Who, group: GroupId, term: u64) {
         let node = &self.nodes[who.at];
         let (Some(running), false) = (&node.running, node.is_paused(&self.stage)) else { return };
-        let wrote = running.writer.syncing.is_some();
+        let now = self.stage.now;
+        let wrote = running.writer.syncing.as_ref().is_some_and(|syncing| now - syncing.since >= NOTICED_MAX);
         if node.who() != who || node.stalled_until <= self.stage.now || !wrote {
             return;
         }

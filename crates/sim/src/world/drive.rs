@@ -247,7 +247,7 @@ impl Node {
         let last = running.writer.waiting.back().map_or(0, |(number, _)| *number);
         let all = LogBatch::joined(running.writer.waiting.drain(..).map(|(_, batch)| batch));
         match self.disk.log.stage(&all) {
-            Ok(staged) => running.writer.syncing = Some(Syncing { number: last, staged, batch: all }),
+            Ok(staged) => running.writer.syncing = Some(Syncing { number: last, staged, since: stage.now, batch: all }),
             Err(error) => return stage.ledger.fail(|| format!("the log refused a write: {error}")),
         }
         let (shortest, longest) = stage.plan.sync;
@@ -271,7 +271,7 @@ impl Node {
             return stage.queue.push(self.stalled_until, Happening::Synced(self.who()));
         }
         let Some(running) = &mut self.running else { return };
-        let Some(Syncing { number, staged, batch }) = running.writer.syncing.take() else { return };
+        let Some(Syncing { number, staged, batch, .. }) = running.writer.syncing.take() else { return };
         if let Err(error) = self.disk.log.sync_to(staged) {
             return stage.ledger.fail(|| format!("the log failed to sync: {error}"));
         }
