@@ -1,16 +1,16 @@
 //! `status --cluster`: every member asked for itself, and what follows from the answers: whether the cluster takes writes,
 //! who does not answer and why, who lags, and what to do about it.
 //!
-//! The members are those that the newest answer knows (highest term, then index). A member is asked where it says that
+//! The members are those that the newest answer knows (highest term, there the leader). A member is asked where it says that
 //! clients reach it, and under the endpoints given; the one that is the same node counts. Nothing here is proof: it is
 //! what this client sees from where it stands.
 
 use futures::future::join_all;
-use proto::admin::{Member, Role, StatusRequest, StatusResponse};
+use proto::admin::{GossipMember, Member, Role, StatusRequest, StatusResponse};
 use serde_json::{Value, json};
 
-use super::members::{member_json, role};
-use super::status::status_json;
+use super::members::{gossip, gossip_state, member_json, role};
+use super::status::{gossip_json, status_json};
 use crate::connect::{self, Client, Repeat};
 use crate::failure::{Failure, Kind};
 use crate::output::{Format, Output};
@@ -36,11 +36,15 @@ pub struct Asked {
     pub endpoint: String,
     /// Its answer, or why there is none.
     pub answer: Result<StatusResponse, String>,
+    /// What gossip says of it to the member whose answer is the newest.
+    pub gossip: &'static str,
 }
 
 /// All members as seen from here.
 pub struct View {
     pub members: Vec<Asked>,
+    /// Those that only gossip knows: they wait to be let in, or were members once.
+    outsiders: Vec<GossipMember>,
     /// Zero: nobody knows one.
     leader: u64,
     term: u64,
@@ -55,7 +59,8 @@ pub async fn look(client: &Client) -> Result<View, Failure> {
         ask_all(client, client.endpoints().to_vec()).await;
     let newest = |answers: &[(String, Result<StatusResponse, Failure>)]| {
         let good = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
-        good.max_by_key(|status| (status.raft_term, status.raft_index)).cloned()
+        // What a leader knows of the others is better than hearsay.
+        good.max_by_key(|status| (status.raft_term, status.role() == Role::Leader, status.raft_index)).cloned()
     };
     let Some(first) = newest(&answers) else {
         let failure = answers.swap_remove(0).1.err();
@@ -74,14 +79,15 @@ pub async fn look(client: &Client) -> Result<View, Failure> {
             Some((endpoint.clone(), Ok(status.clone())))
         });
         let (endpoint, answer) = own.unwrap_or_else(|| unanswered(member, &answers));
-        Asked { member: member.clone(), endpoint, answer }
+        Asked { member: member.clone(), endpoint, answer, gossip: gossip(&newest, member) }
     });
-    // A leader's own word is better than hearsay, if it is of the newest term.
-    let mut good = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
-    let index = good.clone().map(|status| status.raft_index).max().unwrap_or_default();
-    let leads = |status: &&StatusResponse| status.role() == Role::Leader && status.raft_term == newest.raft_term;
-    let leader = good.find(leads).map_or(newest.leader_node_id, |status| status.node_id);
-    Ok(View { members: asked.collect(), leader, term: newest.raft_term, index, cluster_id: newest.cluster_id })
+    let members: Vec<_> = asked.collect();
+    let is_member = |known: &&GossipMember| members.iter().any(|asked| asked.member.node_id == known.node_id);
+    let outsiders = newest.gossip.iter().filter(|known| !is_member(known)).cloned().collect();
+    let answered = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
+    let index = answered.map(|status| status.raft_index).max().unwrap_or_default();
+    let (leader, term, cluster_id) = (newest.leader_node_id, newest.raft_term, newest.cluster_id);
+    Ok(View { members, outsiders, leader, term, index, cluster_id })
 }
 
 async fn ask_all(client: &Client, endpoints: Vec<String>) -> Vec<(String, Result<StatusResponse, Failure>)> {
@@ -232,18 +238,23 @@ impl View {
         for asked in &self.members {
             let what = format!("member: {} {} {}", asked.member.node_id, self.role(asked), or_dash(&asked.endpoint));
             let lag = self.lag(asked).map_or("-".to_owned(), |lag| lag.to_string());
+            let gossip = asked.gossip;
             match &asked.answer {
                 Ok(status) => out.line(format!(
-                    "{what} reachable raft_index={} raft_term={} lag={lag} version={}",
+                    "{what} reachable raft_index={} raft_term={} lag={lag} gossip={gossip} version={}",
                     status.raft_index, status.raft_term, status.version
                 ))?,
-                Err(why) => out.line(format!("{what} unreachable lag={lag} reason={why}"))?,
+                Err(why) => out.line(format!("{what} unreachable lag={lag} gossip={gossip} reason={why}"))?,
             }
         }
         self.last_lines(out)
     }
 
     fn last_lines(&self, out: &mut Output) -> Result<(), Failure> {
+        for known in &self.outsiders {
+            let GossipMember { node_id, raft_address, role, .. } = known;
+            out.line(format!("outsider: {node_id} {role} {raft_address} gossip={}", gossip_state(known.state())))?;
+        }
         for note in self.notes() {
             out.line(format!("note: {note}"))?;
         }
@@ -265,10 +276,11 @@ impl View {
                 of(|status| status.raft_term.to_string()),
                 of(|status| status.raft_index.to_string()),
                 self.lag(asked).map_or("-".to_owned(), |lag| lag.to_string()),
+                asked.gossip.to_owned(),
                 of(|status| status.version.clone()),
             ]
         });
-        let head = ["NODE", "NAME", "ROLE", "ENDPOINT", "REACHABLE", "TERM", "INDEX", "LAG", "VERSION"];
+        let head = ["NODE", "NAME", "ROLE", "ENDPOINT", "REACHABLE", "TERM", "INDEX", "LAG", "GOSSIP", "VERSION"];
         out.table(&head, rows)?;
         out.line(format!("health: {}; quorum: {}", self.health(), self.quorum()))?;
         self.last_lines(out)
@@ -279,6 +291,7 @@ impl View {
             let mut value = member_json(&asked.member);
             value["endpoint"] = json!(asked.endpoint);
             value["role"] = json!(self.role(asked));
+            value["gossip"] = json!(asked.gossip);
             value["reachable"] = json!(asked.answer.is_ok());
             value["lag_entries"] = json!(self.lag(asked));
             match &asked.answer {
@@ -297,6 +310,7 @@ impl View {
             "voters_answering": self.answering(),
             "voters_needed": self.needed(),
             "members": members.collect::<Vec<_>>(),
+            "outsiders": self.outsiders.iter().map(gossip_json).collect::<Vec<_>>(),
             "notes": self.notes(),
             "advice": self.advice(),
         })
@@ -338,11 +352,11 @@ mod tests {
             ..Default::default()
         });
         let member = Member { node_id, peer_id: node_id, learner, ..Default::default() };
-        Asked { member, endpoint: format!("http://node{node_id}:2379"), answer }
+        Asked { member, endpoint: format!("http://node{node_id}:2379"), answer, gossip: "-" }
     }
 
     fn view(leader: u64, members: Vec<Asked>) -> View {
-        View { members, leader, term: 5, index: 100_000, cluster_id: 7 }
+        View { members, outsiders: Vec::new(), leader, term: 5, index: 100_000, cluster_id: 7 }
     }
 
     #[test]

@@ -151,7 +151,7 @@ pub fn status_json(endpoint: &str, status: &StatusResponse) -> Value {
     })
 }
 
-fn gossip_json(known: &GossipMember) -> Value {
+pub fn gossip_json(known: &GossipMember) -> Value {
     json!({
         "node_id": known.node_id,
         "peer_id": format!("{:x}", known.peer_id),

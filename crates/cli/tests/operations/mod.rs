@@ -17,7 +17,8 @@ fn the_cluster_as_a_whole() {
     let (code, out, complaint) = mock.run(&["status", "--cluster"]);
     assert_eq!((code, complaint.lines().count()), (4, 1), "{complaint}");
     assert!(complaint.starts_with("Error: quorum lost: 1 of 3 voters answer (start a majority"), "{complaint}");
-    let member = format!("member: 1 leader {} reachable raft_index=100 raft_term=7 lag=0 version=0.1.0", mock.endpoint);
+    let member =
+        format!("member: 1 leader {} reachable raft_index=100 raft_term=7 lag=0 gossip=- version=0.1.0", mock.endpoint);
     for line in [
         "health: quorum lost",
         "leader: 1",
@@ -25,7 +26,7 @@ fn the_cluster_as_a_whole() {
         "raft_index: 100",
         "quorum: 1 of 3 voters answer, 2 are needed",
         &member,
-        "member: 2 voter http://127.0.0.1:1 unreachable lag=- reason=connection refused",
+        "member: 2 voter http://127.0.0.1:1 unreachable lag=- gossip=- reason=connection refused",
         "advice: start a majority of the voters; these do not answer: node 2, node 3. If they are gone for good, stop one \
          that is left and run `chainfire recover --unsafe` on it",
     ] {
