@@ -122,3 +122,17 @@ async fn confirm(handle: &GroupHandle, term: Option<u64>) -> Result<(), Refusal>
     let status = handle.status();
     if status.role == Role::Leader && Some(status.term) == term { Ok(()) } else { Err(Refusal::NoLeader) }
 }
+
+/// No two calls share a number.
+const _: () = {
+    let all =
+        [RENEW, REMAINING, DISK_FULL, OVER_QUOTA, DISPENSABLE, DISK_ROOMY, corruption::DIGEST, corruption::DIFFERS];
+    let mut seen = 0_u64;
+    let mut at = 0;
+    while at < all.len() {
+        let bit = 1 << (all[at] - node::FIRST_METHOD);
+        assert!(seen & bit == 0, "two calls have one number");
+        seen |= bit;
+        at += 1;
+    }
+};
