@@ -11,7 +11,7 @@
 //! |---|---|
 //! | a follower's, others are a quorum | it goes on down to the lower line, then takes nothing new ([`GroupHandle::hold`]) until there is room; the others go on |
 //! | the leader's, others are a quorum | it hands over, and is a follower then |
-//! | so many that the others are no quorum | all of these raise NOSPACE: puts are refused everywhere, reads and deletes go on |
+//! | so many that the others who are up are no quorum | all of these raise NOSPACE: puts are refused everywhere, reads and deletes go on |
 //!
 //! An alarm goes with its reason: the member lowers its own, and the leader that of a member that has not been heard
 //! to be full for a while, such as one that is down.
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use base::NodeId;
+use base::{NodeId, PeerId};
 use bytes::{Buf, Bytes};
 use consensus::{Membership, Role};
 use node::GroupHandle;
@@ -48,6 +48,10 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 const REPORT_COUNTS: Duration = Duration::from_secs(2);
 /// A member that has said nothing for so long does not hold an alarm up any more.
 const ALARM_COUNTS: Duration = Duration::from_secs(10);
+/// The leader's word counts for so long when it cannot be asked again.
+const VERDICT_COUNTS: Duration = Duration::from_secs(5);
+/// A leader that is younger than this has not heard of everyone who is up.
+const LEADER_SETTLES: Duration = Duration::from_secs(2);
 /// Between two attempts to hand over.
 const HAND_OVER_EVERY: Duration = Duration::from_secs(2);
 const REPORTS_MAX: usize = 256;
@@ -88,7 +92,11 @@ fn lines(total: u64) -> (u64, u64) {
 
 /// On the leader: who has said lately that its disk is full, or that its quota is exceeded.
 #[derive(Default)]
-pub struct Reports(Mutex<BTreeMap<NodeId, Report>>);
+pub struct Reports {
+    members: Mutex<BTreeMap<NodeId, Report>>,
+    /// Since when this node leads.
+    led: Mutex<Option<Instant>>,
+}
 
 #[derive(Clone, Copy)]
 struct Report {
@@ -104,11 +112,11 @@ impl Reports {
         } else {
             self.note(node, method == DISK_FULL, Instant::now());
         }
-        i64::from(self.verdict(&handle.membership(), Instant::now()) == Verdict::Quorum)
+        i64::from(self.judge(handle, Instant::now()) == Verdict::Quorum)
     }
 
     fn note(&self, node: NodeId, full: bool, now: Instant) {
-        let mut reports = self.0.lock();
+        let mut reports = self.members.lock();
         if reports.len() >= REPORTS_MAX && !reports.contains_key(&node) {
             return;
         }
@@ -120,23 +128,37 @@ impl Reports {
     }
 
     fn roomy(&self, node: NodeId) {
-        if let Some(report) = self.0.lock().get_mut(&node) {
+        if let Some(report) = self.members.lock().get_mut(&node) {
             report.full = None;
         }
     }
 
-    fn verdict(&self, membership: &Membership, now: Instant) -> Verdict {
-        let reports = self.0.lock();
+    fn lead(&self, since: Option<Instant>) {
+        *self.led.lock() = since;
+    }
+
+    fn judge(&self, handle: &GroupHandle, now: Instant) -> Verdict {
+        let settled = self.led.lock().is_some_and(|since| now - since >= LEADER_SETTLES);
+        let silent = if settled { handle.status().followers.clone() } else { Vec::new() };
+        let silent: Vec<PeerId> = silent.into_iter().filter(|(_, _, heard)| !heard).map(|(peer, _, _)| peer).collect();
+        self.verdict(&handle.membership(), &silent, now)
+    }
+
+    /// Who is down has no room to offer.
+    fn verdict(&self, membership: &Membership, silent: &[PeerId], now: Instant) -> Verdict {
+        let reports = self.members.lock();
         let full =
             |node: NodeId| reports.get(&node).and_then(|report| report.full).is_some_and(|at| now - at < REPORT_COUNTS);
-        let voters = membership.voters.len();
-        let roomy = membership.voters.iter().filter(|peer| membership.node_of(**peer).is_none_or(|node| !full(node)));
-        if roomy.count() > voters / 2 { Verdict::Minority } else { Verdict::Quorum }
+        let roomy = membership
+            .voters
+            .iter()
+            .filter(|peer| !silent.contains(peer) && membership.node_of(**peer).is_none_or(|node| !full(node)));
+        if roomy.count() > membership.voters.len() / 2 { Verdict::Minority } else { Verdict::Quorum }
     }
 
     /// Whether a member has been heard of as having a reason for its alarm.
     fn has_reason(&self, node: NodeId, now: Instant) -> bool {
-        self.0.lock().get(&node).is_some_and(|report| now - report.any < ALARM_COUNTS)
+        self.members.lock().get(&node).is_some_and(|report| now - report.any < ALARM_COUNTS)
     }
 }
 
@@ -228,6 +250,7 @@ impl Keeper {
         let node = self.handle.node();
         let leads = self.handle.status().role == Role::Leader;
         self.led = if leads { self.led.or(Some(now)) } else { None };
+        self.rules.reports.lead(self.led);
         if leads {
             if over_quota || self.room.full {
                 self.rules.reports.note(node, self.room.full, now);
@@ -235,7 +258,7 @@ impl Keeper {
             if !self.room.full {
                 self.rules.reports.roomy(node);
             }
-            let verdict = self.rules.reports.verdict(&self.handle.membership(), now);
+            let verdict = self.rules.reports.judge(&self.handle, now);
             self.verdict = self.room.full.then_some(verdict);
             let due = self.handed.is_none_or(|at| now - at >= HAND_OVER_EVERY);
             if self.verdict == Some(Verdict::Minority) && due {
@@ -254,7 +277,7 @@ impl Keeper {
             match verdict.filter(|_| self.room.full) {
                 Some(verdict) => (self.verdict, self.heard) = (Some(verdict), Some(now)),
                 // One question without an answer changes nothing yet.
-                None if self.room.full && self.heard.is_some_and(|at| now - at < REPORT_COUNTS) => {}
+                None if self.room.full && self.heard.is_some_and(|at| now - at < VERDICT_COUNTS) => {}
                 None => self.verdict = None,
             }
         } else if !self.room.full && self.verdict.take().is_some() {
@@ -353,9 +376,22 @@ mod tests {
         ] {
             let reports = Reports::default();
             (1..=fulls).for_each(|node| reports.note(NodeId(node), true, now));
-            assert_eq!(reports.verdict(&membership(voters), now), expected, "{fulls} of {voters}");
-            assert_eq!(reports.verdict(&membership(voters), now + REPORT_COUNTS), Verdict::Minority, "a report ages");
+            assert_eq!(reports.verdict(&membership(voters), &[], now), expected, "{fulls} of {voters}");
+            assert_eq!(
+                reports.verdict(&membership(voters), &[], now + REPORT_COUNTS),
+                Verdict::Minority,
+                "a report ages"
+            );
         }
+    }
+
+    #[test]
+    fn who_is_down_has_no_room_to_offer() {
+        let now = Instant::now();
+        let reports = Reports::default();
+        reports.note(NodeId(1), true, now);
+        assert_eq!(reports.verdict(&membership(3), &[PeerId(102)], now), Verdict::Quorum);
+        assert_eq!(reports.verdict(&membership(5), &[PeerId(102)], now), Verdict::Minority);
     }
 
     #[test]
@@ -364,7 +400,7 @@ mod tests {
         let reports = Reports::default();
         reports.note(NodeId(1), false, now);
         reports.note(NodeId(2), false, now);
-        assert_eq!(reports.verdict(&membership(3), now), Verdict::Minority);
+        assert_eq!(reports.verdict(&membership(3), &[], now), Verdict::Minority);
         assert!(reports.has_reason(NodeId(1), now) && !reports.has_reason(NodeId(3), now));
         assert!(!reports.has_reason(NodeId(1), now + ALARM_COUNTS));
     }

@@ -23,12 +23,12 @@ pub const RENEW: u8 = node::FIRST_METHOD;
 pub const REMAINING: u8 = node::FIRST_METHOD + 1;
 
 /// 8 bytes node id in: its disk is full, or its quota is exceeded. 8 bytes out: 1 when a quorum is full.
-pub const DISK_FULL: u8 = node::FIRST_METHOD + 2;
-pub const OVER_QUOTA: u8 = node::FIRST_METHOD + 3;
+pub const DISK_FULL: u8 = node::FIRST_METHOD + 4;
+pub const OVER_QUOTA: u8 = node::FIRST_METHOD + 5;
 /// 8 bytes node id in: its disk has room again.
-pub const DISK_ROOMY: u8 = node::FIRST_METHOD + 5;
+pub const DISK_ROOMY: u8 = node::FIRST_METHOD + 6;
 /// 8 bytes node id in; 8 bytes out: 1 when the others are a quorum without it.
-pub const DISPENSABLE: u8 = node::FIRST_METHOD + 4;
+pub const DISPENSABLE: u8 = node::FIRST_METHOD + 7;
 
 const WAIT: Duration = Duration::from_millis(5);
 
@@ -123,16 +123,17 @@ async fn confirm(handle: &GroupHandle, term: Option<u64>) -> Result<(), Refusal>
     if status.role == Role::Leader && Some(status.term) == term { Ok(()) } else { Err(Refusal::NoLeader) }
 }
 
-/// No two calls share a number.
-const _: () = {
-    let all =
-        [RENEW, REMAINING, DISK_FULL, OVER_QUOTA, DISPENSABLE, DISK_ROOMY, corruption::DIGEST, corruption::DIFFERS];
-    let mut seen = 0_u64;
-    let mut at = 0;
-    while at < all.len() {
-        let bit = 1 << (all[at] - node::FIRST_METHOD);
-        assert!(seen & bit == 0, "two calls have one number");
-        seen |= bit;
-        at += 1;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corruption::{DIFFERS, DIGEST};
+
+    #[test]
+    fn every_call_has_a_number_of_its_own() {
+        let mut numbers = vec![RENEW, REMAINING, DIGEST, DIFFERS, DISK_FULL, OVER_QUOTA, DISK_ROOMY, DISPENSABLE];
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count);
     }
-};
+}

@@ -68,14 +68,17 @@ impl World {
         }
     }
 
-    /// The disk has stood still for [`LEADS_MAX`]. With nothing to write for most of that time nobody can tell.
+    /// Nobody can tell that a disk stands still before something has to be written: from then on it is [`LEADS_MAX`].
     pub fn judge_stall(&mut self, who: Who, group: GroupId, term: u64) {
         let node = &self.nodes[who.at];
         let (Some(running), false) = (&node.running, node.is_paused(&self.stage)) else { return };
-        let now = self.stage.now;
-        let wrote = running.writer.syncing.as_ref().is_some_and(|syncing| now - syncing.since >= NOTICED_MAX);
-        if node.who() != who || node.stalled_until <= self.stage.now || !wrote {
+        if node.who() != who || node.stalled_until <= self.stage.now {
             return;
+        }
+        let begun = running.writer.syncing.as_ref().map_or(self.stage.now, |syncing| syncing.since);
+        if begun + LEADS_MAX > self.stage.now {
+            let due = (begun + LEADS_MAX).max(self.stage.now + 100 * MS);
+            return self.stage.queue.push(due, Happening::JudgeStall { who, group, term });
         }
         self.stalls_judged += 1;
         // A host that waits for its disk knows nothing; what counts is whether the others went on.

@@ -247,7 +247,7 @@ impl Node {
         let last = running.writer.waiting.back().map_or(0, |(number, _)| *number);
         let all = LogBatch::joined(running.writer.waiting.drain(..).map(|(_, batch)| batch));
         match self.disk.log.stage(&all) {
-            Ok(staged) => running.writer.syncing = Some(Syncing { number: last, staged, since: stage.now, batch: all }),
+            Ok(staged) => running.writer.syncing = Some(Syncing { number: last, staged, batch: all, since: stage.now }),
             Err(error) => return stage.ledger.fail(|| format!("the log refused a write: {error}")),
         }
         let (shortest, longest) = stage.plan.sync;

@@ -111,6 +111,8 @@ pub struct Syncing {
     pub staged: u64,
     pub since: u64,
     pub batch: LogBatch,
+    /// When it began.
+    pub since: u64,
 }
 
 /// A group on a running node.

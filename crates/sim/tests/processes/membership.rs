@@ -245,6 +245,9 @@ async fn stops_acting(cluster: &mut Cluster, removed: usize) {
     let outcast = crate::client::Client::with_timeout(&cluster.endpoint(removed), Duration::from_secs(2));
     assert!(outcast.put("by-a-removed-node", "1").await.is_err(), "a removed node took a write");
     assert!(outcast.get("with-three-of-four").await.is_err(), "a removed node served a linearizable read");
+    let status = cluster.client(0).status().await.unwrap();
+    assert_eq!(status.raft_term, term, "a removed node caused an election");
+    cluster.client(0).put("after", "1").await.unwrap();
     if !is_etcd() {
         // It knows, and says how to come back.
         crate::offline::wait_for_status(cluster, removed, |status| {
@@ -252,7 +255,4 @@ async fn stops_acting(cluster: &mut Cluster, removed: usize) {
         })
         .await;
     }
-    let status = cluster.client(0).status().await.unwrap();
-    assert_eq!(status.raft_term, term, "a removed node caused an election");
-    cluster.client(0).put("after", "1").await.unwrap();
 }
