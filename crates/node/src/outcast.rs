@@ -3,7 +3,7 @@
 //! Nobody speaks to a node that was removed: it hears no leader, asks for votes, and gets no answer, which looks to it like
 //! a lost majority. So a member that knows no leader for a while asks the others who they think it is. One of its cluster
 //! that knows a leader and does not know this node settles it. (One that has not heard of this node yet is mistaken, for a
-//! moment; what is said here is only words.)
+//! moment; what is said here is only words.) One that still got the entry by which it was removed need not ask.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +26,14 @@ const LEFT_OUT: &str = "this node was removed from its cluster; to bring it back
 pub(crate) async fn watch(shell: Arc<Shell>) {
     let mut alone: u32 = 0;
     let mut said: Option<u32> = None;
+    let mut was_member = false;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let identity = shell.identity();
         let member = shell.handle.membership().by_peer(identity.peer).is_some();
         let led = !shell.handle.status().leader.is_none();
-        if identity.cluster == ClusterId::default() || !member || led {
+        was_member |= member;
+        if identity.cluster == ClusterId::default() || !was_member || (member && led) {
             // Before it is a member it waits elsewhere, and says so there.
             if said.take().is_some() && member {
                 shell.waits_for(None);
@@ -40,7 +42,7 @@ pub(crate) async fn watch(shell: Arc<Shell>) {
             continue;
         }
         alone += 1;
-        if alone < PATIENCE_LOOKS || !is_left_out(&shell, identity.cluster).await {
+        if alone < PATIENCE_LOOKS || (member && !is_left_out(&shell, identity.cluster).await) {
             continue;
         }
         if said.is_none_or(|at| alone - at >= SAY_EVERY_LOOKS) {
