@@ -32,9 +32,9 @@ use crate::scrub::Scrub;
 use crate::store::Stores;
 
 /// Digest at a revision: 8 bytes revision in; 8 peer, 8 compacted revision, 8 digest out.
-pub const DIGEST: u8 = node::FIRST_METHOD + 6;
+pub const DIGEST: u8 = node::FIRST_METHOD + 2;
 /// A majority has another digest: 8 revision, 8 compacted revision, 8 digest in; nothing out.
-pub const DIFFERS: u8 = node::FIRST_METHOD + 7;
+pub const DIFFERS: u8 = node::FIRST_METHOD + 3;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A member that lags has so long to come to the revision.

@@ -17,8 +17,6 @@ use super::stage::Stage;
 
 /// So long may a leader lead whose disk stands still.
 pub const LEADS_MAX: u64 = 5 * SECOND;
-/// And so long once it has something to write.
-const NOTICED_MAX: u64 = 4 * SECOND;
 
 impl World {
     /// A disk stalls or fills up, and the next time is planned.

@@ -109,7 +109,6 @@ pub struct Syncing {
     pub number: u64,
     /// The log's number of the write.
     pub staged: u64,
-    pub since: u64,
     pub batch: LogBatch,
     /// When it began.
     pub since: u64,
