@@ -92,7 +92,7 @@ fn serving_in_quarantine_is_caught() {
 #[test]
 fn replicas_that_differ_are_rebuilt() {
     let (mut seeds, mut quarantined) = (0, 0);
-    for seed in (0..120).filter(|seed| Plan::new(*seed, false).faults.diverging) {
+    for seed in (0..300).filter(|seed| Plan::new(*seed, false).faults.diverging) {
         let report = run(seed, Options::default());
         assert_eq!(report.failure, None, "seed {seed}");
         seeds += 1;
