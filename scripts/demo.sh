@@ -45,6 +45,7 @@ main() {
     read_back
     follow_a_watch
     kill_the_leader
+    [ -n "$SERVER" ] || damage_a_file
     [ -n "$once" ] || stay
     say "Done."
 }
@@ -120,6 +121,35 @@ kill_the_leader() {
     start "$leader"
     wait_for "$leader"
     show etcdctl --endpoints "$(endpoints)" endpoint status -w table
+}
+
+damage_a_file() {
+    say "Damaging a file of a follower; nobody repairs it by hand"
+    local status follower='' host file middle byte deadline
+    status=$(etcdctl --endpoints "$(endpoints)" endpoint status -w json)
+    host=$(jq -r '[.[] | select(.Status.leader != .Status.header.member_id) | .Endpoint][0]' <<< "$status")
+    follower=${host#*://} follower=${follower%:*}
+    # A node that stops leaves what it has in table files.
+    kill "${pids[$follower]}"
+    wait "${pids[$follower]}" 2> /dev/null || true
+    file=$(find "$folder/$follower" -maxdepth 1 -name '*.sst' -printf '%s %p\n' | sort -rn | head -1 | cut -d ' ' -f 2)
+    [ -n "$file" ] || fail "no table file in $folder/$follower"
+    middle=$(($(stat -c %s "$file") / 2))
+    byte=$(od -An -tu1 -j "$middle" -N1 "$file")
+    printf "\\x$(printf %02x $((byte ^ 255)))" | dd of="$file" bs=1 seek="$middle" conv=notrunc status=none
+    echo "Flipped byte $middle of $file on $follower; starting it again and asking for a scrub"
+    start "$follower"
+    deadline=$((SECONDS + START_SECONDS))
+    until grep -q 'This member was rebuilt from its peers' "$folder/$follower.log"; do
+        [ $SECONDS -lt $deadline ] || fail "the member was not rebuilt:" "$follower"
+        # It may have found the damage by itself and be starting again.
+        bin/chainfire-client --endpoint "$(endpoint "$follower")" scrub > /dev/null 2>&1 || true
+        sleep 0.2
+    done
+    wait_for "$follower"
+    grep -hE 'Damage found|is lost and is rebuilt|was rebuilt from its peers' "$folder/$follower.log" | cut -c 1-160 | sed 's/^/    /'
+    show bin/chainfire-client --endpoint "$(endpoint "${HOSTS[0]}")" status --cluster
+    show etcdctl --endpoints "$(endpoint "$follower")" get /dpkg/bash/Version
 }
 
 stay() {
