@@ -3,7 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-SEEDS=${SEEDS:-0..1200}
+SEEDS=${SEEDS:-0..2000}
 TOOLS=${CENTRA_CACHE:-$HOME/.cache/centra}/tools/bin
 passed=0 failed=0
 output=$(mktemp)

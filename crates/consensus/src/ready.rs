@@ -397,7 +397,9 @@ impl Group {
             let Some(node) = self.node_of(to) else { continue };
             let is_snapshot =
                 (message.msg_type == MessageType::MsgSnapshot as i32).then(|| snapshot_mark(message.get_snapshot()));
-            self.mend_append(&mut message);
+            if !self.mend_append(&mut message) {
+                continue;
+            }
             let body = Body::Raft(Box::new(message));
             let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
             if let Some(mark) = is_snapshot {
@@ -413,16 +415,17 @@ impl Group {
         }
     }
 
-    /// raft 0.7 may batch entries onto an empty append that stands elsewhere: it has to begin where its entries do.
-    fn mend_append(&self, message: &mut eraftpb::Message) {
-        let Some(before) = message.entries.first().map(|first| first.index - 1) else { return };
-        if message.msg_type == MessageType::MsgAppend as i32
-            && message.index != before
-            && let Ok(term) = self.log.term_of(before)
-        {
-            message.index = before;
-            message.log_term = term;
+    /// raft 0.7 may batch entries onto an empty append that stands elsewhere: it has to begin where its entries do. `false`:
+    /// the message waited for the disk until the log no longer knew the entry before; it is lost on the way, as any may be.
+    fn mend_append(&self, message: &mut eraftpb::Message) -> bool {
+        let Some(before) = message.entries.first().map(|first| first.index - 1) else { return true };
+        if message.msg_type != MessageType::MsgAppend as i32 || message.index == before {
+            return true;
         }
+        let Ok(term) = self.log.term_of(before) else { return false };
+        message.index = before;
+        message.log_term = term;
+        true
     }
 
     fn want_snapshots(&mut self, effects: &mut Effects) {
