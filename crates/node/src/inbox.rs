@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -46,12 +46,19 @@ impl<T> Inbox<T> {
             return waiting;
         }
         self.reader.lock().get_or_insert_with(std::thread::current);
-        self.sleeping.store(true, Ordering::SeqCst);
-        if self.items.lock().is_empty() {
-            std::thread::park_timeout(timeout);
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.sleeping.store(true, Ordering::SeqCst);
+            if self.items.lock().is_empty() {
+                std::thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+            }
+            self.sleeping.store(false, Ordering::SeqCst);
+            let waiting = std::mem::take(&mut *self.items.lock());
+            // A wake-up may be for something that was taken before: a writer wakes after it has let go of the queue.
+            if !waiting.is_empty() || Instant::now() >= deadline {
+                return waiting;
+            }
         }
-        self.sleeping.store(false, Ordering::SeqCst);
-        std::mem::take(&mut *self.items.lock())
     }
 
     fn wake(&self) {
