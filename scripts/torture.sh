@@ -90,7 +90,8 @@ rows=("$@")
 build
 row 2 2000 "power loss: SIGKILL to all nodes" processes:durability::three_nodes_killed:counts
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
-    processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1
+    processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
+    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1
 row 6 1 "EIO, ENOSPC, short write, fsync error at every call" log_store:faults:1
 row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:10
 row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
