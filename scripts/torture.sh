@@ -93,7 +93,7 @@ row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_log
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
     processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1
 row 6 1 "EIO, ENOSPC, short write, fsync error at every call" log_store:faults:1
-row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:10
+row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:3
 row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
     runbook:partitions::a_ring:counts runbook:partitions::a_bridge:counts runbook:partitions::one_who:counts \
     runbook:partitions::a_flapping:counts
