@@ -30,9 +30,11 @@ pub(crate) async fn watch(shell: Arc<Shell>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let identity = shell.identity();
-        let member = shell.handle.membership().by_peer(identity.peer).is_some();
+        let membership = shell.handle.membership();
+        let member = membership.by_peer(identity.peer).is_some();
         let led = !shell.handle.status().leader.is_none();
-        was_member |= member;
+        // It may have been one for less than a look.
+        was_member |= member || membership.removed.contains(&identity.node);
         if identity.cluster == ClusterId::default() || !was_member || (member && led) {
             // Before it is a member it waits elsewhere, and says so there.
             if said.take().is_some() && member {

@@ -36,13 +36,17 @@ impl Manager {
 
     /// Returns what was heard until a message begins with `words`, that one included.
     fn wait_for(&mut self, words: &str) -> Vec<String> {
+        self.wait_for_any(&[words])
+    }
+
+    fn wait_for_any(&mut self, words: &[&str]) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         let mut buffer = [0; 4096];
         loop {
             assert!(Instant::now() < deadline, "{words:?} is not heard, only {:?}", self.heard);
             let Ok(length) = self.socket.recv(&mut buffer) else { continue };
             self.heard.push(String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned());
-            if self.heard.last().is_some_and(|message| message.starts_with(words)) {
+            if self.heard.last().is_some_and(|message| words.iter().any(|words| message.starts_with(words))) {
                 return std::mem::take(&mut self.heard);
             }
         }
@@ -70,7 +74,7 @@ async fn the_service_manager_hears_of_a_node() {
     cluster.spawn(1);
     cluster.spawn(2);
     cluster.wait_until_all_serve().await;
-    let heard = manager.wait_for("STATUS=Following node").join("\n") + &cluster.log(0);
+    let heard = manager.wait_for_any(&["STATUS=Following node", "STATUS=Leading"]).join("\n") + &cluster.log(0);
     assert!(heard.contains("3 members"), "{heard}");
     // Leading or following, it lives.
     manager.wait_for("WATCHDOG=1");
