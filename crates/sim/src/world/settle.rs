@@ -156,6 +156,7 @@ impl World {
 
     /// What can only be judged at the end.
     fn judge(&mut self) {
+        self.record_open_calls();
         for group in self.stage.groups() {
             if let Err(why) = self.acknowledged_writes_are_there(group) {
                 self.stage.ledger.fail(|| why);

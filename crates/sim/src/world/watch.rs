@@ -89,7 +89,11 @@ impl EventSink for Tap {
     }
 
     fn reset(&self, revision: i64) {
-        self.inner.lock().anything = true;
+        let mut inner = self.inner.lock();
+        inner.anything = true;
+        // Another state takes the place of the one that told of these; whatever was true of it was heard.
+        inner.published.clear();
+        drop(inner);
         self.hub.reset(revision);
     }
 }
@@ -195,10 +199,15 @@ impl World {
         let bored = !stage.healed && this.rng.percent(1);
         // A node that is no member of the group (any more) has nothing to tell.
         let group = this.group;
-        // Nor has one that went astray anything true to tell.
+        // Nor has one that went astray anything true to tell; nor one that seemed to, for what it has published went
+        // unheard, until others have published it.
+        let known = truth.revision().max(1);
         let serves = |node: &Node, stage: &Stage| {
             let astray = |share: &Share| stage.ledger.is_astray(group, share.peer);
-            node.enlisted && stage.ledger.is_member(group, node.id) && !node.disk.shares.get(&group).is_some_and(astray)
+            let replica = node.running.as_ref().and_then(|running| running.replicas.get(&group));
+            let ahead = replica.is_some_and(|replica| replica.reader.current().revision > known);
+            let sound = !ahead && !node.disk.shares.get(&group).is_some_and(astray);
+            node.enlisted && stage.ledger.is_member(group, node.id) && sound
         };
         let gone =
             this.stream.as_ref().is_none_or(|(who, _)| nodes[who.at].who() != *who || !serves(&nodes[who.at], stage));
