@@ -191,7 +191,9 @@ impl Node {
         let leads = |status: consensus::GroupStatus| status.role == consensus::Role::Leader;
         let host = self.running.as_ref().map(|running| &running.host);
         let handing_over = host.and_then(|host| host.status(message.group)).is_some_and(leads);
-        if !handing_over && !matches!(message.body, Body::ReadAnswer { index: None, .. }) {
+        // Refusals may still go out in the turn in which it was deposed.
+        let refuses = matches!(message.body, Body::ReadAnswer { index: None, .. } | Body::ForwardRefused { .. });
+        if !handing_over && !refuses {
             stage.ledger.speaks(message.group, message.from, "sends a message");
         }
         let bytes = message.encode();
