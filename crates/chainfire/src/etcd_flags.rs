@@ -17,6 +17,7 @@
 //! * One peer URL to listen at; no Unix sockets. A peer URL off loopback must be https.
 //! * Members always show each other certificates (`--peer-client-cert-auth` may be given, and is always true). Generated
 //!   certificates (`--auto-tls`) and lists of ciphers are refused.
+//! * A revocation list holds on all ports, whichever flag names it, and is read again when it changes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -70,6 +71,8 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("peer-cert-file", "", "the certificate shown to members; that of clients by default"),
     ("peer-key-file", "", "its key, readable by its owner alone"),
     ("peer-trusted-ca-file", "", "the CA that signs members"),
+    ("client-crl-file", "", "revocation lists; they hold for clients and members"),
+    ("peer-crl-file", "", "more of them; they hold for clients and members"),
     ("peer-client-cert-auth", "true", "members always show each other certificates; false is refused"),
 ];
 /// Flags that need no value.
@@ -316,6 +319,7 @@ impl Given {
             ca_file,
             api_pair: clients.filter(|_| peers.is_some()),
             client_ca_file: client_ca,
+            crl_files: ["client-crl-file", "peer-crl-file"].into_iter().filter_map(|flag| self.file(flag)).collect(),
             api: match (api, mutual) {
                 (false, _) => ApiTls::Off,
                 (true, true) => ApiTls::Mutual,

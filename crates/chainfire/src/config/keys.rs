@@ -187,6 +187,17 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "network.tls",
+        name: "crl_file",
+        flag: "tls-crl-file",
+        kind: Kind::Text { bytes_max: 4096 },
+        default: "\"\"",
+        help: &[
+            "revocation lists (PEM, of any of the CAs): whom they name is refused on all ports",
+            "The file is read again when it changes, and on SIGHUP; connections that stand are not cut.",
+        ],
+    },
+    Key {
+        section: "network.tls",
         name: "api",
         flag: "tls-api",
         kind: Kind::Choice(&["mutual", "server", "off"]),

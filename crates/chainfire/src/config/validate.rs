@@ -61,7 +61,7 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
 fn tls(layers: &Layers) -> Result<Option<TlsOptions>, String> {
     let file = |name: &str| Some(layers.text("network.tls", name)).filter(|path| !path.is_empty()).map(PathBuf::from);
     let needed = ["cert_file", "key_file", "ca_file"];
-    let Some(given) = needed.iter().chain(&["client_ca_file"]).find(|name| file(name).is_some()) else {
+    let Some(given) = needed.iter().chain(&["client_ca_file", "crl_file"]).find(|name| file(name).is_some()) else {
         return Ok(None);
     };
     let need = |name: &str| {
@@ -76,6 +76,7 @@ fn tls(layers: &Layers) -> Result<Option<TlsOptions>, String> {
         ca_file: Some(need("ca_file")?),
         api_pair: None,
         client_ca_file: file("client_ca_file"),
+        crl_files: file("crl_file").into_iter().collect(),
         api: match layers.text("network.tls", "api") {
             "mutual" => ApiTls::Mutual,
             "server" => ApiTls::Server,

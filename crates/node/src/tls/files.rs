@@ -9,19 +9,21 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
-use super::{ApiTls, Set, TlsOptions, verify};
+use super::verify::{self, Revoked};
+use super::{ApiTls, Set, TlsOptions};
 
-/// Certificates are a few kilobytes.
+/// Certificates are a few kilobytes; a revocation list of this size names some ten thousand.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const CERTIFICATE: &str = "certificate";
 const CA: &str = "CA certificate";
+const CRL: &str = "revocation list";
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 const REMAKE: &str = "make new ones with scripts/generate-dev-certs.sh, or ask whoever runs your CA";
 
@@ -61,6 +63,7 @@ pub struct Files {
     ca: Option<Vec<u8>>,
     api_pair: Option<(Vec<u8>, Vec<u8>)>,
     client_ca: Option<Vec<u8>>,
+    crls: Vec<Vec<u8>>,
 }
 
 impl Files {
@@ -74,6 +77,7 @@ impl Files {
             ca: options.ca_file.as_ref().map(read_ca).transpose()?,
             api_pair: options.api_pair.as_ref().map(read_pair).transpose()?,
             client_ca: options.client_ca_file.as_ref().map(read_ca).transpose()?,
+            crls: options.crl_files.iter().map(|path| read(CRL, path)).collect::<Result<_, _>>()?,
         })
     }
 
@@ -81,7 +85,8 @@ impl Files {
     pub fn digest(&self) -> u64 {
         let pair = self.api_pair.iter().flat_map(|(cert, key)| [&cert[..], &key[..]]);
         let parts = [&self.cert[..], &self.key].into_iter().chain(self.ca.as_deref()).chain(pair);
-        parts.chain(self.client_ca.as_deref()).fold(0, |digest: u64, part| {
+        let parts = parts.chain(self.client_ca.as_deref()).chain(self.crls.iter().map(Vec::as_slice));
+        parts.fold(0, |digest: u64, part| {
             let number = u64::from(crc32fast::hash(part)) << 32 | part.len() as u64;
             digest.rotate_left(21).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number
         })
@@ -102,6 +107,7 @@ impl Files {
         for (path, root) in ca.iter().flat_map(|(path, roots)| roots.iter().map(move |root| (path, root))) {
             ca_expires_s = ca_expires_s.min(parse(CA, path, root)?.validity().not_after.timestamp());
         }
+        let (revoked, crl_expires_s) = self.revoked()?;
         let roots = ca.map(|(path, roots)| store(path, roots).map(|store| (path, store))).transpose()?;
         let missing = || TlsError::Missing { what: "ca_file" };
         let members = if options.members {
@@ -112,8 +118,9 @@ impl Files {
                 ca: path.to_owned(),
                 why: super::words::of(&error),
             })?;
-            let server = pair.server(&provider, Some(client_verifier(&provider, &roots, path)?))?;
-            Some((Arc::new(server), Arc::new(pair.client(&provider, roots)?)))
+            let server = pair.server(&provider, Some(client_verifier(&provider, &roots, path, &revoked)?))?;
+            let chain = verify::Chain { roots, revoked: revoked.clone(), provider: provider.clone() };
+            Some((Arc::new(server), Arc::new(pair.client(&provider, chain)?)))
         } else {
             None
         };
@@ -130,7 +137,7 @@ impl Files {
             ApiTls::Server => Some(None),
             ApiTls::Mutual => {
                 let (path, roots) = client_roots.ok_or_else(missing)?;
-                Some(Some(client_verifier(&provider, &roots, path)?))
+                Some(Some(client_verifier(&provider, &roots, path, &revoked)?))
             }
         };
         let api = match api {
@@ -142,7 +149,30 @@ impl Files {
             }
         };
         let own = pair.chain.into_iter().next().expect("a chain has a first certificate");
-        Ok(Set { members, api, own, subject, cert_expires_s, ca_expires_s, digest })
+        Ok(Set { members, api, own, subject, cert_expires_s, ca_expires_s, crl_expires_s, digest })
+    }
+
+    /// What the lists revoke, and when the first of them should be replaced (Unix time in seconds).
+    fn revoked(&self) -> Result<(Arc<Revoked>, i64), TlsError> {
+        let (mut lists, mut expires_s) = (Vec::new(), i64::MAX);
+        for (path, pem) in self.options.crl_files.iter().zip(&self.crls) {
+            let invalid = |why: String| TlsError::Invalid { what: CRL, path: path.clone(), why };
+            let before = lists.len();
+            for der in CertificateRevocationListDer::pem_slice_iter(pem) {
+                let der = der.map_err(|error| invalid(error.to_string()))?;
+                let (_, list) = CertificateRevocationList::from_der(&der).map_err(|error| invalid(error.to_string()))?;
+                expires_s = list.next_update().map_or(expires_s, |at| expires_s.min(at.timestamp()));
+                lists.push(der);
+            }
+            if lists.len() == before {
+                return Err(TlsError::Empty { what: CRL, path: path.clone() });
+            }
+        }
+        let revoked = Revoked::new(lists).map_err(|why| {
+            let path = self.options.crl_files.first().cloned().unwrap_or_default();
+            TlsError::Invalid { what: CRL, path, why }
+        })?;
+        Ok((Arc::new(revoked), expires_s))
     }
 }
 
@@ -182,12 +212,12 @@ impl<'a> Pair<'a> {
         Ok(config)
     }
 
-    fn client(&self, provider: &Arc<CryptoProvider>, roots: Arc<RootCertStore>) -> Result<ClientConfig, TlsError> {
+    fn client(&self, provider: &Arc<CryptoProvider>, chain: verify::Chain) -> Result<ClientConfig, TlsError> {
         let config = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&VERSIONS)
             .map_err(|error| self.mismatch(&error))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verify::Chain { roots, provider: provider.clone() }))
+            .with_custom_certificate_verifier(Arc::new(chain))
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key());
         let mut config = config.map_err(|error| self.mismatch(&error))?;
         config.resumption = rustls::client::Resumption::disabled();
@@ -207,8 +237,11 @@ fn client_verifier(
     provider: &Arc<CryptoProvider>,
     roots: &Arc<RootCertStore>,
     path: &Path,
+    revoked: &Revoked,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .with_crls(revoked.lists())
+        .allow_unknown_revocation_status()
         .build()
         .map_err(|error| TlsError::Invalid { what: CA, path: path.to_owned(), why: error.to_string() })
 }

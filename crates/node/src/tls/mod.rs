@@ -18,8 +18,10 @@
 //!
 //! [`words`] turns the library's errors into those that operators look for.
 //!
-//! Left out: revocation lists. A certificate is taken out of use by its expiry, which may be short since reloading costs
-//! nothing, or by changing the CA.
+//! # Taking a certificate out of use
+//! By a revocation list ([`TlsOptions::crl_files`]), which holds for members and clients, on every port, from the reload on.
+//! A CA without a list revokes nothing; a list past its next update still counts, with a warning, since an old list
+//! knows more than none.
 
 pub mod files;
 pub mod reload;
@@ -50,6 +52,8 @@ pub struct TlsOptions {
     pub api_pair: Option<(PathBuf, PathBuf)>,
     /// The CA that signs clients; `ca_file` by default.
     pub client_ca_file: Option<PathBuf>,
+    /// Revocation lists, of any of the CAs.
+    pub crl_files: Vec<PathBuf>,
     pub api: ApiTls,
     /// Whether members speak TLS among themselves. `false` is for loopback.
     pub members: bool,
@@ -86,6 +90,8 @@ pub struct Set {
     pub cert_expires_s: i64,
     /// The first CA certificate to expire.
     pub ca_expires_s: i64,
+    /// The first revocation list that should have been replaced by then.
+    pub crl_expires_s: i64,
     /// Of all bytes of the files.
     digest: u64,
 }

@@ -67,6 +67,15 @@ impl Certificates {
         let set = self.set.load();
         let own = (&self.options.cert_file, set.cert_expires_s);
         let ca = self.options.ca_file.as_ref().map(|path| (path, set.ca_expires_s));
+        if let Some(path) = self.options.crl_files.first().filter(|_| set.crl_expires_s <= unix_time_s()) {
+            tracing::warn!(
+                target: "chainfire_network",
+                "A revocation list is older than its CA meant it to be: what was revoked since is let in; replace the file, no \
+                 restart is needed, file={} expired_days_ago={} code=CF3105",
+                path.display(),
+                -days_left(set.crl_expires_s)
+            );
+        }
         for (path, expires_s) in [own].into_iter().chain(ca) {
             let left_s = expires_s - unix_time_s();
             if left_s <= 0 {

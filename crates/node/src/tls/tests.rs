@@ -5,9 +5,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use tempfile::TempDir;
 
 use super::*;
@@ -18,6 +21,7 @@ impl Authority {
     pub fn new(name: &str) -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, name);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -49,9 +53,32 @@ impl Authority {
             ca_file: Some(path("ca.crt")),
             api_pair: None,
             client_ca_file: None,
+            crl_files: Vec::new(),
             api: ApiTls::Mutual,
             members: true,
         }
+    }
+
+    /// A list that names the certificate in a file, and when the next one is due.
+    fn revoke(&self, certificate: &Path, next_update_year: i32) -> String {
+        let pem = fs::read(certificate).unwrap();
+        let der = CertificateDer::from_pem_slice(&pem).unwrap();
+        let (_, parsed) = <x509_parser::prelude::X509Certificate<'_> as x509_parser::prelude::FromDer<'_, _>>::from_der(&der).unwrap();
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(next_update_year, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.0).unwrap().pem().unwrap()
     }
 }
 
@@ -144,4 +171,42 @@ fn an_expired_set_is_loaded_so_that_it_can_be_replaced() {
     let certificates =
         Certificates::load(Authority::new("ca").write(folder.path(), &["chainfire-node-1"], true)).unwrap();
     assert!(certificates.stats().cert_expires_s < 1_600_000_000);
+}
+
+#[test]
+fn who_is_on_a_revocation_list_is_refused() {
+    let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let authority = Authority::new("ca");
+    let mut options = authority.write(folder.path(), &["chainfire-node-1"], false);
+    let theirs = authority.write(other.path(), &["chainfire-node-2"], false);
+    let pem = fs::read(&theirs.cert_file).unwrap();
+    let theirs_der = CertificateDer::from_pem_slice(&pem).unwrap();
+    let judge = |list: &str| {
+        let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.0.pem().as_bytes()).unwrap()).unwrap();
+        let chain = verify::Chain {
+            roots: Arc::new(roots),
+            revoked: Arc::new(verify::Revoked::new(vec![list]).unwrap()),
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+        };
+        let name = ServerName::try_from("x").unwrap();
+        chain.verify_server_cert(&theirs_der, &[], &name, &[], UnixTime::now()).map(drop)
+    };
+    assert_eq!(judge(&authority.revoke(&options.cert_file, 2100)), Ok(()), "another one is revoked");
+    let list = authority.revoke(&theirs.cert_file, 2025);
+    let why = words::of(&judge(&list).unwrap_err());
+    assert_eq!(why, "certificate verify failed: it is revoked", "also by a list past its next update");
+    assert_eq!(judge(&Authority::new("other").revoke(&theirs.cert_file, 2100)), Ok(()), "not by a list of another CA");
+
+    let crl_file = folder.path().join("ca.crl");
+    options.crl_files = vec![crl_file.clone()];
+    assert!(refused(options.clone()).contains("cannot read"));
+    fs::write(&crl_file, "no list").unwrap();
+    assert!(refused(options.clone()).contains("no PEM revocation list"));
+    fs::write(&crl_file, authority.revoke(&options.cert_file, 2100)).unwrap();
+    let certificates = Certificates::load(options).unwrap();
+    fs::write(&crl_file, list).unwrap();
+    assert_eq!(certificates.reload(), Ok(true), "a new list is a change");
+    assert_eq!(certificates.set().crl_expires_s, 1_735_689_600);
 }

@@ -52,6 +52,7 @@ fn of_certificate(error: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "it is not made for this purpose (members need serverAuth and clientAuth)".to_owned()
         }
+        CertificateError::Revoked => "it is revoked".to_owned(),
         CertificateError::BadSignature => "its signature is wrong".to_owned(),
         error => error.to_string(),
     }

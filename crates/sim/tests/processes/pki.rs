@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
@@ -23,6 +23,7 @@ impl Authority {
     pub fn new(name: &str) -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, name);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -31,9 +32,33 @@ impl Authority {
         self.0.pem()
     }
 
+    /// A list of revoked certificates, as PEM.
+    fn revoke(&self, serials: &[u64]) -> String {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(serials.len() as u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.0).unwrap().pem().unwrap()
+    }
+
     /// A certificate and its key, as PEM.
     pub fn sign(&self, name: &str, hosts: &[&str], expired: bool) -> (String, String) {
+        self.sign_numbered(name, hosts, expired, None)
+    }
+
+    fn sign_numbered(&self, name: &str, hosts: &[&str], expired: bool, serial: Option<u64>) -> (String, String) {
         let mut params = CertificateParams::default();
+        params.serial_number = serial.map(SerialNumber::from);
         params.distinguished_name.push(DnType::CommonName, name);
         let san = |host: &&str| match host.parse() {
             Ok(address) => SanType::IpAddress(address),
@@ -54,6 +79,7 @@ impl Pki {
         fs::create_dir_all(folder).unwrap();
         let pki = Pki { folder: folder.to_owned(), authority: Mutex::new(Authority::new("ca")) };
         pki.trust(&[&pki.authority.lock().pem()]);
+        replace(&pki.path("ca.crl"), &pki.authority.lock().revoke(&[]), 0o644);
         pki.issue("client", &[]);
         pki
     }
@@ -86,6 +112,14 @@ impl Pki {
         self.authority.lock().sign(name, hosts, expired)
     }
 
+    /// A certificate that the list `ca.crl` of the CA names.
+    pub fn sign_revoked(&self, name: &str, hosts: &[&str]) -> (String, String) {
+        let authority = self.authority.lock();
+        let serial = 4711;
+        replace(&self.path("ca.crl"), &authority.revoke(&[serial]), 0o644);
+        authority.sign_numbered(name, hosts, false, Some(serial))
+    }
+
     pub fn put(&self, name: &str, certificate: &str, key: &str) {
         replace(&self.path(&format!("{name}.key")), key, 0o600);
         replace(&self.path(&format!("{name}.crt")), certificate, 0o644);
@@ -103,6 +137,7 @@ impl Pki {
             ("peer-cert-file", cert),
             ("peer-key-file", key),
             ("peer-trusted-ca-file", ca),
+            ("client-crl-file", path("ca.crl".to_owned())),
         ]
     }
 

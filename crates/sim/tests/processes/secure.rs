@@ -124,6 +124,10 @@ async fn strangers_are_refused_on_each_port() {
     let trusts = pki.authority_pem();
     let known = cluster.nodes[1].address.to_string();
     let other = Authority::new("other");
+    let before = cluster.log(0).len();
+    let revoked = pki.sign_revoked("left", &[&known]);
+    cluster.signal(0, libc::SIGHUP);
+    wait_for_words(&cluster, before, &["Certificates are in use"]).await;
     let caller = |pair| Caller { pair, trusts: trusts.clone() };
     let http = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let member = cluster.member(0, 1).await.unwrap();
@@ -147,6 +151,7 @@ async fn strangers_are_refused_on_each_port() {
         ("without a certificate", None, "showed no certificate"),
         ("by another CA", Some(other.sign("other", &[&known], false)), "a CA that this node does not know"),
         ("expired", Some(pki.sign("old", &[&known], true)), "it expired"),
+        ("revoked", Some(revoked), "it is revoked"),
     ];
     for (what, pair, words) in strangers {
         for port in [CLIENT_PORT, PEER_PORT, GOSSIP_PORT] {
