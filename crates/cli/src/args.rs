@@ -226,6 +226,9 @@ pub struct NodeArgs {
 pub struct MemberReplaceArgs {
     #[arg(long, value_parser = parse_node_id)]
     pub node_id: u64,
+    /// Where the node will be from now on, if that is another place: host:port, with or without a scheme
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer_url: Vec<String>,
     /// The folder that takes over, as the node's log names it (hexadecimal); otherwise the next that presents itself
     #[arg(long, value_parser = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16))]
     pub peer_id: Option<u64>,

@@ -12,6 +12,9 @@ use crate::log::LogView;
 pub(crate) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 const CONTEXT_BYTES_MAX: usize = 64;
+/// Terms grow by one an election. At ten elections a second this takes thirteen years; a few messages that leap further
+/// would use all terms up, and there would never be a leader again.
+const TERM_LEAP_MAX: u64 = 1 << 32;
 
 /// `Err` says in words why the message must not be stepped.
 pub(crate) fn raft_message(message: &Message, from: PeerId, to: PeerId, raft: &Raft<LogView>) -> Result<(), String> {
@@ -24,6 +27,9 @@ pub(crate) fn raft_message(message: &Message, from: PeerId, to: PeerId, raft: &R
     };
     if message.term == 0 {
         return fail("no term");
+    }
+    if message.term.saturating_sub(raft.term) > TERM_LEAP_MAX {
+        return fail("a term from far away");
     }
     if message.context.len() > CONTEXT_BYTES_MAX {
         return fail("oversized context");

@@ -209,10 +209,13 @@ impl Group {
     }
 
     pub fn propose(&mut self, seq: u64, what: What, deadline: Time, effects: &mut Effects) {
-        let size = if let What::Command(command) = &what { command.len() } else { 0 };
+        let (size, bounded) = match &what {
+            What::Command(command) => (command.len(), true),
+            What::Change(change) => (0, change.is_within_bounds()),
+        };
         let refusal = if self.hashes.is_quarantined() {
             Some(Refusal::NoLeader)
-        } else if size > crate::wire::MESSAGE_BYTES_MAX / 4 {
+        } else if !bounded || size > crate::wire::MESSAGE_BYTES_MAX / 4 {
             Some(Refusal::TooLarge)
         } else if self.proposals.len() >= self.config.proposals_max
             || self.proposals.bytes() + size > self.config.proposal_bytes_max

@@ -113,6 +113,30 @@ pub enum RaftStep {
     },
 }
 
+impl MembershipChange {
+    /// Whether its texts are of a size that members keep.
+    pub fn is_within_bounds(&self) -> bool {
+        match self {
+            MembershipChange::Add(Member { name, peer_urls, client_urls, .. }) => {
+                let texts = [name].into_iter().chain(peer_urls).chain(client_urls);
+                within_bounds(texts, peer_urls.len().max(client_urls.len()))
+            }
+            MembershipChange::Describe { name, peer_urls, client_urls, .. } => {
+                let urls = |urls: &Option<Vec<String>>| urls.as_ref().map_or(0, Vec::len);
+                let texts = name.iter().chain(peer_urls.iter().flatten()).chain(client_urls.iter().flatten());
+                within_bounds(texts, urls(peer_urls).max(urls(client_urls)))
+            }
+            _ => true,
+        }
+    }
+}
+
+/// `host:port` without the scheme and the path that etcd's URLs carry.
+pub fn bare_address(address: &str) -> &str {
+    let bare = address.split_once("://").map_or(address, |(_, rest)| rest);
+    bare.split('/').next().unwrap_or(bare)
+}
+
 /// A change as it lies in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeRecord {
@@ -158,11 +182,10 @@ impl Membership {
         let member = |node: &NodeId| self.members.get(node).ok_or(Refusal::UnknownMember);
         match change {
             MembershipChange::Add(new) => {
-                let url_taken = |url: &String| self.members.values().any(|member| member.peer_urls.contains(url));
                 if self.members.contains_key(&new.node)
                     || new.node.0 == 0
                     || self.by_peer(new.peer).is_some()
-                    || new.peer_urls.iter().any(url_taken)
+                    || self.taken(new.node, &new.peer_urls)
                 {
                     return Err(Refusal::DuplicateMember);
                 }
@@ -204,10 +227,7 @@ impl Membership {
             }
             MembershipChange::Describe { node, peer_urls, .. } => {
                 member(node)?;
-                let taken = |url: &String| {
-                    self.members.values().any(|other| other.node != *node && other.peer_urls.contains(url))
-                };
-                if peer_urls.iter().flatten().any(taken) {
+                if peer_urls.as_ref().is_some_and(|urls| self.taken(*node, urls)) {
                     return Err(Refusal::DuplicateMember);
                 }
                 Ok(RaftStep::None)
@@ -223,6 +243,13 @@ impl Membership {
                 })
             }
         }
+    }
+
+    /// Whether another member than `node` is at one of these places, however they are written.
+    fn taken(&self, node: NodeId, urls: &[String]) -> bool {
+        let others = self.members.values().filter(|member| member.node != node);
+        let mut known = others.flat_map(|member| &member.peer_urls);
+        known.any(|known| urls.iter().any(|url| bare_address(url) == bare_address(known)))
     }
 
     /// Carries out a committed change of people's view; Raft's view is set by [`Membership::set_peers`].

@@ -12,6 +12,7 @@
 //! is alive. Any member will do to ask: it passes the question on to the leader, and tells the addresses of the others.
 //! Which members there are to ask is known from the configuration, the membership, and gossip ([`crate::gossip`]). Until then the node waits, says so, and votes for nobody.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use consensus::{Member, MemberRole, Membership, MembershipChange, Refusal};
 use crate::clock;
 use crate::handle::GroupHandle;
 use crate::node::Shell;
-use crate::transport::{CallFuture, CallService, bare_address};
+use crate::transport::{CallFuture, CallService, Caller, Standing as Vouched, bare_address};
 
 const PROBE: u8 = 1;
 const FOUND: u8 = 2;
@@ -228,8 +229,13 @@ async fn send_found(shell: &Arc<Shell>, address: &str, membership: &[u8]) {
 }
 
 pub(crate) async fn probe(shell: &Arc<Shell>, address: &str) -> Result<Standing, String> {
-    let own = Bytes::copy_from_slice(&shell.identity().peer.0.to_le_bytes());
-    let asked = shell.transport.call_address(address.to_owned(), PROBE, own, PROBE_TIMEOUT).await;
+    probe_for(shell, address, shell.identity().peer).await
+}
+
+/// As [`probe`], asking whether `peer` is a member there.
+async fn probe_for(shell: &Arc<Shell>, address: &str, peer: PeerId) -> Result<Standing, String> {
+    let asking = Bytes::copy_from_slice(&peer.0.to_le_bytes());
+    let asked = shell.transport.call_address(address.to_owned(), PROBE, asking, PROBE_TIMEOUT).await;
     let answer = asked.map_err(|why| format!("{address}: {why}"))?;
     let answer = answer.map_err(|why| format!("{address}: {why}"))?;
     Standing::decode(answer).ok_or_else(|| format!("{address}: an answer that cannot be decoded"))
@@ -313,27 +319,50 @@ pub(crate) struct Answers {
 }
 
 impl CallService for Answers {
-    fn call(&self, method: u8, body: Bytes) -> CallFuture {
+    fn call(&self, caller: &Caller, method: u8, body: Bytes) -> CallFuture {
         let shell = self.shell.clone();
         match method {
             PROBE => Box::pin(std::future::ready(Ok(shell.standing(&body).encode()))),
-            FOUND => Box::pin(std::future::ready(told(&shell, body))),
+            FOUND => Box::pin(std::future::ready(told(&shell, caller, body))),
             GOSSIPS_AT => {
                 let address = shell.gossip_address.clone().unwrap_or_default();
                 Box::pin(std::future::ready(Ok(address.into())))
             }
-            ARRIVE => Box::pin(async move { admit(&shell.handle, body).await }),
+            ARRIVE => {
+                let caller = caller.clone();
+                Box::pin(async move { admit(&shell.handle, &caller, body).await })
+            }
             PING => Box::pin(std::future::ready(Ok(Bytes::new()))),
             _ => match &self.service {
-                Some(service) if method >= FIRST_METHOD => service.call(method, body),
+                Some(service) if method >= FIRST_METHOD && caller.standing == Vouched::Member => {
+                    service.call(caller, method, body)
+                }
+                Some(_) if method >= FIRST_METHOD => Box::pin(std::future::ready(Err(Refusal::UnknownMember))),
                 _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
             },
         }
     }
+
+    fn is_known_to_others(&self, peer: PeerId) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        let shell = self.shell.clone();
+        Box::pin(async move {
+            let cluster = shell.identity().cluster;
+            for address in shell.transport.others().into_iter().flat_map(|(_, addresses)| addresses) {
+                let standing = probe_for(&shell, &address, peer).await;
+                if standing.is_ok_and(|standing| standing.cluster == cluster && standing.expected) {
+                    return true;
+                }
+            }
+            false
+        })
+    }
 }
 
 /// A founder says that this node is one of its cluster.
-fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
+fn told(shell: &Arc<Shell>, caller: &Caller, mut body: Bytes) -> Result<Bytes, Refusal> {
+    if caller.standing == Vouched::Stranger {
+        return Err(Refusal::UnknownMember);
+    }
     let cluster = ClusterId(body.try_get_u64_le().map_err(|_| Refusal::UnknownMember)?);
     let seed = body.try_get_u64_le().map_err(|_| Refusal::UnknownMember)?;
     let identity = shell.identity();
@@ -347,7 +376,8 @@ fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
     let founding = !membership.is_empty();
     if founding {
         let listed = membership.members.get(&identity.node).is_some_and(|member| member.peer == identity.peer);
-        if !listed || membership.cluster != cluster {
+        let founds = membership.members.get(&caller.node).is_some_and(|member| member.peer == caller.peer);
+        if !listed || !founds || membership.cluster != cluster {
             return Err(Refusal::UnknownMember);
         }
     }
@@ -360,12 +390,16 @@ fn told(shell: &Arc<Shell>, mut body: Bytes) -> Result<Bytes, Refusal> {
     })
 }
 
-async fn admit(handle: &GroupHandle, mut body: Bytes) -> Result<Bytes, Refusal> {
+/// Lets a node in. It speaks for itself alone: as the node and the data folder that have greeted, from where it said it is.
+async fn admit(handle: &GroupHandle, caller: &Caller, mut body: Bytes) -> Result<Bytes, Refusal> {
     if body.len() < 16 {
         return Err(Refusal::UnknownMember);
     }
     let (node, peer) = (NodeId(body.get_u64_le()), PeerId(body.get_u64_le()));
     let url = String::from_utf8_lossy(&body).into_owned();
+    if (node, peer) != (caller.node, caller.peer) || !caller.is_at(&url) {
+        return Err(Refusal::UnknownMember);
+    }
     let membership = handle.membership();
     let by_url = || {
         let same = |known: &String| bare_address(known) == bare_address(&url);

@@ -12,6 +12,7 @@ use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Event, GroupStatus, Input, Membership, MembershipChange, Outcome, Refusal, Role};
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::clock;
 use crate::gossip::{SharedView, View};
@@ -62,6 +63,22 @@ impl Shared {
     /// Whether this node may answer for its state.
     fn is_sound(&self) -> bool {
         !self.health.is_quarantined()
+    }
+
+    /// Until another node than `leader` leads.
+    async fn succeeded(&self, leader: NodeId, events: &mut broadcast::Receiver<Event>) {
+        loop {
+            match events.recv().await {
+                Ok(Event::Leader { node, .. }) if node != leader => return,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) if ![leader, NodeId::default()].contains(&self.status.load().leader_node) => {
+                    return;
+                }
+                Err(RecvError::Lagged(_)) => {}
+                // The node stops, and ends the call by itself.
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
     }
 
     /// Whether this node belongs to a cluster yet; before, nobody could answer.
@@ -216,7 +233,14 @@ impl GroupHandle {
             if leader == shared.identity.load().node {
                 return shared.transport.call_here(method, body).await;
             }
-            shared.transport.call(leader, method, body, shared.request_timeout).await.map_err(|_| Refusal::NoLeader)?
+            let mut events = shared.events.subscribe();
+            tokio::select! {
+                answer = shared.transport.call(leader, method, body, shared.request_timeout) => {
+                    answer.map_err(|_| Refusal::NoLeader)?
+                }
+                // Whoever still waits for the old one would wait for a node that is gone, perhaps.
+                () = shared.succeeded(leader, &mut events) => Err(Refusal::NoLeader),
+            }
         }
     }
 

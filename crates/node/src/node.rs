@@ -158,7 +158,7 @@ impl Node {
         folder.finish_reincarnation(&identity)?;
         let for_members = certificates.clone().filter(|certificates| certificates.options().members);
         if let Some(certificates) = &for_members
-            && !certificates.name_this_node(identity.node, [config.advertise_peer.as_str()])
+            && !certificates.name_this_node(identity.node, &config.advertise_peer)
         {
             return Err(StartError::WrongName {
                 cert: certificates.options().cert_file.clone(),

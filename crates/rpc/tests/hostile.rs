@@ -104,6 +104,22 @@ async fn connections_have_a_bound() {
 }
 
 #[tokio::test]
+async fn the_oldest_silent_connection_gives_way() {
+    let running = start(ServerConfig { silent_max: 2, ..ServerConfig::default() }).await;
+    let speaks = running.channel().await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(running.address).await.unwrap());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(silent[0].read(&mut [0; 16]).await.unwrap_or(0), 0, "the oldest was closed");
+    let waits = tokio::time::timeout(std::time::Duration::from_millis(200), silent[2].read(&mut [0; 16])).await;
+    assert!(waits.is_err(), "the newest was not");
+    drop(speaks);
+    still_serves(&running).await;
+}
+
+#[tokio::test]
 async fn broken_protocol_ends_the_connection() {
     let running = start(ServerConfig::default()).await;
     let get = [0x82, 0x86, 0x84];

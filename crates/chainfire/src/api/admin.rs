@@ -84,9 +84,7 @@ impl Api {
 
     pub(super) async fn admin_member_add(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::MemberAddRequest = decode(message)?;
-        if request.peer_urls.is_empty() {
-            return Err(status_of(ApiError::MemberBadUrls));
-        }
+        check_addresses(&request.peer_urls)?;
         let drawn = request.node_id == 0;
         let node = NodeId(if drawn { node::clock::random_u64() >> 1 } else { request.node_id });
         if self.handle.membership().members.contains_key(&node) {
@@ -131,14 +129,29 @@ impl Api {
     pub(super) async fn admin_member_replace(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::MemberReplaceRequest = decode(message)?;
         let node = NodeId(request.node_id);
+        let membership = self.handle.membership();
+        let member = membership.members.get(&node).ok_or_else(|| status_of(ApiError::MemberNotFound))?;
+        let moves = !request.peer_urls.is_empty() && request.peer_urls != member.peer_urls;
+        if moves {
+            check_addresses(&request.peer_urls)?;
+            if self.handle.ping(node).await.is_ok() {
+                return Err(Status::new(
+                    Code::FailedPrecondition,
+                    format!(
+                        "node {node} is up at {}: stop it before another takes its place",
+                        member.peer_urls.join(",")
+                    ),
+                ));
+            }
+            tracing::info!(target: "chainfire_raft", "Moving a node, node={node} addr={}", request.peer_urls.join(","));
+            let (name, client_urls, peer_urls) = (None, None, Some(request.peer_urls));
+            let change = MembershipChange::Describe { node, name, peer_urls, client_urls };
+            self.changed(Some(node), change, "").await?;
+        }
         if request.peer_id == 0 {
             // A folder that lost its log presents itself without being asked.
-            let membership = self.handle.membership();
-            if !membership.members.contains_key(&node) {
-                return Err(status_of(ApiError::MemberNotFound));
-            }
             let note = "start the node with an empty data folder: it presents itself and is rebuilt";
-            return self.members_response(Some(node), &membership, note);
+            return self.members_response(Some(node), &self.handle.membership(), note);
         }
         self.changed(Some(node), MembershipChange::Arrive { node, peer: PeerId(request.peer_id) }, "").await
     }
@@ -189,6 +202,15 @@ impl Api {
             note: note.to_owned(),
         })
     }
+}
+
+/// As [`super::cluster::check_urls`], with or without a scheme.
+fn check_addresses(addresses: &[String]) -> Result<(), Status> {
+    let schemed = |address: &String| match address.contains("://") {
+        true => address.clone(),
+        false => format!("http://{address}"),
+    };
+    super::cluster::check_urls(&addresses.iter().map(schemed).collect::<Vec<_>>())
 }
 
 /// This node first.

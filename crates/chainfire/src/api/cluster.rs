@@ -83,13 +83,14 @@ fn to_wire(member: &Member) -> pb::Member {
 }
 
 /// Peer URLs as etcd wants them: `http(s)://host:port`.
-fn check_urls(urls: &[String]) -> Result<(), Status> {
+pub(super) fn check_urls(urls: &[String]) -> Result<(), Status> {
     let good = |url: &String| {
         let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        let printable = url.bytes().all(|byte| byte.is_ascii_graphic());
         let port = rest
             .and_then(|rest| rest.rsplit_once(':'))
             .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten());
-        port.is_some() && url.len() <= consensus::membership::TEXT_BYTES_MAX
+        printable && port.is_some() && url.len() <= consensus::membership::TEXT_BYTES_MAX
     };
     let known = !urls.is_empty() && urls.len() <= consensus::membership::URLS_MAX && urls.iter().all(good);
     if known { Ok(()) } else { Err(status_of(ApiError::MemberBadUrls)) }

@@ -8,7 +8,7 @@ use base::NodeId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Refusal, Role};
 use node::GroupHandle;
-use node::transport::{CallFuture, CallService};
+use node::transport::{CallFuture, CallService, Caller};
 
 use crate::command::Command;
 use crate::corruption::{self, Answered};
@@ -40,12 +40,15 @@ pub struct LeaderCalls {
 }
 
 impl CallService for LeaderCalls {
-    fn call(&self, method: u8, mut body: Bytes) -> CallFuture {
+    fn call(&self, caller: &Caller, method: u8, mut body: Bytes) -> CallFuture {
         let (handle, stores) = (self.handle.clone(), self.stores.clone());
         let (reports, answered) = (self.reports.clone(), self.answered.clone());
+        let caller = caller.node;
         Box::pin(async move {
             match method {
                 corruption::DIGEST => return corruption::answer_digest(&handle, &stores, &answered, body).await,
+                // Whoever says so may cost this member its data: only the leader may.
+                corruption::DIFFERS if caller != handle.status().leader_node => return Err(Refusal::NoLeader),
                 corruption::DIFFERS => return corruption::told_it_differs(&handle, &answered, body),
                 _ => {}
             }
@@ -55,6 +58,10 @@ impl CallService for LeaderCalls {
                 REMAINING => remaining(&handle, &stores, id).await?,
                 DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if handle.status().role != Role::Leader => {
                     return Err(Refusal::NoLeader);
+                }
+                // Each speaks for its own disk, and asks for itself.
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if caller != NodeId(id as u64) => {
+                    return Err(Refusal::UnknownMember);
                 }
                 DISK_FULL | OVER_QUOTA | DISK_ROOMY => reports.take(method, NodeId(id as u64), &handle),
                 DISPENSABLE => {

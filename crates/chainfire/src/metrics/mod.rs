@@ -22,7 +22,7 @@ use gossip::State;
 use node::DriverStats;
 use node::heal::Health;
 use node::stages::Durations;
-use node::tls::TlsStats;
+use node::tls::{FileKind, TlsStats};
 use parking_lot::Mutex;
 use rpc::server::ServerStats;
 use storage::log::LogStats;
@@ -269,10 +269,13 @@ fn gossip(page: &mut Page, view: &node::gossip::View) {
 }
 
 fn certificates(page: &mut Page, tls: &TlsStats) {
-    let file = |file: &str| labels(&[("file", file)]);
-    let ca = (tls.ca_expires_s != i64::MAX).then(|| (file("ca"), tls.ca_expires_s));
-    let expiry = [(file("cert"), tls.cert_expires_s)].into_iter().chain(ca);
+    let (lists, files): (Vec<_>, Vec<_>) = tls.files.iter().partition(|file| file.kind == FileKind::Crl);
+    let expiry = files.iter().map(|file| (labels(&[("file", file.kind.name())]), file.expires_s));
     page.gauges("chainfire_tls_expiry_timestamp_seconds", "When a certificate expires, as Unix time.", expiry);
+    if let Some(due_s) = lists.iter().map(|list| list.expires_s).min() {
+        let help = "When the next revocation list is due, as Unix time.";
+        page.gauge("chainfire_tls_crl_next_update_timestamp_seconds", help, due_s);
+    }
     page.counter("chainfire_tls_reloads_total", "Times that changed certificates were taken into use.", tls.reloads);
     let failed = tls.failed_reloads;
     page.counter("chainfire_tls_failed_reloads_total", "Times that changed certificates were refused.", failed);

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use proto::admin::{GossipMember, Member, Role, StatusRequest, StatusResponse};
 use serde_json::{Value, json};
 
-use super::members::{gossip, gossip_state, member_json, role};
+use super::members::{gossip, gossip_state, member_json, role, version};
 use super::status::{gossip_json, status_json};
 use crate::connect::{self, Client, Repeat};
 use crate::failure::{Failure, Kind};
@@ -38,6 +38,8 @@ pub struct Asked {
     pub answer: Result<StatusResponse, String>,
     /// What gossip says of it to the member whose answer is the newest.
     pub gossip: &'static str,
+    /// As it says itself, or else gossip.
+    version: String,
 }
 
 /// All members as seen from here.
@@ -79,7 +81,8 @@ pub async fn look(client: &Client) -> Result<View, Failure> {
             Some((endpoint.clone(), Ok(status.clone())))
         });
         let (endpoint, answer) = own.unwrap_or_else(|| unanswered(member, &answers));
-        Asked { member: member.clone(), endpoint, answer, gossip: gossip(&newest, member) }
+        let version = answer.as_ref().map_or_else(|_| version(&newest, member), |status| status.version.clone());
+        Asked { member: member.clone(), endpoint, answer, gossip: gossip(&newest, member), version }
     });
     let members: Vec<_> = asked.collect();
     let is_member = |known: &&GossipMember| members.iter().any(|asked| asked.member.node_id == known.node_id);
@@ -277,7 +280,7 @@ impl View {
                 of(|status| status.raft_index.to_string()),
                 self.lag(asked).map_or("-".to_owned(), |lag| lag.to_string()),
                 asked.gossip.to_owned(),
-                of(|status| status.version.clone()),
+                asked.version.clone(),
             ]
         });
         let head = ["NODE", "NAME", "ROLE", "ENDPOINT", "REACHABLE", "TERM", "INDEX", "LAG", "GOSSIP", "VERSION"];
@@ -352,7 +355,7 @@ mod tests {
             ..Default::default()
         });
         let member = Member { node_id, peer_id: node_id, learner, ..Default::default() };
-        Asked { member, endpoint: format!("http://node{node_id}:2379"), answer, gossip: "-" }
+        Asked { member, endpoint: format!("http://node{node_id}:2379"), answer, gossip: "-", version: "-".to_owned() }
     }
 
     fn view(leader: u64, members: Vec<Asked>) -> View {

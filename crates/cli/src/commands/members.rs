@@ -1,8 +1,8 @@
 //! `member-list`, `member-add`, `member-promote`, `member-remove`, `member-replace`.
 
 use proto::admin::{
-    GossipState, Member, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest,
-    MembersResponse, StatusRequest, StatusResponse,
+    GossipMember, GossipState, Member, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest,
+    MemberReplaceRequest, MembersResponse, StatusRequest, StatusResponse,
 };
 use serde_json::{Value, json};
 
@@ -55,8 +55,12 @@ pub async fn remove(client: &Client, node_id: u64, out: &mut Output) -> Result<(
 
 pub async fn replace(client: &Client, args: MemberReplaceArgs, out: &mut Output) -> Result<(), Failure> {
     let node_id = args.node_id;
-    let request = MemberReplaceRequest { node_id, peer_id: args.peer_id.unwrap_or_default() };
-    let ask = |channel| async move { connect::admin(channel).member_replace(request).await };
+    let peer_urls = args.peer_url.iter().map(|url| peer_url(url)).collect::<Result<_, _>>()?;
+    let request = MemberReplaceRequest { node_id, peer_id: args.peer_id.unwrap_or_default(), peer_urls };
+    let ask = |channel| {
+        let request = request.clone();
+        async move { connect::admin(channel).member_replace(request).await }
+    };
     let answer = client.call(Repeat::Never, ask).await.map_err(explained)?;
     done(&answer, format!("node {node_id} is rebuilt from its peers; watch its lag in `member-list`"), out)
 }
@@ -121,9 +125,17 @@ pub fn lag(member: &Member) -> String {
 
 /// What gossip says of a member: alive, suspect, down, left; `-` when it says nothing.
 pub fn gossip(status: &StatusResponse, member: &Member) -> &'static str {
+    gossiped(status, member).map_or("-", |known| gossip_state(known.state()))
+}
+
+/// The version that a member runs, or ran last, as gossip tells; `-` when it says nothing.
+pub fn version(status: &StatusResponse, member: &Member) -> String {
+    gossiped(status, member).map_or("-", |known| &known.version).to_owned()
+}
+
+fn gossiped<'a>(status: &'a StatusResponse, member: &Member) -> Option<&'a GossipMember> {
     let by_peer = status.gossip.iter().find(|known| known.peer_id == member.peer_id && member.peer_id != 0);
-    let known = by_peer.or_else(|| status.gossip.iter().find(|known| known.node_id == member.node_id));
-    known.map_or("-", |known| gossip_state(known.state()))
+    by_peer.or_else(|| status.gossip.iter().find(|known| known.node_id == member.node_id))
 }
 
 pub fn gossip_state(state: GossipState) -> &'static str {
@@ -143,6 +155,7 @@ fn print(status: &StatusResponse, out: &mut Output) -> Result<(), Failure> {
             let members = members.iter().map(|member| {
                 let mut value = member_json(member);
                 value["gossip"] = json!(gossip(status, member));
+                value["version"] = json!(version(status, member));
                 value
             });
             out.json(&json!({ "members": members.collect::<Vec<_>>() }))?;
@@ -157,9 +170,10 @@ fn print(status: &StatusResponse, out: &mut Output) -> Result<(), Failure> {
                     member.client_urls.join(" "),
                     lag(member),
                     gossip(status, member).to_owned(),
+                    version(status, member),
                 ]
             });
-            out.table(&["NODE", "NAME", "ROLE", "PEER URLS", "CLIENT URLS", "LAG", "GOSSIP"], rows)?;
+            out.table(&["NODE", "NAME", "ROLE", "PEER URLS", "CLIENT URLS", "LAG", "GOSSIP", "VERSION"], rows)?;
         }
         Format::Simple => {
             for member in members {

@@ -121,17 +121,21 @@ impl Common {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether the other side's certificate names the node that it claims to be, by its number or by the address under
-    /// which the cluster knows it; `address` stands for one that is not known yet.
+    /// Whether the other side may be who it claims to be: its certificate names the node, by number or by an address under
+    /// which the cluster knows it (`address` stands for one that is not known yet); the peer is nobody else's; and its
+    /// gossip is at a place of its own, so that nobody speaks for the place of another.
     fn vouch(&self, secure: &Secure, claimed: &Identity, address: &str) -> Result<(), String> {
-        let Some(certificate) = &secure.certificate else { return Ok(()) };
         let node = claimed.about.node;
-        let known = self.transport.address(node).unwrap_or_else(|| vec![address.to_owned()]);
-        if tls::names_member(certificate, node, known.iter().map(String::as_str)) {
-            return Ok(());
-        }
-        let hosts: Vec<&str> = known.iter().map(|address| tls::host_of(address)).collect();
-        Err(format!("certificate verify failed: it names neither {} nor {}", tls::node_name(node), hosts.join(", ")))
+        let directory = self.transport.directory();
+        directory.owns(node, claimed.peer)?;
+        let Some(certificate) = &secure.certificate else { return Ok(()) };
+        directory.standing(certificate, node, address)?;
+        let host = tls::host_of(&claimed.address);
+        let agreed = directory.addresses(node).unwrap_or_default();
+        let own = tls::is_loopback(host)
+            || tls::names_host(certificate, host)
+            || agreed.iter().any(|address| tls::host_of(address) == host);
+        own.then_some(()).ok_or_else(|| format!("certificate verify failed: it does not name {host}, where it gossips"))
     }
 }
 

@@ -17,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 use super::verify::{self, Revoked};
-use super::{ApiTls, Set, TlsOptions};
+use super::{ApiTls, Expiry, FileKind, Set, TlsOptions};
 
 /// Certificates are a few kilobytes; a revocation list of this size names some ten thousand.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -97,17 +97,16 @@ impl Files {
         let options = &self.options;
         let provider = Arc::new(ring::default_provider());
         let pair = Pair::of(&options.cert_file, &options.key_file, &self.cert, &self.key)?;
-        let own = parse(CERTIFICATE, &options.cert_file, &pair.chain[0])?;
-        let (subject, cert_expires_s) = (own.subject().to_string(), own.validity().not_after.timestamp());
+        let subject = parse(CERTIFICATE, &options.cert_file, &pair.chain[0])?.subject().to_string();
+        let mut files = vec![expiry(FileKind::Certificate, CERTIFICATE, &options.cert_file, &pair.chain[..1])?];
         let ca = match (&options.ca_file, &self.ca) {
             (Some(path), Some(bytes)) => Some((path.as_path(), certificates(CA, path, bytes)?)),
             _ => None,
         };
-        let mut ca_expires_s = i64::MAX;
-        for (path, root) in ca.iter().flat_map(|(path, roots)| roots.iter().map(move |root| (path, root))) {
-            ca_expires_s = ca_expires_s.min(parse(CA, path, root)?.validity().not_after.timestamp());
+        if let Some((path, roots)) = &ca {
+            files.push(expiry(FileKind::Ca, CA, path, roots)?);
         }
-        let (revoked, crl_expires_s) = self.revoked()?;
+        let (revoked, lists) = self.revoked()?;
         let roots = ca.map(|(path, roots)| store(path, roots).map(|store| (path, store))).transpose()?;
         let missing = || TlsError::Missing { what: "ca_file" };
         let members = if options.members {
@@ -128,10 +127,18 @@ impl Files {
             (Some((cert, key)), Some((cert_pem, key_pem))) => Some(Pair::of(cert, key, cert_pem, key_pem)?),
             _ => None,
         };
+        if let Some(pair) = &api_pair {
+            files.push(expiry(FileKind::ApiCertificate, CERTIFICATE, pair.cert_file, &pair.chain[..1])?);
+        }
         let client_roots = match (&options.client_ca_file, &self.client_ca) {
-            (Some(path), Some(bytes)) => Some((path.as_path(), store(path, certificates(CA, path, bytes)?)?)),
+            (Some(path), Some(bytes)) => {
+                let roots = certificates(CA, path, bytes)?;
+                files.push(expiry(FileKind::ClientCa, CA, path, &roots)?);
+                Some((path.as_path(), store(path, roots)?))
+            }
             _ => roots,
         };
+        files.extend(lists);
         let api = match api {
             ApiTls::Off => None,
             ApiTls::Server => Some(None),
@@ -149,30 +156,32 @@ impl Files {
             }
         };
         let own = pair.chain.into_iter().next().expect("a chain has a first certificate");
-        Ok(Set { members, api, own, subject, cert_expires_s, ca_expires_s, crl_expires_s, digest })
+        Ok(Set { members, api, own, subject, files, digest })
     }
 
-    /// What the lists revoke, and when the first of them should be replaced (Unix time in seconds).
-    fn revoked(&self) -> Result<(Arc<Revoked>, i64), TlsError> {
-        let (mut lists, mut expires_s) = (Vec::new(), i64::MAX);
+    /// What the lists revoke, and when the next ones are due.
+    fn revoked(&self) -> Result<(Arc<Revoked>, Vec<Expiry>), TlsError> {
+        let (mut lists, mut files) = (Vec::new(), Vec::new());
         for (path, pem) in self.options.crl_files.iter().zip(&self.crls) {
             let invalid = |why: String| TlsError::Invalid { what: CRL, path: path.clone(), why };
-            let before = lists.len();
+            let (before, mut expires_s) = (lists.len(), i64::MAX);
             for der in CertificateRevocationListDer::pem_slice_iter(pem) {
                 let der = der.map_err(|error| invalid(error.to_string()))?;
-                let (_, list) = CertificateRevocationList::from_der(&der).map_err(|error| invalid(error.to_string()))?;
+                let (_, list) =
+                    CertificateRevocationList::from_der(&der).map_err(|error| invalid(error.to_string()))?;
                 expires_s = list.next_update().map_or(expires_s, |at| expires_s.min(at.timestamp()));
                 lists.push(der);
             }
             if lists.len() == before {
                 return Err(TlsError::Empty { what: CRL, path: path.clone() });
             }
+            files.push(Expiry { kind: FileKind::Crl, path: path.clone(), expires_s });
         }
         let revoked = Revoked::new(lists).map_err(|why| {
             let path = self.options.crl_files.first().cloned().unwrap_or_default();
             TlsError::Invalid { what: CRL, path, why }
         })?;
-        Ok((Arc::new(revoked), expires_s))
+        Ok((Arc::new(revoked), files))
     }
 }
 
@@ -276,6 +285,20 @@ fn parse<'a>(what: &'static str, path: &Path, der: &'a CertificateDer<'_>) -> Re
         path: path.to_owned(),
         why: error.to_string(),
     })
+}
+
+/// When the first of a file's certificates expires.
+fn expiry(
+    kind: FileKind,
+    what: &'static str,
+    path: &Path,
+    certificates: &[CertificateDer<'_>],
+) -> Result<Expiry, TlsError> {
+    let mut expires_s = i64::MAX;
+    for certificate in certificates {
+        expires_s = expires_s.min(parse(what, path, certificate)?.validity().not_after.timestamp());
+    }
+    Ok(Expiry { kind, path: path.to_owned(), expires_s })
 }
 
 fn store(path: &Path, roots: Vec<CertificateDer<'static>>) -> Result<Arc<RootCertStore>, TlsError> {

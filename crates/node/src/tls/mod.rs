@@ -12,9 +12,10 @@
 //!
 //! # Who a certificate is
 //! Between members the chain is checked by the TLS library ([`verify`]), and the name afterwards, when it is known which
-//! member the other side claims to be ([`names_member`]): the certificate must carry the DNS name `chainfire-node-ID`, or
-//! one of the host names or addresses under which the cluster knows the member. Loopback does not count as such a
-//! name: every node has it.
+//! member the other side claims to be ([`names_member`]): the certificate must carry the DNS name `chainfire-node-ID`, or,
+//! if it has no such name, one of the host names or addresses under which the cluster knows the member. Loopback does not
+//! count as such a name: every node has it. Certificates of clients (without serverAuth) and those of other programs
+//! (`flaredb-node-ID`, `placement-driver-ID`) belong to no member, even where one CA signs them all.
 //!
 //! [`words`] turns the library's errors into those that operators look for.
 //!
@@ -34,8 +35,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use base::NodeId;
+use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use files::TlsError;
 
@@ -74,6 +77,8 @@ pub enum ApiTls {
 pub struct Certificates {
     options: TlsOptions,
     set: ArcSwap<Set>,
+    /// Whom the node's own certificate is to name: its number, and the address under which the others know it.
+    bearer: Mutex<Option<(NodeId, String)>>,
     reloads: AtomicU64,
     failed_reloads: AtomicU64,
 }
@@ -86,21 +91,60 @@ pub struct Set {
     own: CertificateDer<'static>,
     /// Who it is made out to, for people.
     pub subject: String,
-    /// Unix time in seconds.
-    pub cert_expires_s: i64,
-    /// The first CA certificate to expire.
-    pub ca_expires_s: i64,
-    /// The first revocation list that should have been replaced by then.
-    pub crl_expires_s: i64,
+    /// When each of the files expires.
+    pub files: Vec<Expiry>,
     /// Of all bytes of the files.
     digest: u64,
 }
 
+/// When a file of a set stops being good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    pub kind: FileKind,
+    pub path: PathBuf,
+    /// Unix time in seconds: of a file with several certificates or lists, that of the first to expire.
+    pub expires_s: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    Certificate,
+    ApiCertificate,
+    Ca,
+    ClientCa,
+    /// When the next list is due.
+    Crl,
+}
+
+impl FileKind {
+    /// In metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            FileKind::Certificate => "cert",
+            FileKind::ApiCertificate => "api_cert",
+            FileKind::Ca => "ca",
+            FileKind::ClientCa => "client_ca",
+            FileKind::Crl => "crl",
+        }
+    }
+
+    /// Whether this node shows it to others.
+    fn is_shown(self) -> bool {
+        matches!(self, FileKind::Certificate | FileKind::ApiCertificate)
+    }
+}
+
+impl Set {
+    /// The first of these files to expire; for ever without one.
+    pub fn expires_s(&self, kinds: &[FileKind]) -> i64 {
+        self.files.iter().filter(|file| kinds.contains(&file.kind)).map(|file| file.expires_s).min().unwrap_or(i64::MAX)
+    }
+}
+
 /// Counts for metrics.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TlsStats {
-    pub cert_expires_s: i64,
-    pub ca_expires_s: i64,
+    pub files: Vec<Expiry>,
     pub reloads: u64,
     pub failed_reloads: u64,
 }
@@ -116,6 +160,7 @@ impl Certificates {
         Ok(Arc::new(Certificates {
             options,
             set: ArcSwap::from_pointee(set),
+            bearer: Mutex::default(),
             reloads: AtomicU64::new(0),
             failed_reloads: AtomicU64::new(0),
         }))
@@ -148,16 +193,17 @@ impl Certificates {
         self.set.load_full()
     }
 
-    /// Whether the node's own certificate names it; the others will ask the same.
-    pub fn name_this_node<'a>(&self, node: NodeId, hosts: impl IntoIterator<Item = &'a str>) -> bool {
-        names_member(&self.set.load().own, node, hosts)
+    /// Whether the node's own certificate names it, at this address; the others will ask the same. From here on none that
+    /// does not takes its place.
+    pub fn name_this_node(&self, node: NodeId, address: &str) -> bool {
+        *self.bearer.lock() = Some((node, address.to_owned()));
+        names_member(&self.set.load().own, node, [address]).is_ok_and(|vouched| vouched.is_some())
     }
 
     pub fn stats(&self) -> TlsStats {
         let set = self.set.load();
         TlsStats {
-            cert_expires_s: set.cert_expires_s,
-            ca_expires_s: set.ca_expires_s,
+            files: set.files.clone(),
             reloads: self.reloads.load(Ordering::Relaxed),
             failed_reloads: self.failed_reloads.load(Ordering::Relaxed),
         }
@@ -166,24 +212,61 @@ impl Certificates {
 
 /// The DNS name by which a certificate names a node, whatever its address.
 pub fn node_name(node: NodeId) -> String {
-    format!("chainfire-node-{node}")
+    format!("{NODE_PREFIX}{node}")
+}
+
+const NODE_PREFIX: &str = "chainfire-node-";
+const OTHER_PROGRAMS: [&str; 2] = ["flaredb-node-", "placement-driver-"];
+
+/// What in a certificate names a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vouched {
+    ByNumber,
+    ByHost,
 }
 
 /// Whether a certificate, whose chain was checked, is that of `node`, which is known under `hosts` (`host`, `host:port` or
-/// a URL).
+/// a URL), and by what.
+///
+/// # Errors
+/// It is no member's at all, and why.
 pub fn names_member<'a>(
     certificate: &CertificateDer<'_>,
     node: NodeId,
     hosts: impl IntoIterator<Item = &'a str>,
-) -> bool {
-    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+) -> Result<Option<Vouched>, String> {
+    if !is_for_servers(certificate) {
+        return Err("it is not made for members (they need serverAuth and clientAuth)".to_owned());
+    }
+    let certificate = webpki::EndEntityCert::try_from(certificate).map_err(|_| "it cannot be read".to_owned())?;
+    let mut numbered = false;
+    for name in certificate.valid_dns_names() {
+        if let Some(program) = OTHER_PROGRAMS.iter().find(|prefix| name.starts_with(**prefix)) {
+            return Err(format!("it is that of {name}, and {program}… is another program"));
+        }
+        numbered |= name.starts_with(NODE_PREFIX);
+    }
     let names = |host: &str| {
         ServerName::try_from(host).is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
     };
-    if node != NodeId::default() && names(&node_name(node)) {
-        return true;
+    if numbered && node != NodeId::default() {
+        return Ok(names(&node_name(node)).then_some(Vouched::ByNumber));
     }
-    hosts.into_iter().map(host_of).any(|host| !is_loopback(host) && names(host))
+    let host = hosts.into_iter().map(host_of).any(|host| !is_loopback(host) && names(host));
+    Ok(host.then_some(Vouched::ByHost))
+}
+
+/// Whether a certificate names a host or address.
+pub fn names_host(certificate: &CertificateDer<'_>, host: &str) -> bool {
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+    ServerName::try_from(host).is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
+}
+
+/// A certificate that says nothing of its use may be used for all.
+fn is_for_servers(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    let usage = certificate.extended_key_usage().ok().flatten();
+    usage.is_none_or(|usage| usage.value.server_auth || usage.value.any)
 }
 
 /// The host of `host`, `host:port`, `[v6]:port` or a URL.
@@ -198,7 +281,7 @@ pub fn host_of(address: &str) -> &str {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     host == "localhost"
         || host.parse() == Ok(std::net::Ipv4Addr::LOCALHOST)
         || host.parse() == Ok(std::net::Ipv6Addr::LOCALHOST)

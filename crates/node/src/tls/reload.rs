@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Certificates;
 use super::files::Files;
+use super::{Certificates, FileKind, Set, names_member};
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A set that does not fit together may be half written; it is reported when it has not changed for so many looks.
 const PATIENCE_LOOKS: u32 = 2;
-const WARN_BEFORE_S: i64 = 30 * 86_400;
+const DAY_S: i64 = 86_400;
+const WARN_BEFORE_S: i64 = 30 * DAY_S;
 const WARN_EVERY: Duration = Duration::from_secs(86_400);
 
 impl Certificates {
@@ -29,7 +30,8 @@ impl Certificates {
         if files.digest() == self.set.load().digest {
             return Ok(false);
         }
-        match files.into_set(self.options.api) {
+        let made = files.into_set(self.options.api).map_err(|error| error.to_string());
+        match made.and_then(|set| self.not_worse(set)) {
             Ok(set) => {
                 self.set.store(Arc::new(set));
                 self.reloads.fetch_add(1, Ordering::Relaxed);
@@ -37,9 +39,30 @@ impl Certificates {
             }
             Err(error) => {
                 self.failed_reloads.fetch_add(1, Ordering::Relaxed);
-                Err(error.to_string())
+                Err(error)
             }
         }
+    }
+
+    /// Whatever others would refuse, while what is in use is good, is a mistake.
+    fn not_worse(&self, set: Set) -> Result<Set, String> {
+        let (old, now_s) = (self.set.load(), unix_time_s());
+        for (new, old) in set.files.iter().zip(&old.files) {
+            if new.kind.is_shown() && new.expires_s <= now_s && old.expires_s > now_s {
+                let path = new.path.display();
+                return Err(format!("certificate verify failed: {path} has expired already, the one in use has not"));
+            }
+        }
+        let named = |set: &Set| {
+            let bearer = self.bearer.lock();
+            let Some((node, address)) = &*bearer else { return true };
+            names_member(&set.own, *node, [address.as_str()]).is_ok_and(|vouched| vouched.is_some())
+        };
+        if !named(&set) && named(&old) {
+            let path = self.options.cert_file.display();
+            return Err(format!("certificate verify failed: {path} does not name this node, the one in use does"));
+        }
+        Ok(set)
     }
 
     /// As [`Certificates::reload`], and says in the log what came of it.
@@ -57,42 +80,35 @@ impl Certificates {
             target: "chainfire_network",
             "Certificates are in use, subject={} expires_in_days={} ca_expires_in_days={}",
             set.subject,
-            days_left(set.cert_expires_s),
-            days_left(set.ca_expires_s)
+            days_left(set.expires_s(&[FileKind::Certificate, FileKind::ApiCertificate])),
+            days_left(set.expires_s(&[FileKind::Ca, FileKind::ClientCa]))
         );
     }
 
     /// Warns of what expires soon, or has.
     fn warn_of_expiry(&self) {
-        let set = self.set.load();
-        let own = (&self.options.cert_file, set.cert_expires_s);
-        let ca = self.options.ca_file.as_ref().map(|path| (path, set.ca_expires_s));
-        if let Some(path) = self.options.crl_files.first().filter(|_| set.crl_expires_s <= unix_time_s()) {
-            tracing::warn!(
-                target: "chainfire_network",
-                "A revocation list is older than its CA meant it to be: what was revoked since is let in; replace the file, no \
-                 restart is needed, file={} expired_days_ago={} code=CF3105",
-                path.display(),
-                -days_left(set.crl_expires_s)
-            );
-        }
-        for (path, expires_s) in [own].into_iter().chain(ca) {
-            let left_s = expires_s - unix_time_s();
-            if left_s <= 0 {
-                tracing::error!(
+        for file in &self.set.load().files {
+            let (path, left_s) = (file.path.display(), file.expires_s - unix_time_s());
+            match (file.kind, left_s <= 0) {
+                (FileKind::Crl, true) => tracing::warn!(
                     target: "chainfire_network",
-                    "certificate verify failed: {} has expired, and others refuse it; replace the file, no restart is \
+                    "A revocation list is older than its CA meant it to be: what was revoked since is let in; replace the \
+                     file, no restart is needed, file={path} expired_days_ago={} code=CF3105",
+                    -left_s / DAY_S
+                ),
+                (FileKind::Crl, false) => {}
+                (_, true) => tracing::error!(
+                    target: "chainfire_network",
+                    "certificate verify failed: {path} has expired, and others refuse it; replace the file, no restart is \
                      needed, expired_days_ago={} code=CF3102",
-                    path.display(),
-                    -left_s / 86_400
-                );
-            } else if left_s < WARN_BEFORE_S {
-                tracing::warn!(
+                    -left_s / DAY_S
+                ),
+                (_, false) if left_s < WARN_BEFORE_S => tracing::warn!(
                     target: "chainfire_network",
-                    "A certificate expires soon: replace the file, no restart is needed, file={} expires_in_days={}",
-                    path.display(),
-                    left_s / 86_400
-                );
+                    "A certificate expires soon: replace the file, no restart is needed, file={path} expires_in_days={}",
+                    left_s / DAY_S
+                ),
+                _ => {}
             }
         }
     }
@@ -143,7 +159,7 @@ fn complain(why: &str) {
 }
 
 fn days_left(expires_s: i64) -> i64 {
-    (expires_s - unix_time_s()) / 86_400
+    (expires_s - unix_time_s()) / DAY_S
 }
 
 fn unix_time_s() -> i64 {

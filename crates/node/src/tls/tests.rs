@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
 };
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject as _;
@@ -26,8 +27,8 @@ impl Authority {
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// Writes `ca.crt` and a pair for `names` into a folder.
-    pub fn write(&self, folder: &Path, names: &[&str], expired: bool) -> TlsOptions {
+    /// A certificate and its key for `names`, as PEM; without serverAuth if it is a client's.
+    pub fn sign(&self, names: &[&str], client: bool, expired: bool) -> (String, String) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, names[0]);
         params.subject_alt_names = names
@@ -37,16 +38,24 @@ impl Authority {
                 Err(_) => SanType::DnsName((*name).try_into().unwrap()),
             })
             .collect();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if !client {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
         if expired {
             (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
         }
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// Writes `ca.crt` and a pair for `names` into a folder.
+    pub fn write(&self, folder: &Path, names: &[&str], expired: bool) -> TlsOptions {
+        let (certificate, key) = self.sign(names, false, expired);
         let path = |name: &str| folder.join(name);
         fs::write(path("ca.crt"), self.0.pem()).unwrap();
-        fs::write(path("node.crt"), certificate.pem()).unwrap();
-        write_key(&path("node.key"), &key.serialize_pem(), 0o600);
+        fs::write(path("node.crt"), certificate).unwrap();
+        write_key(&path("node.key"), &key, 0o600);
         TlsOptions {
             cert_file: path("node.crt"),
             key_file: path("node.key"),
@@ -63,7 +72,9 @@ impl Authority {
     fn revoke(&self, certificate: &Path, next_update_year: i32) -> String {
         let pem = fs::read(certificate).unwrap();
         let der = CertificateDer::from_pem_slice(&pem).unwrap();
-        let (_, parsed) = <x509_parser::prelude::X509Certificate<'_> as x509_parser::prelude::FromDer<'_, _>>::from_der(&der).unwrap();
+        let (_, parsed) =
+            <x509_parser::prelude::X509Certificate<'_> as x509_parser::prelude::FromDer<'_, _>>::from_der(&der)
+                .unwrap();
         let revoked = RevokedCertParams {
             serial_number: SerialNumber::from_slice(parsed.raw_serial()),
             revocation_time: date_time_ymd(2024, 1, 1),
@@ -95,16 +106,21 @@ fn refused(options: TlsOptions) -> String {
 #[test]
 fn a_good_set_is_taken_and_names_its_node() {
     let folder = TempDir::new().unwrap();
-    let options =
-        Authority::new("ca").write(folder.path(), &["chainfire-node-2", "10.0.0.2", "127.0.0.1", "localhost"], false);
-    let certificates = Certificates::load(options).unwrap();
-    let names = |node: u64, hosts: &[&str]| certificates.name_this_node(NodeId(node), hosts.iter().copied());
-    assert!(names(2, &[]));
-    assert!(names(3, &["http://10.0.0.2:2380"]));
-    assert!(!names(3, &["10.0.0.3:2380", "node3:2380"]));
-    assert!(!names(3, &["127.0.0.1:2380", "localhost:2380"]), "loopback names nobody");
-    assert!(!names(0, &["chainfire-node-3:2380"]));
-    assert!(certificates.stats().cert_expires_s > 0);
+    let authority = Authority::new("ca");
+    let names = |own: &[&str], node: u64, address: &str| {
+        let certificates = Certificates::load(authority.write(folder.path(), own, false)).unwrap();
+        assert!(certificates.stats().files.iter().all(|file| file.expires_s > 1_700_000_000));
+        certificates.name_this_node(NodeId(node), address)
+    };
+    let numbered = ["chainfire-node-2", "10.0.0.2", "127.0.0.1", "localhost"];
+    assert!(names(&numbered, 2, "h:1"));
+    assert!(!names(&numbered, 3, "http://10.0.0.2:2380"), "a number is meant");
+    assert!(names(&numbered, 0, "http://10.0.0.2:2380"), "a node without a number is known by its host");
+    let hosts = &numbered[1..];
+    assert!(names(hosts, 3, "http://10.0.0.2:2380"));
+    for other in ["10.0.0.3:2380", "node3:2380", "127.0.0.1:2380", "localhost:2380"] {
+        assert!(!names(hosts, 3, other), "{other}: loopback names nobody");
+    }
 }
 
 #[test]
@@ -158,11 +174,19 @@ fn a_reload_takes_a_good_set_and_keeps_the_old_one_otherwise() {
     assert!(certificates.reload().is_err());
     assert!(Arc::ptr_eq(&before, &certificates.server()));
 
+    // What the others would refuse, while what is in use is good.
+    assert!(certificates.name_this_node(NodeId(1), "10.0.0.1:2380"));
+    authority.write(folder.path(), &["chainfire-node-1"], true);
+    assert!(certificates.reload().unwrap_err().contains("has expired already"));
+    authority.write(folder.path(), &["chainfire-node-7"], false);
+    assert!(certificates.reload().unwrap_err().contains("does not name this node"));
+    assert!(Arc::ptr_eq(&before, &certificates.server()));
+
     authority.write(folder.path(), &["chainfire-node-1"], false);
     assert_eq!(certificates.reload(), Ok(true));
     assert!(!Arc::ptr_eq(&before, &certificates.server()));
     let stats = certificates.stats();
-    assert_eq!((stats.reloads, stats.failed_reloads), (1, 1));
+    assert_eq!((stats.reloads, stats.failed_reloads), (1, 3));
 }
 
 #[test]
@@ -170,7 +194,7 @@ fn an_expired_set_is_loaded_so_that_it_can_be_replaced() {
     let folder = TempDir::new().unwrap();
     let certificates =
         Certificates::load(Authority::new("ca").write(folder.path(), &["chainfire-node-1"], true)).unwrap();
-    assert!(certificates.stats().cert_expires_s < 1_600_000_000);
+    assert!(certificates.set().expires_s(&[FileKind::Certificate]) < 1_600_000_000);
 }
 
 #[test]
@@ -208,5 +232,5 @@ fn who_is_on_a_revocation_list_is_refused() {
     let certificates = Certificates::load(options).unwrap();
     fs::write(&crl_file, list).unwrap();
     assert_eq!(certificates.reload(), Ok(true), "a new list is a change");
-    assert_eq!(certificates.set().crl_expires_s, 1_735_689_600);
+    assert_eq!(certificates.set().expires_s(&[FileKind::Crl]), 1_735_689_600);
 }

@@ -2,7 +2,7 @@
 //! (zero, or one more than a refusal's code) and a body. Connections are kept for the next question.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::NodeId;
 use bytes::{Buf, Bytes};
@@ -11,7 +11,7 @@ use consensus::wire::{refusal_code, refusal_from};
 
 use super::frame::{self, Purpose};
 use super::pipe::Pipe;
-use super::{CallFuture, Transport};
+use super::{CallFuture, Caller, Transport, time_left};
 
 /// Questions and answers are small.
 const CALL_BYTES_MAX: usize = 4 << 20;
@@ -20,7 +20,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const POOLED_MAX: usize = 4;
 
 impl Transport {
-    /// Asks another node. The outer error says that no answer came.
+    /// Asks another node, and is done within the time. The outer error says that no answer came.
     pub async fn call(
         &self,
         node: NodeId,
@@ -30,8 +30,9 @@ impl Transport {
     ) -> Result<Result<Bytes, Refusal>, String> {
         let addresses = self.address(node).ok_or_else(|| format!("no address of node {node} is known"))?;
         let mut failure = String::new();
+        let deadline = Instant::now() + timeout;
         for address in addresses {
-            match self.call_address(address, method, body.clone(), timeout).await {
+            match self.call_address(address, method, body.clone(), time_left(deadline)).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => failure = error,
             }
@@ -48,26 +49,27 @@ impl Transport {
         timeout: Duration,
     ) -> Result<Result<Bytes, Refusal>, String> {
         let transport = self.clone();
-        let asked = tokio::task::spawn_blocking(move || transport.ask(&address, method, &body, timeout));
+        let deadline = Instant::now() + timeout;
+        let asked = tokio::task::spawn_blocking(move || transport.ask(&address, method, &body, deadline));
         asked.await.map_err(|error| error.to_string())?
     }
 
     /// Asks this node itself.
     pub fn call_here(&self, method: u8, body: Bytes) -> CallFuture {
         match self.0.service.get() {
-            Some(service) => service.call(method, body),
+            Some(service) => service.call(&self.myself(), method, body),
             None => Box::pin(std::future::ready(Err(Refusal::Stopping))),
         }
     }
 
-    fn ask(&self, address: &str, method: u8, body: &[u8], timeout: Duration) -> Result<Result<Bytes, Refusal>, String> {
+    fn ask(&self, address: &str, method: u8, body: &[u8], deadline: Instant) -> Result<Result<Bytes, Refusal>, String> {
         let pooled = self.0.pool.lock().get_mut(address).and_then(Vec::pop);
         let fresh = pooled.is_none();
         let mut pipe = match pooled {
             Some(pipe) => pipe,
-            None => self.connect_to(address, Purpose::Call)?.0,
+            None => self.connect_to(address, Purpose::Call, deadline)?.0,
         };
-        match exchange(&mut pipe, method, body, timeout) {
+        match exchange(&mut pipe, method, body, deadline) {
             Ok(answer) => {
                 let mut pool = self.0.pool.lock();
                 let idle = pool.entry(address.to_owned()).or_default();
@@ -78,14 +80,14 @@ impl Transport {
             }
             // A kept connection may have been closed by the other side in the meantime. Methods may be repeated.
             Err(_) if !fresh => {
-                let (mut pipe, _) = self.connect_to(address, Purpose::Call)?;
-                exchange(&mut pipe, method, body, timeout).map_err(|error| error.to_string())
+                let (mut pipe, _) = self.connect_to(address, Purpose::Call, deadline)?;
+                exchange(&mut pipe, method, body, deadline).map_err(|error| error.to_string())
             }
             Err(error) => Err(error.to_string()),
         }
     }
 
-    pub(super) fn answer_calls(&self, mut pipe: Pipe) -> io::Result<()> {
+    pub(super) fn answer_calls(&self, mut pipe: Pipe, caller: &Caller) -> io::Result<()> {
         pipe.socket().set_read_timeout(Some(IDLE_TIMEOUT))?;
         loop {
             let mut request = frame::read(&mut pipe, CALL_BYTES_MAX)?;
@@ -93,7 +95,10 @@ impl Transport {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "an empty call"));
             }
             let method = request.get_u8();
-            let answer = self.0.runtime.block_on(self.call_here(method, request));
+            let answer = match self.0.service.get() {
+                Some(service) => self.0.runtime.block_on(service.call(caller, method, request)),
+                None => Err(Refusal::Stopping),
+            };
             let mut reply = Vec::with_capacity(64);
             match answer {
                 Ok(body) => {
@@ -107,8 +112,9 @@ impl Transport {
     }
 }
 
-fn exchange(pipe: &mut Pipe, method: u8, body: &[u8], timeout: Duration) -> io::Result<Result<Bytes, Refusal>> {
-    pipe.socket().set_read_timeout(Some(timeout))?;
+fn exchange(pipe: &mut Pipe, method: u8, body: &[u8], deadline: Instant) -> io::Result<Result<Bytes, Refusal>> {
+    pipe.socket().set_read_timeout(Some(time_left(deadline)))?;
+    pipe.socket().set_write_timeout(Some(time_left(deadline)))?;
     let mut request = Vec::with_capacity(1 + body.len());
     request.push(method);
     request.extend_from_slice(body);

@@ -47,6 +47,10 @@ pub const BUSY: u8 = 2;
 pub const WRONG_NAME: u8 = 3;
 /// Whoever is asked belongs to no cluster yet.
 pub const NO_CLUSTER: u8 = 4;
+/// Whoever is asked does not know the node that its owner claims to be, and nobody vouches for it.
+pub const NOT_A_MEMBER: u8 = 5;
+/// The data folder speaks from another address, too.
+pub const COPY: u8 = 6;
 
 /// A member that missed that its cluster was recovered without it meets this first.
 pub const OTHER_CLUSTER: &str = "the node there belongs to another cluster; if that was recovered without this node, stop this \
@@ -80,7 +84,7 @@ impl Hello {
             cluster: ClusterId(bytes.get_u64_le()),
             node: NodeId(bytes.get_u64_le()),
             peer: PeerId(bytes.get_u64_le()),
-            address: String::from_utf8(bytes.to_vec()).ok()?,
+            address: String::from_utf8(bytes.to_vec()).ok().filter(|address| is_printable(address))?,
         })
     }
 }
@@ -113,10 +117,19 @@ impl Welcome {
             WELCOME => None,
             WRONG_CLUSTER => Some(OTHER_CLUSTER),
             NO_CLUSTER => Some("the node there belongs to no cluster yet"),
+            NOT_A_MEMBER => {
+                Some("the node there does not know this one as a member, and no other member vouches for it")
+            }
+            COPY => Some("a node with the same data folder speaks from another address: one of them is a copy"),
             WRONG_NAME => Some("tls: bad certificate: ours does not name this node"),
             _ => Some("the node there has too many connections"),
         }
     }
+}
+
+/// What others say of themselves ends up in the log, and must not look like lines of it.
+pub fn is_printable(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Appends a framed payload.

@@ -1,10 +1,16 @@
 //! The Raft port: accepts connections, a thread for each.
+//!
+//! Those that have not greeted yet are few at a time ([`Lobby`]), and have little time: who only occupies places cannot keep
+//! members out, which need one for milliseconds. Whoever has greeted may do what its [`Standing`] allows. Keep-alive finds
+//! out about those that vanished without a word.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use base::{ClusterId, NodeId, PeerId};
 use consensus::{Input, Message};
@@ -12,11 +18,18 @@ use parking_lot::Mutex;
 
 use super::frame::{self, Hello, Purpose, Welcome};
 use super::pipe::Pipe;
-use super::{HANDSHAKE_TIMEOUT, Transport};
+use super::{Caller, HANDSHAKE_TIMEOUT, Me, Standing, Transport};
 use crate::tls;
 
-/// Connections in all; every other node needs three at most at a time, and calls share a few.
+/// Connections that have greeted; every other node needs three at most at a time, and calls share a few.
 const CONNECTIONS_MAX: usize = 512;
+/// Connections that have not.
+const LOBBY_MAX: usize = 128;
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A peer whose machine is gone is noticed after about half a minute.
+const KEEPALIVE_IDLE_S: libc::c_int = 15;
+const KEEPALIVE_INTERVAL_S: libc::c_int = 5;
+const KEEPALIVE_PROBES: libc::c_int = 3;
 /// Messages that may wait for the driver; beyond that they are dropped, as a lossy network would.
 const WAITING_MAX: usize = 100_000;
 const READ_BYTES: usize = 256 << 10;
@@ -39,7 +52,10 @@ impl Drop for Listening {
 struct Door {
     transport: Transport,
     stop: Arc<AtomicBool>,
+    lobby: Mutex<Lobby>,
     open: AtomicUsize,
+    /// Whose messages come in, and from where.
+    speakers: Mutex<BTreeMap<PeerId, Speaker>>,
     /// Addresses that sent what is not ours, and what was wrong; each is logged once.
     strangers: Mutex<BTreeSet<(IpAddr, String)>>,
     /// Nodes of other clusters; each is logged once.
@@ -53,10 +69,14 @@ impl Listening {
         let door = Arc::new(Door {
             transport,
             stop: stop.clone(),
+            lobby: Mutex::default(),
             open: AtomicUsize::new(0),
+            speakers: Mutex::default(),
             strangers: Mutex::default(),
             foreign: Mutex::default(),
         });
+        let usher = door.clone();
+        std::thread::Builder::new().name("raft-lobby".to_owned()).spawn(move || usher.show_out())?;
         std::thread::Builder::new().name("raft-listen".to_owned()).spawn(move || door.accept(&listener))?;
         Ok(Listening { address, stop })
     }
@@ -74,23 +94,43 @@ impl Door {
                 std::thread::sleep(std::time::Duration::from_millis(10));
                 continue;
             };
-            if self.open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
-                self.open.fetch_sub(1, Ordering::SeqCst);
-                continue;
+            let Ok(guest) = stream.try_clone() else { continue };
+            let (guest, displaced) = self.lobby.lock().enter(from.ip(), guest);
+            if displaced.is_some() {
+                self.transport.count_turned_away();
             }
             let door = self.clone();
-            let serve = move || {
-                door.serve(stream, from.ip());
-                door.open.fetch_sub(1, Ordering::SeqCst);
-            };
+            let serve = move || door.serve(guest, stream, from.ip());
             if std::thread::Builder::new().name("raft-peer".to_owned()).spawn(serve).is_err() {
-                self.open.fetch_sub(1, Ordering::SeqCst);
+                self.lobby.lock().leave(guest);
             }
         }
     }
 
-    fn serve(&self, stream: TcpStream, from: IpAddr) {
-        let Err(error) = self.converse(stream) else { return };
+    /// Sends those away that take too long to greet.
+    fn show_out(&self) {
+        while !self.stop.load(Ordering::SeqCst) {
+            std::thread::sleep(LOOK_EVERY);
+            for _ in 0..self.lobby.lock().show_out(Instant::now()) {
+                self.transport.count_turned_away();
+            }
+        }
+    }
+
+    fn serve(&self, guest: u64, stream: TcpStream, from: IpAddr) {
+        let greeted = self.greet(stream);
+        self.lobby.lock().leave(guest);
+        let outcome = match greeted {
+            Ok(Some((pipe, purpose, caller))) => {
+                let full = self.open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX;
+                let outcome = self.admit(pipe, purpose, &caller, full);
+                self.open.fetch_sub(1, Ordering::SeqCst);
+                outcome
+            }
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let Err(error) = outcome else { return };
         if error.kind() != io::ErrorKind::InvalidData {
             return;
         }
@@ -104,8 +144,10 @@ impl Door {
         }
     }
 
-    fn converse(&self, stream: TcpStream) -> io::Result<()> {
+    /// `None`: the other side was not let in, and knows why.
+    fn greet(&self, stream: TcpStream) -> io::Result<Option<(Pipe, Purpose, Caller)>> {
         stream.set_nodelay(true)?;
+        keep_alive(&stream);
         stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
         stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
         let certificates = self.transport.0.certificates.as_ref();
@@ -121,32 +163,90 @@ impl Door {
         let strange = hello.cluster.0 != 0 && me.cluster.0 != 0 && hello.cluster != me.cluster;
         // Whoever belongs to no cluster may ask, but not take part.
         let outside = hello.purpose != Purpose::Call && (me.cluster.0 == 0 || hello.cluster != me.cluster);
-        let vouched = self.transport.vouch(&pipe, &hello);
+        let vouched = self.transport.directory().vouch(pipe.certificate(), &hello);
         let status = match &vouched {
             Err(_) => frame::WRONG_NAME,
-            Ok(()) if outside && me.cluster.0 == 0 => frame::NO_CLUSTER,
-            Ok(()) if strange || outside => frame::WRONG_CLUSTER,
-            Ok(()) => frame::WELCOME,
+            Ok(_) if outside && me.cluster.0 == 0 => frame::NO_CLUSTER,
+            Ok(_) if strange || outside => frame::WRONG_CLUSTER,
+            Ok(caller) if hello.purpose != Purpose::Call && !self.may_take_part(caller) => frame::NOT_A_MEMBER,
+            Ok(_) => frame::WELCOME,
         };
-        let welcome = Welcome { status, cluster: me.cluster, node: me.node, peer: me.peer };
-        frame::write(&mut pipe, &welcome.encode())?;
-        vouched.map_err(invalid)?;
+        if status == frame::WELCOME {
+            return Ok(Some((pipe, hello.purpose, vouched.map_err(invalid)?)));
+        }
+        self.transport.count_turned_away();
+        // Who this node is, is told to those only that are who they claim to be.
+        let me = if vouched.is_ok() { me } else { Me::default() };
+        frame::write(&mut pipe, &welcome(status, &me))?;
+        if strange && vouched.is_ok() {
+            self.turned_away(&hello);
+        }
+        vouched.map(|_| None).map_err(invalid)
+    }
+
+    /// Whether a caller's messages count. One that this node does not know may have become a member while this node was
+    /// away; the others will know.
+    fn may_take_part(&self, caller: &Caller) -> bool {
+        caller.standing != Standing::Stranger || self.transport.is_known_to_others(caller.peer)
+    }
+
+    fn admit(&self, mut pipe: Pipe, purpose: Purpose, caller: &Caller, full: bool) -> io::Result<()> {
+        let speaks = if purpose == Purpose::Messages && !full { self.speaks(caller, &pipe) } else { Some(0) };
+        let status = match speaks {
+            None => frame::COPY,
+            _ if full => frame::BUSY,
+            _ => frame::WELCOME,
+        };
+        frame::write(&mut pipe, &welcome(status, &self.transport.me()))?;
         if status != frame::WELCOME {
-            if strange {
-                self.turned_away(&hello);
-            }
+            self.transport.count_turned_away();
             return Ok(());
         }
-        if self.transport.address(hello.node).is_none() && !hello.address.is_empty() {
-            self.transport.set_address(hello.node, vec![hello.address]);
-        }
-        match hello.purpose {
+        self.transport.hear(caller);
+        match purpose {
             Purpose::Messages => {
-                self.transport.nudge(hello.node);
-                self.messages(pipe, hello.peer)
+                self.transport.nudge(caller.node);
+                let ended = self.messages(pipe, caller);
+                self.falls_silent(caller, speaks);
+                ended
             }
-            Purpose::Snapshot => self.transport.receive_snapshot(pipe),
-            Purpose::Call => self.transport.answer_calls(pipe),
+            Purpose::Snapshot => self.transport.receive_snapshot(pipe, caller),
+            Purpose::Call => self.transport.answer_calls(pipe, caller),
+        }
+    }
+
+    /// A number for the caller's connection. `None`: the same data folder speaks from another address already, so one of
+    /// the two is a copy. The one that is where the members know it goes before the other.
+    fn speaks(&self, caller: &Caller, pipe: &Pipe) -> Option<u64> {
+        let agreed = self.transport.address(caller.node).unwrap_or_default();
+        let socket = pipe.socket().try_clone().ok()?;
+        let mut speakers = self.speakers.lock();
+        let before = speakers.get(&caller.peer);
+        if let Some(before) = before.filter(|before| !caller.is_at(&before.address)) {
+            let at_home = agreed.iter().any(|address| caller.is_at(address));
+            tracing::error!(
+                target: "chainfire_network",
+                "Refused a second node with the data folder of another: one of them is a copy, stop it and empty its folder, \
+                 node={} addr={} other={} code=CF4112",
+                caller.node,
+                caller.address,
+                before.address
+            );
+            if !at_home {
+                return None;
+            }
+            // It may have gone by itself.
+            let _ = before.socket.shutdown(Shutdown::Both);
+        }
+        let connection = before.map_or(0, |before| before.connection) + 1;
+        speakers.insert(caller.peer, Speaker { address: caller.address.clone(), connection, socket });
+        Some(connection)
+    }
+
+    fn falls_silent(&self, caller: &Caller, connection: Option<u64>) {
+        let mut speakers = self.speakers.lock();
+        if speakers.get(&caller.peer).is_some_and(|speaker| Some(speaker.connection) == connection) {
+            speakers.remove(&caller.peer);
         }
     }
 
@@ -166,7 +266,7 @@ impl Door {
         }
     }
 
-    fn messages(&self, pipe: Pipe, peer: PeerId) -> io::Result<()> {
+    fn messages(&self, pipe: Pipe, caller: &Caller) -> io::Result<()> {
         pipe.socket().set_read_timeout(None)?;
         let mut reader = BufReader::with_capacity(READ_BYTES, pipe);
         loop {
@@ -175,7 +275,7 @@ impl Door {
                 let bytes = frame::read(&mut reader, frame::BYTES_MAX)?;
                 let message =
                     Message::decode(bytes).ok_or_else(|| invalid("a message that cannot be decoded".to_owned()))?;
-                if message.from != peer {
+                if !caller.sends(&message) {
                     return Err(invalid("a message of another peer than the one that greeted".to_owned()));
                 }
                 batch.push(Input::Message(message));
@@ -189,6 +289,95 @@ impl Door {
             if self.transport.0.inbox.len() < WAITING_MAX {
                 self.transport.0.inbox.extend(batch);
             }
+        }
+    }
+}
+
+struct Speaker {
+    address: String,
+    connection: u64,
+    socket: TcpStream,
+}
+
+/// Connections that have not greeted yet.
+#[derive(Default)]
+struct Lobby {
+    next: u64,
+    guests: BTreeMap<u64, Guest>,
+}
+
+struct Guest {
+    from: IpAddr,
+    since: Instant,
+    socket: TcpStream,
+}
+
+impl Lobby {
+    /// A guest's number, and the one that had to leave for it: the oldest from the address that has the most here.
+    fn enter(&mut self, from: IpAddr, socket: TcpStream) -> (u64, Option<u64>) {
+        let displaced = if self.guests.len() >= LOBBY_MAX { self.longest_of_the_most() } else { None };
+        if let Some(number) = displaced {
+            self.dismiss(number);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.guests.insert(number, Guest { from, since: Instant::now(), socket });
+        (number, displaced)
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.guests.remove(&number);
+    }
+
+    /// Dismisses those who are here for too long; how many they were.
+    fn show_out(&mut self, now: Instant) -> usize {
+        let late = |guest: &Guest| now.saturating_duration_since(guest.since) > HANDSHAKE_TIMEOUT;
+        let numbers: Vec<u64> =
+            self.guests.iter().filter(|(_, guest)| late(guest)).map(|(number, _)| *number).collect();
+        numbers.iter().for_each(|number| self.dismiss(*number));
+        numbers.len()
+    }
+
+    /// Its thread is at the socket, and ends with it.
+    fn dismiss(&mut self, number: u64) {
+        if let Some(guest) = self.guests.remove(&number) {
+            // It may have gone by itself.
+            let _ = guest.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn longest_of_the_most(&self) -> Option<u64> {
+        let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for guest in self.guests.values() {
+            *counts.entry(guest.from).or_default() += 1;
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count)?.0;
+        self.guests.iter().find(|(_, guest)| guest.from == most).map(|(number, _)| *number)
+    }
+}
+
+fn welcome(status: u8, me: &Me) -> bytes::Bytes {
+    Welcome { status, cluster: me.cluster, node: me.node, peer: me.peer }.encode()
+}
+
+/// Has the kernel ask now and then whether the other side is still there.
+fn keep_alive(stream: &TcpStream) {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES),
+    ];
+    for (level, option, value) in options {
+        // SAFETY: each of the options takes an int, which `value` is. A kernel without one only notices later.
+        unsafe {
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            );
         }
     }
 }
@@ -207,4 +396,39 @@ fn invalid(why: String) -> io::Error {
 fn holds_frame(buffer: &[u8]) -> bool {
     let Some((length, _)) = buffer.split_first_chunk::<4>() else { return false };
     buffer.len() >= frame::HEADER + u32::from_le_bytes(*length) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection from an address of its own, and this end of it.
+    fn connect() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn who_occupies_the_lobby_gives_way() {
+        let mut lobby = Lobby::default();
+        let (member, crowd) = ("10.0.0.1".parse().unwrap(), "10.6.6.6".parse().unwrap());
+        let (_near, far) = connect();
+        let (first, _) = lobby.enter(member, far.try_clone().unwrap());
+        let crowding: Vec<u64> = (1..LOBBY_MAX).map(|_| lobby.enter(crowd, far.try_clone().unwrap()).0).collect();
+        let (_, displaced) = lobby.enter(crowd, far.try_clone().unwrap());
+        assert_eq!(displaced, Some(crowding[0]), "the oldest of the crowd, and not the member, which came before");
+        assert!(lobby.guests.contains_key(&first));
+        assert_eq!(lobby.guests.len(), LOBBY_MAX);
+    }
+
+    #[test]
+    fn who_takes_too_long_is_shown_out() {
+        let mut lobby = Lobby::default();
+        let (near, far) = connect();
+        lobby.enter("10.0.0.1".parse().unwrap(), far);
+        assert_eq!(lobby.show_out(Instant::now()), 0);
+        assert_eq!(lobby.show_out(Instant::now() + HANDSHAKE_TIMEOUT * 2), 1);
+        assert_eq!(io::Read::read(&mut &near, &mut [0]).unwrap(), 0, "its connection has ended");
+    }
 }

@@ -5,12 +5,14 @@
 //! [`frame::Welcome`]. What is not ours is closed at once and logged once per address.
 //!
 //! With certificates ([`crate::tls`]) every connection is TLS, both sides show theirs, and each must name the node that its
-//! owner claims to be. A connection's messages are those of the peer that has greeted.
+//! owner claims to be; how far that is certain decides what it may do ([`directory`]). A connection's messages are those of
+//! the peer that has greeted, and calls are told who asks.
 //!
 //! * `pipe`: a connection, plain or TLS.
 //! * `link`: outgoing messages. The driver writes to the socket itself while it takes what there is; what does not fit waits
 //!   in a bounded queue for the link's own thread, which also connects and reconnects.
 //! * `listener`: accepts; a thread per connection reads, checks and hands over.
+//! * [`directory`]: who the others are, and what their certificates vouch for.
 //! * `call`: questions with an answer (who are you, come in, keep this lease alive), each method a number.
 //! * `stream`: snapshots, in chunks, off the message connection so that they do not hold heartbeats up.
 //!
@@ -18,6 +20,7 @@
 //! and no client speaks it.
 
 mod call;
+pub mod directory;
 pub mod frame;
 mod link;
 mod listener;
@@ -26,10 +29,11 @@ mod stream;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{ClusterId, NodeId, PeerId};
 use bytes::Bytes;
@@ -39,10 +43,13 @@ use parking_lot::{Mutex, RwLock};
 use crate::driver::Work;
 use crate::inbox::Inbox;
 use crate::tls::{self, Certificates};
+use directory::Directory;
 use frame::{Hello, Purpose, Welcome};
 use link::Link;
 use pipe::Pipe;
 
+pub use consensus::membership::bare_address;
+pub use directory::{Caller, Standing};
 pub use listener::Listening;
 
 /// Connecting and shaking hands take at most this.
@@ -54,7 +61,13 @@ pub type CallFuture = Pin<Box<dyn Future<Output = Result<Bytes, Refusal>> + Send
 
 /// Answers calls of other nodes (and of this one to itself). Methods below 16 are the shell's.
 pub trait CallService: Send + Sync {
-    fn call(&self, method: u8, body: Bytes) -> CallFuture;
+    /// Whoever asks may be anybody with a member's certificate: see [`Standing`].
+    fn call(&self, caller: &Caller, method: u8, body: Bytes) -> CallFuture;
+
+    /// Whether the members that this node knows know a peer that it does not know itself.
+    fn is_known_to_others(&self, _peer: PeerId) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        Box::pin(std::future::ready(false))
+    }
 }
 
 /// Cheap to clone.
@@ -63,7 +76,7 @@ pub struct Transport(Arc<Inner>);
 
 struct Inner {
     me: RwLock<Me>,
-    addresses: RwLock<BTreeMap<NodeId, Vec<String>>>,
+    directory: RwLock<Directory>,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
     pool: Mutex<BTreeMap<String, Vec<Pipe>>>,
     service: OnceLock<Arc<dyn CallService>>,
@@ -75,6 +88,8 @@ struct Inner {
     certificates: Option<Arc<Certificates>>,
     /// Why nodes at these addresses turned this one away, or were turned away; until they take it.
     refusals: Mutex<BTreeMap<String, String>>,
+    /// Connections that this node did not take.
+    turned_away: AtomicU64,
 }
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
@@ -101,7 +116,7 @@ impl Transport {
     ) -> Transport {
         Transport(Arc::new(Inner {
             me: RwLock::new(me),
-            addresses: RwLock::default(),
+            directory: RwLock::default(),
             links: Mutex::default(),
             pool: Mutex::default(),
             service: OnceLock::new(),
@@ -111,7 +126,28 @@ impl Transport {
             runtime,
             certificates,
             refusals: Mutex::default(),
+            turned_away: AtomicU64::new(0),
         }))
+    }
+
+    /// Connections that this node did not take: they were no member's, took too long to say who they are, or were too many.
+    pub fn turned_away(&self) -> u64 {
+        self.0.turned_away.load(Ordering::Relaxed)
+    }
+
+    fn count_turned_away(&self) {
+        self.0.turned_away.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Where a node that is not agreed upon says that it is, so that it can be answered.
+    fn hear(&self, caller: &Caller) {
+        if self.address(caller.node).is_none() {
+            self.0.directory.write().hear(caller.node, &caller.address);
+        }
+    }
+
+    fn is_known_to_others(&self, peer: PeerId) -> bool {
+        self.0.service.get().is_some_and(|service| self.0.runtime.block_on(service.is_known_to_others(peer)))
     }
 
     /// Who would not have to do with this node, and why, one sentence each.
@@ -131,27 +167,36 @@ impl Transport {
         *self.0.me.write() = me;
     }
 
-    /// Where a node is said to be.
+    /// Where a node is to be found.
     pub fn address(&self, node: NodeId) -> Option<Vec<String>> {
-        self.0.addresses.read().get(&node).cloned()
+        self.0.directory.read().addresses(node)
     }
 
+    /// Everybody who is agreed upon but this node, with addresses.
+    pub fn others(&self) -> Vec<(NodeId, Vec<String>)> {
+        let me = self.me().node;
+        let directory = self.0.directory.read();
+        directory.agreed().filter(|(node, _)| *node != me).map(|(node, addresses)| (node, addresses.to_vec())).collect()
+    }
+
+    /// Where the configuration says that a node is.
     pub fn set_address(&self, node: NodeId, addresses: Vec<String>) {
-        if !addresses.is_empty() {
-            self.0.addresses.write().insert(node, addresses);
-        }
+        self.0.directory.write().agree(node, addresses);
+    }
+
+    pub fn directory(&self) -> parking_lot::RwLockReadGuard<'_, Directory> {
+        self.0.directory.read()
     }
 
     /// Takes over the addresses of an agreed membership, connects to its nodes, and lets go of those that left.
     pub fn learn(&self, membership: &Membership) {
         let me = self.me().node;
+        self.0.directory.write().learn(membership);
         for member in membership.members.values().filter(|member| member.node != me) {
-            self.set_address(member.node, member.peer_urls.clone());
             self.link(member.node);
         }
         let mut links = self.0.links.lock();
         for node in &membership.removed {
-            self.0.addresses.write().remove(node);
             if let Some(link) = links.remove(node) {
                 link.close();
             }
@@ -190,8 +235,9 @@ impl Transport {
     fn connect(&self, node: NodeId, purpose: Purpose) -> Result<(Pipe, Welcome), String> {
         let addresses = self.address(node).ok_or_else(|| format!("no address of node {node} is known"))?;
         let mut failure = String::new();
+        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         for address in addresses {
-            match self.connect_to(&address, purpose) {
+            match self.connect_to(&address, purpose, deadline) {
                 Ok((_, welcome)) if welcome.node != node && purpose != Purpose::Call => {
                     failure = format!("addr={}: node {} answers there", bare_address(&address), welcome.node);
                 }
@@ -202,16 +248,13 @@ impl Transport {
         Err(failure)
     }
 
-    fn connect_to(&self, address: &str, purpose: Purpose) -> Result<(Pipe, Welcome), String> {
+    /// All of it is done by the deadline, or not.
+    fn connect_to(&self, address: &str, purpose: Purpose, deadline: Instant) -> Result<(Pipe, Welcome), String> {
         let bare = bare_address(address);
-        let socket = bare.to_socket_addrs().map_err(|error| error.to_string())?.next().ok_or("no such host")?;
-        let stream = TcpStream::connect_timeout(&socket, CONNECT_TIMEOUT).map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-            std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "timeout".to_owned(),
-            _ => error.to_string(),
-        })?;
-        let tuned = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT)));
-        tuned.and_then(|()| stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))).map_err(|error| error.to_string())?;
+        let stream = reach(bare, deadline)?;
+        let left = time_left(deadline).min(HANDSHAKE_TIMEOUT);
+        let tuned = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(left)));
+        tuned.and_then(|()| stream.set_write_timeout(Some(left))).map_err(|error| error.to_string())?;
         let wrong = |error: std::io::Error| tls::words::of_io(&error);
         let mut pipe = Pipe::open(stream, self.0.certificates.as_ref()).map_err(wrong)?;
         let me = self.me();
@@ -226,38 +269,46 @@ impl Transport {
             }
             return Err(why.to_owned());
         }
-        if let Some(certificate) = pipe.certificate()
-            && !tls::names_member(certificate, welcome.node, [bare])
-        {
-            return Err(format!(
-                "certificate verify failed: it names neither {} nor {}",
-                tls::node_name(welcome.node),
-                tls::host_of(bare)
-            ));
+        if let Some(certificate) = pipe.certificate() {
+            let vouched = tls::names_member(certificate, welcome.node, [bare])
+                .map_err(|why| format!("certificate verify failed: {why}"))?;
+            vouched.ok_or_else(|| {
+                let (name, host) = (tls::node_name(welcome.node), tls::host_of(bare));
+                format!("certificate verify failed: it names neither {name} nor {host}")
+            })?;
         }
+        self.0.directory.read().owns(welcome.node, welcome.peer)?;
         self.0.refusals.lock().remove(bare);
         Ok((pipe, welcome))
     }
 
-    /// Whether whoever has greeted may be who it claims to be: its certificate names the node, or the address under which
-    /// the cluster knows the node; a node that is not known yet may say itself where it is.
-    fn vouch(&self, pipe: &Pipe, hello: &Hello) -> Result<(), String> {
-        let Some(certificate) = pipe.certificate() else { return Ok(()) };
-        let known = self.address(hello.node).unwrap_or_else(|| vec![hello.address.clone()]);
-        if tls::names_member(certificate, hello.node, known.iter().map(String::as_str)) {
-            return Ok(());
-        }
-        Err(format!(
-            "certificate verify failed: it names neither {} nor {}, and so does not belong to node {}",
-            tls::node_name(hello.node),
-            known.iter().map(|address| tls::host_of(address)).collect::<Vec<_>>().join(", "),
-            hello.node
-        ))
+    /// This node, as those see it that it calls.
+    fn myself(&self) -> Caller {
+        let Me { node, peer, address, .. } = self.me();
+        Caller { node, peer, address, standing: Standing::Member }
     }
 }
 
-/// `host:port` without the scheme and the path that etcd's URLs carry.
-pub fn bare_address(address: &str) -> &str {
-    let bare = address.split_once("://").map_or(address, |(_, rest)| rest);
-    bare.split('/').next().unwrap_or(bare)
+/// A TCP connection to the first of a host's addresses that takes one.
+fn reach(bare: &str, deadline: Instant) -> Result<TcpStream, String> {
+    let sockets: Vec<SocketAddr> = bare.to_socket_addrs().map_err(|error| error.to_string())?.collect();
+    let mut failure = "no such host".to_owned();
+    for socket in sockets {
+        match TcpStream::connect_timeout(&socket, time_left(deadline).min(CONNECT_TIMEOUT)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                failure = match error.kind() {
+                    std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+                    std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "timeout".to_owned(),
+                    _ => error.to_string(),
+                }
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// Never nothing: sockets take that for "no limit".
+fn time_left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }

@@ -9,9 +9,9 @@ use consensus::wire::Body;
 use consensus::{Input, Message, SnapshotSource};
 use tokio::sync::oneshot;
 
-use super::Transport;
 use super::frame::{self, Purpose};
 use super::pipe::Pipe;
+use super::{Caller, Transport};
 use crate::clock;
 use crate::driver::Work;
 
@@ -45,12 +45,15 @@ impl Transport {
         if reply.first() == Some(&0) { Ok(()) } else { Err("the other side could not take it".to_owned()) }
     }
 
-    pub(super) fn receive_snapshot(&self, pipe: Pipe) -> io::Result<()> {
+    pub(super) fn receive_snapshot(&self, pipe: Pipe, caller: &Caller) -> io::Result<()> {
         pipe.socket().set_read_timeout(Some(STALL_TIMEOUT))?;
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, pipe);
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let message = Message::decode(frame::read(&mut reader, frame::BYTES_MAX)?)
             .ok_or_else(|| invalid("a snapshot without its message"))?;
+        if !caller.sends(&message) {
+            return Err(invalid("a snapshot of another peer than the one that greeted"));
+        }
         let (reply, sink) = oneshot::channel();
         self.0.work.push(Work::Receiver { group: message.group, reply });
         let no_sink = || io::Error::other("there is no such group here, or another snapshot is on its way in");

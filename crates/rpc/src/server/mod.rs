@@ -6,7 +6,10 @@
 //!
 //! TLS comes in below ([`tls`]): [`Server::serve_connection`] takes any byte stream.
 //!
-//! Bounds: connections in all and per address, the time for the first bytes and for headers, header bytes, streams,
+//! Who has connected and says nothing counts as *silent*. Of these there are few enough that places are left for others: the
+//! oldest gives way to the next.
+//!
+//! Bounds: connections in all, per address and silent, the time for the first bytes and for headers, header bytes, streams,
 //! message bytes, bytes of unfinished requests, and bytes that wait to be written (`http2::session`).
 
 mod http1;
@@ -18,7 +21,7 @@ mod stop;
 mod stream;
 mod tls;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +31,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 pub use metadata::Metadata;
 pub use service::{Answer, BoxFuture, Call, HttpBody, Kind, Method, Service, http_body};
@@ -49,6 +53,8 @@ pub struct ServerConfig {
     pub streams_max: usize,
     pub connections_max: usize,
     pub connections_per_address_max: usize,
+    /// Connections on which nothing was said yet.
+    pub silent_max: usize,
     /// From accepting a connection to its first bytes.
     pub handshake_timeout: Duration,
     /// From the first byte of an HTTP/1.1 request to the end of its headers.
@@ -57,6 +63,8 @@ pub struct ServerConfig {
     pub http_body_bytes_max: usize,
     /// Unfinished requests held for one connection.
     pub held_bytes_max: usize,
+    /// … and for all connections together.
+    pub held_bytes_by_all_max: usize,
     /// A peer that was silent for so long is pinged …
     pub keepalive_interval: Duration,
     /// … and has so long to answer.
@@ -74,11 +82,13 @@ impl Default for ServerConfig {
             streams_max: 65_536,
             connections_max: 20_000,
             connections_per_address_max: 10_000,
+            silent_max: 8_000,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             header_bytes_max: 64 << 10,
             http_body_bytes_max: 4 << 20,
             held_bytes_max: 64 << 20,
+            held_bytes_by_all_max: 1 << 30,
             keepalive_interval: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(5),
@@ -95,6 +105,7 @@ impl ServerConfig {
             header_bytes_max: self.header_bytes_max,
             http_body_bytes_max: self.http_body_bytes_max,
             held_bytes_max: self.held_bytes_max,
+            held_bytes_by_all_max: self.held_bytes_by_all_max,
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 16 << 20,
         }
@@ -116,6 +127,10 @@ pub struct Server<S> {
 struct Open {
     connections: usize,
     by_address: HashMap<IpAddr, usize>,
+    /// The number of the next connection.
+    next: u64,
+    /// By number; its task as soon as there is one.
+    silent: BTreeMap<u64, Option<AbortHandle>>,
 }
 
 impl<S: Service> Server<S> {
@@ -148,20 +163,21 @@ impl<S: Service> Server<S> {
                     // A socket that refuses the option is about to fail anyway.
                     let _ = io.set_nodelay(true);
                     if let Some(guest) = self.admit(peer) {
-                        let (server, tls) = (self.clone(), tls.clone());
-                        tokio::spawn(async move {
+                        let (server, tls, number) = (self.clone(), tls.clone(), guest.number);
+                        let task = tokio::spawn(async move {
                             match tls {
-                                None => server.serve_connection(io, peer).await,
+                                None => server.welcome(io, peer, Some(number)).await,
                                 Some(tls) => {
                                     let patience = server.config.handshake_timeout;
                                     let shaken = tokio::time::timeout(patience, tls.accept(io, peer)).await;
                                     if let Ok(Some(io)) = shaken {
-                                        server.serve_connection(io, peer).await;
+                                        server.welcome(io, peer, Some(number)).await;
                                     }
                                 }
                             }
                             drop(guest);
                         });
+                        self.attend(number, task.abort_handle());
                     }
                 }
                 Err(error) => {
@@ -182,12 +198,22 @@ impl<S: Service> Server<S> {
     }
 
     /// Serves one connection to its end, over whatever carries it.
-    pub async fn serve_connection<IO>(&self, mut io: IO, peer: SocketAddr)
+    pub async fn serve_connection<IO>(&self, io: IO, peer: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.welcome(io, peer, None).await;
+    }
+
+    async fn welcome<IO>(&self, mut io: IO, peer: SocketAddr, number: Option<u64>)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let first = tokio::time::timeout(self.config.handshake_timeout, first_bytes(&mut io)).await;
         let Ok(Ok((is_http2, head))) = first else { return };
+        if let Some(number) = number {
+            self.open.lock().silent.remove(&number);
+        }
         let (service, config, stop) = (self.service.clone(), self.config.clone(), self.stop.clone());
         if is_http2 {
             let input = &head[PREFACE.len()..];
@@ -215,8 +241,26 @@ impl<S: Service> Server<S> {
         }
         open.connections += 1;
         open.by_address.insert(peer.ip(), here + 1);
+        open.next += 1;
+        let number = open.next;
+        open.silent.insert(number, None);
         self.counters.connection_accepted();
-        Some(Guest { server: self.clone(), address: peer.ip() })
+        Some(Guest { server: self.clone(), address: peer.ip(), number })
+    }
+
+    /// The task of a connection, in case that it has to give way: if too many say nothing, the oldest ends.
+    fn attend(&self, number: u64, task: AbortHandle) {
+        let mut open = self.open.lock();
+        if let Some(silent) = open.silent.get_mut(&number) {
+            *silent = Some(task);
+        }
+        let crowded = open.silent.len() > self.config.silent_max;
+        let oldest = if crowded { open.silent.pop_first().and_then(|(_, task)| task) } else { None };
+        drop(open);
+        if let Some(oldest) = oldest {
+            oldest.abort();
+            self.counters.connection_refused();
+        }
     }
 }
 
@@ -224,12 +268,14 @@ impl<S: Service> Server<S> {
 struct Guest<S> {
     server: Arc<Server<S>>,
     address: IpAddr,
+    number: u64,
 }
 
 impl<S> Drop for Guest<S> {
     fn drop(&mut self) {
         let mut open = self.server.open.lock();
         open.connections -= 1;
+        open.silent.remove(&self.number);
         if let Some(here) = open.by_address.get_mut(&self.address) {
             *here -= 1;
             if *here == 0 {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::http2::HeldByAll;
+
 /// As of the moment they were asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerStats {
@@ -19,6 +21,8 @@ pub(super) struct Counters {
     closed: AtomicU64,
     refused: AtomicU64,
     calls: AtomicU64,
+    /// Bytes of requests in flight.
+    pub(super) held: HeldByAll,
 }
 
 impl Counters {

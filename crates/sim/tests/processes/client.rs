@@ -109,6 +109,11 @@ impl Client {
         self.within(self.maintenance().status(pb::StatusRequest::default())).await
     }
 
+    /// Of our own admin service.
+    pub async fn admin_status(&self) -> proto::admin::StatusResponse {
+        self.within(self.admin().status(proto::admin::StatusRequest {})).await.unwrap()
+    }
+
     pub async fn members(&self) -> Result<Vec<pb::Member>, Status> {
         let request = pb::MemberListRequest { linearizable: true };
         self.within(self.cluster().member_list(request)).await.map(|answer| answer.members)

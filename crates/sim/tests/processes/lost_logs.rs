@@ -200,8 +200,10 @@ async fn a_cloned_folder_does_not_act() {
     let mut acknowledged = writers.finish().await;
     // A copy of a stopped member's folder, as a machine image would hold it.
     cluster.kill(original);
-    let clone = cluster.add_node("new");
+    let clone = cluster.add_node("existing");
     cluster.nodes[clone].name = cluster.nodes[original].name.clone();
+    let (here, there) = (cluster.peer_url(original), cluster.peer_url(clone));
+    cluster.nodes[clone].initial_cluster = cluster.nodes[original].initial_cluster.replace(&here, &there);
     copy_folder(&cluster.nodes[original].data_dir, &cluster.nodes[clone].data_dir);
     cluster.spawn(original);
     cluster.wait_until_serving(original).await;
@@ -212,6 +214,11 @@ async fn a_cloned_folder_does_not_act() {
     cluster.spawn(clone);
     tokio::time::sleep(Duration::from_secs(3)).await;
     does_not_act(&cluster, clone).await;
+    assert!(!cluster.has_ended(clone), "a clone that does not run shows nothing");
+    assert!(
+        (0..3).any(|index| cluster.log(index).contains("one of them is a copy")),
+        "nobody says that there are two of one folder"
+    );
     let status = cluster.client(leader).status().await.unwrap();
     assert_eq!(status.raft_term, term, "the clone caused an election");
 

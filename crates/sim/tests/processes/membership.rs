@@ -185,6 +185,50 @@ async fn remove(cluster: &Cluster, id: u64) -> Result<(), Status> {
     once_healthy(async || through.within(through.cluster().member_remove(request)).await).await.map(|_| ())
 }
 
+/// The machine of a member is gone for good: its number moves to another address, and an empty folder there is filled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_replaced_at_another_address() {
+    if is_etcd() {
+        return skipped("a_member_is_replaced_at_another_address", "an etcd has no such call");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let writers = Writers::start(&cluster.endpoints()[..2], 1, "kept");
+    let gone = cluster.member(0, 2).await.unwrap();
+    let new = cluster.add_node("existing");
+    let (id, url) = (gone.id.to_string(), cluster.peer_url(new));
+    let replace = |cluster: &Cluster| {
+        let mut client = std::process::Command::new(crate::cluster::program().with_file_name("chainfire-client"));
+        client.args(["--endpoint", &cluster.endpoint(0), "member-replace", "--node-id", &id, "--peer-url", &url]);
+        let output = client.output().expect("chainfire-client was built");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (done, said) = replace(&cluster);
+    assert!(!done && said.contains("stop it before another takes its place"), "{said}");
+    cluster.kill(2);
+    let (done, said) = replace(&cluster);
+    assert!(done && said.contains("empty data folder"), "{said}");
+
+    cluster.spawn(new);
+    cluster.wait_until_serving(new).await;
+    let members = cluster.client(0).members().await.unwrap();
+    assert_eq!(members.len(), 3, "{members:?}");
+    let moved = members.iter().find(|member| member.id == gone.id).expect("the number stays");
+    assert_eq!((&moved.peer_urls, moved.is_learner), (&vec![url.clone()], false));
+    let acknowledged = writers.finish().await;
+    assert_holds(&cluster.client(new), &acknowledged).await;
+    // It counts, once the change is through: another one can be missed.
+    let deadline = Instant::now() + PATIENCE;
+    while !promote(&cluster, gone.id).await.unwrap_err().message().ends_with("can only promote a learner member") {
+        assert!(Instant::now() < deadline, "the change does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.kill(1);
+    while let Err(why) = cluster.client(new).put("with-the-new-one", "1").await {
+        assert!(Instant::now() < deadline, "{why:?}");
+    }
+}
+
 /// Members have to be there for a while before a change is taken, and the change before it must be done.
 async fn once_healthy<T>(change: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
     let deadline = Instant::now() + PATIENCE;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
@@ -53,12 +54,16 @@ impl Authority {
 
     /// A certificate and its key, as PEM.
     pub fn sign(&self, name: &str, hosts: &[&str], expired: bool) -> (String, String) {
-        self.sign_numbered(name, hosts, expired, None)
+        self.sign_with(name, hosts, |params| {
+            if expired {
+                (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
+            }
+        })
     }
 
-    fn sign_numbered(&self, name: &str, hosts: &[&str], expired: bool, serial: Option<u64>) -> (String, String) {
+    /// As [`Authority::sign`], after further changes to what is signed.
+    fn sign_with(&self, name: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
         let mut params = CertificateParams::default();
-        params.serial_number = serial.map(SerialNumber::from);
         params.distinguished_name.push(DnType::CommonName, name);
         let san = |host: &&str| match host.parse() {
             Ok(address) => SanType::IpAddress(address),
@@ -66,9 +71,7 @@ impl Authority {
         };
         params.subject_alt_names = hosts.iter().map(san).collect();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        if expired {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
-        }
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
     }
@@ -80,7 +83,7 @@ impl Pki {
         let pki = Pki { folder: folder.to_owned(), authority: Mutex::new(Authority::new("ca")) };
         pki.trust(&[&pki.authority.lock().pem()]);
         replace(&pki.path("ca.crl"), &pki.authority.lock().revoke(&[]), 0o644);
-        pki.issue("client", &[]);
+        pki.issue_client();
         pki
     }
 
@@ -108,6 +111,15 @@ impl Pki {
         self.put(name, &certificate, &key);
     }
 
+    /// The clients' pair, of no use to a member.
+    pub fn issue_client(&self) {
+        let client_only = |params: &mut CertificateParams| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        };
+        let (certificate, key) = self.authority.lock().sign_with("client", &["client"], client_only);
+        self.put("client", &certificate, &key);
+    }
+
     pub fn sign(&self, name: &str, hosts: &[&str], expired: bool) -> (String, String) {
         self.authority.lock().sign(name, hosts, expired)
     }
@@ -117,7 +129,7 @@ impl Pki {
         let authority = self.authority.lock();
         let serial = 4711;
         replace(&self.path("ca.crl"), &authority.revoke(&[serial]), 0o644);
-        authority.sign_numbered(name, hosts, false, Some(serial))
+        authority.sign_with(name, hosts, |params| params.serial_number = Some(SerialNumber::from(serial)))
     }
 
     pub fn put(&self, name: &str, certificate: &str, key: &str) {

@@ -166,11 +166,78 @@ async fn strangers_are_refused_on_each_port() {
     let wrong_name = caller(Some(pki.sign("else", &["127.9.9.9"], false)));
     let before = cluster.log(0).len();
     let answer = wrong_name.call((address, PEER_PORT), &hello).unwrap();
-    let welcome = frame::Welcome::decode(&frame::read(&mut &answer[..], frame::SMALL_BYTES_MAX).unwrap()).unwrap();
-    assert!(welcome.refusal().unwrap().contains("tls: bad certificate"));
+    assert!(welcome(&answer).refusal().unwrap().contains("tls: bad certificate"));
     wait_for_words(&cluster, before, &["does not belong to node"]).await;
     // Nobody noticed.
     cluster.client(2).put("still", "here").await.unwrap();
+}
+
+fn welcome(answer: &[u8]) -> frame::Welcome {
+    frame::Welcome::decode(&frame::read(&mut &*answer, frame::SMALL_BYTES_MAX).unwrap()).unwrap()
+}
+
+/// A client's certificate opens the client port alone, a member's speaks for that member alone, and no message makes the term
+/// leap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_speaks_for_its_owner_alone() {
+    let cluster = Cluster::start_with(3, secure()).await;
+    let (pki, address) = (cluster.pki(), cluster.nodes[0].address);
+    let read = |file: &str| fs::read_to_string(pki.path(file)).unwrap();
+    let caller = |name: &str| Caller {
+        pair: Some((read(&format!("{name}.crt")), read(&format!("{name}.key")))),
+        trusts: pki.authority_pem(),
+    };
+    let status = cluster.client(0).admin_status().await;
+    let member = |index: usize| {
+        let url = cluster.peer_url(index);
+        status.members.iter().find(|member| member.peer_urls.contains(&url)).unwrap().clone()
+    };
+    let (second, third) = (member(1), member(2));
+    let hello = |purpose, node: u64, peer: u64, address: String| {
+        let cluster = ClusterId(status.cluster_id);
+        let mut bytes = Vec::new();
+        frame::put(&mut bytes, &Hello { purpose, cluster, node: NodeId(node), peer: PeerId(peer), address }.encode());
+        bytes
+    };
+    let url = cluster.peer_url(1);
+
+    for purpose in [Purpose::Messages, Purpose::Snapshot, Purpose::Call] {
+        let before = cluster.log(0).len();
+        let stranger = hello(purpose, 999, 999, "client:2380".to_owned());
+        let answer = caller("client").call((address, PEER_PORT), &stranger).unwrap();
+        assert!(welcome(&answer).refusal().is_some(), "a client on the Raft port: {purpose:?}");
+        assert_eq!(welcome(&answer).cluster, ClusterId(0), "who is not let in learns nothing");
+        if purpose == Purpose::Messages {
+            wait_for_words(&cluster, before, &["it is not made for members"]).await;
+        }
+    }
+    let before = cluster.log(0).len();
+    let posing = hello(Purpose::Messages, second.node_id, third.peer_id, url.clone());
+    assert!(welcome(&caller("n2").call((address, PEER_PORT), &posing).unwrap()).refusal().is_some());
+    wait_for_words(&cluster, before, &["belongs to node", "and not to node"]).await;
+
+    let mut forged = hello(Purpose::Messages, second.node_id, second.peer_id, url);
+    let heartbeat = raft::eraftpb::Message {
+        msg_type: raft::eraftpb::MessageType::MsgHeartbeat as i32,
+        from: second.peer_id,
+        to: status.peer_id,
+        term: u64::MAX,
+        ..Default::default()
+    };
+    let message = consensus::Message {
+        group: node::node::GROUP,
+        from: PeerId(second.peer_id),
+        from_node: NodeId(second.node_id),
+        to: PeerId(status.peer_id),
+        body: consensus::wire::Body::Raft(Box::new(heartbeat)),
+    };
+    frame::put(&mut forged, &message.encode());
+    let before = cluster.log(0).len();
+    caller("n2").call((address, PEER_PORT), &forged).unwrap();
+    wait_for_words(&cluster, before, &["a term from far away"]).await;
+    cluster.client(2).put("still", "here").await.unwrap();
+    let term = cluster.client(0).admin_status().await.raft_term;
+    assert!(term <= status.raft_term + 10, "{term}");
 }
 
 async fn wait_for_words(cluster: &Cluster, before: usize, words: &[&str]) {
@@ -297,18 +364,17 @@ async fn certificates_and_the_ca_change_under_load() {
     drop(cluster.pki().change_authority(new));
     issue_all(&cluster);
     reloaded(&cluster, 3).await;
-    cluster.pki().issue("client", &[]);
+    cluster.pki().issue_client();
     tokio::time::sleep(Duration::from_millis(500)).await;
     cluster.pki().trust(&[&cluster.pki().authority_pem()]);
     reloaded(&cluster, 4).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (written, failures) = load.finish().await;
+    figure(format_args!("certificates and CA changed under load: {written} writes, {} failed", failures.len()));
+    assert!(failures.is_empty(), "{failures:#?}");
     // Connections that are made from here on know the new CA alone.
     cluster.kill(2);
     cluster.spawn(2);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let (written, failures) = load.finish().await;
-    let others: Vec<_> = failures.iter().filter(|failure| !failure.contains(&hosts[2].1)).collect();
-    figure(format_args!("certificates and CA changed under load: {written} writes, {} failed", others.len()));
-    assert!(others.is_empty(), "{others:#?}");
     cluster.wait_until_serving(2).await;
     cluster.client(2).put("after", "all").await.unwrap();
 }
@@ -328,35 +394,48 @@ async fn wait_until(holds: impl Fn() -> bool) {
 }
 
 const HALF_OPEN: usize = 10_000;
-/// The goal is 2; this machine's other work may cost as much again.
-const SLOWER_AT_MOST: f64 = 4.0;
+/// The goal. What the machine's other work costs is told apart by trying again.
+const SLOWER_AT_MOST: f64 = 2.0;
+const TRIES: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_open_connections_leave_the_others_alone() {
-    let cluster = Cluster::start_with(1, secure()).await;
+    let cluster = Cluster::start_with(3, secure()).await;
     let client = cluster.client(0);
-    let before = p99(&client).await;
     let address = cluster.nodes[0].address;
-    let knock = tokio::task::spawn_blocking(move || {
-        let connect = |number: usize| {
-            // No more than the bound from one address.
-            let source =
-                std::net::Ipv4Addr::new(127, address.octets()[1], address.octets()[2], 100 + (number % 4) as u8);
-            connect_from(source, (address, CLIENT_PORT))
-        };
-        (0..HALF_OPEN).map(connect).collect::<Vec<_>>()
-    });
-    let held = knock.await.unwrap();
-    let during = p99(&client).await;
-    let open = held.iter().filter(|stream| stream.is_some()).count();
-    figure(format_args!(
-        "{open} half-open connections: p99 of puts {:.2} ms before, {:.2} ms with them ({:.2}×)",
-        before * 1e3,
-        during * 1e3,
-        during / before
-    ));
-    assert!(open > HALF_OPEN * 9 / 10, "{open} were opened");
-    assert!(during <= before * SLOWER_AT_MOST, "{during} after {before}");
+    for port in [CLIENT_PORT, PEER_PORT, GOSSIP_PORT] {
+        let mut slower = f64::MAX;
+        for _ in 0..TRIES {
+            let before = p99(&client).await;
+            let knock = move |number: usize| {
+                // No more than the bound from one address.
+                let last = 100 + (number % 4) as u8;
+                connect_from(
+                    std::net::Ipv4Addr::new(127, address.octets()[1], address.octets()[2], last),
+                    (address, port),
+                )
+            };
+            let held =
+                tokio::task::spawn_blocking(move || (0..HALF_OPEN).map(knock).collect::<Vec<_>>()).await.unwrap();
+            let during = p99(&client).await;
+            let open = held.iter().filter(|stream| stream.is_some()).count();
+            assert!(open > HALF_OPEN * 9 / 10, "{open} were opened");
+            slower = slower.min(during / before);
+            figure(format_args!(
+                "{open} half-open connections on port {port}: p99 of puts {:.2} ms before, {:.2} ms with them ({:.2}×)",
+                before * 1e3,
+                during * 1e3,
+                during / before
+            ));
+            if slower <= SLOWER_AT_MOST {
+                break;
+            }
+        }
+        assert!(slower <= SLOWER_AT_MOST, "{slower} times on port {port}");
+        // New members and clients find a place all the same.
+        let fresh = Client::secure(&cluster.endpoint(0), of_today(&cluster.pki().path("")), Duration::from_secs(10));
+        fresh.put("place", "found").await.unwrap();
+    }
 }
 
 async fn p99(client: &Client) -> f64 {

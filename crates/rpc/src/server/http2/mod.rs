@@ -15,6 +15,7 @@
 mod calls;
 mod driver;
 mod frame;
+mod held;
 mod hpack;
 mod huffman;
 mod inbound;
@@ -23,6 +24,7 @@ mod session;
 mod stream_state;
 
 pub(super) use driver::Driver;
+pub(super) use held::HeldByAll;
 pub(super) use session::{Limits, MESSAGE_OVERHEAD_BYTES};
 
 /// What every HTTP/2 client says first.

@@ -8,7 +8,7 @@
 //! Invariants:
 //! - A stream is in the table from its HEADERS until its last frame was appended to the output, or it was reset.
 //! - A stream with something to send and an open window is in `ready` (`queued` says so).
-//! - `held_bytes` is what all streams keep of requests not handed over yet; it is bounded.
+//! - `held` is what all streams keep of requests not handed over yet; it is bounded.
 //! - Every byte of DATA is given back to the connection's window at once, to the stream's window when the handler took
 //!   the message it belongs to.
 
@@ -22,6 +22,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::frame::{self, HEAD_BYTES, Head, PAYLOAD_BYTES_MAX, Reason, flag, kind, put_headers, put_reset};
+use super::held::{Held, HeldByAll};
 use super::hpack::{Decoder, Encoder};
 use super::output::Output;
 use super::stream_state::{Inbound, Stream};
@@ -39,6 +40,8 @@ pub(in crate::server) struct Limits {
     pub http_body_bytes_max: usize,
     /// Requests that are not complete or not taken, over all streams.
     pub held_bytes_max: usize,
+    /// The same over all connections.
+    pub held_bytes_by_all_max: usize,
     pub stream_window_bytes: u32,
     pub connection_window_bytes: u32,
 }
@@ -112,7 +115,7 @@ pub(super) struct Session {
     peer_payload_bytes_max: usize,
     /// DATA received and not given back to the connection's window.
     unacknowledged: u32,
-    held_bytes: usize,
+    held: Held,
     patience: u32,
     settings_seen: bool,
     /// No stream is opened any more.
@@ -122,7 +125,7 @@ pub(super) struct Session {
 
 impl Session {
     /// A session whose peer has said its preface. Our settings lie in the output.
-    pub(super) fn new(limits: Limits) -> Session {
+    pub(super) fn new(limits: Limits, held_by_all: HeldByAll) -> Session {
         let mut out = Output::default();
         let settings = [
             (3, limits.streams_max as u32),
@@ -149,7 +152,7 @@ impl Session {
             peer_stream_window: i64::from(DEFAULT_WINDOW_BYTES),
             peer_payload_bytes_max: PAYLOAD_BYTES_MAX,
             unacknowledged: 0,
-            held_bytes: 0,
+            held: Held::new(held_by_all),
             patience: PATIENCE_MAX,
             settings_seen: false,
             refusing: false,
@@ -235,7 +238,7 @@ impl Session {
         channel.clear_touched();
         let taken = channel.taken();
         stream.held_bytes = stream.held_bytes.saturating_sub(taken);
-        self.held_bytes = self.held_bytes.saturating_sub(taken);
+        self.held.give_back(taken);
         stream.unacknowledged += taken as i64;
         stream.open_window(id, self.limits.stream_window_bytes, &mut self.out);
         self.queue(id);
@@ -369,7 +372,7 @@ impl Session {
 
     fn forget(&mut self, id: u32) {
         let Some(stream) = self.streams.remove(&id) else { return };
-        self.held_bytes = self.held_bytes.saturating_sub(stream.held_bytes);
+        self.held.give_back(stream.held_bytes);
         if let Some(channel) = stream.channel {
             channel.close();
         }

@@ -209,7 +209,7 @@ impl Session {
         stream.unacknowledged += payload.len() as i64;
         let held_before = stream.held_bytes;
         let took = stream.take(content, &self.limits);
-        self.held_bytes = (self.held_bytes + stream.held_bytes).saturating_sub(held_before);
+        self.held.change(held_before, stream.held_bytes);
         if let Err(status) = took {
             return match &stream.channel {
                 // The handler decides what becomes of its call.
@@ -224,8 +224,8 @@ impl Session {
                 }
             };
         }
-        if self.held_bytes > self.limits.held_bytes_max {
-            self.fail(id, &Status::resource_exhausted("grpc: too many bytes of requests in flight on one connection"));
+        if self.held.is_too_much(self.limits.held_bytes_max, self.limits.held_bytes_by_all_max) {
+            self.fail(id, &Status::resource_exhausted("grpc: too many bytes of requests in flight"));
         } else if ends {
             self.inbound_ended(id, around);
         } else {
@@ -239,7 +239,7 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match std::mem::replace(&mut stream.inbound, Inbound::Ended) {
             Inbound::Unary(mut unary) => {
-                self.held_bytes -= std::mem::take(&mut stream.held_bytes);
+                self.held.give_back(std::mem::take(&mut stream.held_bytes));
                 match unary.message.take() {
                     Some(message) if unary.assembler.is_between_messages() => {
                         let Unary { method, metadata, deadline, .. } = *unary;
@@ -256,7 +256,7 @@ impl Session {
                 }
             }
             Inbound::Http { head, body } => {
-                self.held_bytes -= std::mem::take(&mut stream.held_bytes);
+                self.held.give_back(std::mem::take(&mut stream.held_bytes));
                 match http_request(*head, body) {
                     Some(request) => {
                         let channel = Channel::new(id, around.bell.clone());
