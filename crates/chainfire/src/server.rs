@@ -79,6 +79,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
                 group: &node.handle().status(),
                 membership: &node.handle().membership(),
                 log: &node.log_stats(),
+                traffic: node.traffic(),
                 gossip: &node.handle().gossip(),
                 tls: node.certificates().map(|certificates| certificates.stats()),
                 store: store.as_ref().map(|store| store.reader.stats()),

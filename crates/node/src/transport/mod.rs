@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ use crate::inbox::Inbox;
 use crate::tls::{self, Certificates};
 use frame::{Hello, Purpose, Welcome};
 use link::Link;
-use pipe::Pipe;
+use pipe::{Pipe, Traffic};
 
 pub use listener::Listening;
 
@@ -49,6 +50,8 @@ pub use listener::Listening;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REFUSALS_MAX: usize = 64;
+/// Nodes whose bytes are counted: more than there can be members, so that none is left out for others that came and went.
+const COUNTED_MAX: usize = 256;
 
 pub type CallFuture = Pin<Box<dyn Future<Output = Result<Bytes, Refusal>> + Send>>;
 
@@ -75,6 +78,7 @@ struct Inner {
     certificates: Option<Arc<Certificates>>,
     /// Why nodes at these addresses turned this one away, or were turned away; until they take it.
     refusals: Mutex<BTreeMap<String, String>>,
+    traffic: Mutex<BTreeMap<NodeId, Arc<Traffic>>>,
 }
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
@@ -111,12 +115,27 @@ impl Transport {
             runtime,
             certificates,
             refusals: Mutex::default(),
+            traffic: Mutex::default(),
         }))
     }
 
     /// Who would not have to do with this node, and why, one sentence each.
     pub fn refusals(&self) -> Vec<String> {
         self.0.refusals.lock().iter().map(|(address, why)| format!("{address}: {why}")).collect()
+    }
+
+    /// Bytes sent to each node and received from it since this process began, before encryption.
+    pub fn traffic(&self) -> Vec<(NodeId, u64, u64)> {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.0.traffic.lock().iter().map(|(node, seen)| (*node, get(&seen.sent), get(&seen.received))).collect()
+    }
+
+    /// Counts a connection's bytes as a node's.
+    fn count(&self, pipe: &Pipe, node: NodeId) {
+        let mut traffic = self.0.traffic.lock();
+        if traffic.len() < COUNTED_MAX || traffic.contains_key(&node) {
+            pipe.count(traffic.entry(node).or_default().clone());
+        }
     }
 
     pub fn set_service(&self, service: Arc<dyn CallService>) {
@@ -236,15 +255,18 @@ impl Transport {
             ));
         }
         self.0.refusals.lock().remove(bare);
+        self.count(&pipe, welcome.node);
         Ok((pipe, welcome))
     }
 
     /// Whether whoever has greeted may be who it claims to be: its certificate names the node, or the address under which
-    /// the cluster knows the node; a node that is not known yet may say itself where it is.
+    /// the cluster knows the node; a node that is not known yet may say itself where it is. What it says from there on
+    /// is counted as the node's.
     fn vouch(&self, pipe: &Pipe, hello: &Hello) -> Result<(), String> {
-        let Some(certificate) = pipe.certificate() else { return Ok(()) };
         let known = self.address(hello.node).unwrap_or_else(|| vec![hello.address.clone()]);
-        if tls::names_member(certificate, hello.node, known.iter().map(String::as_str)) {
+        let names = |certificate| tls::names_member(certificate, hello.node, known.iter().map(String::as_str));
+        if pipe.certificate().is_none_or(names) {
+            self.count(pipe, hello.node);
             return Ok(());
         }
         Err(format!(
