@@ -249,7 +249,7 @@ async fn a_rebuilding_that_lasts_is_seen_by_the_alerts() {
     cluster.client(victim).get("/").await.unwrap();
     cluster.stop(victim).await;
     flip_in_table(&cluster, victim);
-    others.map(|index| cluster.pause(index));
+    others.iter().for_each(|index| cluster.pause(*index));
     let starts = |cluster: &Cluster| cluster.log(victim).matches("Serving clients").count();
     let before = starts(&cluster);
     cluster.spawn(victim);
@@ -262,7 +262,7 @@ async fn a_rebuilding_that_lasts_is_seen_by_the_alerts() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(cluster.metrics(victim).await.contains("\nchainfire_rebuilding 1\n"), "it is not whole");
     }
-    others.map(|index| cluster.resume(index));
+    others.iter().for_each(|index| cluster.resume(*index));
     let deadline = Instant::now() + HEALED_WITHIN;
     while !cluster.metrics(victim).await.contains("\nchainfire_rebuilding 0\n") {
         assert!(Instant::now() < deadline, "it is not rebuilt");
