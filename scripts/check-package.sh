@@ -22,6 +22,7 @@ main() {
     (cd dist && sha256sum --quiet --check SHA256SUMS) || fail "a checksum does not match"
     contents
     bill_of_materials
+    documents
     starts
     same_again
     installs
@@ -33,8 +34,21 @@ contents() {
     for each in '-rwxr-xr-x root/root ./usr/bin/chainfire' '-rwxr-xr-x root/root ./usr/bin/chainfire-client' \
         '-rw-r--r-- root/root ./etc/centra-cloud/chainfire.toml' \
         '-rw-r--r-- root/root ./usr/lib/systemd/system/chainfire.service' \
+        '-rw-r--r-- root/root ./usr/lib/systemd/system/chainfire-backup.service' \
+        '-rw-r--r-- root/root ./usr/lib/systemd/system/chainfire-backup.timer' \
+        '-rw-r--r-- root/root ./usr/share/chainfire/systemd/drop-ins/shared-host.conf' \
+        '-rwxr-xr-x root/root ./usr/share/chainfire/scripts/generate-dev-certs.sh' \
         '-rw-r--r-- root/root ./usr/lib/sysusers.d/chainfire.conf' '-rw-r--r-- root/root ./usr/lib/tmpfiles.d/chainfire.conf' \
         '-rw-r--r-- root/root ./usr/share/bash-completion/completions/chainfire-client' \
+        '-rw-r--r-- root/root ./usr/share/bash-completion/completions/chainfire' \
+        '-rw-r--r-- root/root ./usr/share/zsh/vendor-completions/_chainfire-client' \
+        '-rw-r--r-- root/root ./usr/share/zsh/vendor-completions/_chainfire' \
+        '-rw-r--r-- root/root ./usr/share/fish/vendor_completions.d/chainfire-client.fish' \
+        '-rw-r--r-- root/root ./usr/share/fish/vendor_completions.d/chainfire.fish' \
+        '-rw-r--r-- root/root ./usr/share/man/man8/chainfire.8.gz' \
+        '-rw-r--r-- root/root ./usr/share/man/man5/chainfire.toml.5.gz' \
+        '-rw-r--r-- root/root ./usr/share/man/man1/chainfire-client.1.gz' \
+        '-rw-r--r-- root/root ./usr/share/man/man1/chainfire-client-status.1.gz' \
         '-rw-r--r-- root/root ./usr/share/chainfire/prometheus/chainfire.rules.yml' \
         '-rw-r--r-- root/root ./usr/share/chainfire/grafana/chainfire.json' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/ops/troubleshooting.md' \
@@ -43,6 +57,7 @@ contents() {
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/copyright'; do
         grep -qxF -- "$each" "$work/list" || fail "not in the package: $each"
     done
+    grep -q ' \./usr/bin/rocksdb_ldb -> chainfire$' "$work/list" || fail "not in the package: rocksdb_ldb"
     if grep -E ' \./(var|home|root|tmp|usr/local|work)/' "$work/list"; then fail "files where no package puts any"; fi
     awk '$1 ~ /^-/ && ($2 != "root/root" || $1 ~ /^.....w|^........w|s|t/) { print; wrong = 1 } END { exit wrong }' "$work/list" \
         || fail "rights that no file of a package needs"
@@ -64,6 +79,30 @@ contents() {
     (cd "$work/unpacked" && find . -type f) | LC_ALL=C sort > "$work/of-tar"
     diff "$work/of-deb" "$work/of-tar" || fail "the tarball holds something else"
     echo "contents: $(wc -l < "$work/of-deb") files, $(stat -c %s "$deb") bytes as .deb, $(stat -c %s "$tarball") as .tar.gz"
+}
+
+# What one part of the package says of another is there once it is installed.
+documents() {
+    local root=$work/root file target page section
+    "$root/usr/bin/rocksdb_ldb" --help 2>&1 | grep -q checkconsistency || fail "rocksdb_ldb is not RocksDB's tool"
+    while read -r page; do
+        section=${page##*(}
+        [ -s "$root/usr/share/man/man${section%)}/${page%(*}.${section%)}.gz" ] || fail "a unit names man:$page, which is not installed"
+    done < <(grep -ohE 'man:[a-z.-]+\([0-9]\)' "$root"/usr/lib/systemd/system/* | sed 's/^man://' | sort -u)
+    zcat "$root/usr/share/man/man8/chainfire.8.gz" | grep -q '^\.TH CHAINFIRE 8 ' || fail "chainfire(8) says that it is another page"
+    zcat "$root/usr/share/man/man5/chainfire.toml.5.gz" | grep -q '^\.TH CHAINFIRE.TOML 5 ' || fail "chainfire.toml(5) says that it is another page"
+    while IFS=: read -r file target; do
+        [ -e "${file%/*}/$target" ] || fail "${file#"$root"} links $target, which is not installed"
+    done < <(grep -roE '\]\([^)#:]+' "$root/usr/share/doc/chainfire" --include='*.md' | sed 's/:](/:/')
+    # Places that pages, units and rules name. Those of the node's own come with its first start.
+    while read -r target; do
+        [ -e "$root$target" ] || fail "$target is named and not installed"
+    done < <(grep -rhoE '/usr/(share|lib|bin)/[A-Za-z0-9_./-]*chainfire[A-Za-z0-9_./-]*[A-Za-z0-9_-]' "$root/usr/share/doc/chainfire" \
+        "$root/usr/share/chainfire" "$root/usr/lib/systemd" "$root/etc" | sort -u)
+    mkdir "$work/certs"
+    "$root/usr/share/chainfire/scripts/generate-dev-certs.sh" "$work/certs" > /dev/null && [ -s "$work/certs/bundles/chainfire-node-3/ca.crt" ] \
+        || fail "what is installed makes no certificates"
+    echo "documents: links, pages and paths lead somewhere"
 }
 
 bill_of_materials() {

@@ -23,6 +23,15 @@ for unit in packaging/systemd/*.{service,timer}; do
 done
 said=$(complaints "$work/units")
 if [ -n "$said" ]; then echo "$said" >&2 && exit 1; fi
+# A drop-in is looked at with the unit that it is for.
+mkdir "$work/units/chainfire.service.d"
+for drop_in in packaging/systemd/drop-ins/*.conf; do
+    sed -E 's,^(ExecStartPre=)/usr/bin/[^ ]+,\1/bin/true,' "$drop_in" > "$work/units/chainfire.service.d/${drop_in##*/}"
+    said=$(complaints "$work/units")
+    if [ -n "$said" ]; then echo "$said" >&2 && exit 1; fi
+done
+sed 's/^LoadCredential=/LoadCredentail=/' packaging/systemd/drop-ins/shared-host.conf > "$work/units/chainfire.service.d/shared-host.conf"
+[ -n "$(complaints "$work/units")" ] || { echo "a misspelt key in a drop-in passes" >&2; exit 1; }
 sed 's/^WatchdogSec=/WatchdogSek=/' "$work/units/chainfire.service" > "$work/wrong/chainfire.service"
 [ -n "$(complaints "$work/wrong")" ] || { echo "a misspelt key passes" >&2; exit 1; }
 

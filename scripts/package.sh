@@ -40,47 +40,49 @@ stage_programs() {
         strip --strip-all "$root/usr/bin/$program"
     done
     # Under this name the program is RocksDB's own tool, of the RocksDB that it is linked with.
-    ln -s "$built/chainfire" "$work/rocksdb_ldb"
-    if "$work/rocksdb_ldb" --help 2>&1 | grep -q checkconsistency; then ln -s chainfire "$root/usr/bin/rocksdb_ldb"; fi
+    ln -s chainfire "$root/usr/bin/rocksdb_ldb"
 }
 
 stage_files() {
     local unit
     for unit in packaging/systemd/*.{service,timer}; do
-        [ -e "$unit" ] || continue
         install -D -m 0644 "$unit" "$root/usr/lib/systemd/system/${unit##*/}"
     done
+    install -D -m 0644 packaging/systemd/drop-ins/shared-host.conf "$root/usr/share/chainfire/systemd/drop-ins/shared-host.conf"
     install -D -m 0644 packaging/sysusers.d/chainfire.conf "$root/usr/lib/sysusers.d/chainfire.conf"
     install -D -m 0644 packaging/tmpfiles.d/chainfire.conf "$root/usr/lib/tmpfiles.d/chainfire.conf"
     install -D -m 0644 packaging/etc/centra-cloud/chainfire.toml "$root/etc/centra-cloud/chainfire.toml"
     install -d "$root/etc/centra-cloud/chainfire.toml.d"
     install -D -m 0644 packaging/prometheus/chainfire.rules.yml "$root/usr/share/chainfire/prometheus/chainfire.rules.yml"
     install -D -m 0644 packaging/grafana/chainfire.json "$root/usr/share/chainfire/grafana/chainfire.json"
-    if [ -e scripts/generate-dev-certs.sh ]; then
-        install -D -m 0755 scripts/generate-dev-certs.sh "$root/usr/share/chainfire/generate-dev-certs.sh"
-    fi
-    local shell
-    for shell in bash:bash-completion/completions/chainfire-client zsh:zsh/vendor-completions/_chainfire-client \
-        fish:fish/vendor_completions.d/chainfire-client.fish; do
-        local target=$root/usr/share/${shell#*:}
+    # Below the folder as it lies in a checkout, so that `scripts/generate-dev-certs.sh` is its name in both.
+    install -D -m 0755 scripts/generate-dev-certs.sh "$root/usr/share/chainfire/scripts/generate-dev-certs.sh"
+    completions "$built/chainfire-client" completion
+    completions "$built/chainfire" --print-completion
+}
+
+# completions PROGRAM WORD: the program prints a shell's script when it is asked by that word.
+completions() {
+    local program=$1 word=$2 name=${1##*/} shell target
+    for shell in "bash:bash-completion/completions/$name" "zsh:zsh/vendor-completions/_$name" \
+        "fish:fish/vendor_completions.d/$name.fish"; do
+        target=$root/usr/share/${shell#*:}
         install -d "${target%/*}"
-        "$built/chainfire-client" completion "${shell%%:*}" > "$target"
+        "$program" "$word" "${shell%%:*}" > "$target"
     done
 }
 
 stage_documents() {
-    local documents=$root/usr/share/doc/chainfire
-    install -d "$documents" "$root/usr/share/man/man1"
+    local documents=$root/usr/share/doc/chainfire manuals=$root/usr/share/man
+    install -d "$documents" "$manuals"/man{1,5,8}
     cp -r docs/ops docs/reference "$documents"
     find "$documents" -type f -exec chmod 0644 {} + -o -type d -exec chmod 0755 {} +
     install -m 0644 packaging/deb/copyright "$documents/copyright"
     gzip -9 -n -c CHANGELOG.md > "$documents/changelog.gz"
-    # Programs that write manuals write their own.
-    "$built/chainfire-client" man --dir "$root/usr/share/man/man1" > /dev/null 2>&1 || true
-    "$built/chainfire" --print-man > "$root/usr/share/man/man1/chainfire.1" 2> /dev/null \
-        || rm -f "$root/usr/share/man/man1/chainfire.1"
-    find "$root/usr/share/man" -type f ! -name '*.gz' -exec gzip -9 -n {} +
-    find "$root/usr/share/man" -depth -type d -empty -delete
+    "$built/chainfire-client" man --dir "$manuals/man1"
+    "$built/chainfire" --print-man=8 > "$manuals/man8/chainfire.8"
+    "$built/chainfire" --print-man=5 > "$manuals/man5/chainfire.toml.5"
+    find "$manuals" -type f -exec gzip -9 -n {} +
 }
 
 tarball() {

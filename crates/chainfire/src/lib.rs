@@ -9,6 +9,7 @@
 //! | [`command`], [`error`] | what lies in the log; what clients are told when it does not work out |
 //! | [`api`] | the RPCs and HTTP pages |
 //! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
+//! | [`start_error`] | why a process did not start, with a code |
 //! | [`announce`], [`progress`] | what the service manager is told; lines that say how replication goes |
 //! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
 //! | [`space`], [`stopping`] | a disk that is full; a stop that leaves a quorum |
@@ -47,6 +48,7 @@ pub mod restore;
 pub mod scrub;
 pub mod server;
 pub mod space;
+pub mod start_error;
 pub mod stopping;
 pub mod store;
 pub mod watch;

@@ -2,13 +2,14 @@
 //! of an offline command as its first argument, or under the name `rocksdb_ldb`, it runs no node ([`offline`]).
 //!
 //! Exit codes: 0 when it stopped in good order or printed what was asked for, 1 when it could not start or understand
-//! (one line on standard error says why; nothing was changed), 70 when a running node could not go on.
+//! (one line on standard error says why, and ends with a code; nothing was changed), 70 when a running node could not go on.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use chainfire::config::{Environment, Request, Settings, Source};
+use chainfire::start_error::StartError;
 use chainfire::{offline, server};
 
 // Freed memory goes back within seconds, and no huge pages are cleared for buffers that live for a request.
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     let environment: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let done = Source::new(&program, words, environment).and_then(|source| match source.read()? {
+    let asked = Source::new(&program, words, environment).and_then(|source| Ok((source.read()?, source)));
+    let done = asked.map_err(StartError::settings).and_then(|(request, source)| match request {
         Request::Print(text) => {
             print(&text);
             Ok(())
@@ -36,14 +38,15 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("{}: {why}", Path::new(&program).file_name().unwrap_or_default().display());
+            let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
+            node::logging::refuse(&name, &why.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(settings: Settings, source: Source) -> Result<(), String> {
-    node::logging::start(&settings.log_level)?;
+fn run(settings: Settings, source: Source) -> Result<(), StartError> {
+    node::logging::start(&settings.log_level).map_err(StartError::settings)?;
     for warning in &settings.warnings {
         tracing::warn!(target: "chainfire_config", "{warning}");
     }

@@ -24,6 +24,7 @@ use crate::progress;
 use crate::reload::Reloader;
 use crate::scrub::{self, Scrub};
 use crate::space::Reports;
+use crate::start_error::{Cause, StartError};
 use crate::stopping;
 use crate::store::{self, Stores};
 use crate::{corruption, restart, restore};
@@ -34,16 +35,16 @@ const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 const ANSWER_BYTES_HELD_MAX: usize = 1 << 30;
 
 /// Runs until a signal ends it. The error is one line for people; nothing was started then.
-pub fn run(settings: Settings, source: Source) -> Result<(), String> {
+pub fn run(settings: Settings, source: Source) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(8))
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start threads: {error}"))?;
+        .map_err(|error| StartError::new(Cause::System, format_args!("cannot start threads: {error}")))?;
     runtime.block_on(serve(settings, source))
 }
 
-async fn serve(settings: Settings, source: Source) -> Result<(), String> {
+async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
     let begun = Instant::now();
     let service = Arc::new(node::service::Service::from_environment());
     service.status("Opening the data folder");
@@ -79,6 +80,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
                 group: &node.handle().status(),
                 membership: &node.handle().membership(),
                 log: &node.log_stats(),
+                traffic: node.traffic(),
                 gossip: &node.handle().gossip(),
                 tls: node.certificates().map(|certificates| certificates.stats()),
                 store: store.as_ref().map(|store| store.reader.stats()),
@@ -126,7 +128,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), String> {
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(of_socket)?;
         tracing::info!(target: "chainfire_api", "Serving clients, addr={address}");
         let (server, tls) = (server.clone(), tls.clone());
         serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
@@ -169,7 +171,7 @@ fn start_node(
     stores: &Arc<Stores>,
     server: &Arc<OnceLock<Weak<Server<Api>>>>,
     reports: &Arc<Reports>,
-) -> Result<Node, String> {
+) -> Result<Node, StartError> {
     let open_machine = {
         let (dir, options) = (config.data_dir.clone(), settings.storage);
         let (lessor, stores) = (lessor.clone(), stores.clone());
@@ -215,14 +217,20 @@ fn start_node(
         let calls = LeaderCalls { handle, stores, reports, answered: Arc::default() };
         Some(Arc::new(calls) as Arc<dyn node::transport::CallService>)
     };
-    Node::start(config, &runtime, files, service, ends).map_err(|error| error.to_string())
+    Node::start(config, &runtime, files, service, ends).map_err(StartError::from)
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(address)
-        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", node::node::holder(address)))?;
-    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        let holder = node::node::holder(address);
+        StartError::new(Cause::Address, format_args!("cannot listen on {address} for clients: {error}{holder}"))
+    })?;
+    listener.set_nonblocking(true).map_err(of_socket)?;
     Ok(listener)
+}
+
+fn of_socket(error: std::io::Error) -> StartError {
+    StartError::new(Cause::Address, error)
 }
 
 /// Until the node is to end. SIGHUP reads the configuration again.

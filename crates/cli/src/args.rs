@@ -131,13 +131,14 @@ Example: chainfire-client completion bash > /etc/bash_completion.d/chainfire-cli
 pub enum DebugCommand {
     /// Gather what is needed to look into trouble from all members that answer, into one archive without secrets
     #[command(after_help = "\
-In the archive: status, members, metrics, versions, alarms and hashes of each member, the end of the log files given, the
-configuration files given, facts about this machine, and a manifest that says what could not be had and why. Keys, values,
-passwords and private keys are not in it; in logs they are blacked out.
+In the archive: status, members, metrics, versions, alarms and hashes of each member; the end of the journal and the
+configuration of the node on this machine, or of the files given; facts about this machine; and a manifest that says what
+could not be had and why. Keys, values, passwords and private keys are not in it; in logs they are blacked out.
 
-Example, on a node:
-  journalctl -u chainfire --since '1 hour ago' > chainfire.log
-  chainfire-client debug bundle --log chainfire.log --config /etc/centra-cloud/chainfire.toml")]
+Example, on a node, as root:
+  chainfire-client debug bundle
+and where the node does not log to the journal:
+  chainfire-client debug bundle --log chainfire.log")]
     Bundle(BundleArgs),
 }
 
@@ -146,12 +147,15 @@ pub struct BundleArgs {
     /// The archive to make [default: chainfire-debug-TIME.tar.gz]
     #[arg(short = 'f', long = "file", value_name = "FILE.tar.gz")]
     pub file: Option<PathBuf>,
-    /// A log file to take the last 8 MiB of; repeat it
+    /// A log file to take the last 8 MiB of; repeat it [default: the journal of chainfire.service on this machine]
     #[arg(long, value_name = "FILE")]
     pub log: Vec<PathBuf>,
-    /// A configuration file to take along; repeat it
+    /// A configuration file to take along; repeat it [default: that of the node on this machine, with its drop-ins]
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
+    /// Where the node on this machine is configured
+    #[arg(long, hide = true, value_name = "FILE", default_value = "/etc/centra-cloud/chainfire.toml")]
+    pub node_config: PathBuf,
 }
 
 #[derive(Args, Debug)]

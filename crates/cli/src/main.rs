@@ -9,6 +9,8 @@ mod args;
 mod commands;
 mod connect;
 mod contexts;
+#[cfg(test)]
+mod documents;
 mod failure;
 mod format;
 #[cfg(test)]

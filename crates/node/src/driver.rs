@@ -31,6 +31,7 @@ use crate::handle::{ReadGrant, Shared};
 use crate::heal::{Damage, Health, What};
 use crate::inbox::Inbox;
 use crate::lag::{Lag, Say};
+use crate::roll;
 use crate::stages::{Durations, Stages};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
@@ -305,9 +306,12 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
             let nodes: Vec<String> = membership.members.keys().map(ToString::to_string).collect();
             tracing::info!(
                 target: "chainfire_raft",
-                "Membership changed (add, promote or remove of a node), index={index} nodes={}",
+                "Membership changed, index={index} nodes={}",
                 nodes.join(",")
             );
+            for change in roll::changes(&shared.membership.load(), membership) {
+                tracing::info!(target: "chainfire_raft", "{change}");
+            }
             shared.transport.learn(membership);
             shared.membership.store(Arc::new(membership.clone()));
         }

@@ -103,7 +103,7 @@ pub struct Health {
     found: Mutex<Option<Damage>>,
     rebuilding: Mutex<Option<(Damage, Instant)>>,
     repairs: [AtomicU64; What::ALL.len()],
-    repaired_unix_s: AtomicU64,
+    repaired_unix_s: [AtomicU64; What::ALL.len()],
     last: Mutex<Option<String>>,
 }
 
@@ -121,7 +121,7 @@ impl Health {
             found: Mutex::new(None),
             rebuilding: Mutex::new(given_up.map(|damage| (damage, Instant::now()))),
             repairs: Default::default(),
-            repaired_unix_s: AtomicU64::new(0),
+            repaired_unix_s: Default::default(),
             last: Mutex::new(None),
         }
     }
@@ -136,6 +136,11 @@ impl Health {
         self.quarantined.load(Ordering::SeqCst)
     }
 
+    /// Whether this process began without the data that it had given up, and is not whole again.
+    pub fn is_rebuilding(&self) -> bool {
+        self.rebuilding.lock().is_some()
+    }
+
     fn found(&self) -> Option<Damage> {
         self.found.lock().clone()
     }
@@ -145,7 +150,7 @@ impl Health {
         let Some((damage, since)) = self.rebuilding.lock().take() else { return };
         let took = since.elapsed().as_millis();
         self.repairs[damage.what as usize].fetch_add(1, Ordering::Relaxed);
-        self.repaired_unix_s.store(unix_s(), Ordering::Relaxed);
+        self.repaired_unix_s[damage.what as usize].store(unix_s(), Ordering::Relaxed);
         tracing::info!(
             target: "chainfire_storage",
             "This member was rebuilt from its peers, what={} took={took}ms why={}",
@@ -160,9 +165,9 @@ impl Health {
         What::ALL.into_iter().map(|what| (what, self.repairs[what as usize].load(Ordering::Relaxed)))
     }
 
-    /// Seconds since 1970; zero for never.
-    pub fn repaired_unix_s(&self) -> u64 {
-        self.repaired_unix_s.load(Ordering::Relaxed)
+    /// When this process was last rebuilt, by what was damaged: seconds since 1970; zero for never.
+    pub fn repaired_unix_s(&self) -> impl Iterator<Item = (What, u64)> + '_ {
+        What::ALL.into_iter().map(|what| (what, self.repaired_unix_s[what as usize].load(Ordering::Relaxed)))
     }
 
     /// One sentence each, for `status`.
@@ -260,8 +265,11 @@ mod tests {
     fn the_first_damage_counts_and_a_repair_is_told_once() {
         let health = Health::new(Some(Damage::new(What::Log, "first life")));
         assert!(health.notes()[0].contains("being rebuilt"));
+        assert!(health.is_rebuilding());
         health.rebuilt();
         health.rebuilt();
+        assert!(!health.is_rebuilding());
+        assert_eq!(health.repaired_unix_s().map(|(_, at)| at > 0).collect::<Vec<_>>(), [true, false, false]);
         assert_eq!(health.repairs().map(|(_, count)| count).collect::<Vec<_>>(), [1, 0, 0]);
         assert!(!health.is_quarantined());
         health.report(Damage::new(What::State, "one"));

@@ -19,7 +19,7 @@ static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
 /// Starts logging. `level` is a level or a list of `target=level`; an error says what is wrong with it.
 pub fn start(level: &str) -> Result<(), String> {
-    let journal = is_journal();
+    let journal = is_journal(libc::STDOUT_FILENO);
     let lines = tracing_subscriber::fmt()
         .with_ansi(std::io::stdout().is_terminal())
         .event_format(Lines { journal })
@@ -41,16 +41,26 @@ pub fn set_level(level: &str) -> Result<(), String> {
     }
 }
 
+/// Why a program ends before it has begun to log: the one line that it says, on standard error. journald gets it as a line
+/// of the log, a person as a program's complaint.
+pub fn refuse(program: &str, why: &str) {
+    if is_journal(libc::STDERR_FILENO) {
+        eprintln!("{}ERROR chainfire_start: {why}", mark(tracing::Level::ERROR));
+    } else {
+        eprintln!("{program}: {why}");
+    }
+}
+
 fn filter(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))
 }
 
-/// Whether standard output goes to journald: it names the socket that it has made for this process.
-fn is_journal() -> bool {
+/// Whether standard output or error goes to journald: it names the socket that it has made for this process.
+fn is_journal(descriptor: libc::c_int) -> bool {
     let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
     let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `stat` has room for the answer.
-    if unsafe { libc::fstat(libc::STDOUT_FILENO, stat.as_mut_ptr()) } != 0 {
+    if unsafe { libc::fstat(descriptor, stat.as_mut_ptr()) } != 0 {
         return false;
     }
     // SAFETY: the call succeeded and filled it.
@@ -89,5 +99,68 @@ where
         write!(out, "{} {}: ", metadata.level(), metadata.target())?;
         context.field_format().format_fields(out.by_ref(), event)?;
         writeln!(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Collected(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Collected {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a line of each level becomes, the worst first.
+    fn lines(journal: bool) -> Vec<String> {
+        let written = Collected::default();
+        let out = written.clone();
+        let lines = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::TRACE)
+            .event_format(Lines { journal })
+            .with_writer(move || out.clone());
+        tracing::subscriber::with_default(lines.finish(), || {
+            tracing::error!(target: "chainfire_x", "Something failed, why={} code=CF0000", "it");
+            tracing::warn!(target: "chainfire_x", "Something is odd");
+            tracing::info!(target: "chainfire_x", "Something is");
+            tracing::debug!(target: "chainfire_x", "Some detail");
+            tracing::trace!(target: "chainfire_x", "Some more");
+        });
+        let bytes = written.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_journal_is_told_of_levels_by_syslogs_numbers() {
+        assert_eq!(
+            lines(true),
+            [
+                "<3>ERROR chainfire_x: Something failed, why=it code=CF0000",
+                "<4>WARN chainfire_x: Something is odd",
+                "<6>INFO chainfire_x: Something is",
+                "<7>DEBUG chainfire_x: Some detail",
+                "<7>TRACE chainfire_x: Some more",
+            ]
+        );
+    }
+
+    #[test]
+    fn elsewhere_lines_begin_with_their_time() {
+        for line in lines(false) {
+            let (time, rest) = line.split_once(' ').unwrap();
+            assert!(time.starts_with("20") && time.ends_with('Z') && rest.contains(" chainfire_x: Some"), "{line}");
+        }
     }
 }

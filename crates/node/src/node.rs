@@ -277,6 +277,11 @@ impl Node {
         self.shell.engines.stats.clone()
     }
 
+    /// Bytes sent to each node and received from it, before encryption.
+    pub fn traffic(&self) -> Vec<(NodeId, u64, u64)> {
+        self.shell.transport.traffic()
+    }
+
     /// For those who check it.
     pub fn log(&self) -> Arc<SegLog> {
         self.shell.store.clone()

@@ -100,7 +100,6 @@ impl Api {
             promote_when_ready: !request.learner,
             ..Member::default()
         };
-        tracing::info!(target: "chainfire_raft", "Adding node, node={node} addr={}", member.peer_urls.join(","));
         self.changed(Some(node), MembershipChange::Add(member), "").await
     }
 

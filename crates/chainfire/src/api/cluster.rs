@@ -22,7 +22,6 @@ impl Api {
         let node = NodeId(node::clock::random_u64() >> 1);
         let member =
             Member { node, peer_urls: request.peer_urls, promote_when_ready: !request.is_learner, ..Member::default() };
-        tracing::info!(target: "chainfire_raft", "Adding node, node={node} addr={}", member.peer_urls.join(","));
         let membership = self.handle.change(MembershipChange::Add(member)).await.map_err(refused)?;
         let member = membership.members.get(&node).map(to_wire);
         encode(&pb::MemberAddResponse { header: Some(self.header(NO_REVISION)), member, members: all(&membership) })

@@ -6,13 +6,14 @@ use super::keys::{KEYS, Key, SECTIONS, VARIABLE_PREFIX};
 use super::layers::{Layers, Origin};
 use super::nearest::nearest;
 use super::value::{Given, Kind};
-use super::{Environment, Request, file, help, man, validate};
+use super::{Environment, Request, completion, file, help, man, validate};
 
 /// Read when it is there and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/centra-cloud/chainfire.toml";
 const FILE_VARIABLE: &str = "CHAINFIRE_CONFIG";
 /// Flags that are no settings.
-const OTHER_FLAGS: [&str; 6] = ["config", "check-config", "print-default-config", "version", "help", "print-man"];
+pub(super) const OTHER_FLAGS: [&str; 7] =
+    ["config", "check-config", "print-default-config", "print-man", "print-completion", "version", "help"];
 
 /// Understands `arguments` (without the program's name), or says in one line why not. Files are read, nothing is written.
 pub fn understand(arguments: &[String], environment: &Environment) -> Result<Request, String> {
@@ -25,6 +26,9 @@ pub fn understand(arguments: &[String], environment: &Environment) -> Result<Req
     }
     if let Some(section) = &given.man {
         return man::page(section).map(Request::Print);
+    }
+    if let Some(shell) = &given.completion {
+        return completion::script(shell).map(Request::Print);
     }
     if given.print_default {
         return Ok(Request::Print(help::default_config()));
@@ -52,6 +56,8 @@ struct Arguments {
     print_default: bool,
     /// The section of the manual whose page is asked for.
     man: Option<String>,
+    /// The shell whose script is asked for.
+    completion: Option<String>,
     version: bool,
     help: bool,
 }
@@ -86,6 +92,11 @@ impl Arguments {
                 "config" => {
                     let path = inline.or_else(|| words.next().cloned());
                     given.config = Some(Path::new(&path.ok_or("flag --config needs a file")?).to_owned());
+                    continue;
+                }
+                "print-completion" => {
+                    let shell = inline.or_else(|| words.next().cloned());
+                    given.completion = Some(shell.ok_or("flag --print-completion needs a shell: bash, zsh or fish")?);
                     continue;
                 }
                 "print-man" => {

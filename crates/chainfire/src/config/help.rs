@@ -14,6 +14,10 @@ pub fn version() -> String {
     format!("chainfire {PACKAGE_VERSION}\nspeaks the API of etcd {ETCD_VERSION}\n")
 }
 
+/// The section whose keys stand together, below all that is said about them: whoever looks for the certificates of a node
+/// does it with `grep -A5 '\[network.tls\]'`, and is to see them.
+const EXPLAINED_ABOVE: &str = "network.tls";
+
 /// A complete, commented configuration file that says nothing but the defaults.
 pub fn default_config() -> String {
     let mut out = String::from(
@@ -22,10 +26,17 @@ pub fn default_config() -> String {
          # Environment variables (CHAINFIRE_<SECTION>_<KEY>) and flags override files.\n",
     );
     for (section, about) in SECTIONS {
-        let _ = write!(out, "\n# {about}\n[{section}]\n");
-        for key in KEYS.iter().filter(|key| key.section == *section) {
-            for line in key.help {
-                let _ = writeln!(out, "# {line}");
+        let keys = || KEYS.iter().filter(|key| key.section == *section);
+        let _ = writeln!(out, "\n# {about}");
+        if *section == EXPLAINED_ABOVE {
+            for key in keys() {
+                let _ = writeln!(out, "# {} - {}", key.name, key.help.join("\n#   "));
+            }
+        }
+        let _ = writeln!(out, "[{section}]");
+        for key in keys() {
+            if *section != EXPLAINED_ABOVE {
+                let _ = writeln!(out, "# {}", key.help.join("\n# "));
             }
             let _ = writeln!(out, "{} = {}", key.name, key.default);
         }
@@ -93,6 +104,7 @@ Other flags:
   --check-config           say whether the configuration is valid, and what in it is not a default; start nothing
   --print-default-config   print a complete, commented configuration file
   --print-man[=SECTION]    print the manual page of the program (8) or of its configuration file (5)
+  --print-completion SHELL print a script with which bash, zsh or fish completes these flags
   --version, -V            print the version
   --help, -h               print this
 ";

@@ -32,7 +32,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("network", "Where it listens."),
     (
         "network.tls",
-        "Certificates, for all ports. The files are read again when they change, and at SIGHUP. See scripts/generate-dev-certs.sh.",
+        "Certificates, for all ports; read again when they change. See /usr/share/chainfire/scripts/generate-dev-certs.sh.",
     ),
     ("raft", "Heartbeats, elections and the log."),
     ("storage", "The data folder and the RocksDB store in it. Sizes are bytes, or texts such as \"64MiB\"."),

@@ -23,7 +23,7 @@ fn program() -> String {
     out.push_str(
         ".SH SYNOPSIS\n.B chainfire\n.RI [ FLAGS ]\n.br\n.B chainfire etcd\n.RI [ \"etcd's flags\" ]\n\
          .SH DESCRIPTION\nOne node of a cluster. It runs in the foreground and logs to standard output; SIGTERM stops it in \
-         good order, SIGHUP makes it read its certificates again.\n.PP\nSettings come from, each overriding those before: \
+         good order, SIGHUP makes it read its configuration and its certificates again.\n.PP\nSettings come from, each overriding those before: \
          the defaults; the file\n.I /etc/centra-cloud/chainfire.toml\nor the one named by\n.B \\-\\-config\nor \
          CHAINFIRE_CONFIG; drop-in files,\n.IR FILE .d/*.toml,\nin the order of their names; environment variables, \
          CHAINFIRE_SECTION_KEY; flags.\n.SH FLAGS\n",
@@ -33,6 +33,7 @@ fn program() -> String {
         ("check-config", "say whether the configuration is valid, and what in it is not a default; start nothing"),
         ("print-default-config", "print a complete, commented configuration file"),
         ("print-man[=SECTION]", "print this page, or with 5 that of the configuration file"),
+        ("print-completion SHELL", "print a script with which bash, zsh or fish completes these flags"),
         ("version", "print the version"),
         ("help", "print a summary"),
     ] {
@@ -48,9 +49,9 @@ fn program() -> String {
     }
     out.push_str(
         ".SH EXIT STATUS\n.TP\n.B 0\nIt stopped in good order, or printed what was asked for.\n.TP\n.B 1\nIt could not start \
-         or understand; one line on standard error says why, and nothing was changed.\n.TP\n.B 70\nA running node could not \
+         or understand; one line on standard error says why and ends with a code, and nothing was changed.\n.TP\n.B 70\nA running node could not \
          go on.\n.SH FILES\n.I /etc/centra-cloud/chainfire.toml\n.br\n.I /etc/centra-cloud/certs/\n.br\n.I \
-         /var/lib/chainfire\n.SH SEE ALSO\n.BR chainfire.toml (5),\n.BR chainfire-client (1)\n",
+         /var/lib/chainfire\n.br\n.I /usr/share/chainfire/scripts/generate\\-dev\\-certs.sh\n.SH SEE ALSO\n.BR chainfire.toml (5),\n.BR chainfire-client (1)\n",
     );
     out
 }
@@ -119,6 +120,7 @@ mod tests {
                 key.name
             );
         }
+        assert!(program.contains("SIGHUP makes it read its configuration and its certificates again"));
         for text in [&program, &file] {
             assert!(text.starts_with(".TH ") && text.lines().all(|line| !line.starts_with('\'')), "{text}");
         }

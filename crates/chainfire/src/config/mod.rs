@@ -20,6 +20,7 @@
 
 pub mod change;
 pub mod command_line;
+mod completion;
 mod file;
 mod gossip;
 mod help;

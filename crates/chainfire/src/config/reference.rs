@@ -49,6 +49,21 @@ fn reference_file_that_is_shipped_is_current() {
     current("packaging/etc/centra-cloud/chainfire.toml", &default_config());
 }
 
+/// Looks into it as the runbook does.
+#[test]
+fn reference_file_that_is_shipped_shows_its_certificates() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/etc/centra-cloud/chainfire.toml");
+    let shown = std::process::Command::new("sh")
+        .args(["-c", r#"grep -A5 '\[network.tls\]' "$1""#, "sh"])
+        .arg(&shipped)
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for key in ["cert_file", "key_file", "ca_file"] {
+        assert!(shown.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} in\n{shown}");
+    }
+}
+
 /// Compares a file of the repository with what it should be, or writes it.
 pub(crate) fn current(path: &str, wanted: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);

@@ -15,8 +15,10 @@ pub(super) fn add(page: &mut Page, health: &Health, scrub: &ScrubProgress) {
     page.gauge("chainfire_scrub_unchecked_files", "Files of the state without a checksum.", scrub.unchecked);
     page.gauge("chainfire_scrub_last_end_time_seconds", "When a pass last ended; 0: never.", scrub.ended_unix_s);
     page.gauge("chainfire_quarantined", "Whether this member answers nothing.", u8::from(health.is_quarantined()));
+    let rebuilding = u8::from(health.is_rebuilding());
+    page.gauge("chainfire_rebuilding", "Whether this member gave its data up and is not whole again.", rebuilding);
     let repairs = health.repairs().map(|(what, count)| (labels(&[("what", what.name())]), count));
     page.counters("chainfire_repairs_total", "Times that this member was rebuilt from the others.", repairs);
-    let last = health.repaired_unix_s();
-    page.gauge("chainfire_last_repair_time_seconds", "When this process was last rebuilt; 0: never.", last);
+    let last = health.repaired_unix_s().map(|(what, at)| (labels(&[("what", what.name())]), at));
+    page.gauges("chainfire_last_repair_time_seconds", "When this process was last rebuilt; 0: never.", last);
 }

@@ -59,6 +59,8 @@ pub struct Sources<'a> {
     pub group: &'a GroupStatus,
     pub membership: &'a Membership,
     pub log: &'a LogStats,
+    /// Bytes sent to nodes and received from them.
+    pub traffic: Vec<(NodeId, u64, u64)>,
     pub gossip: &'a node::gossip::View,
     /// None without certificates.
     pub tls: Option<TlsStats>,
@@ -174,6 +176,7 @@ impl Metrics {
             "Log writes that took a second and more.",
             get(&driver.write_stalls),
         );
+        traffic(page, sources);
         gossip(page, sources.gossip);
         if let Some(tls) = &sources.tls {
             certificates(page, tls);
@@ -279,6 +282,21 @@ fn certificates(page: &mut Page, tls: &TlsStats) {
     page.counter("chainfire_tls_reloads_total", "Times that changed certificates were taken into use.", tls.reloads);
     let failed = tls.failed_reloads;
     page.counter("chainfire_tls_failed_reloads_total", "Times that changed certificates were refused.", failed);
+}
+
+/// Of the members that there are; those that left take their figures with them.
+fn traffic(page: &mut Page, sources: &Sources) {
+    let Sources { membership, group, traffic, .. } = sources;
+    let others = membership.members.values().filter(|member| member.peer != group.peer).map(|member| member.node);
+    let counted = others.filter_map(|node| traffic.iter().find(|(counted, ..)| *counted == node));
+    let counted: Vec<_> =
+        counted.map(|(node, sent, received)| (labels(&[("peer", &node.to_string())]), sent, received)).collect();
+    let sent = counted.iter().map(|(labels, sent, _)| (labels.clone(), sent));
+    let help = "Bytes sent to a member on the Raft port, before encryption.";
+    page.counters("chainfire_network_peer_sent_bytes_total", help, sent);
+    let received = counted.iter().map(|(labels, _, received)| (labels.clone(), received));
+    let help = "Bytes received from a member on the Raft port, after decryption.";
+    page.counters("chainfire_network_peer_received_bytes_total", help, received);
 }
 
 fn raft(page: &mut Page, sources: &Sources) {

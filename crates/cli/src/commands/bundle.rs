@@ -6,8 +6,11 @@
 //!   machine.txt       this machine: system, memory, processors, time
 //!   cluster.json      `status --cluster`: members, who answers, what is wrong
 //!   node-N/           of each member that answers: status.json alarms.json hashkv.json metrics.txt health.json version.json
-//!   logs/ config/     files that were named, the end of them, without secrets
+//!   logs/ config/     the end of the node's journal and its configuration, or files that were named; without secrets
 //! ```
+//!
+//! Logs and configuration are those of the machine that this runs on. Where no node is installed there are none, and the
+//! manifest says so.
 //!
 //! No key, value, password or private key is in it: none of the calls returns one, and texts pass [`crate::redact`]. One
 //! that cannot be had is named in the manifest and stops nothing. The archive is for its maker's eyes (mode 0600)
@@ -17,6 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
@@ -35,6 +39,8 @@ use crate::redact::redact;
 
 /// What is taken of a file: its end.
 const FILE_BYTES_MAX: u64 = 8 << 20;
+/// The node's lines of the journal: about as much as is taken of a file.
+const JOURNAL: &[&str] = &["--unit=chainfire", "--lines=50000", "--no-pager", "--quiet", "--output=short-iso-precise"];
 
 pub async fn run(client: &Client, args: BundleArgs, out: &mut Output) -> Result<(), Failure> {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -105,18 +111,30 @@ impl Bundle {
             }
             Err(why) => self.miss("cluster.json", why.text),
         }
-        for (folder, files) in [("logs", &args.log), ("config", &args.config)] {
+        if args.log.is_empty() {
+            self.add_text("logs/journal.log", journal())?;
+        }
+        let config = if args.config.is_empty() { configuration(&args.node_config) } else { args.config.clone() };
+        for (folder, files) in [("logs", &args.log), ("config", &config)] {
             for (at, file) in files.iter().enumerate() {
                 // Two files may have the same name.
                 let base = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-                let entry = format!("{folder}/{}-{base}", at + 1);
-                match end_of(file) {
-                    Ok(text) => self.add(&entry, redact(&text).as_bytes())?,
-                    Err(error) => self.miss(&entry, format!("{}: {error}", file.display())),
-                }
+                let text = end_of(file).map_err(|error| format!("{}: {error}", file.display()));
+                self.add_text(&format!("{folder}/{}-{base}", at + 1), text)?;
             }
         }
         Ok(())
+    }
+
+    /// Without its secrets, or why it cannot be had.
+    fn add_text(&mut self, entry: &str, text: Result<String, String>) -> io::Result<()> {
+        match text {
+            Ok(text) => self.add(entry, redact(&text).as_bytes()),
+            Err(why) => {
+                self.miss(entry, why);
+                Ok(())
+            }
+        }
     }
 
     async fn member(&mut self, client: &Client, asked: &Asked) -> io::Result<()> {
@@ -204,6 +222,31 @@ impl Bundle {
     }
 }
 
+/// What the node on this machine is configured by: its file and the drop-ins beside it, in the order in which it reads them.
+fn configuration(file: &Path) -> Vec<PathBuf> {
+    let mut folder = file.as_os_str().to_owned();
+    folder.push(".d");
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut drop_ins: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect();
+    drop_ins.sort();
+    [vec![file.to_owned()], drop_ins].concat()
+}
+
+/// The end of what the node on this machine has logged.
+fn journal() -> Result<String, String> {
+    let said = Command::new("journalctl").args(JOURNAL).output().map_err(|error| format!("journalctl: {error}"))?;
+    if said.stdout.is_empty() {
+        let why = String::from_utf8_lossy(&said.stderr).trim().replace('\n', "; ");
+        return Err(format!(
+            "journalctl: {}",
+            if why.is_empty() { "it has no lines of chainfire.service" } else { &why }
+        ));
+    }
+    let from = said.stdout.len().saturating_sub(FILE_BYTES_MAX as usize);
+    Ok(whole_lines(&said.stdout[from..], from > 0))
+}
+
 fn end_of(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -212,11 +255,17 @@ fn end_of(path: &Path) -> io::Result<String> {
         file.seek(SeekFrom::Start(length - FILE_BYTES_MAX))?;
     }
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    // Half a line might have lost the name of its secret.
-    let whole =
-        if length > FILE_BYTES_MAX { text.split_once('\n').map_or("", |(_, rest)| rest).to_owned() } else { text };
-    Ok(whole)
+    Ok(whole_lines(&bytes, length > FILE_BYTES_MAX))
+}
+
+/// The text without what may be half a line at its beginning, which might have lost the name of its secret.
+fn whole_lines(bytes: &[u8], begins_anywhere: bool) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    match text.split_once('\n') {
+        _ if !begins_anywhere => text.into_owned(),
+        Some((_, whole)) => whole.to_owned(),
+        None => String::new(),
+    }
 }
 
 /// What the kernel says about this machine.

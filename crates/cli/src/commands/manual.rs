@@ -42,7 +42,8 @@ fn built() -> Command {
     command
 }
 
-fn markdown() -> String {
+/// docs/reference/cli.md
+pub fn markdown() -> String {
     let mut out = String::from(
         "# chainfire-client\n\n<!-- Made by `chainfire-client man --markdown`; change crates/cli/src/args.rs instead. -->\n\n",
     );

@@ -7,7 +7,7 @@ mod context;
 pub mod keys;
 mod lease;
 mod maintenance;
-mod manual;
+pub mod manual;
 mod members;
 pub mod put;
 mod scrub;

@@ -114,6 +114,30 @@ fn a_debug_bundle_holds_what_helps_and_no_secrets() {
     // What checks this sees a secret where there is one.
     assert!(fs::read_to_string(path("a.log")).unwrap().contains(body));
 
+    // Unasked it takes what the node on this machine has: the journal, the configuration and its drop-ins.
+    let own = folder.path().join("own");
+    fs::create_dir_all(own.join("chainfire.toml.d")).unwrap();
+    fs::write(own.join("chainfire.toml"), "[raft]\ntick_interval_ms = 70\n").unwrap();
+    fs::write(own.join("chainfire.toml.d/10-node.toml"), "token = \"hidden-word\"\nnode_id = 4\n").unwrap();
+    fs::write(own.join("chainfire.toml.d/notes.txt"), "hidden-word").unwrap();
+    let journalctl = own.join("journalctl");
+    fs::write(&journalctl, "#!/bin/sh\necho \"$1\" INFO x: Slow request, key=hidden-name latency=7ms\n").unwrap();
+    fs::set_permissions(&journalctl, fs::Permissions::from_mode(0o755)).unwrap();
+    let ours = own.join("chainfire.toml").display().to_string();
+    let path_variable = [("PATH", own.to_str().unwrap())];
+    let unasked = ["--endpoint", "127.0.0.1:1", "debug", "bundle", "-f", &bundle, "--node-config"];
+    assert_eq!(run(&[&unasked[..], &[&ours]].concat(), &path_variable, "").0, 0);
+    let files = unpacked(Path::new(&bundle));
+    assert_eq!(files["logs/journal.log"], "--unit=chainfire INFO x: Slow request, key=[removed] latency=7ms\n");
+    assert_eq!(files["config/1-chainfire.toml"], "[raft]\ntick_interval_ms = 70\n");
+    assert_eq!(files["config/2-10-node.toml"], "token = [removed]\nnode_id = 4\n");
+    assert!(files.values().all(|text| !text.contains("hidden")), "{files:?}");
+    // Where there is no node, it says what it looked for.
+    let nowhere = [&unasked[..], &["/nowhere/chainfire.toml"]].concat();
+    let (code, said, _) = run(&nowhere, &[("PATH", "/nowhere")], "");
+    assert!(code == 0 && said.contains("missing: logs/journal.log: journalctl: "), "{said}");
+    assert!(said.contains("missing: config/1-chainfire.toml: /nowhere/chainfire.toml: No such file"), "{said}");
+
     // With nobody to ask there is still an archive; where none can be written, there is nothing.
     let alone = ["--endpoint", "127.0.0.1:1", "debug", "bundle", "-f", &bundle];
     assert_eq!(run(&alone, &[], "").0, 0);

@@ -202,6 +202,7 @@ impl Door {
             self.transport.count_turned_away();
             return Ok(());
         }
+        self.transport.count(&pipe, caller.node);
         self.transport.hear(caller);
         match purpose {
             Purpose::Messages => {

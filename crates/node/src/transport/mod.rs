@@ -46,7 +46,7 @@ use crate::tls::{self, Certificates};
 use directory::Directory;
 use frame::{Hello, Purpose, Welcome};
 use link::Link;
-use pipe::Pipe;
+use pipe::{Pipe, Traffic};
 
 pub use consensus::membership::bare_address;
 pub use directory::{Caller, Standing};
@@ -56,6 +56,8 @@ pub use listener::Listening;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REFUSALS_MAX: usize = 64;
+/// Nodes whose bytes are counted: more than there can be members, so that none is left out for others that came and went.
+const COUNTED_MAX: usize = 256;
 
 pub type CallFuture = Pin<Box<dyn Future<Output = Result<Bytes, Refusal>> + Send>>;
 
@@ -90,6 +92,7 @@ struct Inner {
     refusals: Mutex<BTreeMap<String, String>>,
     /// Connections that this node did not take.
     turned_away: AtomicU64,
+    traffic: Mutex<BTreeMap<NodeId, Arc<Traffic>>>,
 }
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
@@ -127,6 +130,7 @@ impl Transport {
             certificates,
             refusals: Mutex::default(),
             turned_away: AtomicU64::new(0),
+            traffic: Mutex::default(),
         }))
     }
 
@@ -153,6 +157,20 @@ impl Transport {
     /// Who would not have to do with this node, and why, one sentence each.
     pub fn refusals(&self) -> Vec<String> {
         self.0.refusals.lock().iter().map(|(address, why)| format!("{address}: {why}")).collect()
+    }
+
+    /// Bytes sent to each node and received from it since this process began, before encryption.
+    pub fn traffic(&self) -> Vec<(NodeId, u64, u64)> {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.0.traffic.lock().iter().map(|(node, seen)| (*node, get(&seen.sent), get(&seen.received))).collect()
+    }
+
+    /// Counts a connection's bytes as a node's.
+    fn count(&self, pipe: &Pipe, node: NodeId) {
+        let mut traffic = self.0.traffic.lock();
+        if traffic.len() < COUNTED_MAX || traffic.contains_key(&node) {
+            pipe.count(traffic.entry(node).or_default().clone());
+        }
     }
 
     pub fn set_service(&self, service: Arc<dyn CallService>) {
@@ -279,6 +297,7 @@ impl Transport {
         }
         self.0.directory.read().owns(welcome.node, welcome.peer)?;
         self.0.refusals.lock().remove(bare);
+        self.count(&pipe, welcome.node);
         Ok((pipe, welcome))
     }
 

@@ -7,12 +7,21 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConnection, Connection, ServerConnection};
 
 use crate::tls::Certificates;
+
+/// Bytes that went over all connections with one node since this process began, as they are before encryption. Greetings
+/// are not counted: until they are over, nobody knows whose they are.
+#[derive(Default)]
+pub struct Traffic {
+    pub sent: AtomicU64,
+    pub received: AtomicU64,
+}
 
 pub struct Pipe {
     socket: TcpStream,
@@ -20,6 +29,8 @@ pub struct Pipe {
     /// What was pushed and not taken by the socket; under TLS it waits in the session, and only its size is known here.
     rest: Vec<u8>,
     waiting_bytes: usize,
+    /// Of the node at the other end, once it is known.
+    traffic: OnceLock<Arc<Traffic>>,
 }
 
 impl Pipe {
@@ -48,7 +59,7 @@ impl Pipe {
                 session.complete_io(&mut &socket)?;
             }
         }
-        Ok(Pipe { socket, tls, rest: Vec::new(), waiting_bytes: 0 })
+        Ok(Pipe { socket, tls, rest: Vec::new(), waiting_bytes: 0, traffic: OnceLock::new() })
     }
 
     pub fn socket(&self) -> &TcpStream {
@@ -60,8 +71,20 @@ impl Pipe {
         self.tls.as_ref().and_then(|session| session.peer_certificates()).and_then(|chain| chain.first())
     }
 
+    /// From here on the connection's bytes are counted there. Whom it is with does not change any more.
+    pub fn count(&self, traffic: Arc<Traffic>) {
+        let _ = self.traffic.set(traffic);
+    }
+
+    fn sent(&self, bytes: usize) {
+        if let Some(traffic) = self.traffic.get() {
+            traffic.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Sends, without ever waiting. What the socket does not take waits in the pipe.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sent(bytes.len());
         match &mut self.tls {
             Some(session) => session.writer().write_all(bytes)?,
             None if self.rest.is_empty() => {
@@ -122,23 +145,29 @@ impl Pipe {
 
 impl Read for Pipe {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.tls {
+        let read = match &mut self.tls {
             Some(session) => read_session(session, &self.socket, buffer),
             None => (&self.socket).read(buffer),
+        }?;
+        if let Some(traffic) = self.traffic.get() {
+            traffic.received.fetch_add(read as u64, Ordering::Relaxed);
         }
+        Ok(read)
     }
 }
 
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.tls {
+        let written = match &mut self.tls {
             Some(session) => {
                 session.writer().write_all(bytes)?;
                 write_session(session, &self.socket)?;
-                Ok(bytes.len())
+                bytes.len()
             }
-            None => (&self.socket).write(bytes),
-        }
+            None => (&self.socket).write(bytes)?,
+        };
+        self.sent(written);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

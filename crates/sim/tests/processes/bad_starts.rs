@@ -1,4 +1,5 @@
-//! What cannot start says why in one line, ends with an exit code that is not zero, and leaves everything as it was.
+//! What cannot start says why in one line that ends with a code, ends itself with an exit code that is not zero, and leaves
+//! everything as it was.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cluster::{CLIENT_PORT, Cluster, Options, PEER_PORT, command, is_etcd, program};
+use crate::cluster::{CLIENT_PORT, Cluster, GOSSIP_PORT, Options, PEER_PORT, command, is_etcd, program};
 use crate::tell::skipped;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -16,11 +17,16 @@ async fn a_port_in_use_is_named_with_its_holder() {
     if is_etcd() {
         return skipped("a_port_in_use", "etcd does not name the holder");
     }
-    for port in [CLIENT_PORT, PEER_PORT] {
+    for port in [CLIENT_PORT, PEER_PORT, GOSSIP_PORT] {
         let cluster = Cluster::new(1, Options::default());
-        let _held = TcpListener::bind((cluster.nodes[0].address, port)).unwrap();
-        let line = refusal(cluster.command(0), &cluster.nodes[0].data_dir);
         let held = format!("{}:{port}", cluster.nodes[0].address);
+        let _held = TcpListener::bind(&held).unwrap();
+        let mut command = cluster.command(0);
+        // A gossip port that nobody has asked for is done without.
+        if port == GOSSIP_PORT {
+            command.arg(format!("--gossip-addr={held}"));
+        }
+        let line = refusal(command, &cluster.nodes[0].data_dir, "CF7011");
         assert!(line.contains(&held), "the line names {held}: {line}");
         let own = std::process::id().to_string();
         assert!(line.contains(&own), "the line names the holder, process {own}: {line}");
@@ -39,19 +45,19 @@ async fn folders_that_cannot_be_used_are_refused() {
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.txt"), "precious").unwrap();
     cluster.nodes[0].data_dir = foreign.clone();
-    let line = refusal(cluster.command(0), &foreign);
+    let line = refusal(cluster.command(0), &foreign, "CF7013");
     assert!(line.contains("not ours") && line.contains("foreign"), "{line}");
 
     let file = root.join("a-file");
     fs::write(&file, "content").unwrap();
     for path in [file.clone(), file.join("below")] {
         cluster.nodes[0].data_dir = path.clone();
-        let line = refusal(cluster.command(0), &file);
+        let line = refusal(cluster.command(0), &file, "CF7013");
         assert!(line.contains("a-file"), "{line}");
     }
 
     cluster.nodes[0].data_dir = PathBuf::from("/proc/processes-data");
-    let line = refusal(cluster.command(0), Path::new("/proc/processes-data"));
+    let line = refusal(cluster.command(0), Path::new("/proc/processes-data"), "CF7013");
     assert!(line.contains("/proc/processes-data"), "{line}");
 }
 
@@ -66,7 +72,7 @@ async fn folders_of_others_are_refused() {
     let second = cluster.add_node("new");
     let first = cluster.nodes[0].data_dir.clone();
     let own_folder = std::mem::replace(&mut cluster.nodes[second].data_dir, first.clone());
-    let line = refusal_in_use(cluster.command(second));
+    let line = refusal_in_use(cluster.command(second), "CF7013");
     assert!(line.contains("in use by another process"), "{line}");
     cluster.nodes[second].data_dir = own_folder;
 
@@ -74,7 +80,7 @@ async fn folders_of_others_are_refused() {
     cluster.kill(0);
     cluster.kill(1);
     let other = std::mem::replace(&mut cluster.nodes[1].data_dir, first.clone());
-    let line = refusal(cluster.command(1), &first);
+    let line = refusal(cluster.command(1), &first, "CF7013");
     assert!(line.contains("belongs to node"), "{line}");
 
     // Nothing was harmed by any of this.
@@ -98,14 +104,14 @@ fn flags_and_files_that_are_not_understood_are_refused() {
 
     let mut unknown = command(&cluster.program());
     unknown.args(["--name=n1", "--election-timeuot=1000"]).arg(format!("--data-dir={}", data.display()));
-    let line = refusal(unknown, &data);
+    let line = refusal(unknown, &data, "CF7010");
     assert!(line.contains("--election-timeuot"), "{line}");
 
     let file = folder.join("chainfire.toml");
     fs::write(&file, "[cluster]\nnode_id = 1\n\n[storage]\nwrite_bufer_size = 67108864\n").unwrap();
     let mut wrong_key = command(&program());
     wrong_key.args(["--config".as_ref(), file.as_os_str(), "--data-dir".as_ref(), data.as_os_str()]);
-    let line = refusal(wrong_key, &data);
+    let line = refusal(wrong_key, &data, "CF7010");
     for word in ["chainfire.toml:5", "write_bufer_size", "write_buffer_size"] {
         assert!(line.contains(word), "the line has {word}: {line}");
     }
@@ -113,10 +119,22 @@ fn flags_and_files_that_are_not_understood_are_refused() {
     fs::write(&file, "[raft]\ntick_interval_ms = \"often\"\n").unwrap();
     let mut wrong_value = command(&program());
     wrong_value.args(["--config".as_ref(), file.as_os_str(), "--data-dir".as_ref(), data.as_os_str()]);
-    let line = refusal(wrong_value, &data);
+    let line = refusal(wrong_value, &data, "CF7010");
     for word in ["chainfire.toml:2", "tick_interval_ms", "often"] {
         assert!(line.contains(word), "the line has {word}: {line}");
     }
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_refused() {
+    if is_etcd() {
+        return skipped("certificates_that_cannot_be_used", "etcd words it otherwise");
+    }
+    let cluster = Cluster::new(1, Options { tls: true, ..Options::default() });
+    let certificate = cluster.pki().path("n1.crt");
+    fs::write(&certificate, "no certificate").unwrap();
+    let line = refusal(cluster.command(0), &cluster.nodes[0].data_dir, "CF7012");
+    assert!(line.contains(&certificate.display().to_string()), "{line}");
 }
 
 #[test]
@@ -131,14 +149,14 @@ fn the_version_is_printed_as_etcd_prints_it() {
 }
 
 /// Starts what must not start; returns the one line that it says, and sees to it that nothing in `folder` changed.
-fn refusal(command: Command, folder: &Path) -> String {
+fn refusal(command: Command, folder: &Path, code: &str) -> String {
     let before = content(folder);
-    let line = refusal_in_use(command);
+    let line = refusal_in_use(command, code);
     assert_eq!(content(folder), before, "{} was changed", folder.display());
     line
 }
 
-fn refusal_in_use(mut command: Command) -> String {
+fn refusal_in_use(mut command: Command, code: &str) -> String {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     let status = loop {
@@ -158,6 +176,7 @@ fn refusal_in_use(mut command: Command) -> String {
     assert_eq!(status.code(), Some(1), "{status}: {said}");
     let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
     assert_eq!(lines.len(), 1, "one line says why:\n{said}");
+    assert!(is_etcd() || lines[0].ends_with(&format!(" code={code}")), "its last word is {code}: {said}");
     lines[0].to_owned()
 }
 

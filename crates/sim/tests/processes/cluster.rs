@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use proto::etcdserverpb as pb;
+use rpc::client::Tls;
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
@@ -75,7 +76,7 @@ pub struct Node {
     pub data_dir: PathBuf,
     pub initial_cluster: String,
     pub initial_state: &'static str,
-    log: PathBuf,
+    pub log: PathBuf,
     process: Option<Child>,
 }
 
@@ -160,6 +161,13 @@ impl Cluster {
             Some(pki) => Client::secure(&self.endpoint(index), pki.client(), timeout),
             None => Client::with_timeout(&self.endpoint(index), timeout),
         }
+    }
+
+    /// A node's page of metrics, over TLS where the cluster speaks it.
+    pub async fn metrics(&self, index: usize) -> String {
+        let tls = self.pki.as_ref().map(|pki| Tls::load(&pki.client_files()).unwrap());
+        let page = rpc::client::page(&self.endpoint(index), "/metrics", tls.as_ref()).await.unwrap();
+        String::from_utf8(page).unwrap()
     }
 
     /// The certificates of a cluster with TLS.

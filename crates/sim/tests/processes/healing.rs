@@ -223,6 +223,60 @@ async fn heals(what: &str, at: At, damage: Damage, words: &[&str]) {
     let notes = notes(&cluster, victim).await;
     assert!(notes.iter().any(|note| note.contains("rebuilt from its peers")), "its status says so: {notes:?}");
     scrub_finds_nothing(&cluster, victim).await;
+    // What the alerts look at outlives the restart that lies between the damage and the repair.
+    let page = wait_until_whole(&cluster, victim).await;
+    assert!(last_repair_s(&page) > 0, "a repair of this process is known to the alerts:\n{page}");
+}
+
+/// Returns the page on which a member says that it is not being rebuilt; it looks at itself every second.
+async fn wait_until_whole(cluster: &Cluster, index: usize) -> String {
+    let deadline = Instant::now() + HEALED_WITHIN;
+    loop {
+        let page = cluster.metrics(index).await;
+        if page.contains("\nchainfire_rebuilding 0\n") {
+            return page;
+        }
+        assert!(Instant::now() < deadline, "it is not rebuilt");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// As the alert on damage found asks for it.
+fn last_repair_s(page: &str) -> u64 {
+    let of_damage = ["log", "state"].map(|what| format!("chainfire_last_repair_time_seconds{{what=\"{what}\"}} "));
+    let values = of_damage.iter().map(|prefix| page.lines().find_map(|line| line.strip_prefix(prefix)));
+    values.map(|value| value.expect("it is on the page").parse().unwrap()).max().unwrap_or(0)
+}
+
+/// As long as nobody is there to rebuild it from, a member that gave its data up says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuilding_that_lasts_is_seen_by_the_alerts() {
+    if is_etcd() {
+        return skipped("a rebuilding that lasts", "an etcd does not repair itself");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    let (victim, others) = ((leader + 1) % 3, [leader, (leader + 2) % 3]);
+    fill(&cluster.client(leader)).await;
+    cluster.client(victim).get("/").await.unwrap();
+    cluster.stop(victim).await;
+    // The log is read from end to end at the start.
+    flip_in_log(&cluster, victim);
+    others.iter().for_each(|index| cluster.pause(*index));
+    let starts = |cluster: &Cluster| cluster.log(victim).matches("Serving clients").count();
+    let before = starts(&cluster);
+    cluster.spawn(victim);
+    let deadline = Instant::now() + HEALED_WITHIN;
+    while starts(&cluster) == before {
+        assert!(Instant::now() < deadline, "it does not serve");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(cluster.metrics(victim).await.contains("\nchainfire_rebuilding 1\n"), "it is not whole");
+    }
+    others.iter().for_each(|index| cluster.resume(*index));
+    wait_until_whole(&cluster, victim).await;
 }
 
 async fn fill(client: &Client) {

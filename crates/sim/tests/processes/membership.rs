@@ -179,7 +179,7 @@ async fn promote(cluster: &Cluster, id: u64) -> Result<(), Status> {
     through.within(through.cluster().member_promote(pb::MemberPromoteRequest { id })).await.map(|_| ())
 }
 
-async fn remove(cluster: &Cluster, id: u64) -> Result<(), Status> {
+pub async fn remove(cluster: &Cluster, id: u64) -> Result<(), Status> {
     let through = cluster.client(0);
     let request = pb::MemberRemoveRequest { id };
     once_healthy(async || through.within(through.cluster().member_remove(request)).await).await.map(|_| ())

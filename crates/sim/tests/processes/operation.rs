@@ -7,9 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use proto::etcdserverpb as pb;
+
 use crate::cluster::{CLIENT_PORT, Cluster, Options, PATIENCE, PEER_PORT, command, is_etcd, program};
 use crate::every_node::get;
-use crate::tell::skipped;
+use crate::membership::{add, remove};
+use crate::tell::{figure, skipped};
 
 /// The node that a cluster's first place stands for, started by our own flags on a configuration file.
 fn by_file(cluster: &Cluster, file: &Path) -> Command {
@@ -101,6 +104,59 @@ async fn a_node_that_can_serve_is_ready_at_once() {
     cluster.client(0).get("/").await.expect("ready means that reads are served");
     let heard = manager.wait_for("STATUS=Leading 1 members, term");
     assert!(!heard.iter().any(|message| message.starts_with("WATCHDOG")), "nobody asked for it: {heard:?}");
+}
+
+/// `systemctl restart` of one member after another relies on this: a member that is far behind is ready when it has caught
+/// up, and not when it has opened its data.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lags_is_not_ready_before_it_has_caught_up() {
+    if is_etcd() {
+        return skipped("a_node_that_lags_is_not_ready", "etcd's own affair");
+    }
+    const BEHIND: u64 = 10_000;
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    let (lagging, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.kill(lagging);
+    let client = cluster.client(leader);
+    let begun = client.status().await.unwrap().raft_index;
+    let deadline = Instant::now() + PATIENCE;
+    while client.status().await.unwrap().raft_index < begun + BEHIND {
+        assert!(Instant::now() < deadline, "that many entries are not written");
+        // Few at a time: commands that wait together share an entry.
+        let puts = (0..2).map(|writer| {
+            let client = cluster.client(leader);
+            tokio::spawn(async move {
+                for number in 0..500 {
+                    client.put(&format!("behind/{writer}/{number}"), "x").await.unwrap();
+                }
+            })
+        });
+        for put in puts.collect::<Vec<_>>() {
+            put.await.unwrap();
+        }
+    }
+    let last = client.put("last", "x").await.unwrap().header.unwrap().revision;
+
+    // It comes back while nobody is there to catch up with.
+    cluster.pause(leader);
+    cluster.pause(other);
+    let socket = cluster.folder().join("notify");
+    let mut manager = Manager::listen(&socket);
+    let mut command = cluster.command(lagging);
+    command.env("NOTIFY_SOCKET", &socket);
+    cluster.spawn_as(lagging, command);
+    manager.wait_for("STATUS=Waiting: ");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.resume(leader);
+    cluster.resume(other);
+    let begun = Instant::now();
+    let heard = manager.wait_for("READY=1");
+    // Without linearization it tells what it has by itself.
+    let header = cluster.client(lagging).status().await.unwrap().header.unwrap();
+    assert!(header.revision >= last, "it was called ready at revision {} of {last}", header.revision);
+    assert!(!cluster.log(lagging).contains("Not ready after"), "the manager was not put off: {heard:?}");
+    figure(format_args!("ready {} ms after {BEHIND} entries could be caught up with", begun.elapsed().as_millis()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,9 +299,74 @@ async fn a_stall_is_told_of() {
     assert_ne!(stalls, "0", "the metric knows of it too");
 }
 
-/// Metrics that a cluster without certificates and gossip does not have; backups are told of by their own unit.
-const ELSEWHERE: [&str; 5] =
-    ["chainfire_tls_", "chainfire_gossip_", "chainfire_backup_", "chainfire_scrub_", "chainfire_quarantined"];
+/// A merge of files that takes longer than it may is in the log, under the words of the runbook.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_compaction_is_told_of() {
+    if is_etcd() {
+        return skipped("a_slow_compaction", "etcd has no RocksDB");
+    }
+    let mut cluster = Cluster::new(1, Options::default());
+    let file = cluster.folder().join("c.toml");
+    // What takes a minute does not happen here; what takes a millisecond does.
+    for (threshold_ms, is_told) in [(60_000, false), (1, true)] {
+        fs::write(&file, format!("[storage]\nslow_compaction_ms = {threshold_ms}\nwrite_buffer_size = 1048576\n"))
+            .unwrap();
+        let start = by_file(&cluster, &file);
+        cluster.spawn_as(0, start);
+        cluster.wait_until_serving(0).await;
+        let client = cluster.client(0);
+        let rounds_max = 30;
+        for round in 0..rounds_max {
+            for number in 0..8 {
+                client.put(&format!("key-{round}-{number}"), &"x".repeat(300_000)).await.unwrap();
+            }
+            // Everything is merged.
+            client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await.unwrap();
+            if is_told && said_by_grep(&cluster, 0, "compaction is slow").lines().next().is_some() {
+                break;
+            }
+        }
+        // Events of the engine are told twice a second.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let found = said_by_grep(&cluster, 0, "compaction is slow");
+        assert_eq!(!found.is_empty(), is_told, "with {threshold_ms} ms: {found}");
+        for line in found.lines() {
+            assert!(line.contains("WARN chainfire_storage: Compaction is slow, duration="), "{line}");
+            assert!(part(line, "duration") >= 1, "{line}");
+        }
+        cluster.stop(0).await;
+    }
+}
+
+/// The runbook looks for additions with `grep -i 'add.*node'`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_tells_who_was_added_and_who_was_removed() {
+    if is_etcd() {
+        return skipped("the_log_tells_who_was_added", "etcd words it otherwise");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    assert_eq!(said_by_grep(&cluster, leader, "add.*node"), "", "founders were not added");
+    let fourth = cluster.add_node("existing");
+    let member = add(&cluster, fourth, true).await.unwrap();
+    add(&cluster, fourth, true).await.unwrap_err();
+    cluster.wait_until_said(leader, "Added node, node=").await;
+    let added = said_by_grep(&cluster, leader, "add.*node");
+    let line = format!("INFO chainfire_raft: Added node, node={} addr={}", member.id, cluster.peer_url(fourth));
+    assert!(added.contains(&line) && added.lines().count() == 1, "what was refused is not told:\n{added}");
+    remove(&cluster, member.id).await.unwrap();
+    cluster.wait_until_said(leader, &format!("INFO chainfire_raft: Removed node, node={}", member.id)).await;
+    assert_eq!(said_by_grep(&cluster, leader, "add.*node"), added, "a removal is no addition");
+}
+
+/// `grep -i` on what a node has said.
+fn said_by_grep(cluster: &Cluster, index: usize, pattern: &str) -> String {
+    let output = Command::new("grep").args(["-i", pattern]).arg(&cluster.nodes[index].log).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Backups are told of by their own unit.
+const ELSEWHERE: &str = "chainfire_backup_";
 
 /// Every metric that the alert rules and the dashboard ask for is on some member's page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,19 +374,21 @@ async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
     if is_etcd() {
         return skipped("alerts_and_dashboard", "they are ours");
     }
-    let cluster = Cluster::start_with(3, Options::default().flag("quota-backend-bytes", 1 << 30)).await;
+    let options = Options { tls: true, ..Options::default() };
+    let cluster = Cluster::start_with(3, options.flag("quota-backend-bytes", 1 << 30)).await;
     cluster.client(0).put("key", "value").await.unwrap();
-    // Round trips are measured every few seconds.
-    let pages = || (0..3).map(|index| get(cluster.nodes[index].address, "/metrics").body).collect::<String>();
     let deadline = Instant::now() + PATIENCE;
-    while !pages().contains("etcd_network_peer_round_trip_time_seconds_count{") {
+    let pages = loop {
+        let pages = [cluster.metrics(0).await, cluster.metrics(1).await, cluster.metrics(2).await].concat();
+        // Round trips are measured every few seconds.
+        if pages.contains("etcd_network_peer_round_trip_time_seconds_count{") {
+            break pages;
+        }
         assert!(Instant::now() < deadline, "no round trip was measured");
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    let pages = pages();
+    };
     let names: BTreeSet<&str> =
         pages.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(['{', ' ']).next()).collect();
-    let is_elsewhere = |name: &str| ELSEWHERE.iter().any(|prefix| name.starts_with(prefix));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut asked = 0;
     for file in ["packaging/prometheus/chainfire.rules.yml", "packaging/grafana/chainfire.json"] {
@@ -273,12 +396,53 @@ async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
         for name in metrics_in(&text) {
             asked += 1;
             assert!(
-                names.contains(name) || is_elsewhere(name),
+                names.contains(name) || name.starts_with(ELSEWHERE),
                 "{file} asks for {name}, which no member has:\n{names:?}"
             );
         }
     }
     assert!(asked > 60, "names are found in the files: {asked}");
+}
+
+/// What a member sends is received by another one, and both count it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_between_members_are_counted() {
+    if is_etcd() {
+        return skipped("bytes_between_members", "an etcd counts otherwise");
+    }
+    const BYTES: u64 = 1 << 20;
+    for tls in [false, true] {
+        let cluster = Cluster::start_with(3, Options { tls, ..Options::default() }).await;
+        let leader = cluster.leader().await;
+        let follower = (leader + 1) % 3;
+        let (here, there) = (peer(&cluster, leader).await, peer(&cluster, follower).await);
+        let counts = async || {
+            let (ours, theirs) = (cluster.metrics(leader).await, cluster.metrics(follower).await);
+            let (sent, received) =
+                ("chainfire_network_peer_sent_bytes_total", "chainfire_network_peer_received_bytes_total");
+            [(&ours, sent, there), (&theirs, received, here), (&ours, received, there), (&theirs, sent, here)]
+                .map(|(page, name, peer)| counted(page, name, peer))
+        };
+        let before = counts().await;
+        cluster.client(leader).put("large", &"x".repeat(BYTES as usize)).await.unwrap();
+        // Reads what was written.
+        cluster.client(follower).get("large").await.unwrap();
+        let after = counts().await;
+        let grown: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+        assert!(grown[..2].iter().all(|bytes| (BYTES..4 * BYTES).contains(bytes)), "one value of {BYTES}: {grown:?}");
+        assert!(grown[2..].iter().all(|bytes| (1..BYTES / 4).contains(bytes)), "the answers to it: {grown:?}");
+    }
+}
+
+/// How a member is called in the labels of others.
+async fn peer(cluster: &Cluster, index: usize) -> u64 {
+    cluster.member(index, index).await.expect("it is a member").id
+}
+
+fn counted(page: &str, name: &str, peer: u64) -> u64 {
+    let prefix = format!("{name}{{peer=\"{peer}\"}} ");
+    let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
+    value.unwrap_or_else(|| panic!("no {prefix}in\n{page}")).parse().unwrap()
 }
 
 /// Words that are names of ours or of etcd. What a recording rule makes has a colon in it.

@@ -10,6 +10,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
     date_time_ymd,
 };
+use rpc::client::TlsFiles;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 pub struct Pki {
@@ -151,6 +152,12 @@ impl Pki {
             ("peer-trusted-ca-file", ca),
             ("client-crl-file", path("ca.crl".to_owned())),
         ]
+    }
+
+    /// The same for clients of our own.
+    pub fn client_files(&self) -> TlsFiles {
+        let path = |file: &str| Some(self.path(file));
+        TlsFiles { ca: path("ca.crt"), cert: path("client.crt"), key: path("client.key"), ..TlsFiles::default() }
     }
 
     /// What a client of today brings along.
