@@ -5,8 +5,8 @@
 #   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
 #   scripts/demo.sh --tls    clients speak TLS too, with certificates on both sides
 #
-# The nodes talk among themselves under mTLS, with certificates made on the spot. Clients are served plain HTTP on loopback
-# unless --tls is given.
+# The nodes talk among themselves under mTLS, with certificates made on the spot, and whoever shows none is refused there.
+# Clients are served plain HTTP on loopback unless --tls is given. What is printed as a command can be pasted as it is.
 #
 # SERVER=path runs it on another program that takes etcd's flags (bin/etcd, or a real etcd).
 set -euo pipefail
@@ -16,6 +16,7 @@ SERVER=${SERVER:-}
 HOSTS=(127.0.0.1 127.0.0.2 127.0.0.3)
 CLIENT_PORT=2379
 PEER_PORT=2380
+GOSSIP_PORT=2381
 START_SECONDS=30
 
 once='' tls=''
@@ -41,6 +42,8 @@ main() {
     trap clean_up EXIT
     [ -n "$SERVER" ] || make_certificates
     start_three
+    [ -n "$SERVER" ] || knock_without_a_certificate
+    [ -n "$SERVER" ] || follow_the_runbook
     load_packages
     read_back
     follow_a_watch
@@ -55,8 +58,18 @@ make_certificates() {
     scripts/generate-dev-certs.sh "$folder/certs" > "$folder/certs.log" || fail "no certificates were made: $(tail -n 3 "$folder/certs.log")"
     openssl x509 -in "$folder/certs/chainfire-node-1.crt" -noout -subject -issuer -enddate
     [ -n "$tls" ] || return 0
-    export ETCDCTL_CACERT=$folder/certs/ca.crt ETCDCTL_CERT=$folder/certs/client.crt ETCDCTL_KEY=$folder/certs/client.key
-    export CHAINFIRE_CACERT=$ETCDCTL_CACERT CHAINFIRE_CERT=$ETCDCTL_CERT CHAINFIRE_KEY=$ETCDCTL_KEY
+    echo "Clients show one too. In another terminal, all commands below need:"
+    exports
+    # shellcheck disable=SC1090
+    source <(exports)
+}
+
+# Which certificates clients use.
+exports() {
+    local program
+    for program in ETCDCTL CHAINFIRE; do
+        echo "export ${program}_CACERT=$folder/certs/ca.crt ${program}_CERT=$folder/certs/client.crt ${program}_KEY=$folder/certs/client.key"
+    done
 }
 
 start_three() {
@@ -68,6 +81,49 @@ start_three() {
     local deadline=$((SECONDS + 5))
     until [ "$(etcdctl --endpoints "$(endpoints)" member list | grep -c ' started,')" = 3 ] || [ $SECONDS -ge $deadline ]; do sleep 0.1; done
     show etcdctl --endpoints "$(endpoints)" member list -w table
+}
+
+knock_without_a_certificate() {
+    say "Knocking at the ports of Raft and gossip without a certificate"
+    local host port answer
+    for host in "${HOSTS[@]}"; do
+        for port in $PEER_PORT $GOSSIP_PORT; do
+            answer=$(timeout 10 openssl s_client -connect "$host:$port" -CAfile "$folder/certs/ca.crt" -ign_eof < /dev/null 2>&1) || true
+            answer=$(grep -om1 'alert certificate required' <<< "$answer") || fail "$host:$port does not ask for a certificate" "$host"
+            echo "$host:$port: $answer"
+        done
+    done
+    local deadline=$((SECONDS + START_SECONDS)) client=(bin/chainfire-client --endpoint "$(endpoint "${HOSTS[0]}")")
+    until [ "$("${client[@]}" status | grep -c 'gossip=alive')" = ${#HOSTS[@]} ]; do
+        [ $SECONDS -lt $deadline ] || fail "gossip does not call all nodes alive:" "${HOSTS[0]}"
+        sleep 0.2
+    done
+    echo "The members know one another there:"
+    show "${client[@]}" member-list
+}
+
+# In a shell that knows nothing but these lines.
+follow_the_runbook() {
+    say "Following the runbook, line by line"
+    runbook > "$folder/runbook"
+    env -i PATH="$PATH" HOME="$HOME" bash -ev "$folder/runbook" 2>&1 || fail "a line of the runbook does not work"
+}
+
+# What an operator looks at first.
+runbook() {
+    local client="chainfire-client --endpoint $SCHEME://localhost:$CLIENT_PORT"
+    [ -z "$tls" ] || client+=" --cacert $CHAINFIRE_CACERT --cert $CHAINFIRE_CERT --key $CHAINFIRE_KEY"
+    cat << TEXT
+export PATH=$PWD/bin:\$PATH
+$client status
+$client status --cluster
+$client member-list
+$client put greeting hello
+$client get greeting
+nc -zv ${HOSTS[0]} $CLIENT_PORT  # API port
+nc -zv ${HOSTS[0]} $PEER_PORT  # Raft port
+nc -zv ${HOSTS[0]} $GOSSIP_PORT  # Gossip port
+TEXT
 }
 
 load_packages() {
@@ -102,7 +158,7 @@ follow_a_watch() {
     until [ "$(grep -cE '^(PUT|DELETE)$' "$seen")" = 4 ] || [ $SECONDS -ge $deadline ]; do sleep 0.1; done
     kill "$watcher" && wait "$watcher" 2> /dev/null || true
     echo "The watch saw:"
-    sed 's/^/    /' "$seen"
+    indent < "$seen"
     [ "$(grep -cE '^(PUT|DELETE)$' "$seen")" = 4 ] || fail "the watch did not see four events"
 }
 
@@ -147,7 +203,7 @@ damage_a_file() {
         sleep 0.2
     done
     wait_for "$follower"
-    grep -hE 'Damage found|is lost and is rebuilt|was rebuilt from its peers' "$folder/$follower.log" | cut -c 1-160 | sed 's/^/    /'
+    grep -hE 'Damage found|is lost and is rebuilt|was rebuilt from its peers' "$folder/$follower.log" | cut -c 1-160 | indent
     show bin/chainfire-client --endpoint "$(endpoint "${HOSTS[0]}")" status --cluster
     show etcdctl --endpoints "$(endpoint "$follower")" get /dpkg/bash/Version
 }
@@ -155,24 +211,18 @@ damage_a_file() {
 stay() {
     trap 'exit 0' INT
     say "The cluster stays up until Ctrl-C. In another terminal, try:"
-    if [ -n "$tls" ]; then
-        cat << TEXT
-    export ETCDCTL_CACERT=$ETCDCTL_CACERT ETCDCTL_CERT=$ETCDCTL_CERT ETCDCTL_KEY=$ETCDCTL_KEY
+    [ -n "$SERVER" ] || runbook | indent
+    [ -z "$tls" ] || exports | indent
+    indent << TEXT
+export ETCDCTL_ENDPOINTS=$(endpoints)
+etcdctl get /dpkg/bash/Description
+etcdctl get --prefix /dpkg/lib --keys-only | grep /Version | wc -l
+etcdctl watch --prefix /demo/
+etcdctl endpoint status -w table
+etcdctl --endpoints <the leader's> move-leader <member id>
+curl ${tls:+--cacert \$ETCDCTL_CACERT --cert \$ETCDCTL_CERT --key \$ETCDCTL_KEY }$(endpoint "${HOSTS[0]}")/metrics
+tail -f $folder/${HOSTS[0]}.log
 TEXT
-    fi
-    cat << TEXT
-    export ETCDCTL_ENDPOINTS=$(endpoints)
-    etcdctl get /dpkg/bash/Description
-    etcdctl get --prefix /dpkg/lib --keys-only | grep /Version | wc -l
-    etcdctl watch --prefix /demo/
-    etcdctl endpoint status -w table
-    etcdctl --endpoints <the leader's> move-leader <member id>
-    curl ${tls:+--cacert \$ETCDCTL_CACERT --cert \$ETCDCTL_CERT --key \$ETCDCTL_KEY }$(endpoint "${HOSTS[0]}")/metrics
-TEXT
-    if [ -z "$SERVER" ]; then
-        echo "    bin/chainfire-client --endpoint $(endpoint "${HOSTS[0]}") status --cluster"
-    fi
-    echo "    tail -f $folder/${HOSTS[0]}.log"
     while :; do sleep 3600 & wait $!; done
 }
 
@@ -208,9 +258,10 @@ wait_for() {
 }
 
 refuse_ports_in_use() {
-    local host port
+    local host port ports=("$CLIENT_PORT" "$PEER_PORT")
+    [ -n "$SERVER" ] || ports+=("$GOSSIP_PORT")
     for host in "${HOSTS[@]}"; do
-        for port in $CLIENT_PORT $PEER_PORT; do
+        for port in "${ports[@]}"; do
             if (exec 3<> "/dev/tcp/$host/$port") 2> /dev/null; then
                 echo "demo: $host:$port is in use$(holder "$port"); stop what runs there and try again" >&2
                 exit 1
@@ -246,6 +297,7 @@ endpoints() {
 }
 join() { local IFS=,; echo "$*"; }
 say() { printf '\n\e[1m%s\e[0m\n' "$*"; }
+indent() { sed 's/^/    /'; }
 show() { echo "\$ $*" && "$@"; }
 
 # fail MESSAGE [HOST]: says what is wrong, with the end of the node's log.

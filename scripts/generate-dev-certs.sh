@@ -5,6 +5,8 @@
 # are replaced. What earlier runs were told (nodes, hosts, a separate CA for clients) is read from the certificates that
 # lie in DIR, so a run without options renews all of it. A file is replaced whole, under its final name, by a rename.
 #
+# `scp DIR/*` brings a node what it needs, and what it must not have is out of its reach: the keys of CAs lie in DIR/.ca.
+#
 # The first DNS name of a certificate is the name of its member: on Raft and gossip that is what the peers check.
 set -euo pipefail
 
@@ -13,19 +15,19 @@ usage() {
 usage: scripts/generate-dev-certs.sh DIR [options]
 
 Makes in DIR, with EC P-256 keys (keys mode 0600, certificates 0644):
-  ca.crt ca.key                    the CA; kept when it is there, and its certificate renewed when it runs out
+  ca.crt .ca/ca.key                the CA; kept when it is there, and its certificate renewed when it runs out
   chainfire-node-N.crt .key        for the nodes N of Chainfire, as server and as client
   flaredb-node-N.crt .key          for the nodes N of FlareDB
   placement-driver-node-1.crt .key
   client.crt .key                  for chainfire-client, curl, Prometheus
-  bundles/NAME/                    what the host of NAME needs, and no more: ca.crt and its own pair
+  .bundles/NAME/                   what the host of NAME needs, and no more: ca.crt and its own pair
 
 options:
   --nodes COUNT      so many nodes of each kind (3)
   --host N=NAME      a further name or IP address of the host of node N, kept by later runs; repeat it
   --days DAYS        how long the certificates are valid (365); the CA's ten years
-  --client-ca        clients get a CA of their own, client-ca.crt and client-ca.key, for `client_ca_file`
-  --force-ca         a new CA; the old one is kept as ca.old.crt and ca.old.key, and ca-both.crt holds the two
+  --client-ca        clients get a CA of their own, client-ca.crt and .ca/client-ca.key, for `client_ca_file`
+  --force-ca         a new CA; the old one is kept as ca.old.crt and .ca/ca.old.key, and ca-both.crt holds the two
   --help
 
 The certificate of node N is valid for chainfire-node-N, nodeN, node-N, localhost, 127.0.0.N, 127.0.0.1 and its --host.
@@ -45,6 +47,8 @@ main() {
     umask 077
     scratch=$(mktemp -d .making-XXXXXX) || fail "$directory cannot be written"
     trap 'rm -rf "$scratch"' EXIT
+    mkdir -p "$scratch/.ca"
+    put_away
 
     local had_ca=''
     [ ! -e ca.crt ] || had_ca=1
@@ -135,26 +139,36 @@ names_in() {
     openssl x509 -in "$1" -noout -text 2> /dev/null | sed -n '/Subject Alternative Name/{n;s/IP Address:/IP:/g;s/,//g;p;}' || true
 }
 
-# authority NAME SUBJECT FORCE: makes NAME.crt and NAME.key unless they are there.
+# Keys of CAs, and folders, that somebody has left among the files.
+put_away() {
+    mkdir -p .ca
+    local name
+    for name in ca.key ca.old.key client-ca.key client-ca.old.key; do
+        [ ! -e "$name" ] || mv -n "$name" .ca/
+    done
+    rm -rf bundles
+}
+
+# authority NAME SUBJECT FORCE: makes NAME.crt and its key unless they are there.
 authority() {
-    local name=$1 force=$3
-    if [ -n "$force" ] && [ -e "$name.key" ] && [ -e "$name.crt" ]; then
+    local name=$1 key=.ca/$1.key force=$3
+    if [ -n "$force" ] && [ -e "$key" ] && [ -e "$name.crt" ]; then
         cp "$name.crt" "$scratch/$name.old.crt" && publish "$name.old.crt"
-        cp "$name.key" "$scratch/$name.old.key" && publish "$name.old.key"
-    elif [ -e "$name.key" ] && [ -e "$name.crt" ] && [ -z "$force" ]; then
+        cp "$key" "$scratch/.ca/$name.old.key" && publish ".ca/$name.old.key"
+    elif [ -e "$key" ] && [ -e "$name.crt" ] && [ -z "$force" ]; then
         keep_authority "$name"
         return
-    elif [ -e "$name.key" ] || { [ -e "$name.crt" ] && [ -z "$force" ]; }; then
-        fail "only one of $name.crt and $name.key is in $directory: bring the other one back, or move it away and take --force-ca for a new CA"
+    elif [ -e "$key" ] || { [ -e "$name.crt" ] && [ -z "$force" ]; }; then
+        fail "only one of $name.crt and $key is in $directory: bring the other one back, or move it away and take --force-ca for a new CA"
     fi
     # The number tells CAs apart for those who compare subject and issuer.
     local subject="/O=Centra/CN=$2 $(openssl rand -hex 4)"
     extensions_of_authority
     openssl_quietly req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -subj "$subject" \
-        -keyout "$scratch/$name.key" -out "$scratch/request"
-    openssl_quietly x509 -req -in "$scratch/request" -signkey "$scratch/$name.key" -sha256 -days $CA_DAYS \
+        -keyout "$scratch/$key" -out "$scratch/request"
+    openssl_quietly x509 -req -in "$scratch/request" -signkey "$scratch/$key" -sha256 -days $CA_DAYS \
         -set_serial "$(serial)" -extfile "$scratch/extensions" -out "$scratch/$name.crt"
-    publish "$name.key"
+    publish "$key"
     publish "$name.crt"
     if [ -n "$force" ] && [ -e "$name.old.crt" ]; then
         cat "$name.crt" "$name.old.crt" > "$scratch/$name-both.crt" && publish "$name-both.crt"
@@ -163,20 +177,20 @@ authority() {
 
 # Checks a CA that is there; one that ends before what it would sign is signed again, with its own key and name.
 keep_authority() {
-    local name=$1
+    local name=$1 key=.ca/$1.key
     local of_certificate of_key
     of_certificate=$(openssl x509 -in "$name.crt" -noout -pubkey 2> /dev/null) || fail "$directory/$name.crt is no certificate"
-    of_key=$(openssl pkey -in "$name.key" -pubout 2> /dev/null) || fail "$directory/$name.key is no private key that can be read"
-    [ "$of_certificate" = "$of_key" ] || fail "$directory/$name.key does not belong to $name.crt"
-    chmod 0600 "$name.key"
+    of_key=$(openssl pkey -in "$key" -pubout 2> /dev/null) || fail "$directory/$key is no private key that can be read"
+    [ "$of_certificate" = "$of_key" ] || fail "$directory/$key does not belong to $name.crt"
+    chmod 0600 "$key"
     openssl x509 -in "$name.crt" -noout -checkend $((days * 86400)) > /dev/null && return
     local subject issuer
     subject=$(openssl x509 -in "$name.crt" -noout -subject)
     issuer=$(openssl x509 -in "$name.crt" -noout -issuer)
     [ "${subject#subject}" = "${issuer#issuer}" ] || fail "$directory/$name.crt ends within $days days and another CA has signed it: renew it there, or take fewer --days"
     extensions_of_authority
-    openssl_quietly x509 -x509toreq -in "$name.crt" -signkey "$name.key" -out "$scratch/request"
-    openssl_quietly x509 -req -in "$scratch/request" -signkey "$name.key" -sha256 -days $CA_DAYS \
+    openssl_quietly x509 -x509toreq -in "$name.crt" -signkey "$key" -out "$scratch/request"
+    openssl_quietly x509 -req -in "$scratch/request" -signkey "$key" -sha256 -days $CA_DAYS \
         -set_serial "$(serial)" -extfile "$scratch/extensions" -out "$scratch/$name.crt"
     publish "$name.crt"
     echo "renewed: $name.crt, with the same key and name"
@@ -202,7 +216,7 @@ authorityKeyIdentifier = keyid
 TEXT
     openssl_quietly req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -subj "/O=Centra/CN=$2" \
         -keyout "$scratch/$2.key" -out "$scratch/request"
-    openssl_quietly x509 -req -in "$scratch/request" -CA "$1.crt" -CAkey "$1.key" -sha256 -days "$days" \
+    openssl_quietly x509 -req -in "$scratch/request" -CA "$1.crt" -CAkey ".ca/$1.key" -sha256 -days "$days" \
         -set_serial "$(serial)" -extfile "$scratch/extensions" -out "$scratch/$2.crt"
     publish "$2.key"
     publish "$2.crt"
@@ -219,13 +233,13 @@ publish() {
 
 bundle_all() {
     local certificate name file
-    rm -rf bundles
+    rm -rf .bundles
     for certificate in *-node-*.crt client.crt; do
         name=${certificate%.crt}
         [ -e "$name.key" ] || continue
-        mkdir -p "bundles/$name"
+        mkdir -p ".bundles/$name"
         for file in ca.crt client-ca.crt "$name.crt" "$name.key"; do
-            [ ! -e "$file" ] || cp -p "$file" "bundles/$name/"
+            [ ! -e "$file" ] || cp -p "$file" ".bundles/$name/"
         done
     done
 }
@@ -241,13 +255,13 @@ next_steps() {
     if [ -n "$force_ca" ] && [ -n "$had_ca" ]; then
         cat << TEXT
 A new CA: nobody trusts it yet. Without a gap it is rolled out in three steps, each to every host before the next:
-  1. $here/ca-both.crt as its ca.crt      2. its pair from $here/bundles/      3. $here/ca.crt as its ca.crt
+  1. $here/ca-both.crt as its ca.crt      2. its pair from $here/.bundles/     3. $here/ca.crt as its ca.crt
 TEXT
     fi
     cat << TEXT
-Certificates for $(ls -d bundles/*-node-* | wc -l) nodes and for clients are in $here, valid for $days days.
+Certificates for $(ls -d .bundles/*-node-* | wc -l) nodes and for clients are in $here, valid for $days days.
 Next, for each node N:
-  scp $here/bundles/chainfire-node-N/* nodeN:/etc/centra-cloud/certs/
+  scp $here/.bundles/chainfire-node-N/* nodeN:/etc/centra-cloud/certs/
   ssh nodeN 'sudo chown chainfire:chainfire /etc/centra-cloud/certs/* && sudo chmod 600 /etc/centra-cloud/certs/*.key'
 and in its /etc/centra-cloud/chainfire.toml:
   [network.tls]
@@ -258,7 +272,7 @@ TEXT
     [ ! -e client-ca.crt ] || echo '  client_ca_file = "/etc/centra-cloud/certs/client-ca.crt"'
     cat << TEXT
 Then: chainfire-client --endpoint https://node1:2379 --cacert $here/ca.crt --cert $here/client.crt --key $here/client.key status
-Keep ca.key where no server runs: whoever has it can make certificates for any node.
+Keep .ca where no server runs: whoever has its keys can make certificates for any node.
 TEXT
 }
 

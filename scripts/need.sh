@@ -72,6 +72,7 @@ for purpose in "$@"; do
             need_command etcdctl etcd-client
             need_command jq jq
             need_command openssl openssl
+            need_command nc netcat-openbsd
             ;;
         test)
             need_command etcdctl etcd-client

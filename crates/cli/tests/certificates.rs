@@ -51,15 +51,21 @@ fn a_ca_and_a_pair_for_each_node_and_for_clients() {
             let (good, said) = openssl(folder, &format!("verify -purpose {purpose} -CAfile ca.crt {name}.crt"));
             assert!(good, "{said}");
         }
-        assert_eq!(names(&folder.join("bundles").join(name), "").len(), 3, "{name}");
+        assert_eq!(names(&folder.join(".bundles").join(name), "").len(), 3, "{name}");
     }
     assert!(!openssl(folder, "verify -purpose sslserver -CAfile ca.crt client.crt").0);
-    assert_eq!((mode(folder), mode(&folder.join("ca.key")), mode(&folder.join("bundles"))), (0o755, 0o600, 0o700));
     assert_eq!(
-        names(&folder.join("bundles/chainfire-node-2"), ""),
+        [".", ".ca", ".ca/ca.key", ".bundles"].map(|path| mode(&folder.join(path))),
+        [0o755, 0o700, 0o600, 0o700]
+    );
+    assert_eq!(
+        names(&folder.join(".bundles/chainfire-node-2"), ""),
         ["ca.crt", "chainfire-node-2.crt", "chainfire-node-2.key"]
     );
     assert_eq!(names(folder, "").len(), 19, "nothing is left over: {:?}", names(folder, ""));
+    // What `scp DIR/*` takes.
+    let seen: Vec<_> = names(folder, "").into_iter().filter(|name| !name.starts_with('.')).collect();
+    assert!(seen.iter().all(|name| folder.join(name).is_file() && !name.contains("ca.key")), "{seen:?}");
 
     // The runbook's lines.
     let (_, text) = openssl(folder, "x509 -in chainfire-node-2.crt -noout -text");
@@ -81,7 +87,7 @@ fn a_second_run_keeps_the_ca_and_what_it_was_told() {
     let told = ["--nodes", "4", "--host", "1=10.0.0.1", "--host=1=db.example", "--client-ca"];
     generate(folder, &told).unwrap();
     let read = |name: &str| fs::read(folder.join(name)).unwrap();
-    let kept = ["ca.crt", "ca.key", "client-ca.crt", "client-ca.key"];
+    let kept = ["ca.crt", ".ca/ca.key", "client-ca.crt", ".ca/client-ca.key"];
     let before = kept.map(read);
     let pair = ["chainfire-node-4.crt", "chainfire-node-4.key", "client.key"].map(read);
     generate(folder, &[]).unwrap();
@@ -91,20 +97,22 @@ fn a_second_run_keeps_the_ca_and_what_it_was_told() {
     assert!(names.contains("IP Address:10.0.0.1, DNS:db.example"), "{names}");
     assert!(openssl(folder, "verify -CAfile client-ca.crt client.crt").0);
     assert!(!openssl(folder, "verify -CAfile ca.crt client.crt").0);
-    assert!(folder.join("bundles/chainfire-node-4/client-ca.crt").exists());
+    assert!(folder.join(".bundles/chainfire-node-4/client-ca.crt").exists());
 
     // Nothing is made with half a CA, and a CA that ends is signed again with its own key.
-    fs::rename(folder.join("ca.key"), folder.join("elsewhere")).unwrap();
-    assert!(generate(folder, &[]).unwrap_err().contains("only one of ca.crt and ca.key"));
+    // A key that lies among the files is as good.
+    fs::rename(folder.join(".ca/ca.key"), folder.join("elsewhere")).unwrap();
+    assert!(generate(folder, &[]).unwrap_err().contains("only one of ca.crt and .ca/ca.key"));
     fs::rename(folder.join("elsewhere"), folder.join("ca.key")).unwrap();
     assert!(generate(folder, &["--days", "3650"]).unwrap().contains("renewed: ca.crt"));
-    assert_eq!(read("ca.key"), before[1]);
+    assert_eq!(read(".ca/ca.key"), before[1]);
+    assert!(!folder.join("ca.key").exists());
 
     // A new CA keeps the old one, and certificates of both are good for those who trust both.
     fs::copy(folder.join("chainfire-node-1.crt"), folder.join("old.pem")).unwrap();
     let said = generate(folder, &["--force-ca"]).unwrap();
     assert!(said.contains("ca-both.crt"), "{said}");
-    assert_eq!(read("ca.old.key"), before[1]);
+    assert_eq!(read(".ca/ca.old.key"), before[1]);
     assert!(!openssl(folder, "verify -CAfile ca.crt old.pem").0);
     assert!(openssl(folder, "verify -CAfile ca-both.crt old.pem chainfire-node-1.crt").0);
 }

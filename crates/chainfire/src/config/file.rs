@@ -29,9 +29,7 @@ pub fn read(path: &Path, required: bool, layers: &mut Layers) -> Result<Vec<Path
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut folder = path.as_os_str().to_owned();
-    folder.push(".d");
-    let folder = PathBuf::from(folder);
+    let folder = folder_beside(path);
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
@@ -46,6 +44,12 @@ fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, String> {
     }
     files.sort();
     Ok(files)
+}
+
+/// `FILE.d`; beside a drop-in, the folder that it lies in.
+fn folder_beside(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|parent| parent.extension().is_some_and(|extension| extension == "d"));
+    parent.map_or_else(|| path.with_added_extension("d"), Path::to_owned)
 }
 
 fn contents(path: &Path) -> Result<String, String> {
@@ -67,9 +71,9 @@ pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String>
         let hint = if error.message().contains("duplicate key") {
             let repeated = error.span().and_then(|span| text[span.start..].lines().next()).unwrap_or_default();
             format!(
-                " `{}`: each section and key may stand once, additions go into {}.d/NAME.toml",
+                " `{}`: each section and key may stand once, additions go into {}/NAME.toml",
                 repeated.split(['=', ']']).next().unwrap_or_default().trim_matches(['[', ' ']),
-                path.display()
+                folder_beside(path).display()
             )
         } else {
             String::new()
@@ -78,7 +82,7 @@ pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String>
     })?;
     for entry in entries(root.get_ref()) {
         let place = at(entry.span.start);
-        let key = entry.key().map_err(|why| format!("{place}: {why}"))?;
+        let key = entry.key(path).map_err(|why| format!("{place}: {why}"))?;
         if let Some(key) = key {
             layers.give(key, &given(entry.value), place)?;
         }
@@ -127,8 +131,8 @@ impl<'a> Entry<'a> {
         Entry { section, name: name.get_ref(), value: value.get_ref(), span: name.span() }
     }
 
-    /// The setting that the entry names; none where an announced section stands empty.
-    fn key(&self) -> Result<Option<&'static Key>, String> {
+    /// The setting that the entry of the file `path` names; none where an announced section stands empty.
+    fn key(&self, path: &Path) -> Result<Option<&'static Key>, String> {
         let Some(section) = self.section else { return self.top_level().map(Some) };
         let table = match self.value {
             DeValue::Table(table) => Some(table),
@@ -149,7 +153,11 @@ impl<'a> Entry<'a> {
         // A key of another section is more likely than a slip.
         let elsewhere = keys::KEYS.iter().find(|key| key.name == self.name);
         let meant = match elsewhere {
-            Some(key) => format!("`{}` of [{}]", key.name, key.section),
+            // Whoever appends a line to a file means the section that the line belongs to, not the last one.
+            Some(Key { name, section, .. }) => format!(
+                "`{name}` of [{section}]: write it below that line, or below a [{section}] of its own in {}/NAME.toml",
+                folder_beside(path).display()
+            ),
             None => format!("`{}`", nearest(self.name, keys::names_in(section)).unwrap_or_default()),
         };
         Err(format!("unknown key `{}` in [{section}]; the nearest known key is {meant}", escaped(self.name)))

@@ -186,7 +186,8 @@ fn mistakes_in_a_file_are_named() {
         ),
         (
             "[log]\nlevel = \"info\"\n\ndata_dir = \"/x\"\n",
-            "c.toml:4: unknown key `data_dir` in [log]; the nearest known key is `data_dir` of [storage]",
+            "c.toml:4: unknown key `data_dir` in [log]; the nearest known key is `data_dir` of [storage]: write it below \
+             that line, or below a [storage] of its own in c.toml.d/NAME.toml",
         ),
         (
             "bootstap = false\n",

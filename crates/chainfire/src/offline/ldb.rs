@@ -79,7 +79,7 @@ fn repair(dir: &Path) -> Result<ExitCode, Failure> {
     if let Some(folder) = &held {
         folder.mark_repaired()?;
     }
-    let repaired = rocks::repair(dir);
+    let repaired = rocks::repair(dir, &layout::FAMILIES);
     if let Some(folder) = &held {
         give_to_owner(folder)?;
     }

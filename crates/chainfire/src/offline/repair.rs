@@ -86,14 +86,17 @@ fn salvage(folder: &Folder, found: &Found) -> Result<ExitCode, Failure> {
         });
     }
     folder.mark_repaired()?;
-    let repaired = rocks::repair(folder.path());
+    let repaired = rocks::repair(folder.path(), &layout::FAMILIES);
     give_to_owner(folder)?;
     repaired.map_err(|error| Failure::damaged(format!("RocksDB cannot repair it: {error} code=CF4104")))?;
     let after = check::look(folder)?;
-    let Ok(Some(state)) = &after.state else {
-        let why = after.state.err().unwrap_or_else(|| "nothing is left".to_owned());
-        return Err(Failure::damaged(format!("what could be salvaged cannot be used: {why} code=CF4104")));
+    let state = match &after.state {
+        Ok(Some(state)) if state.mark.index > 0 => Ok(state),
+        Ok(_) => Err("what says how far it reaches is lost"),
+        Err(why) => Err(why.as_str()),
     };
+    let unusable = |why| Failure::damaged(format!("what could be salvaged cannot be used: {why} code=CF4104"));
+    let state = state.map_err(unusable)?;
     let kept = rocks::check(folder.path(), &layout::FAMILIES).ok().flatten().map_or(0, |files| files.files);
     print(&format!(
         "salvaged: {kept} files that can be read, up to index {} and revision {}; files that were dropped lie in {}/\n\

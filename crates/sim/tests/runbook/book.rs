@@ -193,6 +193,10 @@ done
 for node in node1 node2 node3; do
   ssh $node "sudo systemctl restart chainfire"
 done"#;
+    /// How both end.
+    pub const RESTART_ALL: &str = r#"for node in node1 node2 node3; do
+  ssh $node "sudo systemctl restart chainfire"
+done"#;
     pub const PERMISSIONS: &str = "\
 # Fix certificate file permissions
 sudo chown chainfire:chainfire /etc/centra-cloud/certs/*
@@ -247,6 +251,8 @@ pub mod monitoring {
         "histogram_quantile(0.99, rate(chainfire_write_duration_seconds_bucket[5m])) > 0.5",
         r#"up{job="chainfire"} == 0"#,
     ];
+    /// The expression of ChainfireHighWriteLatency holds above so many seconds.
+    pub const HIGH_LATENCY_SECONDS: f64 = 0.5;
     pub const KEY_METRICS: [&str; 2] = ["raft_index", "raft_term"];
 }
 

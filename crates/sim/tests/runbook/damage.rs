@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::book::{fill, inconsistency, quick};
+use crate::book::{fill, inconsistency, latency, quick};
 use crate::world::World;
+
+/// The exit code of what is done to the folder of a stopped node.
+const DAMAGED: i32 = 2;
 
 #[test]
 fn a_corrupted_log_entry_is_named_and_the_node_is_rebuilt() {
@@ -37,6 +40,50 @@ fn repair_and_checkconsistency_work_on_a_stopped_node() {
     world.on(node, inconsistency::CHECK).succeeds().shows("OK");
     world.on(node, inconsistency::REPAIR).succeeds().shows("OK");
     world.on(node, inconsistency::CHECK).succeeds().shows("OK");
+    world.on(node, inconsistency::START).succeeds();
+    world.until_serving(&[node]);
+    equal_hashes(&world);
+}
+
+/// A byte of a table file is wrong. The repair makes a database of the other files, run as root, and the unit's user goes on
+/// with the folder: what was dropped comes from a peer.
+#[test]
+fn a_damaged_table_is_repaired_and_the_node_has_what_its_peers_have() {
+    let (world, node) = with_a_stopped_node();
+    let tables = tables(&world, node);
+    flip_a_byte(&tables[0]);
+    world.on(node, inconsistency::CHECK).exits(DAMAGED).shows("code=CF4104");
+    world.on(node, inconsistency::REPAIR).succeeds().shows("OK");
+    world.on(node, inconsistency::CHECK).succeeds().shows("OK");
+    not_a_file_is_roots(&world, node);
+    world.on(node, inconsistency::START).succeeds();
+    world.until_serving(&[node]);
+    world.until_said(node, "went through a repair");
+    equal_hashes(&world);
+}
+
+/// Nothing is left to make a database of: the repair says so, and the node is rebuilt from its peers all the same.
+#[test]
+fn a_repair_that_fails_says_so_and_the_node_has_what_its_peers_have() {
+    let (world, node) = with_a_stopped_node();
+    tables(&world, node).iter().for_each(|table| flip_a_byte(table));
+    world.on(node, inconsistency::REPAIR).exits(DAMAGED).shows("code=CF4104").hides("OK");
+    world.on(node, inconsistency::CHECK).exits(DAMAGED).shows("code=CF4104");
+    not_a_file_is_roots(&world, node);
+    world.on(node, inconsistency::START).succeeds();
+    world.until_serving(&[node]);
+    equal_hashes(&world);
+}
+
+/// Our own commands for the same, run by root.
+#[test]
+fn chainfire_check_and_repair_leave_the_folder_to_its_owner() {
+    let (world, node) = with_a_stopped_node();
+    world.on(node, "chainfire check").succeeds().shows("state: intact");
+    flip_a_byte(&tables(&world, node)[0]);
+    world.on(node, "chainfire check").exits(DAMAGED).shows("state: damaged");
+    world.on(node, "chainfire repair").succeeds().shows("the folder begins anew");
+    not_a_file_is_roots(&world, node);
     world.on(node, inconsistency::START).succeeds();
     world.until_serving(&[node]);
     equal_hashes(&world);
@@ -98,6 +145,26 @@ fn a_failed_node_is_removed_wiped_added_as_a_learner_and_promoted() {
     equal_hashes(&world);
 }
 
+/// A cluster and a node of it that was stopped twice, each time with more in memory than before: each family of its state
+/// lies in more than one file.
+fn with_a_stopped_node() -> (World, usize) {
+    let world = with_keys(3);
+    let node = world.leader() % 3 + 1;
+    world.on(node, latency::RESTART).succeeds();
+    world
+        .operator("for i in $(seq 50); do chainfire-client --endpoint http://node1:2379 put more-$i value; done")
+        .succeeds();
+    world.until_serving(&[node]);
+    world.on(node, inconsistency::STOP).succeeds();
+    (world, node)
+}
+
+/// What root has done in a data folder leaves everything to the unit's user.
+pub fn not_a_file_is_roots(world: &World, node: usize) {
+    let found = world.on(node, "find /var/lib/chainfire ! -user chainfire").succeeds();
+    assert_eq!(found.text, "", "{found}");
+}
+
 /// A cluster with some keys in it.
 pub fn with_keys(count: usize) -> World {
     let world = World::found(count);
@@ -115,6 +182,15 @@ pub fn equal_hashes(world: &World) {
     };
     let hashes: Vec<u32> = (1..=world.count()).map(hash).collect();
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:x?}");
+}
+
+/// The table files of a state, the largest first.
+fn tables(world: &World, node: usize) -> Vec<PathBuf> {
+    let files = fs::read_dir(world.path(node, "/var/lib/chainfire")).unwrap().map(|entry| entry.unwrap().path());
+    let mut tables: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "sst")).collect();
+    tables.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).unwrap().len()));
+    assert!(!tables.is_empty(), "a node that stops leaves its state in files");
+    tables
 }
 
 /// The segment of the log that most is written to.

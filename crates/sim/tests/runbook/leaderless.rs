@@ -1,8 +1,14 @@
 //! Issue: No Leader / Leader Election Fails.
 
 use crate::book::{fill, leaderless};
+use crate::damage::not_a_file_is_roots;
+use crate::said::Said;
 use crate::wires::Cut;
 use crate::world::World;
+
+// Exit codes of chainfire-client.
+const UNREACHABLE: i32 = 3;
+const NO_LEADER: i32 = 4;
 
 #[test]
 fn without_a_quorum_there_is_no_leader_until_a_majority_is_started() {
@@ -22,12 +28,37 @@ fn without_a_quorum_there_is_no_leader_until_a_majority_is_started() {
     world.operator(leaderless::QUORUM).succeeds().shows("Running nodes: 3 (need >= 2 for quorum)");
     world.operator(r#"ssh node1 "systemctl is-active chainfire""#).fails().shows("inactive");
     world.operator(r#"ssh node3 "systemctl is-active chainfire""#).succeeds().shows("active");
+    // What our own documentation counts with instead.
+    let lost = of_the_cluster(&world, 3).exits(NO_LEADER).shows("health: quorum lost");
+    lost.shows("quorum: 1 of 3 voters answer, 2 are needed").shows("chainfire recover --unsafe");
+    of_the_cluster(&world, 1).exits(UNREACHABLE);
 
     let elected = world.operator(leaderless::START_MAJORITY).succeeds().hides("leader: none");
     assert!(elected.number("leader") >= 1);
     world.operator("chainfire-client --endpoint http://node3:2379 get key").succeeds().shows("before");
     world.operator("chainfire-client --endpoint http://node3:2379 put key value").succeeds();
     assert!(world.is_active(3), "waiting for a quorum ends nobody");
+    world.until("all is well", || of_the_cluster(&world, 3).exits(0).out.contains("health: good\n"));
+    world.kill(2);
+    world.until("one is missed, and writes go on", || {
+        let status = of_the_cluster(&world, 3);
+        status.is_success()
+            && status.out.contains("health: degraded\n")
+            && status.out.contains("see why node 2 does not")
+    });
+}
+
+/// All run and answer, and hear nobody: a count of processes would be content.
+#[test]
+fn members_that_do_not_hear_one_another_elect_nobody() {
+    let world = World::found(3);
+    world.cut(&Cut::asunder(3));
+    world.until("there is no leader", || of_the_cluster(&world, 1).out.contains("leader: none"));
+    world.operator(leaderless::QUORUM).succeeds().shows("Running nodes: 3");
+    let status = of_the_cluster(&world, 1).exits(NO_LEADER).shows("health: no leader elected");
+    status.shows("quorum: 3 of 3 voters answer").shows("can they reach one another on their peer addresses");
+    world.heal();
+    world.until("all is well", || of_the_cluster(&world, 1).out.contains("health: good\n"));
 }
 
 #[test]
@@ -85,7 +116,7 @@ fn a_lost_majority_is_given_up_and_the_runbook_goes_on() {
     let before = world.status(1).field("cluster_id").map(str::to_owned);
     world.stop(1);
     world.on(1, "chainfire recover --unsafe --yes --config /etc/centra-cloud/chainfire.toml").succeeds();
-    world.on(1, "chown -R chainfire:chainfire /var/lib/chainfire").succeeds();
+    not_a_file_is_roots(&world, 1);
     world.start(1);
     world.until_serving(&[1]);
     let status = world.status(1);
@@ -103,4 +134,9 @@ fn a_lost_majority_is_given_up_and_the_runbook_goes_on() {
     world.until_member(1, 3, "voter");
     world.until_serving(&[1, 2, 3]);
     world.operator("chainfire-client --endpoint http://node3:2379 get key").succeeds().shows("value");
+}
+
+/// `status --cluster` through a node.
+fn of_the_cluster(world: &World, through: usize) -> Said {
+    world.operator(&format!("chainfire-client --endpoint {} status --cluster", world.endpoint(through)))
 }

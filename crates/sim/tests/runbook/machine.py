@@ -8,8 +8,8 @@ says so, and takes orders over a socket. When it dies, the kernel ends everythin
     machine.py init FOLDER          process 1; FOLDER holds `unit`, `socket` and `journal`
     systemctl, journalctl           the same program under these names, asking process 1 or reading the journal
 
-Of a unit file it knows Type (notify or exec), ExecStart, ExecStartPre, ExecReload as SIGHUP, User, Restart, RestartSec,
-TimeoutStartSec, TimeoutStopSec and Environment; the rest (sandboxing) is systemd's own business.
+Of a unit file it knows Type (notify or exec), ExecStart, ExecReload as SIGHUP, User, Restart, RestartSec, TimeoutStartSec,
+TimeoutStopSec and Environment; the rest (sandboxing, the watchdog, limits of restarts) is systemd's own business.
 """
 
 import json
@@ -163,8 +163,10 @@ class Unit:
             if self.process is None:
                 self.wanted = True
                 self.begin()
-            settled = self.changed.wait_for(lambda: self.state in ("active", "failed", "inactive"),
-                                            seconds(self.setting("TimeoutStartSec"), 90))
+            # A start that failed is over, even if another one is on its way.
+            settled = self.changed.wait_for(
+                lambda: self.state in ("active", "failed", "inactive") or self.why == "auto-restart",
+                seconds(self.setting("TimeoutStartSec"), 90))
             if not settled or self.state != "active":
                 return 1, f"Job for {UNIT}.service failed. See \"systemctl status {UNIT}.service\" and \"journalctl -xeu {UNIT}.service\" for details.\n"
             return 0, ""

@@ -11,6 +11,7 @@
 //! | `latency` | Issue: High Write Latency |
 //! | `damage` | Issue: Data Inconsistency After Crash |
 //! | `tls` | TLS/mTLS Issues |
+//! | `restarts` | TLS/mTLS Issues: the loop that restarts all services |
 //! | `tuning` | Performance Tuning |
 //! | `monitoring` | Monitoring & Alerts |
 //! | `logs` | Log Analysis |
@@ -46,6 +47,7 @@ mod logs;
 mod monitoring;
 mod partitions;
 mod quick;
+mod restarts;
 mod said;
 mod settings;
 mod tls;

@@ -42,6 +42,34 @@ fn every_metric_of_the_queries_is_there_and_moves() {
     world.operator(&format!("curl -sS http://node{}:2379/metrics", others[0])).fails();
 }
 
+/// The buckets of `chainfire_write_duration_seconds`, as they are at a moment.
+pub struct Writes(Vec<(f64, f64)>);
+
+impl Writes {
+    pub fn of(world: &World, node: usize) -> Writes {
+        let page = scrape(world, node);
+        let buckets = page.lines().filter_map(|line| {
+            let (bound, count) =
+                line.strip_prefix("chainfire_write_duration_seconds_bucket{le=\"")?.split_once("\"} ")?;
+            // `+Inf` is a number, too.
+            Some((bound.parse().ok()?, count.parse().ok()?))
+        });
+        Writes(buckets.collect())
+    }
+
+    /// What the runbook's query and its alert compute of two such moments:
+    /// `histogram_quantile(0.99, rate(chainfire_write_duration_seconds_bucket[…]))`, in seconds.
+    pub fn p99_since(&self, before: &Writes) -> f64 {
+        let more: Vec<(f64, f64)> = self.0.iter().zip(&before.0).map(|(now, then)| (now.0, now.1 - then.1)).collect();
+        let rank = 0.99 * more.last().expect("there are buckets").1;
+        let at = more.iter().position(|(_, count)| *count >= rank).expect("the last bucket counts all");
+        let below = at.checked_sub(1).map_or((0.0, 0.0), |below| more[below]);
+        let (bound, count) = more[at];
+        // Beyond the last bound nobody knows more.
+        if bound.is_infinite() { below.0 } else { below.0 + (bound - below.0) * (rank - below.1) / (count - below.1) }
+    }
+}
+
 fn scrape(world: &World, node: usize) -> String {
     world.operator(&format!("curl -sS --fail http://node{node}:2379/metrics")).succeeds().out
 }

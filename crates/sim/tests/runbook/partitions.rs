@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use base::Rng;
 use sim::linear::Verdict;
 
+use crate::book::logs;
 use crate::history::{Reads, Recording};
 use crate::planted::{judge, planted_faults_are_seen};
 use crate::tell::{figure, runs, spread};
@@ -133,6 +134,29 @@ fn leader_or_other(world: &World, rng: &mut Rng) -> usize {
 
 fn sleep_ms(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// The runbook's search for errors of connections finds both kinds that a network has beside a refusal: packets that nobody
+/// answers, and a network that is not there.
+#[test]
+fn a_peer_that_is_not_answered_for_is_named_with_the_reason() {
+    let world = World::found(3);
+    let says = |reason: &str| {
+        let line = format!("ERROR chainfire_network: Failed to connect to peer, addr=node3:2380: {reason}");
+        world.until(&line, || world.on(1, logs::CONNECTION_ERRORS).out.contains(&line));
+    };
+    world.cut(&Cut::apart(3, &[3]));
+    says("timeout");
+    world.heal();
+    world.until_serving(&[1, 2, 3]);
+    let route = |verb: &str| {
+        world.on(1, &format!("ip route {verb} throw {}", world.address(3))).succeeds();
+    };
+    route("add");
+    says("Network is unreachable");
+    route("del");
+    world.until("they are in touch again", || world.status(1).out.matches("gossip=alive").count() == 3);
+    world.until_serving(&[1, 2, 3]);
 }
 
 /// The chain of cut, clients, recorder and checker has teeth: reads that a node answers from what it has, told as if they

@@ -35,6 +35,12 @@ impl Said {
     }
 
     #[track_caller]
+    pub fn exits(self, code: i32) -> Said {
+        assert_eq!(self.code, Some(code), "exit code {code} was expected of\n{self}");
+        self
+    }
+
+    #[track_caller]
     pub fn shows(self, text: &str) -> Said {
         assert!(self.text.contains(text), "`{text}` was expected of\n{self}");
         self

@@ -12,17 +12,10 @@ pub const CERTIFICATES: &str = "/etc/centra-cloud/certs";
 /// Makes certificates into the folder given.
 pub const MAKE_CERTIFICATES: &str = "scripts/generate-dev-certs.sh";
 
-/// The service manager's view of Chainfire.
-pub const UNIT: &str = "[Unit]
-Description=Chainfire
-[Service]
-Type=exec
-User=chainfire
-ExecStart=chainfire --config /etc/centra-cloud/chainfire.toml
-Restart=on-failure
-RestartSec=1s
-TimeoutStopSec=30s
-";
+/// The unit that is shipped.
+const UNIT: &str = include_str!("../../../../packaging/systemd/chainfire.service");
+/// Where the package puts the program. A machine finds it in its PATH.
+const PROGRAM: &str = "ExecStart=/usr/bin/chainfire\n";
 
 /// The configuration of one node.
 #[derive(Clone, Debug)]
@@ -77,7 +70,8 @@ impl World {
     /// Gives a machine its configuration file and the unit.
     pub fn set_up(&self, node: usize, settings: &Settings) {
         self.write(node, CONFIG, &settings.text(self, node));
-        self.write_unit(node, UNIT);
+        assert!(UNIT.contains(PROGRAM), "the unit starts something else:\n{UNIT}");
+        self.write_unit(node, &UNIT.replace(PROGRAM, "ExecStart=chainfire\n"));
     }
 
     /// Makes certificates for all machines where the operator's lie, and brings each machine its own.
@@ -109,7 +103,7 @@ impl World {
         world.certify();
         let all: Vec<usize> = (1..=count).collect();
         all.iter().for_each(|node| world.set_up(*node, &settings));
-        all.iter().for_each(|node| world.start(*node));
+        world.start_all();
         world.until_serving(&all);
         world
     }

@@ -51,8 +51,9 @@ fn expired_certificates_are_named_and_regenerated() {
     // The API's port refuses an expired client in the same words.
     ask(&world, 1, "status").fails().shows("certificate");
 
-    world.operator(&fill(tls::REGENERATE, &[("/path/to/centra-cloud", checkout())]));
+    world.operator(&fill(tls::REGENERATE, &[("/path/to/centra-cloud", checkout())])).succeeds();
     serves(&world);
+    have_the_certificates_of(&world, CERTIFICATES);
 }
 
 #[test]
@@ -73,9 +74,10 @@ fn nodes_of_two_cas_do_not_hear_each_other_until_all_have_the_same() {
     assert!(shown.out.starts_with("subject="), "{shown}");
 
     let new = format!("{}/new-certs", world.folder().display());
-    world.operator(&format!("cd {} && {}", checkout(), fill(tls::SAME_CA, &[("/tmp/new-certs", &new)])));
-    world.operator(&format!("cp -r {new}/* {CERTIFICATES}/")).succeeds();
+    world.operator(&format!("cd {}\n{}", checkout(), fill(tls::SAME_CA, &[("/tmp/new-certs", &new)]))).succeeds();
+    world.operator(&format!("cp {new}/* {CERTIFICATES}/")).succeeds();
     serves(&world);
+    have_the_certificates_of(&world, &new);
 }
 
 #[test]
@@ -114,7 +116,7 @@ fn under_mtls() -> World {
     let settings = Settings { api: "mutual", ..Settings::founder(&world) };
     world.certify();
     NODES.iter().for_each(|node| world.set_up(*node, &settings));
-    NODES.iter().for_each(|node| world.start(*node));
+    world.start_all();
     serves(&world);
     world
 }
@@ -123,6 +125,20 @@ fn under_mtls() -> World {
 fn serves(world: &World) {
     for node in NODES {
         world.until(&format!("node{node} serves"), || ask(world, node, "get some-key").is_success());
+    }
+}
+
+/// The nodes have what lies in the operator's folder, but for the keys that sign.
+fn have_the_certificates_of(world: &World, folder: &str) {
+    let made = world.operator(&format!("cd {folder} && sha256sum *")).succeeds();
+    let signing = world.operator(&format!("cat {folder}/.ca/ca.key")).succeeds();
+    for node in NODES {
+        assert_eq!(world.on(node, &format!("cd {CERTIFICATES} && sha256sum *")).succeeds().out, made.out);
+        world
+            .on(node, &format!("cat {CERTIFICATES}/* && ls -A {CERTIFICATES}"))
+            .succeeds()
+            .hides(&signing.out)
+            .hides(".ca");
     }
 }
 

@@ -7,11 +7,13 @@ use std::time::Duration;
 use proto::etcdserverpb::{self as pb, request_op::Request};
 
 use crate::book::{latency, tuning};
-use crate::settings::Settings;
+use crate::settings::{CONFIG, Settings};
 use crate::world::World;
 use crate::{client, history};
 
 const DROP_INS: &str = "/etc/centra-cloud/chainfire.toml.d";
+/// The configuration that is shipped.
+const SHIPPED: &str = include_str!("../../../../packaging/etc/centra-cloud/chainfire.toml");
 
 #[test]
 fn every_key_of_storage_takes_effect_in_rocksdb() {
@@ -75,13 +77,7 @@ fn more_bits_per_key_are_larger_filters() {
         // Something to merge, so that all files are written again.
         world.operator("chainfire-client --endpoint http://node1:2379 put key-00000000 again").succeeds();
         world.operator("chainfire-client --endpoint http://node1:2379 defrag --timeout 60s").succeeds();
-        // Files that were merged may be there for a moment longer.
-        let look = |_| {
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            let size = world.on(1, "cat /var/lib/chainfire/*.sst | wc -c").succeeds();
-            size.out.trim().parse::<usize>().expect("a number")
-        };
-        sizes.push((0..6).map(look).min().expect("several looks"));
+        sizes.push(bytes_at_rest(&world));
     }
     crate::tell::figure(format_args!(
         "bloom filters: {KEYS} keys in {} bytes of files with 1 bit, {} with 32",
@@ -98,10 +94,8 @@ fn the_tick_interval_is_the_pace_of_heartbeats() {
     let mut paces = Vec::new();
     for (tick_ms, text) in [(100, "# as it is by default"), (50, tuning::LOW_LATENCY), (200, latency::TICK)] {
         (1..=3).for_each(|node| world.stop(node));
-        for node in 1..=3 {
-            drop_in(&world, node, text);
-            world.start(node);
-        }
+        (1..=3).for_each(|node| drop_in(&world, node, text));
+        world.start_all();
         world.until_serving(&[1, 2, 3]);
         let leader = world.leader();
         let follower = leader % 3 + 1;
@@ -139,6 +133,22 @@ fn a_repeated_table_is_refused_with_the_way_to_add_to_it() {
         .shows("chainfire.toml.d/");
 }
 
+/// The runbook's line at the end of the file that is shipped, where it stands in another section: refused, with the place
+/// where it belongs, and in effect there.
+#[test]
+fn a_line_appended_to_the_shipped_file_is_refused_with_the_section_it_belongs_to() {
+    let world = World::new(1);
+    let check = "chainfire --check-config";
+    world.write(1, CONFIG, &format!("{SHIPPED}\n{}\n", latency::DIRECT_IO));
+    let (key, _) = latency::DIRECT_IO.split_once(" = ").expect("a key and its value");
+    let refused = world.on(1, check).fails().shows(&format!("{CONFIG}:{}: ", SHIPPED.lines().count() + 2));
+    refused.shows(&format!("`{key}` of [storage]")).shows(&format!("a [storage] of its own in {DROP_INS}/NAME.toml"));
+
+    world.write(1, CONFIG, SHIPPED);
+    drop_in(&world, 1, &format!("[storage]\n{}", latency::DIRECT_IO));
+    world.on(1, check).succeeds().shows(&format!("storage.{key} = true ({DROP_INS}/tuning.toml:2)"));
+}
+
 /// Restarts the only node with this text in a drop-in, and nothing else.
 fn tune(world: &World, text: &str) {
     drop_in(world, 1, text);
@@ -154,6 +164,17 @@ fn drop_in(world: &World, node: usize, text: &str) {
 /// What RocksDB says it runs with.
 fn options(world: &World) -> String {
     world.on(1, "cat $(ls -t /var/lib/chainfire/OPTIONS-* | head -1)").succeeds().out
+}
+
+/// Of all table files, once they stay as they are: a defrag gives space back in the background.
+fn bytes_at_rest(world: &World) -> usize {
+    let mut before = None;
+    world.until_some("files that stay as they are", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let bytes = world.on(1, "cat /var/lib/chainfire/*.sst | wc -c").succeeds().out;
+        let same = before.replace(bytes.clone()).is_some_and(|before| before == bytes);
+        same.then(|| bytes.trim().parse().expect("a number"))
+    })
 }
 
 fn cache_bytes(world: &World) -> u64 {

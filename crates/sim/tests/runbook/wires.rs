@@ -1,5 +1,12 @@
 //! Cuts in the network: who does not hear whom. Rules of nft on the machine that does not hear; connections that are up
 //! stay up and carry nothing, as over a real cable that was pulled.
+//!
+//! And cables that are longer or narrower than others ([`SlowWire`]): a program of ours between a machine and the bridge
+//! (`tools/slow-wire`), which needs nothing of the kernel that is not everywhere.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Child;
+use std::time::Duration;
 
 use crate::world::World;
 
@@ -16,6 +23,13 @@ add rule inet firewall in tcp dport @open accept
 add rule inet firewall in tcp dport { 2379, 2380, 2381 } reject with tcp reset
 ";
 
+/// A machine's cable is slow as long as this lives.
+pub struct SlowWire<'a> {
+    world: &'a World,
+    node: usize,
+    carrier: Child,
+}
+
 /// `deaf[i]` are those whom node `i + 1` does not hear.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
@@ -30,6 +44,11 @@ impl Cut {
     /// These hear nobody else, and nobody else hears them.
     pub fn apart(count: usize, minority: &[usize]) -> Cut {
         Cut::between(count, |hearer, speaker| minority.contains(&hearer) != minority.contains(&speaker))
+    }
+
+    /// Nobody hears anybody.
+    pub fn asunder(count: usize) -> Cut {
+        Cut::between(count, |_, _| true)
     }
 
     /// All nodes in a ring, each in touch with its two neighbours there only: each sees a majority, and no two the same.
@@ -86,11 +105,46 @@ impl World {
     pub fn heal(&self) {
         self.cut(&Cut::none(self.count()));
     }
+
+    /// What goes to a node or comes from it arrives that much later.
+    pub fn lengthen(&self, node: usize, delay: Duration) -> SlowWire<'_> {
+        self.slow_wire(node, delay, 0)
+    }
+
+    /// No more than that goes to a node in a second, or comes from it.
+    pub fn narrow(&self, node: usize, kbit: u32) -> SlowWire<'_> {
+        self.slow_wire(node, Duration::ZERO, kbit)
+    }
+
+    fn slow_wire(&self, node: usize, delay: Duration, kbit: u32) -> SlowWire<'_> {
+        let (cable, delay, kbit) = (cable(node), delay.as_millis().to_string(), kbit.to_string());
+        let mut carrier = self.operator_starts(&["slow-wire", &cable, &delay, &kbit]);
+        let mut said = String::new();
+        let output = carrier.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut said).unwrap();
+        assert_eq!(said, "up\n", "no wire can be made slow here");
+        SlowWire { world: self, node, carrier }
+    }
+}
+
+impl Drop for SlowWire<'_> {
+    fn drop(&mut self) {
+        let cable = cable(self.node);
+        self.world.operator(&format!("ip link set {cable} master wire && ip link del {cable}-end"));
+        let _ = self.carrier.kill();
+        let _ = self.carrier.wait();
+    }
+}
+
+/// The operator's end of a machine's cable.
+fn cable(node: usize) -> String {
+    format!("node{node}")
 }
 
 #[test]
 fn cuts_are_what_their_names_say() {
     assert_eq!(Cut::apart(3, &[2]).deaf, [vec![2], vec![1, 3], vec![2]]);
+    assert_eq!(Cut::asunder(3).deaf, [vec![2, 3], vec![1, 3], vec![1, 2]]);
     assert_eq!(Cut::ring(&[1, 2, 3, 4, 5]).deaf, [vec![3, 4], vec![4, 5], vec![1, 5], vec![1, 2], vec![2, 3]]);
     assert_eq!(Cut::bridge(3, 2).deaf, [vec![3], vec![], vec![1]]);
     assert_eq!(Cut::bridge(3, 1).deaf, [vec![], vec![3], vec![2]]);

@@ -45,13 +45,14 @@ const JOURNAL_LINES_SHOWN: usize = 60;
 const USER_ID: u32 = 977;
 /// What a shell needs of /etc.
 const KEPT_OF_ETC: [&str; 6] = ["alternatives", "ld.so.cache", "localtime", "nsswitch.conf", "services", "ssl"];
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 11] = [
     ("enter", include_str!("tools/enter")),
     ("firewall-cmd", include_str!("tools/firewall-cmd")),
     ("iostat", include_str!("tools/iostat")),
     ("iptables", include_str!("tools/iptables")),
     ("ping", include_str!("tools/ping")),
     ("scp", include_str!("tools/scp")),
+    ("slow-wire", include_str!("tools/slow-wire")),
     ("ssh", include_str!("tools/ssh")),
     ("sudo", include_str!("tools/sudo")),
     ("vi", include_str!("tools/vi")),
@@ -151,6 +152,15 @@ impl World {
         self.operator.run(text)
     }
 
+    /// Starts a program in the operator's network, which ends no later than this one.
+    pub fn operator_starts(&self, words: &[&str]) -> Child {
+        let mut command = cluster::command(Path::new("nsenter"));
+        // Into no other process namespace: it would be a child of nsenter's, which is all that ends with us.
+        command.args(["--target", &self.operator.first_process.to_string(), "--mount", "--net", "--"]);
+        command.args(["/usr/bin/env", &format!("PATH={}", path_of(&self.operator.tools))]).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("nsenter is there")
+    }
+
     /// Runs a shell text on a node's machine.
     pub fn on(&self, node: usize, text: &str) -> Said {
         self.machine(node).run(text)
@@ -174,8 +184,18 @@ impl World {
         fs::write(self.machine(node).folder.join("unit"), text).unwrap();
     }
 
+    /// Returns when the node is ready, or has waited long enough for the others.
     pub fn start(&self, node: usize) {
         self.on(node, "systemctl start chainfire").succeeds();
+    }
+
+    /// All at once: none is ready before it has met a majority.
+    pub fn start_all(&self) {
+        std::thread::scope(|scope| {
+            for node in 1..=self.count() {
+                scope.spawn(move || self.start(node));
+            }
+        });
     }
 
     pub fn is_active(&self, node: usize) -> bool {

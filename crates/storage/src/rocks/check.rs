@@ -3,7 +3,8 @@
 //! A check opens the database for reading only, which reads the manifest and misses files that it names, and then reads
 //! every block of every table file against its checksum. What RocksDB calls a repair throws the manifest away and makes
 //! one of the table files that it can still read. It keeps what it drops in `lost/`, forgets what was deleted but still
-//! lay there as a file, and says nothing of either: a repaired database opens, and may hold any part of what it held.
+//! lay there as a file, and says nothing of either: a repaired database opens, and may hold any part of what it held. A
+//! family of which it finds no file is not in that manifest at all; it is made again, empty, as it may have been before.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -58,9 +59,14 @@ pub fn check(dir: &Path, families: &'static [FamilySpec]) -> Result<Option<State
     Ok(Some(StateFiles { store: Arc::new(Store::new(db, &blueprint, events)), files, bytes }))
 }
 
-/// Lets RocksDB make a database of what it can still read.
-pub fn repair(dir: &Path) -> Result<(), EngineError> {
-    DB::repair(&Options::default(), dir).map_err(failed)
+/// Lets RocksDB make a database of what it can still read. An error if that is nothing.
+pub fn repair(dir: &Path, families: &'static [FamilySpec]) -> Result<(), EngineError> {
+    DB::repair(&Options::default(), dir).map_err(failed)?;
+    if !has_tables(dir).map_err(failed_io)? {
+        return Err(EngineError::Corrupt("not one table file can be read".to_owned()));
+    }
+    let blueprint = Blueprint::new(families, &RocksOptions::default());
+    DB::open_cf_descriptors(&blueprint.database(None), dir, blueprint.descriptors()).map(drop).map_err(failed)
 }
 
 fn has_tables(dir: &Path) -> std::io::Result<bool> {
