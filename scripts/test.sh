@@ -63,6 +63,7 @@ stage "tests" tests
 stage "alert rules" scripts/check-alerts.sh
 stage "units" scripts/check-units.sh
 stage "package" scripts/check-package.sh
+stage "torture's count" scripts/check-torture.sh
 stage "simulator, seeds $SEEDS" seeds
 
 echo "all stages took $SECONDS s"
