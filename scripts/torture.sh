@@ -3,6 +3,7 @@
 #
 #   scripts/torture.sh                    every row with the table's count
 #   scripts/torture.sh 8 14               these rows
+#   scripts/torture.sh fuzz               the fuzz targets, half a minute each
 #   COUNT=20 scripts/torture.sh           every row with this count
 #
 # A row is a set of tests. Some count by themselves what CENTRA_RUNS asks for; the others are run again until there were
@@ -13,6 +14,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 COUNT=${COUNT:-}
+FUZZ_SECONDS=30
 output=$(mktemp -d -t chainfire-torture-XXXXXX)
 table=()
 failures=0 skips=0
@@ -92,20 +94,29 @@ build
 row 2 2000 "power loss: SIGKILL to all nodes" processes:durability::three_nodes_killed:counts
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
-    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1
+    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts
 row 6 1 "EIO, ENOSPC, short write, fsync error at every call" log_store:faults:1
 row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:3
 row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
     runbook:partitions::a_ring:counts runbook:partitions::a_bridge:counts runbook:partitions::one_who:counts \
     runbook:partitions::a_flapping:counts
-row 9 500 "members added, removed, promoted; wiped disks" processes:membership:4 processes:lost_logs::a_wiped:2 \
+row 9 500 "members added, removed, promoted; wiped disks" processes:changing::changes:counts processes:membership:4 processes:lost_logs::a_wiped:2 \
     processes:lost_logs::a_cloned:1
-row 10 1000 "snapshots installed, and restarts after" processes:catch_up:1
-row 13 100 "a full disk" processes:full_disk::a_full_disk:counts
+row 10 1000 "snapshots installed, the receiver killed" processes:catch_up::a_receiver:counts \
+    processes:catch_up::a_node_that_missed:1
+row 13 100 "a full disk" processes:full_disk::a_full_disk:counts processes:full_disk::a_full_minority:2
 row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
-row 15 100 "a leader whose disk stands still" processes:stalled_disk::a_leader_with:1
+row 15 100 "a leader whose disk stands still or is slow; 10 % loss" processes:stalled_disk::a_leader_with_a_stalled:1 \
+    processes:stalled_disk::a_leader_with_a_slow:1 processes:lossy:counts
 row 16 100 "rolling restart under load (one version)" processes:rolling:3
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
+
+if wanted fuzz; then
+    echo "── every fuzz target, $FUZZ_SECONDS s each"
+    if scripts/fuzz.sh '' "$FUZZ_SECONDS" > "$output/fuzz.log" 2>&1; then fuzzed=1/0/0; else fuzzed=0/1/0; fi
+    [ $fuzzed = 1/0/0 ] || { failures=$((failures + 1)) && tail -5 "$output/fuzz.log" >&2; }
+    table+=("$(printf '%3s | %-58s | %s' fuzz "decoders of what comes from network and disk" "$fuzzed")")
+fi
 
 echo
 printf '%s\n' 'row | fault                                                      | done/failed/skipped' "${table[@]}"
