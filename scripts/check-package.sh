@@ -100,7 +100,7 @@ documents() {
     done < <(grep -rhoE '/usr/(share|lib|bin)/[A-Za-z0-9_./-]*chainfire[A-Za-z0-9_./-]*[A-Za-z0-9_-]' "$root/usr/share/doc/chainfire" \
         "$root/usr/share/chainfire" "$root/usr/lib/systemd" "$root/etc" | sort -u)
     mkdir "$work/certs"
-    "$root/usr/share/chainfire/scripts/generate-dev-certs.sh" "$work/certs" > /dev/null && [ -s "$work/certs/bundles/chainfire-node-3/ca.crt" ] \
+    "$root/usr/share/chainfire/scripts/generate-dev-certs.sh" "$work/certs" > /dev/null && [ -s "$work/certs/.bundles/chainfire-node-3/ca.crt" ] \
         || fail "what is installed makes no certificates"
     echo "documents: links, pages and paths lead somewhere"
 }

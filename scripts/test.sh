@@ -28,6 +28,9 @@ formatting() { cargo fmt --all --check -- --files-with-diff; }
 
 lints() { cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings; }
 
+# They have a workspace of their own, which the other stages do not see.
+fuzz_targets() { cargo check --release --locked --manifest-path fuzz/Cargo.toml --bins --quiet; }
+
 dependencies() { "$TOOLS/cargo-deny" --log-level error check --hide-inclusion-graph licenses bans sources; }
 
 # The database is fetched by git; a machine without a way to it skips this stage and says so.
@@ -68,6 +71,7 @@ stage "formatting" formatting
 stage "dependencies: licences, bans, sources" dependencies
 stage "dependencies: advisories" advisories
 stage "lints" lints
+stage "fuzz targets" fuzz_targets
 stage "programs" programs
 stage "tests" tests
 stage "demo" demo
@@ -75,6 +79,7 @@ stage "demo under TLS" demo --tls
 stage "alert rules" scripts/check-alerts.sh
 stage "units" scripts/check-units.sh
 stage "package" scripts/check-package.sh
+stage "torture's count" scripts/check-torture.sh
 stage "simulator, seeds $SEEDS" seeds
 
 echo "all stages took $SECONDS s"

@@ -3,23 +3,26 @@
 #
 #   scripts/torture.sh                    every row with the table's count
 #   scripts/torture.sh 8 14               these rows
+#   scripts/torture.sh fuzz               the fuzz targets, half a minute each
 #   COUNT=20 scripts/torture.sh           every row with this count
 #
 # A row is a set of tests. Some count by themselves what CENTRA_RUNS asks for; the others are run again until there were
-# enough faults. A test that fails ends its part of the row, and what it printed stays in a file that is named at the end.
-# Ends with a table `row | fault | done/failed`; the exit code says whether all was done.
+# enough faults. A test that fails ends its part of the row, and so does one that says it cannot run here; what it printed
+# stays in a file that is named at the end. Ends with a table `row | fault | done/failed/skipped`; the exit code says whether
+# all was done.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 COUNT=${COUNT:-}
+FUZZ_SECONDS=30
 output=$(mktemp -d -t chainfire-torture-XXXXXX)
 table=()
-failures=0
+failures=0 skips=0
 declare -A programs
 
 # row NUMBER COUNT FAULT PART…: a part is PROGRAM:FILTER:counts or PROGRAM:FILTER:FAULTS-PER-RUN; parts share the count.
 row() {
-    local number=$1 count=${COUNT:-$2} fault=$3 done=0 failed=0 part
+    local number=$1 count=${COUNT:-$2} fault=$3 done=0 failed=0 skipped=0 part
     shift 3
     wanted "$number" || return 0
     local share=$(((count + $# - 1) / $#))
@@ -27,22 +30,19 @@ row() {
         local program=${part%%:*} filter=${part#*:} each=${part##*:}
         filter=${filter%:*}
         echo "── row $number, $fault: $filter, $share times"
-        if [ "$each" = counts ]; then
-            if run "$number" "$program" "$filter" "$share"; then done=$((done + share)); else failed=$((failed + 1)); fi
-            continue
-        fi
-        local so_far=0
+        local so_far=0 runs=''
+        [ "$each" = counts ] && runs=$share each=$share
         while [ $so_far -lt $share ]; do
-            if ! run "$number" "$program" "$filter" ''; then
-                failed=$((failed + 1))
-                break
-            fi
-            so_far=$((so_far + each))
+            case $(run "$number" "$program" "$filter" "$runs") in
+                done) so_far=$((so_far + each)) ;;
+                skipped) skipped=$((skipped + share - so_far)) && break ;;
+                *) failed=$((failed + 1)) && break ;;
+            esac
         done
         done=$((done + so_far))
     done
-    failures=$((failures + failed))
-    table+=("$(printf '%3s | %-58s | %s/%s' "$number" "$fault" "$done" "$failed")")
+    failures=$((failures + failed)) skips=$((skips + skipped))
+    table+=("$(printf '%3s | %-58s | %s/%s/%s' "$number" "$fault" "$done" "$failed" "$skipped")")
 }
 
 wanted() {
@@ -52,18 +52,21 @@ wanted() {
     return 1
 }
 
-# run ROW PROGRAM FILTER RUNS: a filter that names no test is a failure, too.
+# run ROW PROGRAM FILTER RUNS: prints what became of it, `done`, `failed` or `skipped`, and the rest as errors. A filter that
+# names no test is a failure, too; tests that cannot run here say SKIPPED and pass.
 run() {
     local log=$output/row-$1-${3//:/-}.log
     CENTRA_RUNS=$4 && [ -n "$4" ] && export CENTRA_RUNS || unset CENTRA_RUNS
-    if "${programs[$2]}" "$3" > "$log" 2>&1 && grep -q '^test result: ok. [1-9]' "$log"; then
-        grep '^figure:' "$log"
+    if ! "${programs[$2]}" "$3" > "$log" 2>&1 || ! grep -q '^test result: ok. [1-9]' "$log"; then
+        { echo "   FAILED: $log" && tail -5 "$log"; } >&2
+        echo failed
+    elif grep '^SKIPPED' "$log" >&2; then
+        echo skipped
+    else
+        grep '^figure:' "$log" >&2
         rm -f "$log"
-        return 0
+        echo done
     fi
-    echo "   FAILED: $log"
-    tail -5 "$log"
-    return 1
 }
 
 # Where cargo has put the test programs.
@@ -91,22 +94,32 @@ build
 row 2 2000 "power loss: SIGKILL to all nodes" processes:durability::three_nodes_killed:counts
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
-    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1
+    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts
 row 6 1 "EIO, ENOSPC, short write, fsync error at every call" log_store:faults:1
 row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:3
 row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
     runbook:partitions::a_ring:counts runbook:partitions::a_bridge:counts runbook:partitions::one_who:counts \
     runbook:partitions::a_flapping:counts
-row 9 500 "members added, removed, promoted; wiped disks" processes:membership:4 processes:lost_logs::a_wiped:2 \
+row 9 500 "members added, removed, promoted; wiped disks" processes:changing::changes:counts processes:membership:4 processes:lost_logs::a_wiped:2 \
     processes:lost_logs::a_cloned:1
-row 10 1000 "snapshots installed, and restarts after" processes:catch_up:1
-row 13 100 "a full disk" processes:full_disk::a_full_disk:counts
+row 10 1000 "snapshots installed, the receiver killed" processes:catch_up::a_receiver:counts \
+    processes:catch_up::a_node_that_missed:1
+row 13 100 "a full disk" processes:full_disk::a_full_disk:counts processes:full_disk::a_full_minority:2
 row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
-row 15 100 "a leader whose disk stands still" processes:stalled_disk::a_leader_with:1
+row 15 100 "a leader whose disk stands still or is slow; 10 % loss" processes:stalled_disk::a_leader_with_a_stalled:1 \
+    processes:stalled_disk::a_leader_with_a_slow:1 processes:lossy:counts
 row 16 100 "rolling restart under load (one version)" processes:rolling:3
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
 
+if wanted fuzz; then
+    echo "── every fuzz target, $FUZZ_SECONDS s each"
+    if scripts/fuzz.sh '' "$FUZZ_SECONDS" > "$output/fuzz.log" 2>&1; then fuzzed=1/0/0; else fuzzed=0/1/0; fi
+    [ $fuzzed = 1/0/0 ] || { failures=$((failures + 1)) && tail -5 "$output/fuzz.log" >&2; }
+    table+=("$(printf '%3s | %-58s | %s' fuzz "decoders of what comes from network and disk" "$fuzzed")")
+fi
+
 echo
-printf '%s\n' 'row | fault                                                      | done/failed' "${table[@]}"
-[ "$failures" = 0 ] || { echo "$failures failed; what they printed is in $output" >&2; exit 1; }
+printf '%s\n' 'row | fault                                                      | done/failed/skipped' "${table[@]}"
+[ "$failures$skips" = 00 ] ||
+    { echo "$failures failed, $skips skipped; what they printed is in $output" >&2; exit 1; }
 rm -rf "$output"

@@ -43,6 +43,9 @@ pub const FILE_DIGEST_BYTES: usize = 32;
 pub const RESTORE_FILE: &str = "restore.snapshot";
 /// Beside it: the changes to be made to that state before anything begins with it.
 pub const CHANGES_FILE: &str = "restore.changes";
+/// With the value `true` in the metadata of Maintenance/Snapshot: what the node holds is wanted even when it may lag behind
+/// the cluster.
+pub const STALE: &str = "chainfire-stale";
 
 const MAGIC: &[u8; 8] = b"CENTRA\x01S";
 const MAGIC_CHANGES: &[u8; 8] = b"CENTRA\x01I";
@@ -257,11 +260,6 @@ impl Reader {
                 Err(why)
             }
         }
-    }
-
-    /// Whether [`Reader::header`] has come.
-    pub fn has_header(&self) -> bool {
-        matches!(self.expect, Expect::Data | Expect::Nothing)
     }
 
     /// What the stream says of itself; empty until its first frame is complete.

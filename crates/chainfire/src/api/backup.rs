@@ -4,9 +4,12 @@
 //! with zeroes to a multiple of 512 bytes and followed by the SHA-256 of all before it, so that the length check of etcd's
 //! clients holds. It is not a bbolt file; `chainfire-client snapshot restore` reads it.
 //!
-//! The life of a stream: one published view is taken → chunk by chunk is read on a thread that may block, and sent when
-//! the client has room → the digest ends it. At most one chunk waits, whatever the size of the store. Memory and disk that
+//! The life of a stream: what was committed before the call is waited for, so that no backup of a node that is cut off
+//! passes for a new one → one published view is taken → chunk by chunk is read, digested and cut on a thread that may block,
+//! away from those that answer others, and sent when the client has room → the digest ends it. At most one chunk waits, whatever the size of the store. Memory and disk that
 //! the view holds are given back when the client is done, or has taken nothing for [`PATIENCE`].
+//!
+//! Where there is no quorum to ask, Snapshot gives what this node holds to those only who say [`STALE`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +18,8 @@ use bytes::Bytes;
 use consensus::SnapshotSource;
 use proto::admin;
 use proto::etcdserverpb as pb;
-use rpc::server::{RequestStream, ResponseSink};
+use proto::snapshot::STALE;
+use rpc::server::{Call, RequestStream, ResponseSink};
 use rpc::{Code, Status};
 use sha2::{Digest, Sha256};
 
@@ -32,7 +36,10 @@ const PAGE_BYTES: usize = 512;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Api {
-    pub(super) async fn snapshot(self: Arc<Self>, responses: ResponseSink) -> Result<(), Status> {
+    pub(super) async fn snapshot(self: Arc<Self>, call: Call, responses: ResponseSink) -> Result<(), Status> {
+        if call.metadata.get(STALE) != Some(b"true") {
+            self.linearize().await?;
+        }
         let header = self.header_now();
         let total = self.store()?.reader.stats().engine.live_bytes;
         let source = snapshot::stream(self.current()?, total);
@@ -58,13 +65,8 @@ impl Api {
             );
             return Err(Status::new(Code::FailedPrecondition, text));
         }
-        let mut view = self.current()?;
-        if since > view.revision {
-            // This node may lag behind.
-            drop(view);
-            self.linearize().await?;
-            view = self.current()?;
-        }
+        self.linearize().await?;
+        let view = self.current()?;
         let revision = view.revision;
         let source = changes::stream(view, since).map_err(|error| match error {
             // etcd's words; the client knows what they mean here.
@@ -85,20 +87,21 @@ async fn send(
     message: impl Fn(Bytes, u64) -> Result<Bytes, Status>,
 ) -> Result<(), Status> {
     let total = source.bytes_total();
-    let mut cut = Cut { waiting: Vec::new(), digest: Sha256::new(), sent: 0 };
+    let (mut cut, mut given) = (Cut::default(), 0);
     loop {
-        let (chunk, back) = blocking(move || {
+        let (blobs, last, back) = blocking(move || {
             let chunk = source.next_chunk().map_err(|error| Status::new(Code::Internal, error.to_string()))?;
-            Ok((chunk, source))
+            let last = chunk.is_none();
+            let blobs = cut.take(chunk.as_deref().unwrap_or_default(), last);
+            Ok((blobs, last, (source, cut)))
         })
         .await?;
-        source = back;
-        let last = chunk.is_none();
-        for blob in cut.take(chunk.as_deref().unwrap_or_default(), last) {
-            cut.sent += blob.len() as u64;
+        (source, cut) = back;
+        for blob in blobs {
+            given += blob.len() as u64;
             // An estimate until the end, but never zero before it.
-            let remaining = if last { 0 } else { total.saturating_sub(cut.sent).max(1) };
-            let sent = tokio::time::timeout(PATIENCE, responses.send(message(blob.into(), remaining)?)).await;
+            let remaining = if last { 0 } else { total.saturating_sub(given).max(1) };
+            let sent = tokio::time::timeout(PATIENCE, responses.send(message(blob, remaining)?)).await;
             sent.unwrap_or_else(|_| Err(Status::new(Code::Aborted, "the client took no data for too long")))?;
         }
         if last {
@@ -108,33 +111,32 @@ async fn send(
 }
 
 /// Cuts a stream into blobs of equal size, pads it and adds the digest.
+#[derive(Default)]
 struct Cut {
     waiting: Vec<u8>,
     digest: Sha256,
-    sent: u64,
+    /// Of the stream so far.
+    length: usize,
 }
 
 impl Cut {
-    fn take(&mut self, bytes: &[u8], last: bool) -> Vec<Vec<u8>> {
-        self.digest.update(bytes);
-        self.waiting.extend_from_slice(bytes);
-        let mut blobs = Vec::new();
+    fn take(&mut self, bytes: &[u8], last: bool) -> Vec<Bytes> {
+        self.add(bytes);
         if last {
-            let length = self.sent as usize + self.waiting.len();
-            let padding = vec![0; length.next_multiple_of(PAGE_BYTES) - length];
-            self.digest.update(&padding);
-            self.waiting.extend_from_slice(&padding);
+            self.add(&[0; PAGE_BYTES][..self.length.next_multiple_of(PAGE_BYTES) - self.length]);
             let digest = self.digest.finalize_reset();
             self.waiting.extend_from_slice(&digest);
         }
-        while self.waiting.len() >= BLOB_BYTES {
-            let rest = self.waiting.split_off(BLOB_BYTES);
-            blobs.push(std::mem::replace(&mut self.waiting, rest));
-        }
-        if last && !self.waiting.is_empty() {
-            blobs.push(std::mem::take(&mut self.waiting));
-        }
-        blobs
+        let whole = self.waiting.len() - if last { 0 } else { self.waiting.len() % BLOB_BYTES };
+        let rest = self.waiting.split_off(whole);
+        let blobs = Bytes::from(std::mem::replace(&mut self.waiting, rest));
+        (0..whole).step_by(BLOB_BYTES).map(|at| blobs.slice(at..whole.min(at + BLOB_BYTES))).collect()
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+        self.waiting.extend_from_slice(bytes);
+        self.length += bytes.len();
     }
 }
 
@@ -146,11 +148,11 @@ mod tests {
     fn a_cut_stream_has_etcds_length_and_digest() {
         for total in [0, 1, 511, 512, 40_000, 100_000] {
             let data: Vec<u8> = (0..total).map(|byte| byte as u8).collect();
-            let mut cut = Cut { waiting: Vec::new(), digest: Sha256::new(), sent: 0 };
+            let mut cut = Cut::default();
             let mut all = Vec::new();
             for part in data.chunks(7_000).chain([&[][..]]) {
                 for blob in cut.take(part, part.is_empty()) {
-                    cut.sent += blob.len() as u64;
+                    assert!(blob.len() == BLOB_BYTES || part.is_empty());
                     all.extend(blob);
                 }
             }

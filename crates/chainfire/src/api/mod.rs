@@ -182,7 +182,7 @@ impl Service for Api {
             method::WATCH => Box::pin(api.watch(call, requests, responses)),
             method::LEASE_KEEP_ALIVE => Box::pin(api.lease_keep_alive(requests, responses)),
             method::RANGE_STREAM => Box::pin(api.range_stream(requests, responses)),
-            method::SNAPSHOT => Box::pin(api.snapshot(responses)),
+            method::SNAPSHOT => Box::pin(api.snapshot(call, responses)),
             method::ADMIN_CHANGES => Box::pin(api.changes(requests, responses)),
             other => unreachable!("method {other} is in the table but in no room"),
         };

@@ -1,6 +1,7 @@
 //! TLS for the mock, and certificates for all that can be wrong with them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +52,9 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(self.file(&format!("{name}.crt")), certificate.pem()).unwrap();
-        fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        let file = self.file(&format!("{name}.key"));
+        fs::write(&file, key.serialize_pem()).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// A server that shows `NAME.crt` and, if so asked, wants a certificate of this CA from its clients.

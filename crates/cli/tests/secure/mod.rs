@@ -1,6 +1,9 @@
 //! TLS as the client sees it: with good certificates everything works, and of everything that can be wrong it says what it
 //! is, in the runbook's words, with a next step and a code.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
 use crate::mock::tls::Authority;
 use crate::mock::{self, Mock, run};
 
@@ -120,14 +123,21 @@ fn files_that_are_not_as_they_should_be() {
     let Place { folder, ca, other } = &place;
     let (root, cert, key) = (ca.file("ca.crt"), ca.file("client.crt"), ca.file("client.key"));
     let nothing = folder.path().join("nothing").to_str().unwrap().to_owned();
-    std::fs::write(&nothing, "no PEM\n").unwrap();
+    fs::write(&nothing, "no PEM\n").unwrap();
     let missing = folder.path().join("missing").to_str().unwrap().to_owned();
     let strange = other.file("client.key");
-    let cases: [(&[&str], &str); 7] = [
+    let (no_key, open) = (ca.file("no.key"), ca.file("open.key"));
+    for (file, content, mode) in [(&no_key, &cert, 0o600), (&open, &key, 0o640)] {
+        fs::copy(content, file).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let open_says = format!("key file {open} may be read by others (mode 0640): chmod 600 {open}");
+    let cases: [(&[&str], &str); 8] = [
         (&["--cacert", &missing], "missing: cannot be read: No such file"),
         (&["--cacert", &nothing], "nothing: there is no certificate in it"),
         (&["--cacert", &root, "--cert", &cert, "--key", &strange], "this key does not belong to the certificate in"),
-        (&["--cacert", &root, "--cert", &cert, "--key", &cert], "client.crt: there is no private key in it"),
+        (&["--cacert", &root, "--cert", &cert, "--key", &no_key], "no.key: there is no private key in it"),
+        (&["--cacert", &root, "--cert", &cert, "--key", &open], &open_says),
         (&["--cacert", &root, "--cert", &cert], "client.crt: a certificate needs its key too"),
         (&["--cacert", &root, "--key", &key], "client.key: a key needs its certificate too"),
         (&["--cacert", &root, "--cert", &key, "--key", &key], "client.key: there is no certificate in it"),
@@ -169,7 +179,7 @@ fn contexts_name_clusters() {
     );
     assert_eq!(run(&["context", "remove", "prod"]).0, 0);
     assert_eq!(run(&["context", "list"]).1, format!("test, {}\n", plain.endpoint));
-    std::fs::write(&file, "current = \"x\"\nnonsense\n").unwrap();
+    fs::write(&file, "current = \"x\"\nnonsense\n").unwrap();
     let (code, _, said) = run(&["status"]);
     assert!(code == 6 && said.contains("clients.toml: line 2") && said.ends_with("code=CF6021\n"), "{said}");
 }

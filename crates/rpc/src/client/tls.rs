@@ -5,6 +5,8 @@
 //! connections anew.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -121,7 +123,13 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
+/// A key that others may read is no secret.
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let mode = fs::metadata(file).map_err(|error| unreadable(file, &error))?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        let path = file.display();
+        return Err(format!("key file {path} may be read by others (mode {mode:04o}): chmod 600 {path}"));
+    }
     PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound => {
             format!(
@@ -134,7 +142,11 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, String> {
-    fs::read(file).map_err(|error| format!("{}: cannot be read: {error}", file.display()))
+    fs::read(file).map_err(|error| unreadable(file, &error))
+}
+
+fn unreadable(file: &Path, error: &io::Error) -> String {
+    format!("{}: cannot be read: {error}", file.display())
 }
 
 fn algorithms(provider: &CryptoProvider) -> WebPkiSupportedAlgorithms {

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options};
-use crate::tell::{figure, runs};
+use crate::tell::{fails, figure, runs};
 
 const WRITERS_PER_NODE: usize = 4;
 
@@ -99,6 +99,28 @@ pub async fn assert_holds(client: &Client, acknowledged: &Acknowledged) {
     );
 }
 
+/// The check has teeth: a write that is lost, one with another value, one at another revision do not pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_and_changed_writes_are_seen() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client(0);
+    let key = format!("{}own", Writers::PREFIX);
+    let revision = client::revision(&client.put(&key, "1").await.unwrap().header);
+    let good = Acknowledged::from([(key.clone(), ("1".to_owned(), revision))]);
+    assert_holds(&client, &good).await;
+    for (key, value, revision) in [
+        (format!("{}lost", Writers::PREFIX), "1", revision),
+        (key.clone(), "2", revision),
+        (key.clone(), "1", revision + 1),
+    ] {
+        let mut bad = good.clone();
+        bad.insert(key.clone(), (value.to_owned(), revision));
+        let client = client.clone();
+        let check = async move { assert_holds(&client, &bad).await };
+        assert!(fails(check).await, "{key} = {value} at {revision} went unnoticed");
+    }
+}
+
 /// Clients that put keys of their own, each once, as fast as they are answered.
 pub struct Writers {
     stop: Arc<AtomicBool>,
@@ -140,6 +162,13 @@ impl Writers {
         let acknowledged = std::mem::take(&mut *self.acknowledged.lock().unwrap());
         acknowledged.into_iter().map(|(key, value, revision, _)| (key, (value, revision))).collect()
     }
+}
+
+/// The longest time without an acknowledgement since a moment.
+pub fn longest_gap(acknowledged: &[Instant], since: Instant) -> Duration {
+    let after = acknowledged.iter().copied().filter(|at| *at > since).chain([Instant::now()]);
+    let mut last = since;
+    after.map(|at| at - std::mem::replace(&mut last, at)).max().unwrap_or_default()
 }
 
 /// Key, value, revision, and when the acknowledgement came.

@@ -13,7 +13,7 @@ use crate::disks::SmallDisk;
 use crate::tell::{figure, runs, skipped};
 
 const VALUE_BYTES: usize = 256 << 10;
-const REFUSED_WITHIN: Duration = Duration::from_secs(2);
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use crate::client;
 use crate::cluster::{Cluster, Options};
 use crate::history::Recording;
 use crate::planted::{judge, planted_faults_are_seen};
-use crate::tell::figure;
+use crate::tell::{figure, seed};
 
 const CLIENTS: u64 = 8;
 const KEYS: u64 = 5;
@@ -18,7 +18,7 @@ const ELECTION_MS: u64 = 500;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_see_one_order_while_nodes_are_killed_and_paused() {
-    let seed = u64::from(std::process::id());
+    let seed = seed();
     let mut cluster = Cluster::start_with(3, Options::brisk()).await;
     let recording = Recording::start(&cluster.endpoints(), CLIENTS, KEYS, seed);
     let faults = trouble(&mut cluster, Rng::new(seed), Instant::now() + DURATION).await;

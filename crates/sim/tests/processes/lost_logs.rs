@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::client::Client;
 use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::durability::{Acknowledged, Writers, assert_holds};
+use crate::harm::written;
 use crate::membership::{wait_for_voters, wipe};
 use crate::tell::{figure, skipped};
 
@@ -167,8 +168,7 @@ pub fn largest_segment(data_dir: &Path) -> (PathBuf, u64) {
     let segments =
         segments.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")));
     let sized = segments.map(|path| {
-        let content = fs::read(&path).unwrap();
-        let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
+        let written = written(&path);
         (path, written)
     });
     let largest = sized.max_by_key(|(_, written)| *written).expect("a log has a segment");

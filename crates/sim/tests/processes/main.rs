@@ -7,13 +7,14 @@
 //! | `durability` | nothing acknowledged is lost when all nodes die at once |
 //! | `watching` | a watch that reconnects gets every revision once |
 //! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
-//! | `catch_up` | a node that missed much is filled by a snapshot |
+//! | `catch_up` | a node that missed much is filled by a snapshot, whenever it is killed |
 //! | `rolling` | all nodes are restarted one after the other, and no client notices |
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
 //! | `backup` | archives, incremental chains, rounds; the runbook's `tar` into a running cluster and into none |
-//! | `membership`, `lost_logs` | members come, go, are promoted; what lost its log is rebuilt, what is a copy does not act |
+//! | `membership`, `changing` | members come, go, are promoted, also while nodes are killed |
+//! | `lost_logs` | what lost its log is rebuilt, what is a copy does not act |
 //! | `operation` | what the service manager, SIGHUP, the log and the metrics owe to an operator |
-//! | `stalled_disk`, `stopping` | who cannot write leads no more; who is needed stops late |
+//! | `stalled_disk`, `lossy`, `stopping` | who cannot write leads no more; lost packets cost an election at most; who is needed stops late |
 //! | `offline` | folders of stopped nodes are checked and repaired, and one of three goes on alone |
 //! | `healing` | damaged data is never served, and is made good from the others |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
@@ -22,9 +23,10 @@
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
-//! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `client` (one endpoint), `pki`
-//! (certificates), `history` (clients whose doings are recorded), `planted` (the judge of histories, and faults that it
-//! must see), `tell` (figures, and tests that cannot run here).
+//! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `harm` (to their files), `client` (one
+//! endpoint), `pki` (certificates), `history` (clients whose doings are recorded), `planted` (the judge of histories, and
+//! faults that it must see), `tell` (figures, seeds, and tests that cannot run here). Checks that judge by themselves have
+//! a test beside them that they see what they look for.
 //!
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
 //! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.
@@ -34,6 +36,7 @@ mod bad_bytes;
 mod bad_requests;
 mod bad_starts;
 mod catch_up;
+mod changing;
 mod client;
 mod cluster;
 mod disks;
@@ -42,10 +45,12 @@ mod etcdctl;
 mod every_node;
 mod full_disk;
 mod gossip;
+mod harm;
 mod healing;
 mod history;
 mod leadership;
 mod linearizable;
+mod lossy;
 mod lost_logs;
 mod membership;
 mod offline;

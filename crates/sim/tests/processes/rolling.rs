@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use proto::etcdserverpb as pb;
+
 use crate::client::{Client, outcome};
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Options, PATIENCE};
 use crate::tell::{figure, spread};
 
 const CLIENTS: usize = 6;
 /// A request is tried at all nodes, again and again, for so long before it counts as failed.
 const TRIED_FOR: Duration = Duration::from_secs(10);
-/// The goal for a hand-over is 100 ms; this machine's other work may cost more than that.
-const MEDIAN_GAP_MAX: Duration = Duration::from_millis(300);
+/// The goal for a hand-over. What else the machine does may cost as much: of a few tries with each node the best one counts.
+const GAP_MAX: Duration = Duration::from_millis(100);
+const TRIES: usize = 3;
 
 /// What a client saw: when its writes were acknowledged, and which failed for good.
 #[derive(Default)]
@@ -34,19 +37,16 @@ async fn a_rolling_restart_fails_no_request() {
         .collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut handovers = Vec::new();
-    let mut leaders_stopped = 0;
     for index in 0..3 {
-        // The leader last would be the kindest order; an operator's loop knows nothing of it.
-        let led = cluster.leader().await == index;
-        let begun = Instant::now();
-        cluster.stop(index).await;
-        let stopped = Instant::now();
-        cluster.spawn(index);
-        cluster.wait_until_serving(index).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        if led {
-            leaders_stopped += 1;
-            handovers.push((begun, stopped));
+        for _ in 0..TRIES {
+            // An operator's loop knows nothing of leaders: in the worst case each is one when its turn comes.
+            lead(&cluster, index).await;
+            let begun = Instant::now();
+            cluster.stop(index).await;
+            handovers.push((index, begun, Instant::now()));
+            cluster.spawn(index);
+            cluster.wait_until_serving(index).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -57,18 +57,35 @@ async fn a_rolling_restart_fails_no_request() {
         seen.failed.extend(client.failed);
     }
     seen.acknowledged.sort();
-    let gaps: Vec<Duration> = handovers.iter().map(|(begun, ended)| gap(&seen.acknowledged, *begun, *ended)).collect();
+    let gaps: Vec<(usize, Duration)> =
+        handovers.iter().map(|(index, begun, ended)| (*index, gap(&seen.acknowledged, *begun, *ended))).collect();
+    let best = [0, 1, 2].map(|index| gaps.iter().filter(|of| of.0 == index).map(|of| of.1).min().unwrap_or_default());
     figure(format_args!(
-        "rolling restart of three nodes under TLS: {} writes, {} failed; {leaders_stopped} hand-overs, writes paused {}",
+        "rolling restarts of three leaders under TLS: {} writes, {} failed; writes paused {}; the best of each node \
+         {best:?}",
         seen.acknowledged.len(),
         seen.failed.len(),
-        spread(&gaps)
+        spread(&gaps.iter().map(|of| of.1).collect::<Vec<_>>())
     ));
     assert!(seen.failed.is_empty(), "{:#?}", seen.failed);
-    assert!(leaders_stopped >= 1, "somebody led when it was stopped");
-    let mut sorted = gaps;
-    sorted.sort();
-    assert!(sorted[sorted.len() / 2] <= MEDIAN_GAP_MAX, "{sorted:?}");
+    assert!(best.iter().all(|gap| *gap <= GAP_MAX), "{gaps:?}");
+}
+
+/// Makes a node the leader.
+async fn lead(cluster: &Cluster, index: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let leader = cluster.leader().await;
+        if leader == index {
+            return;
+        }
+        assert!(Instant::now() < deadline, "node {index} does not come to lead");
+        let target_id = cluster.member(leader, index).await.expect("all founders are members").id;
+        let client = cluster.client(leader);
+        // It may not be far enough yet.
+        let _ = client.within(client.maintenance().move_leader(pb::MoveLeaderRequest { target_id })).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn write(nodes: Vec<Client>, number: usize, stop: Arc<AtomicBool>) -> Seen {

@@ -23,6 +23,14 @@ pub fn runs(own: usize) -> usize {
     asked.unwrap_or_else(|| panic!("{VARIABLE} is a number, not {}", text.display()))
 }
 
+/// The seed of all that a test draws: what `CENTRA_SEED` says, or another one in every run. It is told with what was found.
+pub fn seed() -> u64 {
+    const VARIABLE: &str = "CENTRA_SEED";
+    let Some(text) = std::env::var_os(VARIABLE) else { return u64::from(std::process::id()) };
+    let asked = text.to_str().and_then(|text| text.parse().ok());
+    asked.unwrap_or_else(|| panic!("{VARIABLE} is a number, not {}", text.display()))
+}
+
 /// `median 12 ms, largest 30 ms of 4`.
 pub fn spread(durations: &[Duration]) -> String {
     let mut sorted = durations.to_vec();
@@ -31,6 +39,11 @@ pub fn spread(durations: &[Duration]) -> String {
         return "nothing measured".to_owned();
     };
     format!("median {} ms, largest {} ms of {}", median.as_millis(), largest.as_millis(), sorted.len())
+}
+
+/// Whether a check panics, as it is to do where a fault was planted.
+pub async fn fails<T: Send + 'static>(check: impl Future<Output = T> + Send + 'static) -> bool {
+    tokio::spawn(check).await.is_err_and(|error| error.is_panic())
 }
 
 fn line(what: Arguments) {

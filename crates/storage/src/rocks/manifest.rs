@@ -34,7 +34,10 @@ pub(super) fn table_checksums(manifest: &[u8]) -> Result<BTreeMap<u64, u32>, Str
         let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
         let kind = header[6];
         if kind == 0 && length == 0 {
-            // Nothing was written here yet.
+            // Nothing was written here yet. RocksDB passes over zeroes wherever they are, and so loses edits unnoticed.
+            if manifest[at..].iter().any(|byte| *byte != 0) {
+                return Err(format!("there are zeroes at byte {at}, and something behind them"));
+            }
             break;
         }
         let end = at + HEADER_BYTES + length;
@@ -195,6 +198,20 @@ mod tests {
         for length in (1..whole.len()).filter(|length| *length != half) {
             assert!(table_checksums(&whole[..length]).is_err(), "{length} bytes");
         }
+    }
+
+    #[test]
+    fn zeroes_are_seen_unless_nothing_follows() {
+        let whole = [record(1, &edit()), record(1, &edit())].concat();
+        for from in 0..whole.len() {
+            for to in from + 1..whole.len() {
+                let mut bytes = whole.clone();
+                bytes[from..to].fill(0);
+                assert!(bytes == whole || table_checksums(&bytes).is_err(), "from {from} to {to}");
+            }
+        }
+        let preallocated = [&whole[..], &[0; 100]].concat();
+        assert_eq!(table_checksums(&preallocated), table_checksums(&whole));
     }
 
     #[test]

@@ -193,8 +193,6 @@ pub enum Stop {
     Unreadable(io::Error),
     /// Whoever was given the bytes failed.
     Taker(Failure),
-    /// Whoever was given the bytes has enough.
-    Enough,
 }
 
 impl From<Failure> for Stop {

@@ -64,6 +64,9 @@ pub struct SaveArgs {
     /// The full or the last incremental backup
     #[arg(long, value_name = "FILE", requires = "incremental")]
     pub since: Option<PathBuf>,
+    /// Save what one node holds, although it may lag behind or be cut off: for a cluster that has no quorum
+    #[arg(long, conflicts_with_all = ["incremental", "output_dir"])]
+    pub stale: bool,
     /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
     #[arg(long, value_name = "MIB", default_value_t = 32)]
     pub max_rate: u32,

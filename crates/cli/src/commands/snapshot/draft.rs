@@ -1,11 +1,16 @@
 //! A file that gets its name when it is complete and durable; dropped before that, it vanishes. A crash leaves at most a
-//! file whose name says that it is a part.
+//! file whose name says that it is a part, and the next draft of the same file removes it: who writes a part holds a lock on
+//! it. Process ids alone would not tell, since in a container each one is the first. Only the owner may read it: what a
+//! store holds is nobody else's business.
 //!
 //! What is written goes to the disk bit by bit. Left to the kernel, a large file would go there all at once, and whoever
-//! syncs a small one on the same disk meanwhile, as a node does for every write, would wait for it.
+//! syncs a small one on the same disk meanwhile, as a node does for every write, would wait for it. The same goes for each
+//! sync of a file that grows, which commits the file system's journal: there is one, at the end.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek as _, Write};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
@@ -13,24 +18,32 @@ use crate::failure::Failure;
 /// Follows the name in parts, before the process id of who writes.
 const PART: &str = ".part-";
 const BUFFER_BYTES: usize = 256 << 10;
-const SYNC_EVERY_BYTES: usize = 1 << 20;
+const WRITE_OUT_EVERY_BYTES: u64 = 1 << 20;
 
 pub struct Draft {
     path: PathBuf,
     out: Option<BufWriter<File>>,
-    /// Bytes that may not be on the disk yet.
-    unsynced: usize,
+    written: u64,
+    /// How many of these the kernel was told to write out.
+    written_out: u64,
 }
 
 impl Draft {
     /// A draft beside where it is to be.
     pub fn create(target: &Path) -> Result<Draft, Failure> {
         let name = target.file_name().ok_or_else(|| Failure::usage(format!("{} names no file", target.display())))?;
-        let path = target.with_file_name(format!("{}{PART}{}", name.to_string_lossy(), std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|error| {
+        let name = name.to_string_lossy();
+        let path = target.with_file_name(format!("{name}{PART}{}", std::process::id()));
+        let create = || -> io::Result<File> {
+            remove_left(folder_of(target), &name);
+            let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+            file.try_lock()?;
+            Ok(file)
+        };
+        let file = create().map_err(|error| {
             Failure::local(format!("cannot write {}: {error}", path.display())).advise("check path and permissions")
         })?;
-        Ok(Draft { path, out: Some(BufWriter::with_capacity(BUFFER_BYTES, file)), unsynced: 0 })
+        Ok(Draft { path, out: Some(BufWriter::with_capacity(BUFFER_BYTES, file)), written: 0, written_out: 0 })
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -64,7 +77,6 @@ impl Draft {
 
     /// Lets everybody read it, whatever the umask says.
     pub fn open_to_all(&mut self) -> Result<(), Failure> {
-        use std::os::unix::fs::PermissionsExt as _;
         let file = self.out.as_ref().expect("published drafts are not changed").get_ref();
         file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(|error| self.failed(&error))
     }
@@ -78,11 +90,11 @@ impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let out = self.out.as_mut().expect("published drafts are not written");
         let written = out.write(bytes)?;
-        self.unsynced += written;
-        if self.unsynced >= SYNC_EVERY_BYTES {
-            self.unsynced = 0;
+        self.written += written as u64;
+        if self.written - self.written_out >= WRITE_OUT_EVERY_BYTES {
             out.flush()?;
-            out.get_ref().sync_data()?;
+            write_out(out.get_ref(), self.written_out, self.written)?;
+            self.written_out = self.written;
         }
         Ok(written)
     }
@@ -99,17 +111,39 @@ impl Drop for Draft {
     }
 }
 
-/// Whether a name is of a part that some draft left.
-pub fn is_part(name: &str) -> bool {
-    name.rsplit_once(PART).is_some_and(|(_, id)| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
+/// Has a part of a file written to the disk, and waits until it is. Its length and place are not made durable by that.
+fn write_out(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (from, bytes) = (from as libc::off64_t, (to - from) as libc::off64_t);
+    // SAFETY: takes numbers, and the descriptor is open.
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), from, bytes, how) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// Removes the parts of a file whose writers are gone. What cannot be removed only takes room.
+fn remove_left(folder: &Path, target: &str) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for part in entries.filter(|entry| is_part(&entry.file_name().to_string_lossy(), target)) {
+        if File::open(part.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(part.path());
+        }
+    }
+}
+
+/// Whether a name is that of a part of a file.
+pub fn is_part(name: &str, target: &str) -> bool {
+    let id = name.strip_prefix(target).and_then(|rest| rest.strip_prefix(PART));
+    id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 pub fn sync_folder_of(file: &Path) -> io::Result<()> {
-    let folder = match file.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
+    File::open(folder_of(file))?.sync_all()
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -123,12 +157,48 @@ mod tests {
         let names = || fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut draft = Draft::create(&target).unwrap();
         draft.write(b"xxxx and more").unwrap();
-        assert!(names().all(|name| is_part(&name)) && names().count() == 1);
+        assert!(names().all(|name| is_part(&name, "a")) && names().count() == 1);
         draft.write_at_front(b"good").unwrap();
         assert_eq!(draft.publish(&target).unwrap(), 13);
         assert_eq!(fs::read(&target).unwrap(), b"good and more");
         drop(Draft::create(&target).unwrap());
         assert_eq!(names().collect::<Vec<_>>(), ["a"]);
-        assert!(!is_part("a") && !is_part("a.part-") && !is_part("a.part-x"));
+        for other in ["a", "a.part-", "a.part-x", "ab.part-1", "b.part-1"] {
+            assert!(!is_part(other, "a"), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_killed_writers_part_makes_room_and_a_living_ones_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        // In a container, whoever was killed had the same process id.
+        let own = format!("a.part-{}", std::process::id());
+        for name in [&own, "a.part-77", "a.part-78", "b.part-77"] {
+            fs::write(path(name), "half of it").unwrap();
+        }
+        let living = File::open(path("a.part-78")).unwrap();
+        living.lock().unwrap();
+        let mut draft = Draft::create(&path("a")).unwrap();
+        draft.write(b"new").unwrap();
+        draft.publish(&path("a")).unwrap();
+        assert_eq!(fs::read(path("a")).unwrap(), b"new");
+        let left = [&own, "a.part-77", "a.part-78", "b.part-77"].map(|name| path(name).exists());
+        assert_eq!(left, [false, false, true, true]);
+    }
+
+    #[test]
+    fn only_its_owner_may_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |open: bool| {
+            let target = folder.path().join("a");
+            let mut draft = Draft::create(&target).unwrap();
+            if open {
+                draft.open_to_all().unwrap();
+            }
+            draft.publish(&target).unwrap();
+            fs::metadata(target).unwrap().permissions().mode() & 0o777
+        };
+        assert_eq!((mode(false), mode(true)), (0o600, 0o644));
     }
 }

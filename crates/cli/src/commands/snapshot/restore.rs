@@ -83,7 +83,7 @@ fn check_folder(data_dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     for entry in &entries {
         let name = entry.file_name().to_string_lossy().into_owned();
         // The state comes last: without it, the rest is of a restore that was interrupted.
-        let ours = [RESTORE_FILE, CHANGES_FILE].iter().any(|file| name.starts_with(file)) && draft::is_part(&name);
+        let ours = [RESTORE_FILE, CHANGES_FILE].iter().any(|file| draft::is_part(&name, file));
         if ours || (name == CHANGES_FILE && !named(RESTORE_FILE)) {
             leftovers.push(entry.path());
         } else if !NOTHING.contains(&name.as_str()) {

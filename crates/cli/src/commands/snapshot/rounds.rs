@@ -1,8 +1,12 @@
 //! `snapshot run` and `snapshot schedule`: backups in a folder, one after the other, and the old ones deleted.
 //!
 //! Life of a round: the folder is locked → a backup is made: what changed since the end of the chain, or since the last full
-//! one, or, when neither can be had (compacted, another cluster, nothing there), a full one → a full one is read back from
-//! the disk and verified, and only then the superfluous ones go ([`super::shelf`]) → figures are written, if wanted.
+//! one, or, when neither can be had (compacted, another cluster, nothing there, damaged), a full one → it is read back from
+//! the disk and verified, and only after a full one the superfluous ones go ([`super::shelf`]) → figures are written, if
+//! wanted.
+//!
+//! What an incremental backup is to follow on is read to its end first. A damaged one is set aside: nothing follows on it,
+//! and nobody takes it for a backup.
 //!
 //! Each endpoint is tried in turn. `run` fails when all do. `schedule` says so and tries again; it ends, with exit code 0,
 //! when it is told to stop.
@@ -117,37 +121,53 @@ async fn make(client: &Client, args: &RunArgs, out: &mut Output) -> Result<Kind,
     let shelf = Shelf::read(&args.dir)?;
     if args.incremental {
         for base in shelf.bases() {
-            let wanted = match save::since(&args.dir.join(base.name())) {
+            let without = |failure: &Failure| eprintln!("{}; going on without it", failure.text);
+            let base = args.dir.join(base.name());
+            let wanted = match save::since(&base) {
                 Ok(wanted) => wanted,
                 Err(failure) => {
-                    eprintln!("{}; going on without it", failure.text);
+                    without(&failure);
+                    if source::is_damaged(&failure) {
+                        shelf::set_aside(&base)?;
+                    }
                     continue;
                 }
             };
-            match save_from_any(client, wanted, args).await {
-                Ok(saved) => {
+            let saved = match save_from_any(client, wanted, args).await {
+                Ok(saved) => saved,
+                Err(failure) if stream::needs_full(&failure) => {
+                    without(&failure);
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            match read_back(&saved) {
+                Ok(()) => {
                     save::tell(&saved, out)?;
                     return Ok(Kind::Incremental);
                 }
-                Err(failure) if stream::needs_full(&failure) => eprintln!("{}; going on without it", failure.text),
-                Err(failure) => return Err(failure),
+                Err(failure) => without(&failure),
             }
         }
     }
-    let saved = save_from_any(client, Wanted::Everything, args).await?;
-    let path = saved.path.as_deref().unwrap_or(&args.dir);
-    if let Err(failure) = source::read(path, "verifying", &mut Nobody) {
-        // It must not pass for the last good one.
-        let _ = std::fs::remove_file(path);
-        return Err(Failure::local(format!("the backup cannot be read back and was removed: {}", failure.text))
-            .advise("nothing else was deleted; is the disk of the backups in order?"));
-    }
+    let saved = save_from_any(client, Wanted::Everything { stale: false }, args).await?;
+    read_back(&saved)?;
     save::tell(&saved, out)?;
     let shelf = Shelf::read(&args.dir)?;
     for path in shelf::delete(&args.dir, &shelf.superfluous(args.keep, args.keep_days, Moment::now()))? {
         out.line(format!("Deleted {}", path.display()))?;
     }
     Ok(Kind::Full)
+}
+
+/// Reads from the disk what was saved. What cannot be read back must not pass for a good one, and is removed.
+fn read_back(saved: &Saved) -> Result<(), Failure> {
+    let Some(path) = &saved.path else { return Ok(()) };
+    source::read(path, "verifying", &mut Nobody).map(drop).map_err(|failure| {
+        let _ = std::fs::remove_file(path);
+        Failure::local(format!("the backup cannot be read back and was removed: {}", failure.text))
+            .advise("nothing else was deleted; is the disk of the backups in order?")
+    })
 }
 
 /// Tries one endpoint after the other, until one gives a backup or says that it cannot be had.

@@ -10,7 +10,7 @@ use super::archive::Writer;
 use super::args::SaveArgs;
 use super::draft::Draft;
 use super::shelf::{self, Entry};
-use super::source;
+use super::source::{self, Nobody};
 use super::stream::{self, Pace, Received, Wanted};
 use super::time::Moment;
 use crate::connect::Client;
@@ -39,7 +39,7 @@ pub struct Saved {
 pub async fn run(client: &Client, args: SaveArgs, out: &mut Output) -> Result<(), Failure> {
     let wanted = match &args.since {
         Some(base) if args.incremental => since(base)?,
-        _ => Wanted::Everything,
+        _ => Wanted::Everything { stale: args.stale },
     };
     let target = match (&args.file, &args.output_dir) {
         (Some(file), _) => Target::File(file),
@@ -53,9 +53,10 @@ pub async fn run(client: &Client, args: SaveArgs, out: &mut Output) -> Result<()
     tell(&saved, out)
 }
 
-/// What to ask for after a backup.
+/// What to ask for after a backup, which is read to its end: nothing is to follow on one that cannot be restored.
 pub fn since(base: &Path) -> Result<Wanted, Failure> {
-    let header = source::peek(base)?;
+    let found = source::read(base, "checking", &mut Nobody)?;
+    let header = found.header();
     Ok(Wanted::Since { revision: header.revision, cluster: header.cluster() })
 }
 

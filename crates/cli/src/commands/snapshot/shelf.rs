@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `chainfire-20261124T201500Z-rev1234.tar.gz` | full, of revision 1234 |
 //! | `chainfire-20261124T202000Z-rev1234-1300.incr.tgz` | incremental: what changed after revision 1234 up to 1300 |
+//! | either with `.bad` | was found to be damaged; for people to look at |
 //!
 //! Files with other names are never touched, nor looked at. Incremental backups form one chain through the full ones: each
 //! follows on the last incremental one, so that every revision since the oldest full backup can be restored.
@@ -15,7 +16,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::draft;
 use super::time::Moment;
 use crate::failure::Failure;
 
@@ -26,6 +26,7 @@ const LOCK: &str = ".chainfire-backup.lock";
 const PREFIX: &str = "chainfire-";
 const FULL: &str = ".tar.gz";
 const INCREMENTAL: &str = ".incr.tgz";
+const SET_ASIDE: &str = ".bad";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +135,7 @@ impl Shelf {
 pub struct Lock(#[expect(dead_code, reason = "the lock goes with the file")] fs::File);
 
 impl Lock {
-    /// Takes a folder, making it if there is none, and removes parts that those before left when they were killed.
+    /// Takes a folder, making it if there is none.
     pub fn take(folder: &Path) -> Result<Lock, Failure> {
         use std::os::unix::fs::DirBuilderExt as _;
         let unusable = |error: std::io::Error| {
@@ -150,14 +151,19 @@ impl Lock {
             }
             fs::TryLockError::Error(error) => unusable(error),
         })?;
-        for (name, _) in list(folder)? {
-            if name.starts_with(DRAFT) && draft::is_part(&name) {
-                // What cannot be removed only takes room.
-                let _ = fs::remove_file(folder.join(name));
-            }
-        }
         Ok(Lock(file))
     }
+}
+
+/// Takes a damaged backup its name, so that it is none any more.
+pub fn set_aside(path: &Path) -> Result<(), Failure> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(SET_ASIDE);
+    fs::rename(path, &aside).map_err(|error| {
+        Failure::local(format!("cannot set {} aside: {error}", path.display())).advise("check permissions")
+    })?;
+    eprintln!("set aside as {}", aside.display());
+    Ok(())
 }
 
 /// Deletes backups; returns those that are gone.
@@ -211,6 +217,7 @@ mod tests {
         assert!(!entry(1_795_551_300, Some(1), 2).name().ends_with(".tar.gz"), "the runbook takes the newest of those");
         for foreign in [
             "chainfire-20261124T201500Z-rev1234.tar.gz.part-12",
+            "chainfire-20261124T201500Z-rev1234.tar.gz.bad",
             "chainfire-20261124T201500Z-rev01234.tar.gz",
             "chainfire-20261124T201500Z-rev1-2.tar.gz",
             "chainfire-20261124T201500Z-rev1.incr.tgz",
@@ -264,18 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn only_one_at_a_time_and_only_own_parts_go() {
+    fn only_one_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("made");
         let lock = Lock::take(&dir).unwrap();
         let Err(refused) = Lock::take(&dir) else { panic!("two have it") };
         assert!(refused.text.contains("is under way"));
         drop(lock);
-        for name in ["chainfire-backup.part-77", "precious.part-77"] {
-            fs::write(dir.join(name), "x").unwrap();
-        }
         Lock::take(&dir).unwrap();
-        assert!(!dir.join("chainfire-backup.part-77").exists());
-        assert!(dir.join("precious.part-77").exists());
     }
 }

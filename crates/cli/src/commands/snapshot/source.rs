@@ -77,23 +77,6 @@ pub fn read(path: &Path, what: &'static str, taker: &mut dyn Taker) -> Result<Fo
     end.map_err(|stop| failure(path, stop))
 }
 
-/// What a file says of itself at its beginning; nothing else of it is checked.
-pub fn peek(path: &Path) -> Result<Header, Failure> {
-    let mut open = Open::new(path)?;
-    let mut reader = Reader::new(FAMILIES);
-    let mut progress = Progress::new("looking", open.bytes);
-    let read = open.run(&mut progress, &mut |bytes| {
-        reader.feed(bytes);
-        while reader.pair().map_err(damaged)?.is_some() {}
-        if reader.has_header() { Err(Stop::Enough) } else { Ok(()) }
-    });
-    match read {
-        Ok(_) | Err(Stop::Enough) if reader.has_header() => Ok(reader.header().clone()),
-        Ok(_) | Err(Stop::Enough) => Err(failure(path, Stop::Damaged("it is too short".into()))),
-        Err(stop) => Err(failure(path, stop)),
-    }
-}
-
 fn damaged(why: BadSnapshot) -> Stop {
     Stop::Damaged(why.0)
 }
@@ -107,12 +90,20 @@ fn fits(manifest: &Manifest, header: &Header) -> Result<(), Stop> {
 
 fn failure(path: &Path, stop: Stop) -> Failure {
     match stop {
-        Stop::Damaged(why) => Failure::local(format!("{} is no intact snapshot: {why}", path.display()))
-            .advise("nothing was changed; use another backup"),
+        Stop::Damaged(why) => {
+            Failure::local(format!("{} is no intact snapshot: {why}", path.display())).advise(USE_ANOTHER)
+        }
         Stop::Unreadable(error) => unreadable(path, &error),
         Stop::Taker(failure) => failure,
-        Stop::Enough => Failure::local(format!("{} was not read to its end", path.display())),
     }
+}
+
+/// What to do when a file is not what was saved.
+const USE_ANOTHER: &str = "nothing was changed; use another backup";
+
+/// Whether a failure says that a file's content is damaged; otherwise it may be intact and could not be read.
+pub fn is_damaged(failure: &Failure) -> bool {
+    failure.advice.as_deref() == Some(USE_ANOTHER)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use proto::admin::{ChangesRequest, ChangesResponse};
 use proto::content::FAMILIES;
 use proto::etcdserverpb::{SnapshotRequest, SnapshotResponse};
-use proto::snapshot::{Content, FILE_DIGEST_BYTES, Reader};
+use proto::snapshot::{Content, FILE_DIGEST_BYTES, Reader, STALE};
 use sha2::{Digest, Sha256};
-use tonic::{Code, Status, Streaming};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status, Streaming};
 
 use super::progress::Progress;
 use crate::connect::{self, Client};
@@ -22,12 +23,10 @@ const PACE_STEP: Duration = Duration::from_millis(2);
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    Everything,
+    /// The whole store; `stale`: as far as the node that is asked knows of it, which may be cut off.
+    Everything { stale: bool },
     /// What changed since a revision of a cluster.
-    Since {
-        revision: i64,
-        cluster: u64,
-    },
+    Since { revision: i64, cluster: u64 },
 }
 
 /// What came, complete.
@@ -92,8 +91,12 @@ async fn receive_from(
     let timed_out = |_| Failure::timed_out(endpoint);
     let refused = |status: Status| of_status(endpoint, wanted, &status);
     let mut messages = match wanted {
-        Wanted::Everything => {
-            let opened = client.within(connect::maintenance(channel).snapshot(SnapshotRequest {})).await;
+        Wanted::Everything { stale } => {
+            let mut request = Request::new(SnapshotRequest {});
+            if stale {
+                request.metadata_mut().insert(STALE, MetadataValue::from_static("true"));
+            }
+            let opened = client.within(connect::maintenance(channel).snapshot(request)).await;
             Messages::Snapshot(opened.map_err(timed_out)?.map_err(refused)?.into_inner())
         }
         Wanted::Since { revision, cluster } => {
@@ -145,7 +148,7 @@ async fn receive_from(
     }
     let content = reader.finish().map_err(|why| arrived_damaged(&why.0))?;
     let since = match wanted {
-        Wanted::Everything => None,
+        Wanted::Everything { .. } => None,
         Wanted::Since { revision, .. } => Some(revision),
     };
     if content.header.since != since {
