@@ -419,7 +419,7 @@ async fn admit(handle: &GroupHandle, caller: &Caller, mut body: Bytes) -> Result
             return Err(Refusal::DuplicateMember);
         }
         handle.change(MembershipChange::Arrive { node, peer }).await?;
-        tracing::info!(target: "chainfire_raft", "Adding a node's data folder, node={node} peer={peer} addr={url}");
+        tracing::info!(target: "chainfire_raft", "Took in a node's data folder, node={node} peer={peer} addr={url}");
     }
     let mut answer = BytesMut::new();
     answer.put_u64_le(handle.cluster().0);

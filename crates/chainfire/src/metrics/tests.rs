@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use base::{NodeId, PeerId};
 use consensus::Member;
+use node::tls::Expiry;
 use storage::engine::EngineStats;
 
 use super::*;
@@ -66,8 +67,13 @@ fn the_page_of_a_leader_and_its_reference() {
         traffic: vec![(NodeId(1), 1, 1), (NodeId(2), 300, 40), (NodeId(9), 5, 6)],
         gossip: &Default::default(),
         tls: Some(TlsStats {
-            cert_expires_s: 1_900_000_000,
-            ca_expires_s: 2_000_000_000,
+            files: [
+                (FileKind::Certificate, 1_900_000_000),
+                (FileKind::Ca, 2_000_000_000),
+                (FileKind::Crl, 1_800_000_000),
+            ]
+            .map(|(kind, expires_s)| Expiry { kind, path: Default::default(), expires_s })
+            .to_vec(),
             reloads: 2,
             failed_reloads: 1,
         }),

@@ -317,6 +317,7 @@ fn reach(bare: &str, deadline: Instant) -> Result<TcpStream, String> {
             Ok(stream) => return Ok(stream),
             Err(error) => {
                 failure = match error.kind() {
+                    std::io::ErrorKind::HostUnreachable => format!("unreachable: {error}"),
                     std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
                     std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "timeout".to_owned(),
                     _ => error.to_string(),
