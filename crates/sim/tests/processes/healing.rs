@@ -56,12 +56,19 @@ async fn a_flipped_byte_in_the_log_at_rest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_byte_in_a_table_of_a_running_follower() {
-    heals("a table, running", At::Running { leader: false }, flip_in_table, &["the checksum of"]).await;
+    heals("a table, running", At::Running { leader: false }, flip_in_table, &["the checksum of", "checksum mismatch"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_byte_in_a_table_of_the_running_leader() {
-    heals("a table, running leader", At::Running { leader: true }, flip_in_table, &["the checksum of"]).await;
+    heals(
+        "a table, running leader",
+        At::Running { leader: true },
+        flip_in_table,
+        &["the checksum of", "checksum mismatch"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
