@@ -42,8 +42,8 @@ pub fn written(path: &Path) -> u64 {
     fs::read(path).unwrap().iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1)
 }
 
-/// Damages a file of this kind, and says what was done.
-pub fn harm(data_dir: &Path, target: Target, rng: &mut Rng) -> String {
+/// Damages a file of this kind; says which, and what was done.
+pub fn harm(data_dir: &Path, target: Target, rng: &mut Rng) -> (PathBuf, String) {
     let files: Vec<_> = target.files(data_dir).into_iter().filter(|(_, written)| *written > 0).collect();
     let (path, written) =
         rng.pick(&files).unwrap_or_else(|| panic!("there is no {target:?} in {}", data_dir.display()));
@@ -72,7 +72,7 @@ pub fn harm(data_dir: &Path, target: Target, rng: &mut Rng) -> String {
         }
     };
     file.sync_all().unwrap();
-    format!("{} of {written} bytes: {what}", path.file_name().unwrap().display())
+    (path.clone(), format!("{} of {written} bytes: {what}", path.file_name().unwrap().display()))
 }
 
 #[test]
