@@ -72,6 +72,9 @@ pub enum Work {
 }
 
 /// A snapshot that waits to be sent, and when it was built.
+/// How long readers have before a snapshot is tried to be put in place again.
+const INSTALL_RETRY: Duration = Duration::from_secs(1);
+
 type BuiltSnapshot = (Instant, Box<dyn SnapshotSource>);
 
 /// What the threads share with the shell.
@@ -574,10 +577,7 @@ impl Applier {
                         let _ = reply.send(sink);
                         Ok(())
                     }
-                    Work::Install { group, staged } => match self.groups.lock().get_mut(&group) {
-                        Some(applying) => applying.install(group, staged, engines),
-                        None => Ok(()),
-                    },
+                    Work::Install { group, staged } => self.install(group, staged, engines),
                 };
                 if let Err(error) = result {
                     return (engines.fatal)(error);
@@ -609,6 +609,35 @@ impl Applier {
                 Ok(more) => more,
                 // It can wait for room.
                 Err(MachineError::Engine(EngineError::NoSpace(_))) => false,
+    /// Puts a snapshot in place, however long readers keep it waiting.
+    fn install(&self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
+        let Some(mut sink) = engines.staged.lock().remove(&staged) else {
+            return Err("a staged snapshot vanished".to_owned());
+        };
+        // They hold views of the state that is about to go, and a node that is behind has no use for them.
+        engines.sources.lock().clear();
+        while !engines.stop.load(Ordering::Relaxed) {
+            let mut groups = self.groups.lock();
+            let Some(applying) = groups.get_mut(&group) else { break };
+            match applying.machine.install(&mut *sink) {
+                Ok(()) => {
+                    applying.installed(group, engines);
+                    break;
+                }
+                Err(MachineError::Engine(EngineError::Held)) => {
+                    tracing::warn!(
+                        target: "chainfire_storage",
+                        "A received state waits to be put in place, why=a reader has not let go of the old one code=CF4012"
+                    );
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+            drop(groups);
+            std::thread::sleep(INSTALL_RETRY);
+        }
+        Ok(())
+    }
+
                 Err(error) => return Err(error.to_string()),
             };
         }
@@ -717,13 +746,8 @@ impl Applying {
         Ok(())
     }
 
-    fn install(&mut self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
-        let Some(sink) = engines.staged.lock().remove(&staged) else {
-            return Err("a staged snapshot vanished".to_owned());
-        };
-        // They hold views of the state that is about to go, and a node that is behind has no use for them.
-        engines.sources.lock().clear();
-        self.machine.install(sink).map_err(|error| error.to_string())?;
+    /// The machine stands where the snapshot was taken.
+    fn installed(&mut self, group: GroupId, engines: &Engines) {
         let mark: Mark = self.machine.mark();
         let membership = Membership::decode(&self.machine.membership()).unwrap_or_default();
         self.durable = mark.index;
@@ -758,7 +782,6 @@ impl Applying {
                 flushing.store(false, Ordering::SeqCst);
             });
         }
-        Ok(())
     }
 }
 
