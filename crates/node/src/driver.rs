@@ -10,7 +10,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ use crate::handle::{ReadGrant, Shared};
 use crate::heal::{Damage, Health, What};
 use crate::inbox::Inbox;
 use crate::lag::{Lag, Say};
+use crate::roster::Roster;
 use crate::stages::{Durations, Stages};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
@@ -71,10 +72,10 @@ pub enum Work {
     Stop,
 }
 
-/// A snapshot that waits to be sent, and when it was built.
 /// How long readers have before a snapshot is tried to be put in place again.
 const INSTALL_RETRY: Duration = Duration::from_secs(1);
 
+/// A snapshot that waits to be sent, and when it was built.
 type BuiltSnapshot = (Instant, Box<dyn SnapshotSource>);
 
 /// What the threads share with the shell.
@@ -91,6 +92,8 @@ pub struct Engines {
     pub stages: Arc<Stages>,
     /// The disk has no room for what comes from the leader.
     pub held: Arc<AtomicBool>,
+    /// The data folder.
+    pub dir: PathBuf,
 }
 
 /// Plain counters; rendered as metrics elsewhere.
@@ -311,6 +314,11 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                 "Membership changed (add, promote or remove of a node), index={index} nodes={}",
                 nodes.join(",")
             );
+            // Before the log can be cut behind it, which takes another output.
+            let roster = Roster { index: *index, membership: membership.clone() };
+            if let Err(error) = roster.save(&engines.dir) {
+                tracing::warn!(target: "chainfire_storage", "Who the members are was not kept, why={error} code=CF4011");
+            }
             shared.transport.learn(membership);
             shared.membership.store(Arc::new(membership.clone()));
         }
@@ -339,6 +347,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                  index={index} hashes={} code=CF4005",
                 all.join(",")
             );
+            shared.unclear.store(Some(Arc::new(hashes.iter().map(|(peer, _)| *peer).collect())));
         }
         Event::BadMessage { from, why, .. } => {
             tracing::warn!(target: "chainfire_network", "Dropped a message, peer={from} why={why}");
@@ -600,15 +609,6 @@ impl Applier {
         }
     }
 
-    /// Lets each state machine do a little of its own work; whether any has more. The driver may come in between.
-    fn tend(&self) -> Result<bool, String> {
-        let mut groups = self.groups.lock();
-        let mut more = false;
-        for applying in groups.values_mut() {
-            more |= match applying.machine.tend() {
-                Ok(more) => more,
-                // It can wait for room.
-                Err(MachineError::Engine(EngineError::NoSpace(_))) => false,
     /// Puts a snapshot in place, however long readers keep it waiting.
     fn install(&self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
         let Some(mut sink) = engines.staged.lock().remove(&staged) else {
@@ -638,6 +638,15 @@ impl Applier {
         Ok(())
     }
 
+    /// Lets each state machine do a little of its own work; whether any has more. The driver may come in between.
+    fn tend(&self) -> Result<bool, String> {
+        let mut groups = self.groups.lock();
+        let mut more = false;
+        for applying in groups.values_mut() {
+            more |= match applying.machine.tend() {
+                Ok(more) => more,
+                // It can wait for room.
+                Err(MachineError::Engine(EngineError::NoSpace(_))) => false,
                 Err(error) => return Err(error.to_string()),
             };
         }
@@ -738,6 +747,11 @@ impl Applying {
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {
+        if engines.health.is_quarantined() {
+            // What is not to be trusted is not handed on.
+            engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
+            return Ok(());
+        }
         let source = self.machine.snapshot().map_err(|error| error.to_string())?;
         let mark = source.mark();
         let membership = Membership::decode(&source.membership()).unwrap_or_default();
@@ -756,7 +770,6 @@ impl Applying {
         engines.stats.snapshot_index.store(mark.index, Ordering::Relaxed);
         tracing::info!(target: "chainfire_raft", "Applied snapshot, index={}", mark.index);
         engines.inbox.push(Input::Installed { group, mark, membership });
-        Ok(())
     }
 
     fn durable(&mut self, group: GroupId, engines: &Engines) -> Result<(), String> {
@@ -782,6 +795,7 @@ impl Applying {
                 flushing.store(false, Ordering::SeqCst);
             });
         }
+        Ok(())
     }
 }
 
