@@ -106,6 +106,9 @@ fn waits_for(handle: &GroupHandle) -> String {
     if handle.cluster() == base::ClusterId::default() {
         return "this node belongs to no cluster yet, it waits for the other members".to_owned();
     }
+    if handle.health().waits_to_leave() {
+        return "this member is quarantined, and votes with its log until the others can do without it".to_owned();
+    }
     let (status, membership) = (handle.status(), handle.membership());
     let voters = membership.voters.len();
     if membership.by_peer(status.peer).is_none() {

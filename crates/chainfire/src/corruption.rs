@@ -20,12 +20,11 @@ use std::time::Duration;
 
 use base::{NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus::{Event, Membership, Refusal, Role};
+use consensus::{Membership, Refusal, Role};
 use node::GroupHandle;
 use node::heal::{Damage, What};
 use parking_lot::Mutex;
 use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::command::Command;
 use crate::scrub::Scrub;
@@ -41,7 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// A digest reads everything.
 const DIGEST_TIMEOUT: Duration = Duration::from_secs(600);
-const ALARM_TRIES: u32 = 20;
+const SAY_TRIES: u32 = 20;
 
 /// A store's content at a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,30 +197,56 @@ fn majority(membership: &Membership, words: &BTreeMap<PeerId, Word>) -> Option<W
 
 /// Raises the alarm for differences in the rolling hash that nobody can judge.
 async fn listen(handle: GroupHandle) {
-    let mut events = handle.events();
     loop {
-        match events.recv().await {
-            Ok(Event::HashesUnclear { hashes, .. }) => {
-                let membership = handle.membership();
-                raise(&handle, hashes.iter().filter_map(|(peer, _)| membership.node_of(*peer)).collect()).await;
-            }
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
-            Err(RecvError::Closed) => return,
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(peers) = handle.take_unclear() {
+            let membership = handle.membership();
+            raise(&handle, peers.iter().filter_map(|peer| membership.node_of(*peer)).collect()).await;
         }
     }
 }
 
+/// Who is deposed under way leaves it to the next leader, which finds the same.
 async fn raise(handle: &GroupHandle, members: Vec<NodeId>) {
     for member in members {
         let (action, kind) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
         let command = Command::Alarm { action, member: member.0, kind }.encode();
-        for _ in 0..ALARM_TRIES {
-            if handle.propose(command.clone()).await.is_ok() || handle.status().role != Role::Leader {
-                break;
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        let propose = || handle.propose(command.clone());
+        until_done(
+            propose,
+            || handle.status().role == Role::Leader,
+            LOOK_EVERY,
+            |why| {
+                tracing::error!(
+                    target: "chainfire_storage",
+                    "The alarm CORRUPT cannot be raised yet, member={member} why={why} code=CF4013"
+                );
+            },
+        )
+        .await;
     }
+}
+
+/// Tries until it is done or this node does not lead any more; whether it was done. What keeps it is said at the first try
+/// and at every [`SAY_TRIES`]th.
+async fn until_done<T, F: Future<Output = Result<T, Refusal>>>(
+    try_it: impl Fn() -> F,
+    leads: impl Fn() -> bool,
+    pause: Duration,
+    say: impl Fn(Refusal),
+) -> bool {
+    for tries in 0u32.. {
+        let Err(why) = try_it().await else { return true };
+        if !leads() {
+            say(why);
+            return false;
+        }
+        if tries.is_multiple_of(SAY_TRIES) {
+            say(why);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    false
 }
 
 #[cfg(test)]
@@ -246,5 +271,24 @@ mod tests {
         assert_eq!(majority(&voters(&[1, 2]), &words(&[(1, 8), (2, 7)])), None);
         let joint = Membership { voters_outgoing: vec![PeerId(1)], ..three };
         assert_eq!(majority(&joint, &words(&[(1, 7), (2, 7), (3, 7)])), None);
+    }
+
+    #[tokio::test]
+    async fn an_alarm_is_tried_until_it_is_raised_or_another_leads() {
+        let (tries, said) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+        let refused_until = |last: u32| {
+            tries.set(0);
+            said.set(0);
+            let tries = &tries;
+            move || {
+                tries.set(tries.get() + 1);
+                std::future::ready(if tries.get() > last { Ok(()) } else { Err(Refusal::TimedOut) })
+            }
+        };
+        let say = |_| said.set(said.get() + 1);
+        assert!(until_done(refused_until(50), || true, Duration::ZERO, say).await);
+        assert_eq!((tries.get(), said.get()), (51, 3));
+        assert!(!until_done(refused_until(u32::MAX), || tries.get() < 30, Duration::ZERO, say).await);
+        assert_eq!((tries.get(), said.get()), (30, 3), "and that it is left to another");
     }
 }

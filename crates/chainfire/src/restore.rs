@@ -69,7 +69,7 @@ pub fn clear(engine: &dyn Engine) -> Result<(), EngineError> {
     }
     let mut nothing = engine.begin_install()?;
     nothing.finish()?;
-    engine.commit_install(nothing)
+    engine.commit_install(&mut *nothing)
 }
 
 /// Reads all files of a restore from end to end; a number that is the same for the same state.

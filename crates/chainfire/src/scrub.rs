@@ -25,6 +25,8 @@ const PACE_ASKED: u64 = 256 << 20;
 /// The first pass begins so long after the start.
 const FIRST_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A pass that was broken off is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// A scrub's progress and past, for status and metrics.
 #[derive(Default)]
@@ -37,7 +39,10 @@ pub struct Scrub {
     passes: AtomicU64,
     findings: AtomicU64,
     unchecked: AtomicU64,
+    failures: AtomicU64,
     ended_unix_s: AtomicU64,
+    whole_unix_s: AtomicU64,
+    interval_s: AtomicU64,
     last: Mutex<String>,
 }
 
@@ -56,8 +61,14 @@ pub struct ScrubProgress {
     pub bytes_read: u64,
     pub passes: u64,
     pub findings: u64,
+    /// Passes that were broken off.
+    pub failures: u64,
     /// When a pass last ended, in seconds since 1970; zero for never.
     pub ended_unix_s: u64,
+    /// When a pass last came to its end, and all was read.
+    pub whole_unix_s: u64,
+    /// Zero: only when asked.
+    pub interval_s: u64,
     /// What the last pass came to, in words; empty before the first.
     pub last: String,
 }
@@ -79,6 +90,9 @@ impl Scrub {
             bytes_read: get(&self.bytes_read),
             passes: get(&self.passes),
             findings: get(&self.findings),
+            failures: get(&self.failures),
+            whole_unix_s: get(&self.whole_unix_s),
+            interval_s: get(&self.interval_s),
             ended_unix_s: get(&self.ended_unix_s),
             last: self.last.lock().clone(),
         }
@@ -94,6 +108,7 @@ impl Scrub {
 
 /// Starts the thread; it ends with the process. An interval of zero: only when asked.
 pub fn start(scrub: &Arc<Scrub>, stores: &Arc<Stores>, log: Arc<SegLog>, interval: Duration) {
+    scrub.interval_s.store(interval.as_secs(), Ordering::Relaxed);
     let scrubber = Scrubber { scrub: scrub.clone(), stores: stores.clone(), log, interval };
     let thread = std::thread::Builder::new().name("scrub".to_owned()).spawn(move || scrubber.run());
     drop(thread.expect("threads can be started"));
@@ -127,7 +142,7 @@ enum Ended {
 
 impl Scrubber {
     fn run(self) {
-        let mut due = (!self.interval.is_zero()).then(|| Instant::now() + FIRST_AFTER);
+        let mut due = next_pass(None, self.interval, Instant::now());
         loop {
             std::thread::sleep(LOOK_EVERY);
             let Some(store) = self.stores.get() else { continue };
@@ -139,8 +154,9 @@ impl Scrubber {
             self.scrub.asked.store(false, Ordering::SeqCst);
             let began = Instant::now();
             let ended = self.pass(store, asked);
+            let whole = matches!(ended, Ended::Whole);
             self.tell(ended);
-            due = (!self.interval.is_zero()).then(|| began + self.interval);
+            due = next_pass(Some((began, whole)), self.interval, Instant::now());
         }
     }
 
@@ -156,8 +172,7 @@ impl Scrubber {
         self.scrub.bytes_total.store(bytes_total, Ordering::Relaxed);
         self.scrub.bytes_done.store(0, Ordering::Relaxed);
         self.scrub.unchecked.store(state.unchecked(), Ordering::Relaxed);
-        let needed = (bytes_total as f64 / (self.interval.as_secs_f64() * 0.9)) as u64;
-        let bytes_per_second = if asked { PACE_ASKED } else { needed.max(PACE_MIN) };
+        let bytes_per_second = if asked { PACE_ASKED } else { pace(bytes_total, self.interval) };
         let mut pass = Pass { state, log, state_is_done: false, began: Instant::now(), bytes: 0, bytes_per_second };
         loop {
             let Some(store) = self.stores.get() else { return Ended::Away };
@@ -182,15 +197,20 @@ impl Scrubber {
                     target: "chainfire_storage",
                     "Scrub done, nothing is damaged, bytes={bytes_done} unchecked_files={unchecked}"
                 );
+                self.scrub.whole_unix_s.store(unix_s(), Ordering::Relaxed);
                 self.scrub.end("nothing is damaged".to_owned());
             }
-            Ended::Away => self.scrub.end("it was broken off".to_owned()),
+            Ended::Away => {
+                self.scrub.failures.fetch_add(1, Ordering::Relaxed);
+                self.scrub.end("it was broken off".to_owned());
+            }
             Ended::Damaged(why) => {
                 self.scrub.findings.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(target: "chainfire_storage", "Scrub found damage, why={why} code=CF4003");
                 self.scrub.end(format!("damage was found: {why}"));
             }
             Ended::Failed(why) => {
+                self.scrub.failures.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(target: "chainfire_storage", "Scrub was broken off, why={why} code=CF4004");
                 self.scrub.end(format!("it was broken off: {why}"));
             }
@@ -213,9 +233,30 @@ impl Pass {
     }
 
     fn keep_pace(&self) {
-        let due = Duration::from_secs_f64(self.bytes as f64 / self.bytes_per_second as f64);
-        std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+        std::thread::sleep(takes(self.bytes, self.bytes_per_second).saturating_sub(self.began.elapsed()));
     }
+}
+
+/// When a pass begins by itself: soon after the start, then an interval after the last one began; one that was broken off is
+/// tried again after [`RETRY_AFTER`]. `None`: never.
+fn next_pass(last: Option<(Instant, bool)>, interval: Duration, now: Instant) -> Option<Instant> {
+    let due = match last {
+        None => now + FIRST_AFTER,
+        Some((began, true)) => began + interval,
+        Some((began, false)) => (began + interval).min(now + RETRY_AFTER),
+    };
+    (!interval.is_zero()).then_some(due)
+}
+
+/// Bytes per second that a pass reads: done in nine tenths of the interval.
+fn pace(bytes_total: u64, interval: Duration) -> u64 {
+    let needed = bytes_total as f64 / (interval.as_secs_f64() * 0.9);
+    (needed.ceil() as u64).max(PACE_MIN)
+}
+
+/// How long reading so much takes at a pace.
+fn takes(bytes: u64, bytes_per_second: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64)
 }
 
 fn of_state(error: EngineError) -> Ended {
@@ -227,4 +268,65 @@ fn of_state(error: EngineError) -> Ended {
 
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    #[test]
+    fn a_pass_of_any_size_is_done_within_its_interval() {
+        for interval in [DAY, Duration::from_secs(3600), Duration::from_secs(1)] {
+            for bytes in [0, 1, 1 << 20, 10 << 30, 7 << 40] {
+                let took = takes(bytes, pace(bytes, interval));
+                assert!(took <= interval.mul_f64(0.9), "{bytes} bytes in {took:?} of {interval:?}");
+            }
+        }
+        assert_eq!(pace(1 << 30, DAY), PACE_MIN, "what is small is not dragged out");
+        assert_eq!(pace(4 << 40, DAY), 56_559_241, "what is large is spread over the day");
+    }
+
+    #[test]
+    fn passes_begin_by_the_clock() {
+        let now = Instant::now();
+        let at = |last, interval| next_pass(last, interval, now + DAY / 2).map(|due| due - now);
+        assert_eq!(at(None, DAY), Some(DAY / 2 + FIRST_AFTER), "soon after the start");
+        assert_eq!(at(Some((now, true)), DAY), Some(DAY), "counted from one beginning to the next");
+        assert_eq!(at(Some((now, false)), DAY), Some(DAY / 2 + RETRY_AFTER), "one that was broken off does not count");
+        let minute = Duration::from_secs(60);
+        assert_eq!(at(Some((now + DAY / 2, false)), minute), Some(DAY / 2 + minute), "no later than it would have");
+        for last in [None, Some((now, true)), Some((now, false))] {
+            assert_eq!(at(last, Duration::ZERO), None, "only when asked");
+        }
+    }
+
+    #[test]
+    fn a_pass_keeps_to_its_pace() {
+        assert_eq!(takes(PACE_MIN, PACE_MIN), Duration::from_secs(1));
+        assert_eq!(takes(PACE_ASKED / 2, PACE_ASKED), Duration::from_millis(500));
+        assert_eq!(takes(0, PACE_MIN), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_was_broken_off_is_no_pass_over_everything() {
+        let scrubber = Scrubber { scrub: Arc::default(), stores: Arc::default(), log: log(), interval: DAY };
+        scrubber.tell(Ended::Failed("no file handles".to_owned()));
+        scrubber.tell(Ended::Away);
+        let progress = scrubber.scrub.progress();
+        assert_eq!((progress.failures, progress.whole_unix_s, progress.findings), (2, 0, 0));
+        assert!(progress.ended_unix_s > 0);
+        scrubber.tell(Ended::Damaged("a table".to_owned()));
+        assert_eq!(scrubber.scrub.progress().whole_unix_s, 0);
+        scrubber.tell(Ended::Whole);
+        let progress = scrubber.scrub.progress();
+        assert!(progress.whole_unix_s > 0);
+        assert_eq!((progress.failures, progress.findings, progress.passes), (2, 1, 4));
+    }
+
+    fn log() -> Arc<SegLog> {
+        let dir = tempfile::tempdir().unwrap();
+        Arc::new(SegLog::open(&dir.path().join("raft"), storage::seglog::SegLogOptions::new(1)).unwrap())
+    }
 }

@@ -209,12 +209,13 @@ fn start_node(
         fatal: Arc::new(fatal),
         quarantine: Arc::new(quarantine),
         restart: Arc::new(move || fatal(restart::restart())),
+        leave: Arc::new(|handle| Box::pin(stopping::ask_for_leave(handle))),
     };
     let stores = stores.clone();
     let runtime = tokio::runtime::Handle::current();
     let reports = reports.clone();
     let service = move |handle| {
-        let calls = LeaderCalls { handle, stores, reports, answered: Arc::default() };
+        let calls = LeaderCalls { handle, stores, reports, answered: Arc::default(), leaves: Arc::default() };
         Some(Arc::new(calls) as Arc<dyn node::transport::CallService>)
     };
     Node::start(config, &runtime, files, service, ends).map_err(StartError::from)

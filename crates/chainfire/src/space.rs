@@ -31,6 +31,7 @@ use consensus::{Membership, Role};
 use node::GroupHandle;
 use parking_lot::Mutex;
 use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
+use tokio::task::JoinHandle;
 
 use crate::api::leader::{DISK_FULL, DISK_ROOMY, OVER_QUOTA};
 use crate::command::Command;
@@ -173,9 +174,11 @@ pub async fn keep(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
         verdict: None,
         heard: None,
         asked: None,
+        asking: Later::default(),
         led: None,
         handed: None,
     };
+    let mut alarm = Later::default();
     // Why the alarm was raised. A restart forgets it; what the quota does not explain was the disk.
     let mut raised_for_disk = None;
     let mut said_full = false;
@@ -218,13 +221,14 @@ pub async fn keep(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
             let stale = others.map(|(_, other)| *other).find(|other| keeper.may_lower(NodeId(*other), over_quota));
             stale.map(|other| (AlarmAction::Deactivate, other))
         };
-        if let Some((action, member)) = action {
-            // Tried again at the next look.
+        if let Some((AlarmAction::Deactivate, member)) = alarm.take().await.flatten() {
+            tracing::info!(target: "chainfire_storage", "There is space again, writes are taken, alarm_of={member}");
+        }
+        if let Some((action, member)) = action.filter(|_| alarm.is_idle()) {
+            // What is refused is tried again at a later look.
             let command = Command::Alarm { action: action as i32, member, kind: NOSPACE };
-            let done = keeper.handle.propose(command.encode()).await.is_ok();
-            if done && action == AlarmAction::Deactivate {
-                tracing::info!(target: "chainfire_storage", "There is space again, writes are taken, alarm_of={member}");
-            }
+            let proposed = keeper.handle.propose(command.encode());
+            alarm.begin(async move { proposed.await.ok().map(|_| (action, member)) });
         }
     }
 }
@@ -238,6 +242,7 @@ struct Keeper {
     /// When the leader last gave it, when it was last asked, and since when this node leads.
     heard: Option<Instant>,
     asked: Option<Instant>,
+    asking: Later<Option<Verdict>>,
     led: Option<Instant>,
     handed: Option<Instant>,
 }
@@ -267,18 +272,24 @@ impl Keeper {
                 // Whoever is furthest takes it; if nobody can, it is tried again.
                 drop(tokio::spawn(self.handle.transfer(None)));
             }
-        } else if (self.room.full || over_quota) && self.asked.is_none_or(|at| now - at >= REPORT_EVERY) {
-            self.asked = Some(now);
-            let method = if self.room.full { DISK_FULL } else { OVER_QUOTA };
-            let body = Bytes::copy_from_slice(&node.0.to_le_bytes());
-            let asked = tokio::time::timeout(REPORT_COUNTS, self.handle.call_leader(method, body)).await;
-            let answer = asked.ok().and_then(Result::ok).and_then(|mut answer| answer.try_get_i64_le().ok());
-            let verdict = answer.map(|quorum| if quorum == 1 { Verdict::Quorum } else { Verdict::Minority });
-            match verdict.filter(|_| self.room.full) {
-                Some(verdict) => (self.verdict, self.heard) = (Some(verdict), Some(now)),
-                // One question without an answer changes nothing yet.
-                None if self.room.full && self.heard.is_some_and(|at| now - at < VERDICT_COUNTS) => {}
-                None => self.verdict = None,
+        } else if self.room.full || over_quota {
+            if let Some(verdict) = self.asking.take().await {
+                match verdict.filter(|_| self.room.full) {
+                    Some(verdict) => (self.verdict, self.heard) = (Some(verdict), self.asked),
+                    // One question without an answer changes nothing yet.
+                    None if self.room.full && self.heard.is_some_and(|at| now - at < VERDICT_COUNTS) => {}
+                    None => self.verdict = None,
+                }
+            }
+            if self.asking.is_idle() && self.asked.is_none_or(|at| now - at >= REPORT_EVERY) {
+                self.asked = Some(now);
+                let method = if self.room.full { DISK_FULL } else { OVER_QUOTA };
+                let body = Bytes::copy_from_slice(&node.0.to_le_bytes());
+                let asked = tokio::time::timeout(REPORT_COUNTS, self.handle.call_leader(method, body));
+                self.asking.begin(async move {
+                    let quorum = asked.await.ok()?.ok()?.try_get_i64_le().ok()?;
+                    Some(if quorum == 1 { Verdict::Quorum } else { Verdict::Minority })
+                });
             }
         } else if !self.room.full && self.verdict.take().is_some() {
             // So that it is not counted as full any longer. If this gets lost, its last report ages.
@@ -296,6 +307,33 @@ impl Keeper {
         let now = Instant::now();
         let stands = self.led.is_some_and(|since| now - since >= ALARM_COUNTS);
         stands && !over_quota && !self.rules.reports.has_reason(node, now)
+    }
+}
+
+/// Something that is under way while the watcher goes on watching. One at a time.
+struct Later<T>(Option<JoinHandle<T>>);
+
+impl<T> Default for Later<T> {
+    fn default() -> Later<T> {
+        Later(None)
+    }
+}
+
+impl<T: Send + 'static> Later<T> {
+    fn begin(&mut self, work: impl Future<Output = T> + Send + 'static) {
+        self.0 = Some(tokio::spawn(work));
+    }
+
+    /// Nothing is under way, and nothing waits to be taken.
+    fn is_idle(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// What it came to, if it is over. Does not wait.
+    async fn take(&mut self) -> Option<T> {
+        let done = self.0.take_if(|work| work.is_finished())?;
+        // One that panicked has said so.
+        done.await.ok()
     }
 }
 
@@ -361,6 +399,27 @@ mod tests {
             room.update(free_mib << 20, total);
             assert_eq!(room, Room { full, critical }, "{free_mib} MiB free");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_keeps_nobody_waiting() {
+        let mut later = Later::default();
+        assert!(later.is_idle());
+        let (answer, asked) = tokio::sync::oneshot::channel();
+        later.begin(async move { asked.await.unwrap_or(0) });
+        for _ in 0..3 {
+            assert_eq!(tokio::time::timeout(TICK, later.take()).await, Ok(None), "the watcher goes on");
+            assert!(!later.is_idle(), "and asks no second time");
+        }
+        answer.send(7).unwrap();
+        let taken = loop {
+            match later.take().await {
+                Some(taken) => break taken,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(taken, 7);
+        assert!(later.is_idle());
     }
 
     #[test]

@@ -1,23 +1,34 @@
-//! A stop that would leave no quorum waits for the others first.
+//! A member goes, for a while or for good, only when the others are a quorum without it.
 //!
-//! A loop over the nodes that restarts one after the other knows nothing of how far the one before has come. So a node that
-//! is told to stop asks the leader whether the others are a quorum without it, each of them up and caught up, and waits
-//! until they are, [`WAIT_MAX`] at most. A second signal ends the wait. Where waiting cannot help, nobody waits: alone or one
-//! of two, without a leader, or when the quorum is lost anyway.
+//! *A stop* that would leave no quorum waits for the others first. A loop over the nodes that restarts one after the other
+//! knows nothing of how far the one before has come. So a node that is told to stop asks the leader whether the others are a
+//! quorum without it, each of them up and caught up, and waits until they are, [`WAIT_MAX`] at most. A second signal ends
+//! the wait. Where waiting cannot help, nobody waits: alone or one of two, without a leader, or when the quorum is lost
+//! anyway.
+//!
+//! *A member that gives its data up* (`node::heal`) asks the same, and waits for as long as it takes: what it has acknowledged
+//! goes with it. The leader answers when the others have what was committed when it was asked, and lets one go at a time:
+//! whom it let go does not count as standing for [`Leaves::kept`], after which it is not heard any more if it went. A leader
+//! that is younger than that lets nobody go, because the one before it may have.
 
 use std::time::{Duration, Instant};
 
-use base::NodeId;
+use base::{NodeId, PeerId};
 use bytes::{Buf, Bytes};
-use consensus::{GroupStatus, Membership};
+use consensus::{GroupStatus, Membership, Role};
 use node::GroupHandle;
+use node::heal::LEAVE_COUNTS;
+use parking_lot::Mutex;
 
-use crate::api::leader::DISPENSABLE;
+use crate::api::leader::{DISPENSABLE, LEAVE};
 
 /// A service manager waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Others that lag have so long to get what was committed when leave was asked for.
+const CATCH_UP: Duration = Duration::from_millis(1_500);
+const CATCH_UP_LOOK: Duration = Duration::from_millis(20);
 /// A voter that lacks more entries than this is not there yet.
 const LAG_ENTRIES_MAX: u64 = 1_000;
 
@@ -60,21 +71,95 @@ async fn may_stop(handle: &GroupHandle) -> bool {
 /// On the leader: whether the others are a quorum without `node`, or are none even with it.
 pub fn is_dispensable(node: NodeId, status: &GroupStatus, membership: &Membership) -> bool {
     let quorum = membership.voters.len() / 2 + 1;
-    let stands = |peer: &base::PeerId| {
-        *peer == status.peer
-            || status.followers.iter().any(|(follower, matched, heard)| {
-                follower == peer && *heard && matched + LAG_ENTRIES_MAX >= status.committed
-            })
-    };
+    let needed = status.committed.saturating_sub(LAG_ENTRIES_MAX);
     let others = membership.voters.iter().filter(|peer| membership.node_of(**peer) != Some(node));
-    let standing = others.filter(|peer| stands(peer)).count();
+    let standing = others.filter(|peer| stands(status, **peer, needed)).count();
     standing >= quorum || standing + 1 < quorum
+}
+
+/// As the leader sees it.
+fn stands(status: &GroupStatus, peer: PeerId, needed: u64) -> bool {
+    let followers = &status.followers;
+    peer == status.peer
+        || followers.iter().any(|(follower, matched, heard)| *follower == peer && *heard && *matched >= needed)
+}
+
+/// Asks the leader whether this node may give its data up. No answer is no leave.
+pub async fn ask_for_leave(handle: GroupHandle) -> bool {
+    let body = Bytes::copy_from_slice(&handle.peer().0.to_le_bytes());
+    handle.call_leader(LEAVE, body).await.is_ok_and(|mut answer| answer.try_get_i64_le().is_ok_and(|yes| yes == 1))
+}
+
+/// On the leader: whom it has let go.
+#[derive(Default)]
+pub struct Leaves(Mutex<Term>);
+
+/// What was granted in one term, and since when this node has known that it leads in it.
+#[derive(Default)]
+struct Term {
+    term: u64,
+    since: Option<Instant>,
+    granted: Vec<(PeerId, Instant)>,
+}
+
+impl Leaves {
+    /// The answer to [`LEAVE`].
+    pub async fn ask(&self, handle: &GroupHandle, peer: PeerId) -> bool {
+        let needed = handle.status().committed;
+        let began = Instant::now();
+        loop {
+            let timeout = handle.election_timeout();
+            if self.grant(&handle.status(), &handle.membership(), peer, needed, timeout, Instant::now()) {
+                tracing::warn!(target: "chainfire_raft", "A member may give its data up, peer={peer} code=CF4142");
+                return true;
+            }
+            if began.elapsed() >= CATCH_UP {
+                return false;
+            }
+            tokio::time::sleep(CATCH_UP_LOOK).await;
+        }
+    }
+
+    /// How long a leave is to be reckoned with: until it has lapsed, and whoever went is missed.
+    fn kept(election_timeout: Duration) -> Duration {
+        LEAVE_COUNTS + election_timeout * 3
+    }
+
+    fn grant(
+        &self,
+        status: &GroupStatus,
+        membership: &Membership,
+        peer: PeerId,
+        needed: u64,
+        election_timeout: Duration,
+        now: Instant,
+    ) -> bool {
+        let kept = Leaves::kept(election_timeout);
+        let mut known = self.0.lock();
+        if status.role != Role::Leader || membership.is_joint() {
+            return false;
+        }
+        if known.term != status.term {
+            *known = Term { term: status.term, since: Some(now), granted: Vec::new() };
+        }
+        known.granted.retain(|(_, at)| now - *at < kept);
+        let gone = |voter: &PeerId| known.granted.iter().any(|(granted, _)| granted == voter);
+        let others = membership.voters.iter().filter(|voter| **voter != peer && !gone(voter));
+        let standing = others.filter(|voter| stands(status, **voter, needed)).count();
+        let settled = known.since.is_some_and(|since| now - since >= kept);
+        let granted = peer != status.peer && settled && standing > membership.voters.len() / 2;
+        if granted {
+            known.granted.retain(|(before, _)| *before != peer);
+            known.granted.push((peer, now));
+        }
+        granted
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use base::{ClusterId, PeerId};
-    use consensus::{Member, Role};
+    use base::ClusterId;
+    use consensus::Member;
 
     use super::*;
 
@@ -97,5 +182,42 @@ mod tests {
         assert!(!dispensable(1, 3, &[(2, 5_000, true), (3, 10, true)]));
         assert!(dispensable(3, 3, &[(2, 5_000, true), (3, 5_000, false)]), "3 is down and stops nothing");
         assert!(dispensable(2, 5, &[(2, 5_000, true), (3, 0, false), (4, 0, false), (5, 0, false)]), "lost anyway");
+    }
+
+    #[test]
+    fn one_goes_at_a_time_and_only_from_a_majority() {
+        let timeout = Duration::from_secs(1);
+        let kept = Leaves::kept(timeout);
+        let member = |node| Member { node: NodeId(node), peer: PeerId(100 + node), ..Member::default() };
+        let members = |voters: u64| Membership::founding(ClusterId(1), (1..=voters).map(member).collect());
+        let began = Instant::now();
+        let leader = |term, followers: &[(u64, u64, bool)]| {
+            let followers =
+                followers.iter().map(|(node, matched, heard)| (PeerId(100 + node), *matched, *heard)).collect();
+            GroupStatus { peer: PeerId(101), role: Role::Leader, term, committed: 50, followers, ..Default::default() }
+        };
+        let all = leader(1, &[(2, 50, true), (3, 50, true)]);
+        let leaves = Leaves::default();
+        let ask = |status: &GroupStatus, node: u64, at: Duration| {
+            leaves.grant(status, &members(3), PeerId(100 + node), 50, timeout, began + at)
+        };
+        assert!(!ask(&all, 2, Duration::ZERO), "the leader before it may have let another go");
+        assert!(!ask(&leader(1, &[(2, 50, true), (3, 49, true)]), 2, kept), "3 lacks an entry");
+        assert!(!ask(&leader(1, &[(2, 50, true), (3, 50, false)]), 2, kept), "3 is down");
+        assert!(!ask(&all, 1, kept), "the leader hands over first");
+        assert!(ask(&all, 2, kept));
+        assert!(!ask(&all, 3, kept), "2 is about to go");
+        assert!(ask(&all, 2, kept * 3 / 2), "2 asks again");
+        assert!(!ask(&all, 3, kept * 2));
+        assert!(ask(&all, 3, kept * 5 / 2), "2 did not go: it is heard");
+        assert!(!ask(&leader(2, &[(2, 50, true), (3, 50, true)]), 2, kept * 5 / 2), "another term");
+
+        let two = leader(1, &[(2, 50, true)]);
+        let leaves = Leaves::default();
+        for at in [Duration::ZERO, kept * 2] {
+            assert!(!leaves.grant(&two, &members(2), PeerId(102), 50, timeout, began + at), "never of two");
+        }
+        let follower = GroupStatus { role: Role::Follower, ..all };
+        assert!(!leaves.grant(&follower, &members(3), PeerId(102), 50, timeout, began + kept * 3));
     }
 }

@@ -106,7 +106,7 @@ fn copy(from: &Machine, to: &mut Machine) {
     }
     sink.finish().unwrap();
     drop(source);
-    to.install(sink).unwrap();
+    to.install(&mut *sink).unwrap();
 }
 
 /// One life of a replica that publishes, and of one that follows it by entries or by snapshots and is watched.

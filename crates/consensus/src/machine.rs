@@ -118,8 +118,9 @@ pub trait StateMachine: Send {
     /// Stages a snapshot from another replica, callable from another thread while `apply` goes on.
     fn receiver(&self) -> Result<Box<dyn SnapshotSink>, MachineError>;
 
-    /// Puts a staged snapshot in place, crash-safely; afterwards `mark` and `membership` are the snapshot's.
-    fn install(&mut self, staged: Box<dyn SnapshotSink>) -> Result<(), MachineError>;
+    /// Puts a staged snapshot in place, crash-safely; afterwards `mark` and `membership` are the snapshot's. After
+    /// [`storage::EngineError::Held`] all is as before, and the same may be tried again.
+    fn install(&mut self, staged: &mut dyn SnapshotSink) -> Result<(), MachineError>;
 }
 
 /// A copy of the state, in chunks of bounded size whose form is the state machine's own business.

@@ -10,7 +10,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ use crate::heal::{Damage, Health, What};
 use crate::inbox::Inbox;
 use crate::lag::{Lag, Say};
 use crate::roll;
+use crate::roster::Roster;
 use crate::stages::{Durations, Stages};
 use crate::transport::Transport;
 use crate::waiters::{Answer, Waiters};
@@ -72,6 +73,9 @@ pub enum Work {
     Stop,
 }
 
+/// How long readers have before a snapshot is tried to be put in place again.
+const INSTALL_RETRY: Duration = Duration::from_secs(1);
+
 /// A snapshot that waits to be sent, and when it was built.
 type BuiltSnapshot = (Instant, Box<dyn SnapshotSource>);
 
@@ -89,6 +93,8 @@ pub struct Engines {
     pub stages: Arc<Stages>,
     /// The disk has no room for what comes from the leader.
     pub held: Arc<AtomicBool>,
+    /// The data folder.
+    pub dir: PathBuf,
 }
 
 /// Plain counters; rendered as metrics elsewhere.
@@ -312,6 +318,11 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
             for change in roll::changes(&shared.membership.load(), membership) {
                 tracing::info!(target: "chainfire_raft", "{change}");
             }
+            // Before the log can be cut behind it, which takes another output.
+            let roster = Roster { index: *index, membership: membership.clone() };
+            if let Err(error) = roster.save(&engines.dir) {
+                tracing::warn!(target: "chainfire_storage", "Who the members are was not kept, why={error} code=CF4011");
+            }
             shared.transport.learn(membership);
             shared.membership.store(Arc::new(membership.clone()));
         }
@@ -340,6 +351,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                  index={index} hashes={} code=CF4005",
                 all.join(",")
             );
+            shared.unclear.store(Some(Arc::new(hashes.iter().map(|(peer, _)| *peer).collect())));
         }
         Event::BadMessage { from, why, .. } => {
             tracing::warn!(target: "chainfire_network", "Dropped a message, peer={from} why={why}");
@@ -578,10 +590,7 @@ impl Applier {
                         let _ = reply.send(sink);
                         Ok(())
                     }
-                    Work::Install { group, staged } => match self.groups.lock().get_mut(&group) {
-                        Some(applying) => applying.install(group, staged, engines),
-                        None => Ok(()),
-                    },
+                    Work::Install { group, staged } => self.install(group, staged, engines),
                 };
                 if let Err(error) = result {
                     return (engines.fatal)(error);
@@ -602,6 +611,35 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// Puts a snapshot in place, however long readers keep it waiting.
+    fn install(&self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
+        let Some(mut sink) = engines.staged.lock().remove(&staged) else {
+            return Err("a staged snapshot vanished".to_owned());
+        };
+        // They hold views of the state that is about to go, and a node that is behind has no use for them.
+        engines.sources.lock().clear();
+        while !engines.stop.load(Ordering::Relaxed) {
+            let mut groups = self.groups.lock();
+            let Some(applying) = groups.get_mut(&group) else { break };
+            match applying.machine.install(&mut *sink) {
+                Ok(()) => {
+                    applying.installed(group, engines);
+                    break;
+                }
+                Err(MachineError::Engine(EngineError::Held)) => {
+                    tracing::warn!(
+                        target: "chainfire_storage",
+                        "A received state waits to be put in place, why=a reader has not let go of the old one code=CF4012"
+                    );
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+            drop(groups);
+            std::thread::sleep(INSTALL_RETRY);
+        }
+        Ok(())
     }
 
     /// Lets each state machine do a little of its own work; whether any has more. The driver may come in between.
@@ -713,6 +751,11 @@ impl Applying {
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {
+        if engines.health.is_quarantined() {
+            // What is not to be trusted is not handed on.
+            engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
+            return Ok(());
+        }
         let source = self.machine.snapshot().map_err(|error| error.to_string())?;
         let mark = source.mark();
         let membership = Membership::decode(&source.membership()).unwrap_or_default();
@@ -721,13 +764,8 @@ impl Applying {
         Ok(())
     }
 
-    fn install(&mut self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
-        let Some(sink) = engines.staged.lock().remove(&staged) else {
-            return Err("a staged snapshot vanished".to_owned());
-        };
-        // They hold views of the state that is about to go, and a node that is behind has no use for them.
-        engines.sources.lock().clear();
-        self.machine.install(sink).map_err(|error| error.to_string())?;
+    /// The machine stands where the snapshot was taken.
+    fn installed(&mut self, group: GroupId, engines: &Engines) {
         let mark: Mark = self.machine.mark();
         let membership = Membership::decode(&self.machine.membership()).unwrap_or_default();
         self.durable = mark.index;
@@ -736,7 +774,6 @@ impl Applying {
         engines.stats.snapshot_index.store(mark.index, Ordering::Relaxed);
         tracing::info!(target: "chainfire_raft", "Applied snapshot, index={}", mark.index);
         engines.inbox.push(Input::Installed { group, mark, membership });
-        Ok(())
     }
 
     fn durable(&mut self, group: GroupId, engines: &Engines) -> Result<(), String> {

@@ -50,6 +50,7 @@ pub(crate) struct Shared {
     pub events: broadcast::Sender<Event>,
     pub transport: Transport,
     pub request_timeout: Duration,
+    pub election_timeout: Duration,
     pub gossip: SharedView,
     pub stages: Arc<Stages>,
     /// What this node waits for, or why it takes no part.
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
     /// See [`GroupHandle::hold`].
     pub held: Arc<AtomicBool>,
     pub health: Arc<Health>,
+    /// The last difference between replicas that nobody can judge, until somebody takes it.
+    pub unclear: ArcSwapOption<Vec<PeerId>>,
 }
 
 impl Shared {
@@ -270,6 +273,12 @@ impl GroupHandle {
         &self.0.health
     }
 
+    /// Whose hashes differ from one another without a majority, once for each time that it was found. Unlike an event it
+    /// waits until it is asked for.
+    pub fn take_unclear(&self) -> Option<Arc<Vec<PeerId>>> {
+        self.0.unclear.swap(None)
+    }
+
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
     }
@@ -293,6 +302,11 @@ impl GroupHandle {
 
     pub fn request_timeout(&self) -> Duration {
         self.0.request_timeout
+    }
+
+    /// The silence after which a leader is missed, at the earliest.
+    pub fn election_timeout(&self) -> Duration {
+        self.0.election_timeout
     }
 
     fn ask(

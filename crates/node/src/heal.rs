@@ -2,42 +2,73 @@
 //!
 //! ```text
 //!  a read, a write, background work, a scrub ─▶ damage() of log or state ─┐
-//!  a hash that differs from most (consensus)  ────────────────────────────┼─▶ QUARANTINE: answers nothing
+//!  a hash that differs from most (consensus), a digest ───────────────────┼─▶ QUARANTINE: answers nothing
 //!  a thread that stops at an error or a panic ────────────────────────────┘        │ a leader hands over
-//!                                                                                  ▼
-//!         at an opening: log or state is damaged ─────┐             `quarantine` in the data folder; restart
-//!                                                     ▼                            ▼
+//!                                                          the state               │              the log
+//!                          ┌───────── `damaged` in the folder; restart ────────────┴─ `quarantine`; restart ─┐
+//!                          ▼                                                                                  │
+//!   at an opening ─▶ STANDS IN: the log without the state; votes, acknowledges, answers nothing              │
+//!                          │ the leader: the others are a majority without it                                 │
+//!                          └───────── `quarantine` in the folder; restart ──────────────────────────────────┐ │
+//!                                                                                                           ▼ ▼
 //!         REBUILT: a member again  ◀─ learner, snapshot, swap ◀─ reincarnation (`identity`): `lost-PEER/`, new peer id
 //! ```
 //!
-//! Whatever is damaged, the whole incarnation is given up: a log without its state, or a state without its log, would
-//! have to be proved to fit. The price is a snapshot, and it is paid by machines.
+//! *A damaged log* is the end of a vote: what was acknowledged from it can be found in it no more. The whole incarnation is
+//! given up at once, where the others can be a majority without it.
 //!
-//! Between quarantine and rebuilding lies a restart of the process: everything that held on to the damaged files is
-//! gone, and there is one way into a rebuilding. The file `quarantine` carries the decision across, and is put aside with
-//! the rest.
+//! *A damaged state* is not. What the member has acknowledged lies in its log, and with the others' logs it may be what makes
+//! a majority: one of two, or two of three whose tables were damaged at once. So it goes on with its log alone, a
+//! stand-in where its state was ([`crate::standin`]), until the leader says that the others are a majority without it, all of
+//! them caught up. Then the whole incarnation is given up, log and all: a log without its state would have to be proved
+//! to fit. Where the leader never says so (one of two voters; others are down) it stays a voter that answers nothing, says
+//! why in status, log and metrics, and asks again every second.
+//!
+//! Leading it does only in need, if nobody else could be elected: it hands over to one of the others, whichever, until one is
+//! met whose state is sound. And the question is not asked of itself.
+//!
+//! The leader lets one go at a time ([`Ends::leave`]). Its leave counts for [`LEAVE_COUNTS`], and who is granted it falls silent
+//! *before* the folder is given up, so that a leave that came too late has no effect. A leader counts nobody as standing whom
+//! it let go lately, and in its first seconds, when the leader before it may have, it lets nobody go.
+//!
+//! Between any two of these stages lies a restart of the process: everything that held on to the damaged files is gone, no
+//! code has to live beside a state that is half there, and there is one way into each stage. A state that cannot even be
+//! opened takes the same way as one that was found damaged later: which members there are, and as of which entry of the
+//! log, is known from the file `members` ([`crate::roster`]), not from the state. Without that file nothing is known, and
+//! the node stops.
 //!
 //! Invariants:
-//! 1. From the quarantine on nothing is read from the state for anybody, and nothing is written that counts: the threads
-//!    end before the process does.
+//! 1. From the quarantine on nothing is read from the state for anybody, by this process or a later one.
 //! 2. A member that is alone is never given up: it stops, and says how it is restored.
-//! 3. Who is wrong when replicas differ is a majority's word, never this file's (`consensus`).
+//! 3. A log that is whole is given up only when the others are a majority without it.
+//! 4. Who is wrong when replicas differ is a majority's word, never this file's (`consensus`).
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use consensus::{Membership, Role};
+use consensus::Role;
 use parking_lot::Mutex;
 
-use crate::node::Shell;
+use crate::clock;
+use crate::handle::GroupHandle;
+use crate::node::{Shell, StartError};
+use crate::roster::{is_alone, is_spared, votes};
 
 /// How often what noticed damage is asked.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A damaged leader tries so long to hand over, and its threads have so long to end.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often leave is asked for, and how long an answer is waited for.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// So long after the question a leave counts: who has not fallen silent by then asks again.
+pub const LEAVE_COUNTS: Duration = Duration::from_secs(4);
+/// While nothing changes, waiting is mentioned this often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +126,20 @@ pub struct Ends {
     pub quarantine: Arc<dyn Fn() + Send + Sync>,
     /// It has stopped, and must be started again as a process. Does not return if it can help it.
     pub restart: Arc<dyn Fn() + Send + Sync>,
+    /// Asks the leader whether the others are a caught-up majority without this node, which is then free to go.
+    pub leave: Leave,
 }
+
+pub type Leave = Arc<dyn Fn(GroupHandle) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// What a node knows of its own health. Shared by its parts, and looked at for status and metrics.
 pub struct Health {
     quarantined: AtomicBool,
+    /// By this process.
     found: Mutex<Option<Damage>>,
+    /// Why a stand-in has the state's place, and why it still does.
+    stands_in: Option<Damage>,
+    waits_for: Mutex<Option<String>>,
     rebuilding: Mutex<Option<(Damage, Instant)>>,
     repairs: [AtomicU64; What::ALL.len()],
     repaired_unix_s: [AtomicU64; What::ALL.len()],
@@ -109,16 +148,18 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Health {
-        Health::new(None)
+        Health::new(None, None)
     }
 }
 
 impl Health {
-    /// `given_up`: why this process began with a new incarnation, if it did.
-    pub(crate) fn new(given_up: Option<Damage>) -> Health {
+    /// Why this process began with a new incarnation, if it did; or with a stand-in for its state.
+    pub(crate) fn new(given_up: Option<Damage>, stands_in: Option<Damage>) -> Health {
         Health {
-            quarantined: AtomicBool::new(false),
+            quarantined: AtomicBool::new(stands_in.is_some()),
             found: Mutex::new(None),
+            stands_in,
+            waits_for: Mutex::new(None),
             rebuilding: Mutex::new(given_up.map(|damage| (damage, Instant::now()))),
             repairs: Default::default(),
             repaired_unix_s: Default::default(),
@@ -139,6 +180,16 @@ impl Health {
     /// Whether this process began without the data that it had given up, and is not whole again.
     pub fn is_rebuilding(&self) -> bool {
         self.rebuilding.lock().is_some()
+    }
+
+    /// Whether this process found damage, and is about to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.found.lock().is_some()
+    }
+
+    /// Whether this member goes on with its log alone, because it cannot be spared.
+    pub fn waits_to_leave(&self) -> bool {
+        self.stands_in.is_some()
     }
 
     fn found(&self) -> Option<Damage> {
@@ -172,32 +223,48 @@ impl Health {
 
     /// One sentence each, for `status`.
     pub fn notes(&self) -> Vec<String> {
-        let quarantined = self.found().map(|damage| format!("this member is quarantined: {}", damage.why));
+        let damage = self.found().or_else(|| self.stands_in.clone());
+        let quarantined = damage.map(|damage| format!("this member is quarantined: {}", damage.why));
+        let waits_for = self.waits_for.lock().as_ref().map(|why| {
+            format!("this member answers nothing, votes with its log, and waits to be rebuilt from its peers: {why}")
+        });
         let rebuilding = self.rebuilding.lock().as_ref().map(|(damage, _)| {
             format!("this member gave its data up and is being rebuilt from its peers: {}", damage.why)
         });
-        [quarantined, rebuilding, self.last.lock().clone()].into_iter().flatten().collect()
+        [quarantined, waits_for, rebuilding, self.last.lock().clone()].into_iter().flatten().collect()
     }
 }
 
-/// Whether nobody else has what this member has. An unknown membership is judged by who is configured.
-pub(crate) fn is_alone(membership: Option<&Membership>, own: base::PeerId, others_configured: bool) -> bool {
-    match membership.filter(|membership| !membership.is_empty()) {
-        Some(membership) => membership.voters == [own] && membership.voters_outgoing.is_empty(),
-        None => !others_configured,
-    }
-}
-
-/// Waits until damage is found, and sees this process through to its end. Runs as long as the node does.
+/// Waits until damage is found or leave is granted, and sees this process through to its end. Runs as long as the node does.
 pub(crate) async fn watch(shell: Arc<Shell>) {
-    let damage = loop {
+    let mut asked = Instant::now();
+    let mut said: Option<(Instant, String)> = None;
+    loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if let Some(damage) = shell.health().found().or_else(|| shell.noticed()) {
-            break damage;
+            return quarantine(shell, damage).await;
         }
-    };
+        if let Some(damage) = shell.health().stands_in.as_ref().filter(|_| asked.elapsed() >= ASK_EVERY) {
+            asked = Instant::now();
+            let why = match ask_for_leave(&shell).await {
+                Ok(()) => return go(&shell, damage, asked).await,
+                Err(why) => why,
+            };
+            if said.as_ref().is_none_or(|(at, last)| *last != why || at.elapsed() >= SAY_EVERY) {
+                tracing::warn!(
+                    target: "chainfire_storage",
+                    "This member votes with its log, and waits to be rebuilt from its peers, waits_for={why} damage={} code=CF4008",
+                    damage.why
+                );
+                said = Some((Instant::now(), why.clone()));
+            }
+            *shell.health().waits_for.lock() = Some(why);
+        }
+    }
+}
+
+async fn quarantine(shell: Arc<Shell>, damage: Damage) {
     shell.health().report(damage.clone());
-    let alone = is_alone(Some(&shell.handle.membership()), shell.identity().peer, shell.others_configured());
     tracing::error!(
         target: "chainfire_storage",
         "Damage found, this member is quarantined, what={} why={} code=CF4001",
@@ -205,34 +272,83 @@ pub(crate) async fn watch(shell: Arc<Shell>) {
         damage.why
     );
     (shell.ends.quarantine)();
-    if alone {
-        let why = crate::node::StartError::Alone(damage.why);
-        return (shell.ends.fatal)(why.to_string());
+    let (membership, own) = (shell.handle.membership(), shell.identity().peer);
+    if is_alone(&membership, own) {
+        return (shell.ends.fatal)(StartError::Alone(damage.why).to_string());
     }
     // Durable before anything takes time: whatever ends this process, it does not begin again with this data.
-    if let Err(error) = shell.mark_lost(&damage) {
+    let marked = match damage.what {
+        What::Log if !is_spared(&membership, own) => Err(StartError::NotSpared(damage.why).to_string()),
+        What::Log => shell.mark_lost(&damage),
+        What::State | What::Differs => shell.mark_damaged(&damage),
+    };
+    if let Err(error) = marked {
         return (shell.ends.fatal)(error);
     }
     if shell.handle.status().role == Role::Leader {
         let _ = tokio::time::timeout(HANDOVER_TIMEOUT, shell.handle.transfer(None)).await;
     }
+    fall_silent(&shell).await;
+    tracing::warn!(target: "chainfire_storage", "Starting again, without what is damaged code=CF4002");
+    (shell.ends.restart)();
+}
+
+/// Leave was granted, or is not needed. What came too late is without effect.
+async fn go(shell: &Arc<Shell>, damage: &Damage, asked: Instant) {
+    fall_silent(shell).await;
+    if asked.elapsed() < LEAVE_COUNTS
+        && let Err(error) = shell.mark_lost(damage)
+    {
+        return (shell.ends.fatal)(error);
+    }
+    tracing::warn!(target: "chainfire_storage", "Starting again, to be rebuilt from the other members code=CF4009");
+    (shell.ends.restart)();
+}
+
+/// The error is what is waited for.
+async fn ask_for_leave(shell: &Shell) -> Result<(), String> {
+    let handle = &shell.handle;
+    let (membership, own) = (handle.membership(), shell.identity().peer);
+    if membership.by_peer(own).is_none() {
+        return Err("it is no member of its cluster (any more)".to_owned());
+    }
+    if !votes(&membership, own) {
+        return Ok(());
+    }
+    if !is_spared(&membership, own) {
+        return Err("of two voting members neither can be spared: add a third with member-add".to_owned());
+    }
+    let status = handle.status();
+    if status.role == Role::Leader {
+        // Who of them has a sound state is not known here; with chance one is met soon.
+        let others: Vec<_> = membership.voters.iter().filter(|peer| **peer != own).collect();
+        let heir = others[clock::random_u64() as usize % others.len()];
+        let _ = tokio::time::timeout(HANDOVER_TIMEOUT, handle.transfer(membership.node_of(*heir))).await;
+        return Err("another member must lead first".to_owned());
+    }
+    if status.leader.is_none() {
+        return Err("there is no leader".to_owned());
+    }
+    match tokio::time::timeout(ANSWER_WITHIN, (shell.ends.leave)(handle.clone())).await {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err("the others are no caught-up majority without it yet".to_owned()),
+    }
+}
+
+async fn fall_silent(shell: &Arc<Shell>) {
     let stopping = shell.clone();
     let stopped = tokio::task::spawn_blocking(move || stopping.stop_threads());
     if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
         tracing::warn!(target: "chainfire_storage", "Threads of a damaged member do not end, and go with the process");
     }
-    tracing::warn!(target: "chainfire_storage", "Starting again, to be rebuilt from the other members code=CF4002");
-    (shell.ends.restart)();
 }
 
-fn unix_s() -> u64 {
+pub(crate) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
-    use base::PeerId;
-
     use super::*;
 
     #[test]
@@ -246,24 +362,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_sole_voter_is_alone() {
-        let voters = |voters: &[u64]| Membership {
-            members: [(base::NodeId(1), consensus::Member::default())].into(),
-            voters: voters.iter().copied().map(PeerId).collect(),
-            ..Membership::default()
-        };
-        let own = PeerId(1);
-        assert!(is_alone(Some(&voters(&[1])), own, true));
-        assert!(!is_alone(Some(&voters(&[2])), own, false), "a learner of another");
-        assert!(!is_alone(Some(&voters(&[1, 2])), own, false));
-        assert!(is_alone(None, own, false));
-        assert!(!is_alone(None, own, true));
-        assert!(is_alone(Some(&Membership::default()), own, false));
-    }
-
-    #[test]
     fn the_first_damage_counts_and_a_repair_is_told_once() {
-        let health = Health::new(Some(Damage::new(What::Log, "first life")));
+        let health = Health::new(Some(Damage::new(What::Log, "first life")), None);
         assert!(health.notes()[0].contains("being rebuilt"));
         assert!(health.is_rebuilding());
         health.rebuilt();
@@ -276,5 +376,18 @@ mod tests {
         health.report(Damage::new(What::Log, "two"));
         assert!(health.is_quarantined());
         assert_eq!(health.found().unwrap().why, "one");
+    }
+    #[test]
+    fn a_member_without_its_state_is_quarantined_and_not_at_its_end() {
+        let health = Health::new(None, Some(Damage::new(What::State, "a table")));
+        assert!(health.is_quarantined() && health.waits_to_leave() && !health.is_ending());
+        *health.waits_for.lock() = Some("a third".to_owned());
+        let notes = health.notes();
+        assert!(
+            notes[0].contains("a table") && notes[1].contains("votes with its log") && notes[1].contains("a third")
+        );
+        health.report(Damage::new(What::Log, "the log too"));
+        assert!(health.is_ending());
+        assert!(health.notes()[0].contains("the log too"));
     }
 }

@@ -19,13 +19,15 @@ use std::path::{Path, PathBuf};
 
 use base::{ClusterId, NodeId, PeerId};
 
-use crate::{clock, recovery};
+use crate::{clock, rebuilds, recovery};
 
 const FILE: &str = "identity";
 const TEMPORARY: &str = "identity.tmp";
 const LOCK: &str = "owner.lock";
 /// Why this incarnation is to be given up at the next start ([`crate::heal`]).
-const QUARANTINE: &str = "quarantine";
+pub(crate) const QUARANTINE: &str = "quarantine";
+/// Why the state is not to be used, while the log is.
+pub(crate) const DAMAGED: &str = "damaged";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -173,18 +175,26 @@ impl Folder {
 
     /// Decides, durably, that this incarnation is given up at the next start.
     pub fn mark_lost(&self, why: &str) -> Result<(), IdentityError> {
-        let write = || -> io::Result<()> {
-            let mut file = File::create(self.path.join(QUARANTINE))?;
-            file.write_all(why.as_bytes())?;
-            file.sync_all()?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|error| IdentityError::Unusable { path: self.path.join(QUARANTINE), error })
+        self.write(QUARANTINE, why)
     }
 
     /// What [`Folder::mark_lost`] left.
     pub fn lost_mark(&self) -> Result<Option<String>, IdentityError> {
-        let path = self.path.join(QUARANTINE);
+        self.text(QUARANTINE)
+    }
+
+    /// Decides, durably, that the state of this incarnation is not used any more, by no start either.
+    pub fn mark_damaged(&self, why: &str) -> Result<(), IdentityError> {
+        self.write(DAMAGED, why)
+    }
+
+    /// What [`Folder::mark_damaged`] left.
+    pub fn damaged_mark(&self) -> Result<Option<String>, IdentityError> {
+        self.text(DAMAGED)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, IdentityError> {
+        let path = self.path.join(name);
         match fs::read(&path) {
             Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -202,8 +212,7 @@ impl Folder {
             fs::create_dir_all(&aside)?;
             for entry in fs::read_dir(&self.path)? {
                 let name = entry?.file_name();
-                let text = name.to_string_lossy();
-                if text != FILE && text != LOCK && !text.starts_with("lost-") {
+                if !stays(&name.to_string_lossy()) {
                     fs::rename(self.path.join(&name), aside.join(&name))?;
                 }
             }
@@ -224,7 +233,7 @@ impl Folder {
                 let name = entry.file_name();
                 let text = name.to_string_lossy();
                 lost |= text.starts_with("lost-");
-                if text != FILE && text != LOCK && !text.starts_with("lost-") {
+                if !stays(&text) {
                     rest.push(entry.path());
                 }
             }
@@ -237,6 +246,25 @@ impl Folder {
         sweep().map_err(|error| IdentityError::Unusable { path: self.path.clone(), error })
     }
 
+    /// Removes a part of what lost incarnations left, the oldest first, and of the last one the state before the log; says
+    /// what. `None`: there is nothing (more).
+    pub fn drop_some_lost(&self) -> Option<PathBuf> {
+        let lost = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("lost-");
+        let mut all: Vec<_> = fs::read_dir(&self.path).ok()?.flatten().filter(lost).map(|entry| entry.path()).collect();
+        all.sort_by_key(|path| fs::metadata(path).and_then(|about| about.modified()).ok());
+        let oldest = all.first()?.clone();
+        let is_state = |entry: &fs::DirEntry| entry.file_name() != "raft";
+        let mut state = fs::read_dir(&oldest).ok()?.flatten().filter(is_state).map(|entry| entry.path()).peekable();
+        if all.len() > 1 || state.peek().is_none() {
+            fs::remove_dir_all(&oldest).ok()?;
+        } else {
+            state
+                .try_for_each(|path| if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) })
+                .ok()?;
+        }
+        Some(oldest)
+    }
+
     /// Removes what lost incarnations left, once the member was rebuilt.
     pub fn forget_lost(&self) {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
@@ -246,6 +274,11 @@ impl Folder {
             }
         }
     }
+}
+
+/// What is the folder's own, whatever the incarnation.
+fn stays(name: &str) -> bool {
+    [FILE, LOCK, rebuilds::FILE].contains(&name) || name.starts_with("lost-")
 }
 
 fn is_unused(path: &Path, seed: &str) -> io::Result<bool> {
@@ -320,6 +353,30 @@ mod tests {
         assert!(!dir.path().join("raft").exists());
         folder.forget_lost();
         assert_eq!(folder.identity(NodeId(3)).unwrap(), second);
+    }
+
+    #[test]
+    fn what_was_lost_goes_the_oldest_first_and_the_last_log_at_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path(), SEED).unwrap();
+        let mut identity = folder.identity(NodeId(1)).unwrap();
+        let mut lost = Vec::new();
+        for _ in 0..2 {
+            fs::create_dir(dir.path().join("raft")).unwrap();
+            fs::create_dir(dir.path().join("incoming")).unwrap();
+            fs::write(dir.path().join("000007.sst"), "state").unwrap();
+            lost.push(dir.path().join(format!("lost-{}", identity.peer)));
+            identity = folder.reincarnate(&identity).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(folder.drop_some_lost().as_ref(), Some(&lost[0]));
+        assert!(!lost[0].exists() && lost[1].join("000007.sst").exists());
+        assert_eq!(folder.drop_some_lost().as_ref(), Some(&lost[1]));
+        assert_eq!(fs::read_dir(&lost[1]).unwrap().count(), 1, "its log stays");
+        assert!(lost[1].join("raft").exists());
+        assert_eq!(folder.drop_some_lost().as_ref(), Some(&lost[1]));
+        assert!(!lost[1].exists());
+        assert_eq!(folder.drop_some_lost(), None);
     }
 
     #[test]

@@ -14,8 +14,9 @@
 //! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
 //! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
-//! (back) to it · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what becomes of a damaged member · [`seed`] a
-//! state to begin with · [`recovery`] a stopped node's folder mended · [`node`] all of it put together · [`stages`] where
+//! (back) to it · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what
+//! becomes of a damaged member, with [`standin`], [`roster`] and [`rebuilds`] · [`seed`] a state to begin with ·
+//! [`recovery`] a stopped node's folder mended · [`node`] all of it put together · [`stages`] where
 //! time went · [`lag`] followers that are behind · [`service`] what the service manager is told · [`clock`], [`logging`].
 //!
 //! # Invariants
@@ -40,11 +41,14 @@ pub mod logging;
 mod mutate;
 pub mod node;
 pub(crate) mod outcast;
+pub mod rebuilds;
 pub mod recovery;
 pub(crate) mod roll;
+pub mod roster;
 pub mod seed;
 pub mod service;
 pub mod stages;
+pub(crate) mod standin;
 pub mod tls;
 pub mod transport;
 pub(crate) mod waiters;

@@ -24,7 +24,10 @@ use crate::heal::{self, Damage, Ends, Health, What};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::inbox::Inbox;
 use crate::outcast;
+use crate::rebuilds::REBUILDS_MAX;
+use crate::roster::{Roster, is_alone, is_spared, votes};
 use crate::seed::{self, Seed, Waiting};
+use crate::standin::StandIn;
 use crate::tls::{self, Certificates, TlsError, TlsOptions};
 use crate::transport::{CallService, Listening, Me, Transport};
 use crate::waiters::Waiters;
@@ -32,6 +35,11 @@ use crate::waiters::Waiters;
 /// Events that a slow listener may miss.
 const EVENTS_KEPT: usize = 1024;
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether what lost incarnations left can go, or must.
+const LOST_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// It must, below this, or below this part of a small disk.
+const ROOM_BYTES_MIN: u64 = 256 << 20;
+const ROOM_PART_OF_DISK: u64 = 4;
 /// The one group of a Chainfire node.
 pub const GROUP: GroupId = GroupId(1);
 
@@ -84,6 +92,21 @@ pub enum StartError {
     Log(LogError),
     #[error("{0}; there is no other member to rebuild it from: restore a snapshot into an empty data folder")]
     Alone(String),
+    #[error(
+        "{0}; which members there are is not known either, so nothing is given up: look at it with `chainfire check`, or \
+         restore a snapshot into an empty data folder"
+    )]
+    Unknown(String),
+    #[error(
+        "{0}; the others are no majority without this member and could not take it in anew: run `chainfire recover \
+         --unsafe` on the best of them, then empty this folder, add it with member-add, and start it"
+    )]
+    NotSpared(String),
+    #[error(
+        "{0}; it was rebuilt {REBUILDS_MAX} times within an hour: the disk or the memory of this machine is failing; \
+         replace it"
+    )]
+    Failing(String),
     #[error("{0}")]
     State(String),
 }
@@ -166,15 +189,15 @@ impl Node {
                 host: tls::host_of(&config.advertise_peer).to_owned(),
             });
         }
-        let Opened { store, identity, machine, given_up } =
+        let Opened { store, identity, machine, given_up, stands_in } =
             open_log(&folder, identity, &config, &open_machine, close_machine)?;
-        let health = Arc::new(Health::new(given_up));
+        let health = Arc::new(Health::new(given_up, stands_in));
         let machine_damage: Arc<MachineDamage> = Arc::new(machine_damage);
         let fatal = {
             let (health, store) = (health.clone(), store.clone());
             let (machine_damage, fatal) = (machine_damage.clone(), ends.fatal.clone());
             Arc::new(move |why: String| match noticed(&store, &machine_damage) {
-                _ if health.is_quarantined() => {}
+                _ if health.is_ending() => {}
                 Some(damage) => health.report(damage),
                 None => fatal(why),
             })
@@ -194,6 +217,7 @@ impl Node {
             stats: Arc::new(DriverStats::default()),
             stages: Arc::default(),
             held: Arc::default(),
+            dir: config.data_dir.clone(),
         });
         let held = engines.held.clone();
         let me = Me {
@@ -218,11 +242,13 @@ impl Node {
             events: broadcast::channel(EVENTS_KEPT).0,
             transport: transport.clone(),
             request_timeout: config.request_timeout,
+            election_timeout: config.host.election_timeout(),
             gossip: gossip.clone(),
             stages: engines.stages.clone(),
             waits_for: ArcSwapOption::empty(),
             held,
             health,
+            unclear: ArcSwapOption::empty(),
         }));
         let gossip_at = gossip_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shell = Arc::new(Shell {
@@ -341,8 +367,9 @@ impl Shell {
         self.folder.mark_lost(&damage.encode()).map_err(|error| error.to_string())
     }
 
-    pub fn others_configured(&self) -> bool {
-        others_configured(&self.config)
+    /// See [`Folder::mark_damaged`].
+    pub fn mark_damaged(&self, damage: &Damage) -> Result<(), String> {
+        self.folder.mark_damaged(&damage.encode()).map_err(|error| error.to_string())
     }
 
     /// Other nodes' addresses, from the membership and the configuration.
@@ -374,6 +401,7 @@ impl Shell {
             let mark = Mark { index: 1, term: 1, hash: base::hash::START };
             machine.found(mark, membership.encode().into()).map_err(|error| error.to_string())?;
         }
+        self.keep_members(&*machine)?;
         let identity = Identity { cluster, node, ..self.identity() };
         self.folder.save(&identity).map_err(|error| error.to_string())?;
         self.set_identity(identity);
@@ -405,7 +433,7 @@ impl Shell {
     /// Starts the threads and puts the group on the host.
     fn host(&self, machine: Box<dyn StateMachine>) -> Result<(), String> {
         let identity = self.identity();
-        let membership = Membership::decode(&machine.membership()).ok_or("the stored membership is damaged")?;
+        let membership = self.keep_members(&*machine)?;
         self.transport.learn(&membership);
         self.handle.0.membership.store(Arc::new(membership.clone()));
         let fresh = !identity.voted;
@@ -418,6 +446,18 @@ impl Shell {
         let create = CreateGroup { group: GROUP, peer: identity.peer, mark, membership, fresh };
         self.engines.inbox.push(Input::Create(create));
         Ok(())
+    }
+
+    /// What the state says, unless what is kept is later; the log has the difference.
+    fn keep_members(&self, machine: &dyn StateMachine) -> Result<Membership, String> {
+        let membership = Membership::decode(&machine.membership()).ok_or("the stored membership is damaged")?;
+        let dir = self.folder.path();
+        let known = Roster::load(dir).map_err(|error| error.to_string())?;
+        let roster = Roster { index: machine.mark().index, membership: membership.clone() };
+        if known.is_none_or(|known| known.index < roster.index && known.membership != roster.membership) {
+            roster.save(dir).map_err(|error| format!("cannot keep who the members are: {error}"))?;
+        }
+        Ok(membership)
     }
 
     fn start_threads(&self, machine: Box<dyn StateMachine>, node: NodeId) {
@@ -467,11 +507,13 @@ struct Opened {
     machine: Option<Box<dyn StateMachine>>,
     /// Why the incarnation before this one was given up, if that was just now.
     given_up: Option<Damage>,
+    /// Why `machine` is a stand-in, if it is.
+    stands_in: Option<Damage>,
 }
 
-/// Opens the log and the state. What is damaged, a log that is shorter than it was, a state that does not go with it, and
-/// what was quarantined in an earlier life, is given up with the whole incarnation: the member is rebuilt from the others
-/// under a new peer id.
+/// Opens the log and the state. With a damaged log, or one that is shorter than it was, the whole incarnation is given up, and
+/// the member rebuilt from the others under a new peer id; with a state that is damaged, or does not go with the log, it goes
+/// on with the log alone ([`heal`]).
 fn open_log(
     folder: &Folder,
     identity: Identity,
@@ -482,43 +524,103 @@ fn open_log(
     let dir = folder.path().join("raft");
     // A log that was written once cannot be gone.
     let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
+    if let Some(mark) = folder.lost_mark()? {
+        // It was decided when it could be.
+        return give_up(folder, &identity, Damage::decode(&mark));
+    }
     let belongs = identity.cluster != ClusterId::default();
-    let damage = if let Some(mark) = folder.lost_mark()? {
-        // It was not alone when that was decided.
-        Damage::decode(&mark)
-    } else {
-        let machine = if belongs { Some(open_machine(identity.cluster, identity.node, true)) } else { None };
-        let damage = match (SegLog::open(&dir, options), &machine) {
-            (Err(error @ (LogError::Corrupt { .. } | LogError::Lost { .. })), _) => Damage::new(What::Log, error),
-            (Err(error), _) => return Err(StartError::Log(error)),
-            (Ok(store), None) => {
-                return Ok(Opened { store: Arc::new(store), identity, machine: None, given_up: None });
+    let roster = Roster::load(folder.path())
+        .map_err(|error| StartError::State(format!("cannot read who the members are: {error}")))?;
+    let store = match SegLog::open(&dir, options) {
+        Ok(store) => Arc::new(store),
+        Err(error @ (LogError::Corrupt { .. } | LogError::Lost { .. })) => {
+            if !belongs && !others_configured(config) {
+                return Err(StartError::Alone(error.to_string()));
             }
-            (Ok(_), Some(Err(error @ (MachineError::Damaged(_) | MachineError::Engine(EngineError::Corrupt(_)))))) => {
-                Damage::new(What::State, error)
-            }
-            (Ok(_), Some(Err(error))) => return Err(StartError::State(error.to_string())),
-            (Ok(store), Some(Ok(opened))) => {
-                match untrusted(folder, &**opened)?.or_else(|| Host::mismatch(&store, GROUP, opened.mark())) {
-                    None => {
-                        let machine = machine.and_then(Result::ok);
-                        return Ok(Opened { store: Arc::new(store), identity, machine, given_up: None });
-                    }
-                    Some(why) => Damage::new(What::State, why),
-                }
-            }
-        };
-        let membership = match &machine {
-            Some(Ok(machine)) => Membership::decode(&machine.membership()),
-            _ => None,
-        };
-        if heal::is_alone(membership.as_ref(), identity.peer, others_configured(config)) {
-            return Err(StartError::Alone(damage.why));
+            let damage = Damage::new(What::Log, error);
+            return if belongs {
+                give_up_if_spared(folder, &identity, roster.as_ref(), damage)
+            } else {
+                give_up(folder, &identity, damage)
+            };
         }
-        damage
+        Err(error) => return Err(StartError::Log(error)),
+    };
+    let opened = |machine, stands_in| Opened { store: store.clone(), identity, machine, given_up: None, stands_in };
+    if !belongs {
+        return Ok(opened(None, None));
+    }
+    let damage = match folder.damaged_mark()? {
+        Some(mark) => Damage::decode(&mark),
+        None => match open_state(folder, &identity, &store, open_machine)? {
+            Ok(machine) => return Ok(opened(Some(machine), None)),
+            Err(damage) => damage,
+        },
     };
     close_machine();
-    let next = folder.reincarnate(&identity)?;
+    let Some(roster) = roster else { return Err(StartError::Unknown(damage.why)) };
+    if is_alone(&roster.membership, identity.peer) {
+        return Err(StartError::Alone(damage.why));
+    }
+    if !votes(&roster.membership, identity.peer) {
+        drop(store);
+        return give_up(folder, &identity, damage);
+    }
+    let Some(stand_in) = StandIn::new(&roster, &*store) else {
+        drop(store);
+        let why = format!("{}; and the log ends before entry {}", damage.why, roster.index);
+        return give_up_if_spared(folder, &identity, Some(&roster), Damage::new(What::Log, why));
+    };
+    folder.mark_damaged(&damage.encode())?;
+    tracing::error!(
+        target: "chainfire_storage",
+        "The state is not to be used, this member goes on with its log alone, what={} why={} code=CF4010",
+        damage.what.name(),
+        damage.why
+    );
+    Ok(opened(Some(Box::new(stand_in)), Some(damage)))
+}
+
+/// The state that goes with the log, or what is wrong with it.
+fn open_state(
+    folder: &Folder,
+    identity: &Identity,
+    store: &SegLog,
+    open_machine: &OpenMachine,
+) -> Result<Result<Box<dyn StateMachine>, Damage>, StartError> {
+    let machine = match open_machine(identity.cluster, identity.node, true) {
+        Ok(machine) => machine,
+        Err(error @ (MachineError::Damaged(_) | MachineError::Engine(EngineError::Corrupt(_)))) => {
+            return Ok(Err(Damage::new(What::State, error)));
+        }
+        Err(error) => return Err(StartError::State(error.to_string())),
+    };
+    let wrong = untrusted(folder, &*machine)?.or_else(|| Host::mismatch(store, GROUP, machine.mark()));
+    Ok(wrong.map_or(Ok(machine), |why| Err(Damage::new(What::State, why))))
+}
+
+fn give_up_if_spared(
+    folder: &Folder,
+    identity: &Identity,
+    roster: Option<&Roster>,
+    damage: Damage,
+) -> Result<Opened, StartError> {
+    let Some(Roster { membership, .. }) = roster else { return Err(StartError::Unknown(damage.why)) };
+    if is_alone(membership, identity.peer) {
+        Err(StartError::Alone(damage.why))
+    } else if !is_spared(membership, identity.peer) {
+        Err(StartError::NotSpared(damage.why))
+    } else {
+        give_up(folder, identity, damage)
+    }
+}
+
+/// The whole incarnation: another one begins in its place.
+fn give_up(folder: &Folder, identity: &Identity, damage: Damage) -> Result<Opened, StartError> {
+    if !folder.count_rebuild(heal::unix_s())? {
+        return Err(StartError::Failing(damage.why));
+    }
+    let next = folder.reincarnate(identity)?;
     tracing::error!(
         target: "chainfire_storage",
         "This member is lost and is rebuilt from its peers, why={} what={} old_peer={} new_peer={} code=CF1001",
@@ -527,8 +629,9 @@ fn open_log(
         identity.peer,
         next.peer
     );
-    let store = SegLog::open(&dir, SegLogOptions::new(clock::random_u64())).map_err(StartError::Log)?;
-    Ok(Opened { store: Arc::new(store), identity: next, machine: None, given_up: Some(damage) })
+    let options = SegLogOptions::new(clock::random_u64());
+    let store = SegLog::open(&folder.path().join("raft"), options).map_err(StartError::Log)?;
+    Ok(Opened { store: Arc::new(store), identity: next, machine: None, given_up: Some(damage), stands_in: None })
 }
 
 /// Whether the configuration names other members than this node.
@@ -574,7 +677,8 @@ fn untrusted(folder: &Folder, machine: &dyn StateMachine) -> Result<Option<Strin
     Ok(None)
 }
 
-/// What a lost incarnation left is removed when the member stands again.
+/// What a lost incarnation left is removed when the member stands again; and before, part by part, when the cluster has
+/// admitted this one and its state needs the room.
 async fn forget_lost(shell: Arc<Shell>) {
     loop {
         let peer = shell.identity().peer;
@@ -582,8 +686,25 @@ async fn forget_lost(shell: Arc<Shell>) {
             shell.folder.forget_lost();
             return shell.health().rebuilt();
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // A leader speaks only to those whom it has admitted.
+        let admitted = !shell.handle.status().leader.is_none();
+        if admitted
+            && crate::disk::room(shell.folder.path()).is_some_and(|(free, total)| lacks_room(free, total))
+            && let Some(path) = shell.folder.drop_some_lost()
+        {
+            tracing::warn!(
+                target: "chainfire_storage",
+                "The state that is received needs room, a part of what was given up is removed, path={} code=CF4014",
+                path.display()
+            );
+        }
+        tokio::time::sleep(LOST_LOOK_EVERY).await;
     }
+}
+
+/// Above the line at which a disk counts as full, and nothing more is received.
+fn lacks_room(free: u64, total: u64) -> bool {
+    free < ROOM_BYTES_MIN.min(total / ROOM_PART_OF_DISK)
 }
 
 /// Who holds a port, where the kernel tells: ", held by pid 12 (name)".

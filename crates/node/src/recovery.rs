@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `recovering` holds the new ids; no node starts in the folder | the same ids are used again |
 //! | the state is that of a lone founder, durable | seen by its cluster id, and not done twice |
-//! | the old log and the remains of lost incarnations lie in `before-PEER/` | the rest is moved |
+//! | the old log, who the old members were, and the remains of lost incarnations lie in `before-PEER/` | the rest is moved |
 //! | the identity names the new ids | the same again |
 //! | `recovering` is gone | done |
 
@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 use base::{ClusterId, PeerId};
 
 use crate::clock;
-use crate::identity::{Folder, Identity, IdentityError};
+use crate::identity::{DAMAGED, Folder, Identity, IdentityError, QUARANTINE};
+use crate::roster::MEMBERS;
 
 /// The file that says that a recovery is under way.
 pub const RECOVERING: &str = "recovering";
@@ -44,7 +45,9 @@ pub struct NewIds {
 impl Folder {
     /// Says that the state is about to go through RocksDB's repair.
     pub fn mark_repaired(&self) -> Result<(), IdentityError> {
-        self.write(REPAIRED, "the state went through a repair that may have dropped files\n")
+        self.write(REPAIRED, "the state went through a repair that may have dropped files\n")?;
+        // It takes the place of what was found before.
+        self.remove(DAMAGED)
     }
 
     /// Why the state must not be trusted, if it went through a repair.
@@ -93,7 +96,7 @@ impl Folder {
             for entry in fs::read_dir(self.path())? {
                 let name = entry?.file_name();
                 let text = name.to_string_lossy();
-                if text == "raft" || text.starts_with("lost-") {
+                if ["raft", MEMBERS, DAMAGED, QUARANTINE].contains(&&*text) || text.starts_with("lost-") {
                     fs::rename(self.path().join(&name), aside.join(&name))?;
                 }
             }
@@ -130,7 +133,8 @@ impl Folder {
         Ok(())
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<(), IdentityError> {
+    /// Replaces a file, durably and at once.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), IdentityError> {
         let write = || -> io::Result<()> {
             let temporary: PathBuf = self.path().join(format!("{name}.tmp"));
             let mut file = File::create(&temporary)?;
@@ -142,7 +146,7 @@ impl Folder {
         write().map_err(|error| self.unusable(error))
     }
 
-    fn unusable(&self, error: io::Error) -> IdentityError {
+    pub(crate) fn unusable(&self, error: io::Error) -> IdentityError {
         IdentityError::Unusable { path: self.path().to_owned(), error }
     }
 }

@@ -74,8 +74,10 @@ pub trait Engine: Send + Sync {
     fn begin_install(&self) -> Result<Box<dyn Install>, EngineError>;
 
     /// Replaces the content by what `install` received, durably. Views taken before must have been dropped or
-    /// are waited for. A crash at any point leaves either the old content or the new one.
-    fn commit_install(&self, install: Box<dyn Install>) -> Result<(), EngineError>;
+    /// are waited for; reading in them ends with [`EngineError::Replaced`] from here on. [`EngineError::Held`]: one was not
+    /// let go of, nothing has changed, and the same may be tried again. A crash at any point leaves either the old
+    /// content or the new one.
+    fn commit_install(&self, install: &mut dyn Install) -> Result<(), EngineError>;
 
     fn stats(&self) -> EngineStats;
 
@@ -117,8 +119,8 @@ pub trait Install: Send {
     fn as_any(&mut self) -> &mut dyn std::any::Any;
 }
 
-/// An engine's failure decides one of two things: the disk is full (the node refuses writes and goes on), or the
-/// engine cannot be trusted (the node stops).
+/// An engine's failure decides one of three things: the disk is full (the node refuses writes and goes on), a replacement is
+/// under way (what was tried is tried again), or the engine cannot be trusted (the node stops).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EngineError {
     #[error("no space left for the state: {0}")]
@@ -127,6 +129,12 @@ pub enum EngineError {
     Corrupt(String),
     #[error("state store failed: {0}")]
     Failed(String),
+    /// Of a reader: what it reads is about to be replaced.
+    #[error("the state is being replaced")]
+    Replaced,
+    /// Of a replacement: a reader has not let go of the old content yet.
+    #[error("a view of the old state is still held")]
+    Held,
 }
 
 /// A view in which nothing can be read: it answers everything with the reason.

@@ -178,7 +178,7 @@ impl Engine for MemEngine {
         }))
     }
 
-    fn commit_install(&self, mut install: Box<dyn Install>) -> Result<(), EngineError> {
+    fn commit_install(&self, install: &mut dyn Install) -> Result<(), EngineError> {
         let mut state = self.state.write();
         let staged = install
             .as_any()

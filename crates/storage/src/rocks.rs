@@ -13,9 +13,10 @@
 //! * The watermark that physical clean-up sees is never ahead of what is durable: it takes effect with the flush
 //!   that follows [`Engine::set_watermark`], so that a crash never goes back to a state that could still read
 //!   what was dropped.
-//! * During an exchange nobody reads or writes: calls wait until it is over, and it waits (30 s at most, then it is
-//!   refused and the old content stays) for views taken before. A thread must not wait for a commit, nor ask for a
-//!   second view while one may be under way, with a view in its hands.
+//! * During an exchange nobody reads or writes: calls wait until it is over, and it waits (5 s at most, then it is
+//!   refused, the old content stays, and it may be tried again) for views taken before. Whoever reads in one of these is told
+//!   that it is outdated, so that long walks end: streams of backups, digests. A thread must not wait for a commit, nor ask
+//!   for a second view while one may be under way, with a view in its hands.
 //! * A failed exchange leaves no database: every call answers with the reason, and the next opening of the
 //!   folder finishes what was begun.
 
@@ -50,9 +51,9 @@ use self::view::{RocksView, Store};
 use crate::batch::{Op, WriteBatch};
 use crate::engine::{Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
 
-/// How often, and how many times, a commit looks whether the last view of the old content is gone: 30 s in all.
+/// How often, and how many times, a commit looks whether the last view of the old content is gone: 5 s in all.
 const VIEWS_POLL: Duration = Duration::from_millis(1);
-const VIEWS_POLLS_MAX: u32 = 30_000;
+const VIEWS_POLLS_MAX: u32 = 5_000;
 
 /// RocksDB as an [`Engine`]. One thread writes, any number read.
 pub struct RocksEngine {
@@ -224,7 +225,7 @@ impl Engine for RocksEngine {
         Ok(Box::new(self.staging.begin()?))
     }
 
-    fn commit_install(&self, mut install: Box<dyn Install>) -> Result<(), EngineError> {
+    fn commit_install(&self, install: &mut dyn Install) -> Result<(), EngineError> {
         let staged = install
             .as_any()
             .downcast_mut::<RocksInstall>()
@@ -236,12 +237,14 @@ impl Engine for RocksEngine {
             return Err(EngineError::Failed("an earlier replacement of the state failed".into()));
         };
         old.db.disable_manual_compaction();
+        old.outdate(true);
         let old = match sole(old) {
             Ok(old) => old,
             Err(shared) => {
                 shared.db.enable_manual_compaction();
+                shared.outdate(false);
                 *slot = Ok(shared);
-                return Err(EngineError::Failed("a view of the old state is still held".into()));
+                return Err(EngineError::Held);
             }
         };
         staged.decided();
@@ -295,20 +298,68 @@ fn sole(mut store: Arc<Store>) -> Result<Store, Arc<Store>> {
 
 /// What a RocksDB error means for the node.
 fn failed(error: rust_rocksdb::Error) -> EngineError {
-    let kind = error.kind();
-    let text = error.into_string();
+    meaning(error.kind(), error.into_string())
+}
+
+fn meaning(kind: ErrorKind, text: String) -> EngineError {
     if text.contains("No space left") || text.contains("Space limit") {
         EngineError::NoSpace(text)
-    } else if kind == ErrorKind::Corruption || text.contains("No such file") {
+    } else if kind == ErrorKind::Corruption || text.contains("No such file") || is_lost_read(&text) {
         EngineError::Corrupt(text)
     } else {
         EngineError::Failed(text)
     }
 }
 
+/// A sector that cannot be read is lost. (What cannot be written, or synced, is another matter: nothing is damaged, and
+/// nothing can go on.)
+fn is_lost_read(text: &str) -> bool {
+    const READS: [&str; 5] = [
+        "While pread ",
+        "While mmap read ",
+        "While reading ",
+        "for sequentially read",
+        "While open a file for random read",
+    ];
+    text.contains("Input/output error") && READS.iter().any(|read| text.contains(read))
+}
+
 fn failed_io(error: io::Error) -> EngineError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EngineError::NoSpace(error.to_string()),
         _ => EngineError::Failed(error.to_string()),
+    }
+}
+
+/// As [`failed_io`], of reading a file in place.
+fn unreadable(name: &str, error: &io::Error) -> EngineError {
+    let why = format!("{name} cannot be read: {error}");
+    if error.raw_os_error() == Some(libc::EIO) { EngineError::Corrupt(why) } else { EngineError::Failed(why) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_damage_and_what_cannot_be_written_is_not() {
+        let of = |text: &str| meaning(ErrorKind::IOError, format!("IO error: {text}"));
+        for read in [
+            "While pread offset 4096 len 1234: /data/000012.sst: Input/output error",
+            "While pread 100 bytes from offset 7: /data/MANIFEST-000005: Input/output error",
+            "While reading file sequentially: /data/CURRENT: Input/output error",
+            "While open a file for random read: /data/000012.sst: Input/output error",
+            "While opening a file for sequentially reading: /data/CURRENT: Input/output error",
+        ] {
+            assert!(matches!(of(read), EngineError::Corrupt(_)), "{read}");
+        }
+        for other in [
+            "While appending to file: /data/000013.sst: Input/output error",
+            "While fsync: /data/000013.sst: Input/output error",
+            "While pread offset 4096 len 1234: /data/000012.sst: Too many open files",
+        ] {
+            assert!(matches!(of(other), EngineError::Failed(_)), "{other}");
+        }
+        assert!(matches!(of("No space left on device"), EngineError::NoSpace(_)));
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::NodeId;
+use base::{NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Refusal, Role};
 use node::GroupHandle;
@@ -14,7 +14,7 @@ use crate::command::Command;
 use crate::corruption::{self, Answered};
 use crate::lessor::Renewal;
 use crate::space::Reports;
-use crate::stopping;
+use crate::stopping::{self, Leaves};
 use crate::store::Stores;
 
 /// Renew a lease: 8 bytes id in; 8 bytes TTL in seconds out, zero when it is gone.
@@ -29,6 +29,8 @@ pub const OVER_QUOTA: u8 = node::FIRST_METHOD + 5;
 pub const DISK_ROOMY: u8 = node::FIRST_METHOD + 6;
 /// 8 bytes node id in; 8 bytes out: 1 when the others are a quorum without it.
 pub const DISPENSABLE: u8 = node::FIRST_METHOD + 7;
+/// 8 bytes peer id in: it wants to give its data up. 8 bytes out: 1 when it may, now.
+pub const LEAVE: u8 = node::FIRST_METHOD + 8;
 
 const WAIT: Duration = Duration::from_millis(5);
 
@@ -37,6 +39,7 @@ pub struct LeaderCalls {
     pub stores: Arc<Stores>,
     pub reports: Arc<Reports>,
     pub answered: Arc<Answered>,
+    pub leaves: Arc<Leaves>,
 }
 
 impl CallService for LeaderCalls {
@@ -44,6 +47,7 @@ impl CallService for LeaderCalls {
         let (handle, stores) = (self.handle.clone(), self.stores.clone());
         let (reports, answered) = (self.reports.clone(), self.answered.clone());
         let caller = caller.node;
+        let leaves = self.leaves.clone();
         Box::pin(async move {
             match method {
                 corruption::DIGEST => return corruption::answer_digest(&handle, &stores, &answered, body).await,
@@ -56,17 +60,18 @@ impl CallService for LeaderCalls {
             let answer = match method {
                 RENEW => renew(&handle, &stores, id).await?,
                 REMAINING => remaining(&handle, &stores, id).await?,
-                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if handle.status().role != Role::Leader => {
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE | LEAVE if handle.status().role != Role::Leader => {
                     return Err(Refusal::NoLeader);
                 }
                 // Each speaks for its own disk, and asks for itself.
-                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if caller != NodeId(id as u64) => {
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE | LEAVE if caller != NodeId(id as u64) => {
                     return Err(Refusal::UnknownMember);
                 }
                 DISK_FULL | OVER_QUOTA | DISK_ROOMY => reports.take(method, NodeId(id as u64), &handle),
                 DISPENSABLE => {
                     i64::from(stopping::is_dispensable(NodeId(id as u64), &handle.status(), &handle.membership()))
                 }
+                LEAVE => i64::from(leaves.ask(&handle, PeerId(id as u64)).await),
                 _ => return Err(Refusal::NoGroup),
             };
             let mut out = BytesMut::with_capacity(8);
@@ -137,7 +142,8 @@ mod tests {
 
     #[test]
     fn every_call_has_a_number_of_its_own() {
-        let mut numbers = vec![RENEW, REMAINING, DIGEST, DIFFERS, DISK_FULL, OVER_QUOTA, DISK_ROOMY, DISPENSABLE];
+        let mut numbers =
+            vec![RENEW, REMAINING, DIGEST, DIFFERS, DISK_FULL, OVER_QUOTA, DISK_ROOMY, DISPENSABLE, LEAVE];
         let count = numbers.len();
         numbers.sort_unstable();
         numbers.dedup();

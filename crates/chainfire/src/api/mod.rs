@@ -251,9 +251,10 @@ impl Api {
         Ok(())
     }
 
-    /// The store; there is none while this node belongs to no cluster.
+    /// The store; there is none while this node belongs to no cluster, and none for anybody once it is quarantined.
     fn store(&self) -> Result<Arc<Store>, Status> {
-        self.stores.get().ok_or_else(|| status_of(ApiError::NoLeader))
+        let sound = !self.handle.health().is_quarantined();
+        self.stores.get().filter(|_| sound).ok_or_else(|| status_of(ApiError::NoLeader))
     }
 
     fn current(&self) -> Result<Arc<StateView>, Status> {

@@ -249,12 +249,12 @@ impl StateMachine for Machine {
         Ok(Box::new(SnapshotReceiver::new(Some(self.engine.begin_install()?))))
     }
 
-    fn install(&mut self, mut staged: Box<dyn SnapshotSink>) -> Result<(), MachineError> {
+    fn install(&mut self, staged: &mut dyn SnapshotSink) -> Result<(), MachineError> {
         let receiver = staged
             .as_any()
             .downcast_mut::<SnapshotReceiver>()
             .ok_or_else(|| MachineError::BadSnapshot("it was received by another machine".into()))?;
-        let install = receiver.take_install()?;
+        let install = receiver.install()?;
         self.reader.suspend();
         let replaced = self.engine.commit_install(install).map_err(MachineError::from);
         let loaded = replaced.and_then(|()| {

@@ -121,8 +121,11 @@ impl SnapshotReceiver {
     }
 
     /// The staged content, after a successful `finish`.
-    pub(super) fn take_install(&mut self) -> Result<Box<dyn Install>, MachineError> {
-        self.install.take().ok_or_else(|| bad("nothing is staged"))
+    pub(super) fn install(&mut self) -> Result<&mut dyn Install, MachineError> {
+        match &mut self.install {
+            Some(install) => Ok(&mut **install),
+            None => Err(bad("nothing is staged")),
+        }
     }
 
     fn take_in(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
@@ -187,7 +190,7 @@ pub fn inspect(from: impl Read) -> Result<Content, MachineError> {
 pub fn restore(engine: &dyn Engine, from: impl Read) -> Result<Content, MachineError> {
     let mut receiver = SnapshotReceiver::new(Some(engine.begin_install()?));
     let content = pour(from, &mut receiver)?;
-    engine.commit_install(receiver.take_install()?)?;
+    engine.commit_install(receiver.install()?)?;
     Ok(content)
 }
 

@@ -235,6 +235,10 @@ impl StateView {
 
 impl From<MachineError> for ApiError {
     fn from(error: MachineError) -> ApiError {
+        if let MachineError::Engine(storage::EngineError::Replaced) = error {
+            // As if it had not caught up yet: another member answers, and this one in a moment.
+            return ApiError::NoLeader;
+        }
         tracing::error!(target: "chainfire_storage", "A read of the state failed, why={error} code=CF1006");
         ApiError::Storage
     }

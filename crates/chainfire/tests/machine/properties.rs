@@ -369,7 +369,7 @@ fn readers_see_one_moment_at_a_time() {
                     sink.write(chunk).unwrap();
                 }
                 sink.finish().unwrap();
-                world.machine.install(sink).unwrap();
+                world.machine.install(&mut *sink).unwrap();
             } else {
                 world.apply(&[puts]);
             }

@@ -78,7 +78,7 @@ fn a_machine_becomes_the_one_it_installs() {
             sink.write(chunk.clone()).unwrap();
         }
         assert_eq!(sink.finish().unwrap(), from.machine.mark());
-        to.machine.install(sink).unwrap();
+        to.machine.install(&mut *sink).unwrap();
         to.read_leases();
         assert_eq!(*to.told.resets.lock(), [from.view().revision]);
         same(&mut from, &mut to);

@@ -148,13 +148,13 @@ impl Node {
         let Some(replica) = self.running.as_mut().and_then(|running| running.replicas.get_mut(&group)) else { return };
         // A copy of the old state that never left is of no use, and would keep that state from being replaced.
         replica.built.clear();
-        let Some((_, sink)) = replica.staged.take_if(|(number, _)| *number == staged) else {
+        let Some((_, mut sink)) = replica.staged.take_if(|(number, _)| *number == staged) else {
             return stage.ledger.fail(|| format!("node {node} is to install a snapshot it does not have"));
         };
         if cut_power {
             share.engine.cut_power_in_next_commit(&mut stage.rng);
         }
-        if let Err(error) = replica.machine.install(sink) {
+        if let Err(error) = replica.machine.install(&mut *sink) {
             if cut_power {
                 stage.note(node, "cut-in-install", &[("group", group.0)]);
                 self.crash(stage);

@@ -17,6 +17,7 @@
 //! | `stalled_disk`, `lossy`, `stopping` | who cannot write leads no more; lost packets cost an election at most; who is needed stops late |
 //! | `offline` | folders of stopped nodes are checked and repaired, and one of three goes on alone |
 //! | `healing` | damaged data is never served, and is made good from the others |
+//! | `spared` | a log that is whole is given up only when the others can do without it |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
 //! | `gossip` | who is alive is known soon, by members only; a node finds its cluster through any one of them |
@@ -61,6 +62,7 @@ mod python;
 mod restore;
 mod rolling;
 mod secure;
+mod spared;
 mod stalled_disk;
 mod stopping;
 mod tell;

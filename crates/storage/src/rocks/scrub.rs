@@ -3,22 +3,23 @@
 //!
 //! A pass is a list of files and a place in it. It holds nothing of the database between two steps, so that a received
 //! state can be put in place meanwhile, and a step reads at most [`PIECE_BYTES`]: who calls decides the pace. Files
-//! that vanish under way were compacted and are passed over; files that come up are the next pass's. When the whole
+//! that vanish under way were compacted and are passed over, unless the database still counts on them; files that come up are the next pass's. When the whole
 //! content is replaced under way the pass has lost its object, and is over.
 //!
 //! Files are read directly (`O_DIRECT`), past the operating system's cache: the disk is what is asked about, and what others
-//! have in the cache stays there. Where a file system has no direct reads, the file's pages are dropped before and after.
+//! have in the cache stays there. Where a file system has no direct reads, the file's pages are dropped before and after; and
+//! so are those of the manifest, which has any length.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{RocksEngine, failed, failed_io, manifest};
+use super::{RocksEngine, failed, manifest, unreadable};
 use crate::engine::EngineError;
 
 /// A step reads this much at most.
@@ -93,7 +94,11 @@ impl RocksEngine {
         if scrub.generation != self.generation.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        scrub.step().map_err(|error| self.judged(scrub.generation, error))
+        let is_live = |name: &str| -> Result<bool, EngineError> {
+            let live = self.store()?.db.live_files().map_err(failed)?;
+            Ok(live.iter().any(|file| file.name.trim_start_matches('/') == name))
+        };
+        scrub.step(is_live).map_err(|error| self.judged(scrub.generation, error))
     }
 
     /// Damage that was found in a content that has been replaced meanwhile is none.
@@ -116,28 +121,24 @@ impl StateScrub {
         self.unchecked
     }
 
-    fn step(&mut self) -> Result<Option<u64>, EngineError> {
+    fn step(&mut self, is_live: impl Fn(&str) -> Result<bool, EngineError>) -> Result<Option<u64>, EngineError> {
         let mut reading = match self.reading.take() {
             Some(reading) => reading,
             None => loop {
                 let Some(table) = self.files.pop_front() else { return Ok(None) };
-                match Reading::open(table).map_err(failed_io)? {
+                let name = table.name();
+                match Reading::open(table).map_err(|error| unreadable(&name, &error))? {
                     Some(reading) => break reading,
+                    // Files leave the list before they leave the folder, and no name comes twice.
+                    None if is_live(&name)? => return Err(EngineError::Corrupt(format!("{name} is gone"))),
                     None => continue,
                 }
             },
         };
-        let name = || reading.table.path.file_name().unwrap_or_default().display().to_string();
+        let name = || reading.table.name();
         let aligned = self.buffer.as_ptr().align_offset(ALIGN);
         let into = &mut self.buffer[aligned..aligned + PIECE_BYTES];
-        let read = match read_full(&reading.file, into, reading.at) {
-            Ok(read) => read,
-            // A sector that cannot be read is lost.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                return Err(EngineError::Corrupt(format!("{} cannot be read at byte {}: {error}", name(), reading.at)));
-            }
-            Err(error) => return Err(failed_io(error)),
-        };
+        let read = read_full(&reading.file, into, reading.at).map_err(|error| unreadable(&name(), &error))?;
         let left = reading.table.bytes - reading.at;
         if (read as u64) < left.min(PIECE_BYTES as u64) || read as u64 > left {
             return Err(EngineError::Corrupt(format!("{} is not {} bytes long", name(), reading.table.bytes)));
@@ -155,8 +156,14 @@ impl StateScrub {
     }
 }
 
+impl Table {
+    fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().display().to_string()
+    }
+}
+
 impl Reading {
-    /// `None` when the file is gone: it was compacted.
+    /// `None` when the file is gone.
     fn open(table: Table) -> io::Result<Option<Reading>> {
         let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&table.path);
         let (file, direct) = match direct {
@@ -202,6 +209,15 @@ fn read_full(file: &File, into: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(filled)
 }
 
+/// Reads a file that is appended to by others, past what is cached of it.
+fn read_from_disk(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    forget_pages(&file);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// What the manifest in use keeps of table files.
 fn read_manifest(dir: &Path) -> Result<BTreeMap<u64, u32>, EngineError> {
     let mut tries = 0;
@@ -217,10 +233,10 @@ fn read_manifest(dir: &Path) -> Result<BTreeMap<u64, u32>, EngineError> {
 }
 
 fn try_read_manifest(dir: &Path) -> Result<Result<BTreeMap<u64, u32>, String>, EngineError> {
-    let read = |name: &str| match fs::read(dir.join(name)) {
+    let read = |name: &str| match read_from_disk(&dir.join(name)) {
         Ok(bytes) => Ok(Ok(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Err(format!("{name} is gone"))),
-        Err(error) => Err(failed_io(error)),
+        Err(error) => Err(unreadable(name, &error)),
     };
     let current = match read("CURRENT")? {
         Ok(current) => current,

@@ -5,6 +5,7 @@
 //! borrower beside what it borrows from are the only unsafe code of the engine's reading side.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rust_rocksdb::{ColumnFamily, DB, DBRawIterator, ReadOptions, ReadTier, Snapshot};
@@ -20,6 +21,8 @@ pub(super) struct Store {
     latest: ReadOptions,
     persisted: ReadOptions,
     events: Arc<Events>,
+    /// It is about to be replaced, and waits for its views to go.
+    outdated: AtomicBool,
     pub db: DB,
 }
 
@@ -35,7 +38,7 @@ impl Store {
         let handles = handles.collect();
         let mut persisted = ReadOptions::default();
         persisted.set_read_tier(ReadTier::Persisted);
-        Store { handles, latest: ReadOptions::default(), persisted, events, db }
+        Store { handles, latest: ReadOptions::default(), persisted, events, outdated: AtomicBool::new(false), db }
     }
 
     pub fn family(&self, family: FamilyId) -> &ColumnFamily {
@@ -52,6 +55,15 @@ impl Store {
 
     pub fn get_persisted(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         self.get_with(family, key, &self.persisted)
+    }
+
+    /// Ends all reading in views, or lets it begin again.
+    pub fn outdate(&self, outdated: bool) {
+        self.outdated.store(outdated, Ordering::Relaxed);
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
     }
 
     fn get_with(&self, family: FamilyId, key: &[u8], reads: &ReadOptions) -> Result<Option<Bytes>, EngineError> {
@@ -91,30 +103,33 @@ impl RocksView {
 
 impl View for RocksView {
     fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        if self.store.is_outdated() {
+            return Err(EngineError::Replaced);
+        }
         self.store.get_with(family, key, &self.reads)
     }
 
     fn scan(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
         let mut iter = self.iterate(family, from, to);
         iter.seek(from);
-        Box::new(Forward(iter, &self.store.events))
+        Box::new(Forward(iter, &self.store))
     }
 
     fn scan_back(&self, family: FamilyId, from: &[u8], to: Option<&[u8]>) -> Box<dyn Cursor + '_> {
         let mut iter = self.iterate(family, from, to);
         iter.seek_to_last();
-        Box::new(Backward(iter, &self.store.events))
+        Box::new(Backward(iter, &self.store))
     }
 }
 
-struct Forward<'a>(DBRawIterator<'a>, &'a Events);
-struct Backward<'a>(DBRawIterator<'a>, &'a Events);
+struct Forward<'a>(DBRawIterator<'a>, &'a Store);
+struct Backward<'a>(DBRawIterator<'a>, &'a Store);
 
 macro_rules! cursor {
     ($name:ident, $advance:ident, $seek:ident, $there:tt) => {
         impl Cursor for $name<'_> {
             fn valid(&self) -> bool {
-                self.0.valid()
+                self.0.valid() && !self.1.is_outdated()
             }
 
             fn key(&self) -> &[u8] {
@@ -136,7 +151,9 @@ macro_rules! cursor {
             }
 
             fn status(&self) -> Result<(), EngineError> {
-                self.0.status().map_err(|error| self.1.noted(failed(error)))
+                self.0.status().map_err(|error| self.1.events.noted(failed(error)))?;
+                // A walk that had come to its end is cut short all the same; it is only done again.
+                if self.1.is_outdated() { Err(EngineError::Replaced) } else { Ok(()) }
             }
         }
     };

@@ -6,9 +6,12 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use crate::log::{LogError, Place};
 
 /// A flat folder of files.
 pub trait Disk: Send + Sync {
@@ -32,6 +35,8 @@ pub trait DiskFile: Send + Sync {
     /// Makes everything written durable, the file's length included.
     fn sync(&self) -> io::Result<()>;
     fn bytes(&self) -> io::Result<u64>;
+    /// What is cached of the synced part may be dropped, so that the next read asks the disk.
+    fn forget_cached(&self) {}
 }
 
 /// Writes all of `bytes`.
@@ -62,6 +67,16 @@ pub fn read_full(file: &dyn DiskFile, into: &mut [u8], offset: u64) -> io::Resul
         }
     }
     Ok(filled)
+}
+
+/// What a failed read means: a sector that cannot be read is lost, and whatever lay there is damaged; anything else may
+/// pass.
+pub fn unreadable(file: &str, offset: u64, error: &io::Error) -> LogError {
+    let why = format!("it cannot be read: {error}");
+    if error.raw_os_error() == Some(libc::EIO) {
+        return LogError::Corrupt { place: Place { file: file.to_owned(), offset }, why };
+    }
+    LogError::Io(format!("{file}: {why}"))
 }
 
 /// A folder of the operating system, locked against a second process as long as this lives.
@@ -134,5 +149,10 @@ impl DiskFile for File {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn forget_cached(&self) {
+        // SAFETY: takes numbers; the descriptor is open. A refusal only means that the cache is read.
+        unsafe { libc::posix_fadvise(self.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     }
 }

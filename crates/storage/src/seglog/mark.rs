@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::log::{LogError, Place};
 
-use super::disk::{Disk, DiskFile, read_full, write_all};
+use super::disk::{Disk, DiskFile, read_full, unreadable, write_all};
 
 pub const MARK: &str = "mark";
 /// The file on its way to becoming the mark.
@@ -56,7 +56,7 @@ impl Mark {
     }
 
     pub fn open(disk: &dyn Disk) -> Result<Mark, LogError> {
-        let failed = |error: io::Error| LogError::Io(format!("cannot read the file {MARK}: {error}"));
+        let failed = |error: io::Error| unreadable(MARK, 0, &error);
         let file = disk.open(MARK).map_err(failed)?;
         let mut image = vec![0; FILE_BYTES];
         let bytes = read_full(&*file, &mut image, 0).map_err(failed)?;

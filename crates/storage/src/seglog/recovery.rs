@@ -10,6 +10,7 @@
 //! | the mark lies beyond it, and something is written in its place | damage |
 //! | the mark lies beyond it, and nothing is there | loss: a file was cut, removed, or replaced by an older one |
 //! | an entry that is kept by the last state but lies in no segment | loss |
+//! | a sector that cannot be read | damage |
 //! | none of these | the true end; a record that was being written when the power went is cut off |
 //!
 //! The last record is then written once more, in place, and synced: if the process died between a write and its sync,
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 use crate::log::{LogError, Place};
 
-use super::disk::{Disk, DiskFile, read_full, write_all};
+use super::disk::{Disk, DiskFile, read_full, unreadable, write_all};
 use super::index::{Index, Segment};
 use super::mark::{MARK, MARK_UNFINISHED, Mark};
 use super::record::{ALIGN, Flaw, HEADER_BYTES, Header, Kind, MAGIC, Record, decode_record};
@@ -92,7 +93,8 @@ pub fn open(disk: Arc<dyn Disk>, options: &SegLogOptions) -> Result<Opened, LogE
     if let Some(tail) = tail {
         let Segment { file, bytes, .. } = &scan.index.segments[&tail.segment];
         let mut last = vec![0; tail.bytes as usize];
-        read_full(&**file, &mut last, tail.offset).map_err(failed)?;
+        let lost = |error| unreadable(&segment_name(tail.segment), tail.offset, &error);
+        read_full(&**file, &mut last, tail.offset).map_err(lost)?;
         write_all(&**file, &last, tail.offset).and_then(|()| file.sync()).map_err(failed)?;
         recovery.sequence = tail.sequence;
         recovery.mark_behind = tail.sequence - mark.get();
@@ -157,8 +159,8 @@ impl Scan {
 
     /// Follows the chain through the next segment.
     fn segment(&mut self, id: u32, file: Arc<dyn DiskFile>) -> Result<(), LogError> {
-        let failed = |error: io::Error| LogError::Io(format!("cannot read {}: {error}", segment_name(id)));
-        let bytes = file.bytes().map_err(failed)?;
+        let failed = |at: u64| move |error: io::Error| unreadable(&segment_name(id), at, &error);
+        let bytes = file.bytes().map_err(failed(0))?;
         if bytes > u64::from(u32::MAX) {
             return Err(corrupt(id, 0, "the file is longer than any that was written"));
         }
@@ -166,11 +168,12 @@ impl Scan {
         self.index.segments.insert(id, Segment { file, bytes, live: 0 });
         let (mut offset, salt) = (0, self.salt);
         let flaw = loop {
-            let header = match Header::decode(window.get(offset, HEADER_BYTES as u64).map_err(failed)?, salt, id.into())
-            {
-                Ok(header) => header,
-                Err(flaw) => break flaw,
-            };
+            let header =
+                match Header::decode(window.get(offset, HEADER_BYTES as u64).map_err(failed(offset))?, salt, id.into())
+                {
+                    Ok(header) => header,
+                    Err(flaw) => break flaw,
+                };
             let sequence = self.tail.as_ref().map_or(0, |tail| tail.sequence);
             if self.tail.is_some() && header.sequence <= sequence {
                 break Flaw::Header;
@@ -178,7 +181,7 @@ impl Scan {
             if self.tail.is_some() && header.sequence > sequence + 1 {
                 return Err(self.gap(id, offset, header.sequence));
             }
-            let record = window.get(offset, header.record_bytes()).map_err(failed)?;
+            let record = window.get(offset, header.record_bytes()).map_err(failed(offset))?;
             let record = match decode_record(record, salt, id.into()) {
                 Ok(record) => record,
                 Err(flaw) => break flaw,
@@ -197,7 +200,8 @@ impl Scan {
         }
         let stop = self.stop.get_or_insert(Stop { segment: id, offset, flaw });
         let due = self.tail.as_ref().map_or(0, |tail| tail.sequence + 1);
-        if let Some((at, sequence)) = window.later_record(offset + ALIGN as u64, salt, id, due).map_err(failed)? {
+        let later = window.later_record(offset + ALIGN as u64, salt, id, due).map_err(failed(offset))?;
+        if let Some((at, sequence)) = later {
             let why = format!("no record {due} here, but record {sequence} at byte {at} of {}", segment_name(id));
             return Err(corrupt(stop.segment, stop.offset, &why));
         }

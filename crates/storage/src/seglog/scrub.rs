@@ -5,16 +5,15 @@
 //! last one that was synced. It only reads, and it asks the writer for nothing but where that last record ends. A
 //! segment that is retired under way stays readable until the pass lets go of it.
 //!
-//! A step reads one record, or at most [`PIECE_BYTES`] where records are small; who calls decides the pace. The
-//! operating system may have the segments in its cache, so a pass sees what it would read of them, which is what the node
-//! would read too; what was damaged beneath the cache is seen by a later pass, and by every opening.
+//! A step reads one record, or at most [`PIECE_BYTES`] where records are small; who calls decides the pace. What the operating
+//! system has cached of a segment is dropped before it is read, and again after: the disk is what is asked about. (All
+//! that is looked at is synced, and so can be dropped.)
 
-use std::io;
 use std::sync::Arc;
 
 use crate::log::{LogError, Place};
 
-use super::disk::{DiskFile, read_full};
+use super::disk::{DiskFile, read_full, unreadable};
 use super::record::{Flaw, HEADER_BYTES, Header, decode_record};
 use super::segments::segment_name;
 use super::store::SegLog;
@@ -61,6 +60,9 @@ impl LogScrub {
         if end == Some(self.offset) {
             self.next_segment(id);
             return Ok(Some(0));
+        }
+        if self.offset == 0 {
+            file.forget_cached();
         }
         let bytes = end.map_or(PIECE_BYTES, |end| PIECE_BYTES.min(end.saturating_sub(self.offset)));
         let mut piece = read_piece(&*file, self.offset, bytes, id)?;
@@ -109,7 +111,9 @@ impl LogScrub {
     }
 
     fn next_segment(&mut self, id: u32) {
-        self.segments.pop();
+        if let Some((_, file, _)) = self.segments.pop() {
+            file.forget_cached();
+        }
         self.ended = Some((id, self.offset));
         self.offset = 0;
     }
@@ -117,13 +121,7 @@ impl LogScrub {
 
 fn read_piece(file: &dyn DiskFile, offset: u64, bytes: u64, id: u32) -> Result<Vec<u8>, LogError> {
     let mut piece = vec![0; bytes as usize];
-    let read = read_full(file, &mut piece, offset).map_err(|error: io::Error| {
-        // A sector that cannot be read is lost.
-        if error.raw_os_error() == Some(libc::EIO) {
-            return corrupt(id, offset, &format!("it cannot be read: {error}"));
-        }
-        LogError::Io(format!("cannot read {}: {error}", segment_name(id)))
-    })?;
+    let read = read_full(file, &mut piece, offset).map_err(|error| unreadable(&segment_name(id), offset, &error))?;
     piece.truncate(read);
     Ok(piece)
 }

@@ -19,7 +19,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::log::{GroupWrite, LogBatch, LogEntry, LogError, LogStart, LogState, LogStats, LogStore, Place};
 
-use super::disk::{Disk, DiskFile, OsDisk, read_full};
+use super::disk::{Disk, DiskFile, OsDisk, read_full, unreadable};
 use super::index::{GroupLog, Index, Position, Segment};
 use super::mark::Mark;
 use super::record::{HEADER_BYTES, Kind, PartHead, RECORD_BYTES_MAX, RecordWriter, Shape, entry_crc};
@@ -361,7 +361,7 @@ impl SegLog {
 
     fn fetch(&self, file: &dyn DiskFile, offset: u32, into: &mut [u8], segment: u32) -> Result<(), LogError> {
         let read = read_full(file, into, offset.into())
-            .map_err(|error| LogError::Io(format!("cannot read {}: {error}", segment_name(segment))))?;
+            .map_err(|error| self.noted(unreadable(&segment_name(segment), offset.into(), &error)))?;
         if read < into.len() {
             let place = Place { file: segment_name(segment), offset: u64::from(offset) + read as u64 };
             let why = "the file ends within an entry".to_owned();

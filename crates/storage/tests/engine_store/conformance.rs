@@ -251,7 +251,7 @@ fn an_install_replaces_everything(mut subject: impl Subject) {
         assert!(engine.get(DATA, b"both").unwrap().is_some());
         put(&*engine, &[(DATA, b"meanwhile", b"")]);
         install.finish().unwrap();
-        engine.commit_install(install).unwrap();
+        engine.commit_install(&mut *install).unwrap();
         assert_eq!(engine.get(DATA, b"both").unwrap().unwrap(), [round][..]);
         let sizes: Vec<_> = dump(&*engine.view()).iter().map(Vec::len).collect();
         assert_eq!(sizes, [1001, 1000, 0]);
@@ -267,7 +267,7 @@ fn an_install_replaces_everything(mut subject: impl Subject) {
     let engine = subject.engine();
     let mut nothing = engine.begin_install().unwrap();
     nothing.finish().unwrap();
-    engine.commit_install(nothing).unwrap();
+    engine.commit_install(&mut *nothing).unwrap();
     drop(engine);
     subject.cut_power();
     assert_eq!(dump(&*subject.engine().view()), [vec![], vec![], vec![]]);
@@ -280,7 +280,7 @@ fn a_view_of_what_was_just_installed_stays_as_it_was(subject: impl Subject) {
         install.put(DATA, key, b"installed").unwrap();
     }
     install.finish().unwrap();
-    engine.commit_install(install).unwrap();
+    engine.commit_install(&mut *install).unwrap();
     let view = engine.view();
     let before = dump(&*view);
     let mut batch = WriteBatch::new();
@@ -316,7 +316,7 @@ fn an_install_takes_effect_with_its_commit_only(mut subject: impl Subject) {
     second.put(DATA, b"k", b"second").unwrap();
     drop(first);
     second.finish().unwrap();
-    engine.commit_install(second).unwrap();
+    engine.commit_install(&mut *second).unwrap();
     drop(engine);
     subject.cut_power();
     assert_eq!(subject.engine().get(DATA, b"k").unwrap().unwrap(), "second");
@@ -332,11 +332,11 @@ fn a_faulty_install_is_refused(subject: impl Subject) {
     refused(disordered.put(DATA, b"a", b""));
     refused(disordered.put(DATA, b"c", b""));
     refused(disordered.finish());
-    refused(engine.commit_install(disordered));
+    refused(engine.commit_install(&mut *disordered));
 
     let mut unfinished = engine.begin_install().unwrap();
     unfinished.put(DATA, b"k", b"new").unwrap();
-    refused(engine.commit_install(unfinished));
+    refused(engine.commit_install(&mut *unfinished));
 
     let mut overtaken = engine.begin_install().unwrap();
     overtaken.put(DATA, b"k", b"new").unwrap();
@@ -344,7 +344,7 @@ fn a_faulty_install_is_refused(subject: impl Subject) {
     refused(overtaken.put(DATA, b"l", b"new"));
     refused(overtaken.finish());
     let latest = engine.begin_install().unwrap();
-    refused(engine.commit_install(overtaken));
+    refused(engine.commit_install(&mut *overtaken));
     drop(latest);
 
     assert_eq!(engine.get(DATA, b"k").unwrap().unwrap(), "old");

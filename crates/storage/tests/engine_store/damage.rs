@@ -126,7 +126,7 @@ fn a_scrub_finds_a_damaged_manifest_and_files_of_every_origin_have_checksums() {
     let mut install = engine.begin_install().unwrap();
     (0..500u32).for_each(|at| install.put(DATA, &at.to_be_bytes(), b"installed").unwrap());
     install.finish().unwrap();
-    engine.commit_install(install).unwrap();
+    engine.commit_install(&mut *install).unwrap();
     scrub(&engine).unwrap();
     let current = fs::read_to_string(dir.path().join("CURRENT")).unwrap();
     let manifest = dir.path().join(current.trim());
@@ -137,6 +137,25 @@ fn a_scrub_finds_a_damaged_manifest_and_files_of_every_origin_have_checksums() {
         flip(&manifest, at);
     }
     scrub(&engine).unwrap();
+}
+
+#[test]
+fn a_table_that_is_gone_is_missed_and_one_that_was_compacted_is_not() {
+    let (dir, tables) = closed();
+    let engine = RocksEngine::open(dir.path(), &FAMILIES, &RocksOptions::default()).unwrap();
+    let mut pass = engine.begin_scrub().unwrap();
+    engine.reclaim().unwrap();
+    while engine.scrub_step(&mut pass).unwrap().is_some() {}
+    assert_eq!(engine.damage(), None);
+    drop(engine);
+
+    let (dir, _) = if tables[0].exists() { (dir, tables) } else { closed() };
+    let engine = RocksEngine::open(dir.path(), &FAMILIES, &RocksOptions::default()).unwrap();
+    let table = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
+    let table = table.into_iter().find(|path| path.extension().is_some_and(|end| end == "sst")).unwrap();
+    fs::remove_file(table).unwrap();
+    assert!(matches!(scrub(&engine), Err(EngineError::Corrupt(why)) if why.ends_with("is gone")));
+    assert!(engine.damage().is_some());
 }
 
 #[test]

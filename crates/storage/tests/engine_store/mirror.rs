@@ -61,7 +61,7 @@ fn mirror(seed: u64) {
                         install.put(DATA, key, key).unwrap();
                     }
                     install.finish().unwrap();
-                    engine.commit_install(install).unwrap();
+                    engine.commit_install(&mut *install).unwrap();
                 }
             }
             _ => {

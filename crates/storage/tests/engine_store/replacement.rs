@@ -42,7 +42,7 @@ fn scene() -> Scene {
     install.finish().unwrap();
     let dir = tempfile::tempdir().unwrap();
     copy(live, dir.path());
-    engine.commit_install(install).unwrap();
+    engine.commit_install(&mut *install).unwrap();
     let new = dump(&*engine.view());
     assert!(!live.join(INCOMING).exists());
     foreign_files_are_untouched(live);
@@ -178,13 +178,35 @@ fn a_commit_waits_for_the_views_of_the_old_content() {
     install.finish().unwrap();
     let view = engine.view();
     std::thread::scope(|scope| {
-        let commit = scope.spawn(|| engine.commit_install(install));
+        let cursor = view.scan(DATA, b"", None);
+        assert!(cursor.valid());
+        let commit = scope.spawn(|| engine.commit_install(&mut *install));
         std::thread::sleep(Duration::from_millis(100));
         assert!(!commit.is_finished());
-        assert_eq!(view.get(DATA, b"k").unwrap().unwrap(), "old");
+        assert!(!cursor.valid(), "who reads is told to end");
+        assert!(matches!(cursor.status(), Err(EngineError::Replaced)));
+        assert!(matches!(view.get(DATA, b"k"), Err(EngineError::Replaced)));
+        drop(cursor);
         drop(view);
         commit.join().unwrap().unwrap();
     });
+    assert_eq!(engine.get(DATA, b"k").unwrap().unwrap(), "new");
+}
+
+#[test]
+fn a_commit_that_is_kept_waiting_changes_nothing_and_is_tried_again() {
+    let rocks = Rocks::new();
+    let engine = rocks.engine();
+    put(&*engine, &[(DATA, b"k", b"old")]);
+    let mut install = engine.begin_install().unwrap();
+    install.put(DATA, b"k", b"new").unwrap();
+    install.finish().unwrap();
+    let view = engine.view();
+    assert!(matches!(engine.commit_install(&mut *install), Err(EngineError::Held)));
+    assert_eq!(engine.get(DATA, b"k").unwrap().unwrap(), "old");
+    assert_eq!(view.get(DATA, b"k").unwrap().unwrap(), "old", "it may be read again");
+    drop(view);
+    engine.commit_install(&mut *install).unwrap();
     assert_eq!(engine.get(DATA, b"k").unwrap().unwrap(), "new");
 }
 
@@ -201,7 +223,7 @@ fn an_exchange_that_fails_midway_is_finished_by_the_next_opening() {
     let obstacle = rocks.dir.path().join("999999.sst");
     fs::write(rocks.dir.path().join(INCOMING).join("db/999999.sst"), "").unwrap();
     fs::create_dir(&obstacle).unwrap();
-    assert!(engine.commit_install(install).is_err());
+    assert!(engine.commit_install(&mut *install).is_err());
     assert!(matches!(engine.get(DATA, b"k"), Err(EngineError::Failed(_))));
     assert!(engine.view().get(DATA, b"k").is_err());
     assert!(engine.view().scan(DATA, b"", None).status().is_err());
@@ -224,7 +246,7 @@ fn in_memory_a_power_cut_during_the_commit_leaves_one_or_the_other() {
         install.put(DATA, b"k", b"new").unwrap();
         install.finish().unwrap();
         mem.0.cut_power_in_next_commit(&mut Rng::new(seed));
-        assert!(engine.commit_install(install).is_err());
+        assert!(engine.commit_install(&mut *install).is_err());
         mem.0.crash();
         seen.insert(engine.get(DATA, b"k").unwrap().unwrap());
     }

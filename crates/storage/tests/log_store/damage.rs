@@ -270,3 +270,60 @@ fn a_scrub_goes_on_beside_the_writer() {
     }
     assert!(passes > 20, "{passes}");
 }
+
+/// A sector that cannot be read is damage, wherever it is met: at an opening, by a read of an entry, by a scrub.
+#[test]
+fn a_sector_that_cannot_be_read_is_damage() {
+    let (files, _, expected) = sample(5, true);
+    for (name, bytes) in &files {
+        for at in (0..bytes.len()).step_by(97) {
+            let disk = SimDisk::with_files(&files);
+            disk.lose_sector(name, at);
+            match SegLog::open_on(Arc::new(disk), options()) {
+                Err(LogError::Corrupt { place, .. }) => assert_eq!(place.file, *name, "byte {at}"),
+                Ok(log) => assert!(!is_segment(name) && whole(&log) == expected, "byte {at} of {name} is not missed"),
+                Err(error) => panic!("byte {at} of {name}: {error:?}"),
+            }
+        }
+    }
+    let open = |name: &str, at: usize| {
+        let disk = SimDisk::with_files(&files);
+        let log = SegLog::open_on(Arc::new(disk.clone()), options()).unwrap();
+        disk.lose_sector(name, at);
+        log
+    };
+    let (mut by_read, mut by_scrub) = (0, 0);
+    for (name, bytes) in files.iter().filter(|(name, _)| is_segment(name)) {
+        for at in (0..bytes.len()).step_by(97) {
+            let log = open(name, at);
+            match content(&log) {
+                Ok(found) => assert_eq!(found, expected),
+                Err(error) => {
+                    assert!(matches!(error, LogError::Corrupt { .. }), "{error:?}");
+                    assert_eq!(log.damage(), Some(error));
+                    by_read += 1;
+                }
+            }
+            let log = open(name, at);
+            let mut scrub = log.begin_scrub();
+            let ended = std::iter::from_fn(|| log.scrub_step(&mut scrub).transpose()).find_map(Result::err);
+            assert_eq!(log.damage(), ended);
+            by_scrub += usize::from(ended.is_some());
+        }
+    }
+    assert!(by_read > 0 && by_scrub > 0, "{by_read} {by_scrub}");
+}
+
+/// What a read would still be given from the cache: a scrub asks the disk.
+#[test]
+fn damage_beneath_the_cache_is_found_by_a_scrub() {
+    let (files, _, expected) = sample(5, true);
+    let disk = SimDisk::with_files(&files);
+    let log = SegLog::open_on(Arc::new(disk.clone()), options()).unwrap();
+    let name = files.keys().find(|name| is_segment(name)).expect("there are segments");
+    disk.rot(name, files[name].len() / 4);
+    assert_eq!(whole(&log), expected, "the cache is whole");
+    let mut scrub = log.begin_scrub();
+    while let Ok(Some(_)) = log.scrub_step(&mut scrub) {}
+    assert!(matches!(log.damage(), Some(LogError::Corrupt { .. })));
+}

@@ -44,6 +44,10 @@ struct World {
     /// The planted bug: syncs that do nothing, and say they did.
     ignores_syncs: bool,
     ignores_name_syncs: bool,
+    /// A file and a place in it that cannot be read.
+    bad_sector: Option<(u64, usize)>,
+    /// A file and a place in it that is damaged beneath the cache.
+    rot: Option<(u64, usize)>,
 }
 
 #[derive(Clone)]
@@ -149,6 +153,18 @@ impl SimDisk {
         SimDisk { world: Arc::new(Mutex::new(world)) }
     }
 
+    /// Makes a place in a file unreadable for good; what is written there is lost.
+    pub fn lose_sector(&self, name: &str, at: usize) {
+        let world = &mut *self.world.lock();
+        world.bad_sector = Some((world.names[name], at));
+    }
+
+    /// Damages a byte that stays whole in the cache.
+    pub fn rot(&self, name: &str, at: usize) {
+        let world = &mut *self.world.lock();
+        world.rot = Some((world.names[name], at));
+    }
+
     /// Changes a byte under the feet of whoever has the disk open.
     pub fn flip(&self, name: &str, at: usize, mask: u8) {
         let world = &mut *self.world.lock();
@@ -247,6 +263,10 @@ impl Disk for SimDisk {
 impl DiskFile for SimFile {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         let world = self.world.lock();
+        let wanted = offset as usize..offset as usize + into.len();
+        if world.bad_sector.is_some_and(|(file, at)| file == self.id && wanted.contains(&at)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let rest = world.files[&self.id].live.get(offset as usize..).unwrap_or(&[]);
         let bytes = rest.len().min(into.len());
         into[..bytes].copy_from_slice(&rest[..bytes]);
@@ -291,6 +311,13 @@ impl DiskFile for SimFile {
             put(&mut image.durable, offset, &bytes);
         }
         Ok(())
+    }
+
+    fn forget_cached(&self) {
+        let world = &mut *self.world.lock();
+        if let Some((_, at)) = world.rot.take_if(|(file, _)| *file == self.id) {
+            world.files.get_mut(&self.id).expect("an open file exists").live[at] ^= 0x10;
+        }
     }
 
     fn bytes(&self) -> io::Result<u64> {
