@@ -46,7 +46,7 @@ impl CallService for LeaderCalls {
     fn call(&self, caller: &Caller, method: u8, mut body: Bytes) -> CallFuture {
         let (handle, stores) = (self.handle.clone(), self.stores.clone());
         let (reports, answered) = (self.reports.clone(), self.answered.clone());
-        let caller = caller.node;
+        let (caller, peer) = (caller.node, caller.peer);
         let leaves = self.leaves.clone();
         Box::pin(async move {
             match method {
@@ -64,13 +64,14 @@ impl CallService for LeaderCalls {
                     return Err(Refusal::NoLeader);
                 }
                 // Each speaks for its own disk, and asks for itself.
-                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE | LEAVE if caller != NodeId(id as u64) => {
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if caller != NodeId(id as u64) => {
                     return Err(Refusal::UnknownMember);
                 }
                 DISK_FULL | OVER_QUOTA | DISK_ROOMY => reports.take(method, NodeId(id as u64), &handle),
                 DISPENSABLE => {
                     i64::from(stopping::is_dispensable(NodeId(id as u64), &handle.status(), &handle.membership()))
                 }
+                LEAVE if peer != PeerId(id as u64) => return Err(Refusal::UnknownMember),
                 LEAVE => i64::from(leaves.ask(&handle, PeerId(id as u64)).await),
                 _ => return Err(Refusal::NoGroup),
             };
