@@ -57,7 +57,12 @@ impl From<node::StartError> for StartError {
             Node::Identity(_) => Cause::Folder,
             Node::Listen { .. } | Node::ListenGossip { .. } => Cause::Address,
             Node::Tls(_) | Node::WrongName { .. } => Cause::Certificate,
-            Node::Log(_) | Node::Alone(_) | Node::State(_) => Cause::Data,
+            Node::Log(_)
+            | Node::Alone(_)
+            | Node::State(_)
+            | Node::Unknown(_)
+            | Node::NotSpared(_)
+            | Node::Failing(_) => Cause::Data,
             Node::Gossip(_) => Cause::System,
         };
         StartError::new(cause, error)
