@@ -3,7 +3,7 @@
 //! *A stop* that would leave no quorum waits for the others first. A loop over the nodes that restarts one after the other
 //! knows nothing of how far the one before has come. So a node that is told to stop asks the leader whether the others are a
 //! quorum without it, each of them up and caught up, and waits until they are, [`WAIT_MAX`] at most. A second signal ends
-//! the wait. Where waiting cannot help, nobody waits: alone or one of two, without a leader, or when the quorum is lost
+//! the wait. Where waiting cannot help, nobody waits: alone or one of two, when no leader comes, or when the quorum is lost
 //! anyway.
 //!
 //! *A member that gives its data up* (`node::heal`) asks the same, and waits for as long as it takes: what it has acknowledged
@@ -35,13 +35,20 @@ const LAG_ENTRIES_MAX: u64 = 1_000;
 /// Returns when this node may stop, or has waited long enough.
 pub async fn wait_for_a_quorum_of_others(handle: &GroupHandle) {
     let since = Instant::now();
-    let mut said = false;
-    while !may_stop(handle).await {
+    let (mut said, mut unled) = (false, None);
+    loop {
+        match may_stop(handle).await {
+            Some(true) => return,
+            Some(false) => unled = None,
+            // One that takes over needs this node, perhaps.
+            None if unled.get_or_insert_with(Instant::now).elapsed() >= handle.election_timeout() * 2 => return,
+            None => {}
+        }
         if since.elapsed() >= WAIT_MAX {
             tracing::warn!(target: "chainfire_raft", "Stopping all the same: the cluster is left without a quorum code=CF4141");
             return;
         }
-        if !said {
+        if !said && unled.is_none() {
             said = true;
             tracing::warn!(
                 target: "chainfire_raft",
@@ -54,17 +61,17 @@ pub async fn wait_for_a_quorum_of_others(handle: &GroupHandle) {
     }
 }
 
-async fn may_stop(handle: &GroupHandle) -> bool {
+/// `None`: there is nobody to ask.
+async fn may_stop(handle: &GroupHandle) -> Option<bool> {
     let membership = handle.membership();
     let votes = membership.voters.contains(&handle.peer());
     if !votes || membership.voters.len() < 3 {
-        return true;
+        return Some(true);
     }
     let body = Bytes::copy_from_slice(&handle.node().0.to_le_bytes());
     match tokio::time::timeout(ANSWER_WITHIN, handle.call_leader(DISPENSABLE, body)).await {
-        Ok(Ok(mut answer)) => answer.try_get_i64_le().is_ok_and(|yes| yes == 1),
-        // No leader: there is nothing to lose.
-        Ok(Err(_)) | Err(_) => true,
+        Ok(Ok(mut answer)) => Some(answer.try_get_i64_le().is_ok_and(|yes| yes == 1)),
+        Ok(Err(_)) | Err(_) => None,
     }
 }
 
