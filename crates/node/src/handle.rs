@@ -133,7 +133,11 @@ impl GroupHandle {
         &self,
         change: MembershipChange,
     ) -> impl Future<Output = Result<Membership, Refusal>> + Send + 'static {
-        let asked = self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline });
+        let asked = if self.0.is_sound() {
+            self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline })
+        } else {
+            Err(Refusal::NoLeader)
+        };
         async move {
             match asked?.await {
                 Ok(Answer::Outcome(outcome, _)) => Ok(Membership::decode(&outcome.body).unwrap_or_default()),

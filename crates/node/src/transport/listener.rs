@@ -25,6 +25,9 @@ use crate::tls;
 const CONNECTIONS_MAX: usize = 512;
 /// Connections that have not.
 const LOBBY_MAX: usize = 128;
+/// Threads at such connections, those included that were dismissed and have not noticed yet.
+const GREETING_MAX: usize = 2 * LOBBY_MAX;
+const BREATH: Duration = Duration::from_millis(1);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A peer whose machine is gone is noticed after about half a minute.
 const KEEPALIVE_IDLE_S: libc::c_int = 15;
@@ -53,6 +56,7 @@ struct Door {
     transport: Transport,
     stop: Arc<AtomicBool>,
     lobby: Mutex<Lobby>,
+    greeting: AtomicUsize,
     open: AtomicUsize,
     /// Whose messages come in, and from where.
     speakers: Mutex<BTreeMap<PeerId, Speaker>>,
@@ -70,6 +74,7 @@ impl Listening {
             transport,
             stop: stop.clone(),
             lobby: Mutex::default(),
+            greeting: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             speakers: Mutex::default(),
             strangers: Mutex::default(),
@@ -85,6 +90,10 @@ impl Listening {
 impl Door {
     fn accept(self: Arc<Door>, listener: &TcpListener) {
         loop {
+            // In a flood the rest waits in the kernel, where it costs less.
+            while self.greeting.load(Ordering::SeqCst) >= GREETING_MAX && !self.stop.load(Ordering::SeqCst) {
+                std::thread::sleep(BREATH);
+            }
             let accepted = listener.accept();
             if self.stop.load(Ordering::SeqCst) {
                 return;
@@ -101,7 +110,9 @@ impl Door {
             }
             let door = self.clone();
             let serve = move || door.serve(guest, stream, from.ip());
+            self.greeting.fetch_add(1, Ordering::SeqCst);
             if std::thread::Builder::new().name("raft-peer".to_owned()).spawn(serve).is_err() {
+                self.greeting.fetch_sub(1, Ordering::SeqCst);
                 self.lobby.lock().leave(guest);
             }
         }
@@ -119,6 +130,7 @@ impl Door {
 
     fn serve(&self, guest: u64, stream: TcpStream, from: IpAddr) {
         let greeted = self.greet(stream);
+        self.greeting.fetch_sub(1, Ordering::SeqCst);
         self.lobby.lock().leave(guest);
         let outcome = match greeted {
             Ok(Some((pipe, purpose, caller))) => {

@@ -168,7 +168,16 @@ async fn a_cluster_grows_from_one_and_shrinks_again_under_load() {
 }
 
 pub async fn add(cluster: &Cluster, index: usize, is_learner: bool) -> Result<pb::Member, Status> {
-    let through = cluster.client(0);
+    add_through(cluster, 0, index, is_learner).await
+}
+
+pub async fn add_through(
+    cluster: &Cluster,
+    through: usize,
+    index: usize,
+    is_learner: bool,
+) -> Result<pb::Member, Status> {
+    let through = cluster.client(through);
     let request = pb::MemberAddRequest { peer_urls: vec![cluster.peer_url(index)], is_learner };
     let answer = once_healthy(async || through.within(through.cluster().member_add(request.clone())).await).await;
     answer.map(|answer| answer.member.expect("the member that was added"))

@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Options, is_etcd};
 use crate::durability::{Writers, assert_holds};
 use crate::healing::{HEALED_WITHIN, KEYS, fill, flip_in_log, notes, remove_current, right_answers};
 use crate::lost_logs::{peer_of, wait_for_other_peer};
-use crate::membership::{add, wait_for_voters};
+use crate::membership::{add_through, wait_for_voters};
 use crate::tell::skipped;
 
 /// Its vote is one of two: with it the other goes on. With a third member it can be spared, and is rebuilt.
@@ -41,7 +41,7 @@ async fn one_of_two_votes_on_and_is_rebuilt_once_there_is_a_third() {
     wait_for_note(&cluster, victim, "neither can be spared").await;
 
     let third = cluster.add_node("existing");
-    add(&cluster, third, false).await.unwrap();
+    add_through(&cluster, other, third, false).await.unwrap();
     cluster.spawn(third);
     wait_for_other_peer(&cluster, other, victim, old_peer).await;
     wait_for_voters(&cluster, 3).await;
