@@ -191,7 +191,8 @@ pub struct HostConfig {
     pub apply_lag_entries_max: u64,
     /// Entries kept in memory for followers and the applier.
     pub cache_bytes_max: usize,
-    /// Messages in flight to one follower, and the size of each.
+    /// Messages in flight to one follower, and the size of each (a larger entry gets its own): together what a connection
+    /// that stands still leaves in memory.
     pub inflight_messages_max: usize,
     pub message_bytes_max: u64,
     /// Log entries kept behind the durable index for followers that lag.
@@ -216,8 +217,8 @@ impl HostConfig {
             reads_max: 50_000,
             apply_lag_entries_max: 5_000,
             cache_bytes_max: 32 << 20,
-            inflight_messages_max: 256,
-            message_bytes_max: 1 << 20,
+            inflight_messages_max: 64,
+            message_bytes_max: 256 << 10,
             log_entries_kept: 10_000,
             log_bytes_kept: 64 << 20,
             learners_max: 8,

@@ -395,22 +395,27 @@ impl Group {
         for mut message in messages {
             let to = PeerId(message.to);
             let Some(node) = self.node_of(to) else { continue };
-            let is_snapshot =
-                (message.msg_type == MessageType::MsgSnapshot as i32).then(|| snapshot_mark(message.get_snapshot()));
             if !self.mend_append(&mut message) {
                 continue;
             }
-            let body = Body::Raft(Box::new(message));
-            let message = Message { group: self.id, from: self.peer, from_node: self.config.node, to, body };
+            let is_snapshot =
+                (message.msg_type == MessageType::MsgSnapshot as i32).then(|| snapshot_mark(message.get_snapshot()));
+            let wrap = |raft| {
+                let body = Body::Raft(Box::new(raft));
+                Message { group: self.id, from: self.peer, from_node: self.config.node, to, body }
+            };
             if let Some(mark) = is_snapshot {
                 // Meanwhile another may have been built, which is not what the message speaks of.
                 let built = self.snapshots.get(&to).filter(|out| out.snapshot != 0 && out.index == mark.index);
                 match built.map(|out| out.snapshot) {
-                    Some(snapshot) => effects.out.push(Output::SendSnapshot { to: node, message, snapshot }),
+                    Some(snapshot) => {
+                        effects.out.push(Output::SendSnapshot { to: node, message: wrap(message), snapshot });
+                    }
                     None => self.raw.report_snapshot(to.0, SnapshotStatus::Failure),
                 }
             } else {
-                effects.out.push(Output::Send { to: node, message });
+                let parts = split_append(message, self.config.message_bytes_max);
+                effects.out.extend(parts.map(|part| Output::Send { to: node, message: wrap(part) }));
             }
         }
     }
@@ -460,5 +465,69 @@ impl Group {
         let data = EntryData::membership(&record.encode());
         debug_assert_eq!(KIND_NORMAL, EntryType::EntryNormal as u8);
         self.raw.propose(Vec::new(), data.into()).map_err(|_| Refusal::NoLeader)
+    }
+}
+
+/// raft 0.7 batches all that goes to a peer in one turn into one message, however large: a follower that comes back after
+/// a while would be sent its whole window at once, and refuse it. The parts follow on one another, and none is larger than
+/// `bytes_max`, unless a single entry is.
+fn split_append(message: eraftpb::Message, bytes_max: u64) -> impl Iterator<Item = eraftpb::Message> {
+    let mut rest = Some(message);
+    std::iter::from_fn(move || {
+        let mut part = rest.take()?;
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.data.len() as u64;
+            bytes <= bytes_max
+        };
+        let many = part.entries.iter().take_while(fits).count().max(1);
+        if many < part.entries.len() {
+            let entries = part.entries.split_off(many);
+            let before = part.entries.last().expect("at least one was left");
+            let (index, log_term) = (before.index, before.term);
+            // All but the entries is cheap to copy.
+            let own = std::mem::take(&mut part.entries);
+            rest = Some(eraftpb::Message { index, log_term, entries, ..part.clone() });
+            part.entries = own;
+        }
+        Some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(sizes: &[usize]) -> eraftpb::Message {
+        let entry = |(at, size): (usize, &usize)| {
+            let (index, term) = (11 + at as u64, 3 + at as u64 / 2);
+            Entry { index, term, data: vec![7; *size], ..Entry::default() }
+        };
+        let entries = sizes.iter().enumerate().map(entry).collect();
+        let msg_type = MessageType::MsgAppend as i32;
+        eraftpb::Message { msg_type, to: 2, term: 9, index: 10, log_term: 2, commit: 10, entries, ..Default::default() }
+    }
+
+    #[test]
+    fn parts_of_an_append_follow_on_one_another() {
+        for (sizes, expected) in [
+            (&[][..], vec![0]),
+            (&[100], vec![1]),
+            (&[1, 2, 3], vec![3]),
+            (&[4, 6, 1, 9, 10, 11, 1, 1], vec![2, 2, 1, 1, 2]),
+        ] {
+            let whole = append(sizes);
+            let parts: Vec<_> = split_append(whole.clone(), 10).collect();
+            assert_eq!(parts.iter().map(|part| part.entries.len()).collect::<Vec<_>>(), expected, "{sizes:?}");
+            let (mut index, mut term) = (whole.index, whole.log_term);
+            for part in &parts {
+                assert_eq!((part.index, part.log_term), (index, term), "{sizes:?}");
+                assert_eq!((part.term, part.commit, part.to), (whole.term, whole.commit, whole.to));
+                if let Some(last) = part.entries.last() {
+                    (index, term) = (last.index, last.term);
+                }
+            }
+            assert_eq!(parts.into_iter().flat_map(|part| part.entries).collect::<Vec<_>>(), whole.entries);
+        }
     }
 }

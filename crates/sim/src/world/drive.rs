@@ -196,6 +196,16 @@ impl Node {
         if !handing_over && !refuses {
             stage.ledger.speaks(message.group, message.from, "sends a message");
         }
+        if let Body::Raft(raft) = &message.body {
+            let bytes: usize = raft.entries.iter().map(|entry| entry.data.len()).sum();
+            let fits = raft.entries.len() <= 1 || bytes as u64 <= stage.plan.host.message_bytes_max;
+            if !fits {
+                let entries = raft.entries.len();
+                stage
+                    .ledger
+                    .fail(|| format!("a message carries {bytes} bytes in {entries} entries: more than one may"));
+            }
+        }
         let bytes = message.encode();
         let at = to.0 as usize - 1;
         stage.note(
