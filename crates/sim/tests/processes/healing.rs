@@ -310,11 +310,7 @@ async fn heals(what: &str, at: At, damage: Damage, words: &[&str]) {
         // What is in memory goes to tables.
         let client = cluster.client(victim);
         client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await.unwrap();
-        let deadline = Instant::now() + HEALED_WITHIN;
-        while tables(&cluster, victim).iter().map(|(_, bytes)| bytes).sum::<u64>() < (KEYS * VALUE_BYTES / 2) as u64 {
-            assert!(Instant::now() < deadline, "no tables are written");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        wait_for_settled_tables(&cluster, victim).await;
         damage(&cluster, victim);
         let began = Instant::now();
         client.within(client.admin().scrub(ScrubRequest { start: true })).await.unwrap();
@@ -516,6 +512,27 @@ fn files(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, u64)> {
     let all = fs::read_dir(dir).into_iter().flatten().flatten();
     let named = all.filter(|entry| wanted(&entry.file_name().to_string_lossy()));
     named.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len()))).collect()
+}
+
+/// Waits until what was written lies in tables, and the largest of them is not on its way out: one that was merged into
+/// another is read by nobody any more.
+async fn wait_for_settled_tables(cluster: &Cluster, index: usize) {
+    const STANDS_FOR: Duration = Duration::from_secs(1);
+    let largest = || {
+        let tables = tables(cluster, index);
+        let bytes: u64 = tables.iter().map(|(_, bytes)| bytes).sum();
+        tables.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|_| bytes >= (KEYS * VALUE_BYTES / 2) as u64)
+    };
+    let deadline = Instant::now() + HEALED_WITHIN;
+    let (mut seen, mut since) = (largest(), Instant::now());
+    while seen.is_none() || since.elapsed() < STANDS_FOR {
+        assert!(Instant::now() < deadline, "no tables are written");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = largest();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
 }
 
 fn flip_in_table(cluster: &Cluster, index: usize) {
