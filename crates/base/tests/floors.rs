@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Crates from the ground up. A crate that is not here fails the test: give it a floor.
-const FLOORS: [(&str, u8); 15] = [
+const FLOORS: [(&str, u8); 16] = [
     ("proto", 0),
     ("base", 0),
     ("storage", 1),
@@ -19,6 +19,7 @@ const FLOORS: [(&str, u8); 15] = [
     ("promql", 3),
     ("node", 4),
     ("rpc", 4),
+    ("settings", 4),
     ("chainfire", 5),
     ("flaredb", 5),
     ("placement", 5),

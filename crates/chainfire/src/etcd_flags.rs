@@ -29,15 +29,15 @@ use consensus::HostConfig;
 use node::tls::{ApiTls, TlsOptions};
 use node::transport::bare_address;
 use node::{GossipOptions, InitialMember, NodeConfig};
+use settings::command_line::{Environment, split_flag};
+use settings::duration::duration;
+use settings::listen::{Plain, client_address, is_loopback, peer_address};
+use settings::nearest::nearest;
 use sha2::{Digest as _, Sha256};
 use storage::rocks::RocksOptions;
 
 use crate::api::ETCD_VERSION;
-use crate::config::command_line::split_flag;
-use crate::config::{
-    self, AutoCompaction, Environment, GossipAddress, Plain, Request, Settings, TXN_OPS_MAX, client_address,
-    is_loopback, nearest, peer_address, request_timeout,
-};
+use crate::config::{self, AutoCompaction, GossipAddress, Request, Settings, TXN_OPS_MAX, request_timeout};
 
 /// Flag, default, help. An empty default depends on other flags.
 const FLAGS: &[(&str, &str, &str)] = &[
@@ -224,7 +224,7 @@ impl Given {
             listen_client,
             advertise_client,
             storage: RocksOptions { now: node::clock::now, ..RocksOptions::default() },
-            scrub_interval: crate::config::SCRUB_INTERVAL,
+            scrub_interval: config::SCRUB_INTERVAL,
             request_bytes_max: self.number("max-request-bytes", 1, config::REQUEST_BYTES_LIMIT as i64)? as usize,
             txn_ops_max: TXN_OPS_MAX,
             quota_bytes: self.number("quota-backend-bytes", i64::MIN, i64::MAX)?.max(0) as u64,
@@ -454,7 +454,7 @@ impl Given {
                 .ok_or_else(|| self.wrong(flag, format!("must be a number of revisions, not {retention:?}"))),
             "periodic" => {
                 let hours = number.map(|hours| Duration::from_secs(hours as u64 * 3600));
-                let period = hours.or_else(|| config::duration(retention));
+                let period = hours.or_else(|| duration(retention));
                 period
                     .filter(|period| *period >= config::AUTO_COMPACTION_PERIOD_MIN)
                     .map(AutoCompaction::Periodic)
@@ -469,8 +469,7 @@ impl Given {
     fn slow_request(&self) -> Result<Duration, String> {
         let flag = "warning-unary-request-duration";
         let given = self.value(flag);
-        config::duration(given)
-            .ok_or_else(|| self.wrong(flag, format!("must be a duration such as 300ms, not {given:?}")))
+        duration(given).ok_or_else(|| self.wrong(flag, format!("must be a duration such as 300ms, not {given:?}")))
     }
 
     fn log_level(&self) -> Result<String, String> {

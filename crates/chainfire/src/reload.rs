@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use node::service::Service;
+use settings::Layers;
+use settings::change::{self, Change};
 
-use crate::config::change::{self, Change};
-use crate::config::layers::Layers;
 use crate::config::{Request, Settings, Source};
 use crate::live::{Live, Values};
 

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 
 use node::GossipOptions;
-
-use super::listen::is_loopback;
+use settings::listen::is_loopback;
 
 /// What is asked for, and what it has to go together with.
 pub(crate) struct GossipAddress<'a> {

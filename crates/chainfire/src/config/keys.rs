@@ -1,30 +1,6 @@
 //! Every setting there is, once.
 
-use super::value::Kind;
-
-/// One setting. Its full name is `section.name`.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    pub section: &'static str,
-    pub name: &'static str,
-    /// Without the dashes before it.
-    pub flag: &'static str,
-    pub kind: Kind,
-    /// As TOML.
-    pub default: &'static str,
-    /// Lines for people. The first is a summary.
-    pub help: &'static [&'static str],
-}
-
-impl Key {
-    pub fn full_name(&self) -> String {
-        format!("{}.{}", self.section, self.name)
-    }
-
-    pub fn variable(&self) -> String {
-        format!("{}{}_{}", VARIABLE_PREFIX, self.section.replace('.', "_"), self.name).to_ascii_uppercase()
-    }
-}
+use settings::{Key, Kind};
 
 /// Sections in the order of the printed configuration, and what each is about.
 pub const SECTIONS: &[(&str, &str)] = &[
@@ -41,7 +17,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("log", "Log lines on standard output."),
 ];
 
-/// Sections that a later version will know.
+/// Sections that people look for: elsewhere, or in a later version.
 pub const LATER: &[(&str, &str)] = &[
     ("tls", "certificates are named in [network.tls]"),
     ("gossip", "where a node gossips is network.gossip_addr"),
@@ -51,7 +27,15 @@ pub const LATER: &[(&str, &str)] = &[
 /// This key may also stand before the first section.
 pub const TOP_LEVEL: (&str, &str) = ("storage", "use_direct_io_for_flush_and_compaction");
 
-pub const VARIABLE_PREFIX: &str = "CHAINFIRE_";
+/// Keys that take effect when the configuration is read again. Of all others the running value stays.
+pub const CHANGEABLE: &[&str] = &[
+    "limits.txn_ops_max",
+    "storage.quota_bytes",
+    "compaction.mode",
+    "compaction.retention",
+    "log.level",
+    "log.slow_request_ms",
+];
 
 const SIZE_MAX: u64 = 1 << 50;
 
@@ -372,7 +356,7 @@ pub const KEYS: &[Key] = &[
         section: "log",
         name: "level",
         flag: "log-level",
-        kind: Kind::LogLevel,
+        kind: Kind::LogLevel { example: "info,chainfire_raft=debug" },
         default: "\"info\"",
         help: &["error, warn, info, debug or trace, also for single parts: \"info,chainfire_raft=debug\""],
     },
@@ -385,31 +369,3 @@ pub const KEYS: &[Key] = &[
         help: &["a request that takes this many milliseconds is reported, with where its time went; 0: none is"],
     },
 ];
-
-pub fn find(section: &str, name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.section == section && key.name == name)
-}
-
-/// All that an unknown key in `section` may have been meant to be, as it is written there.
-pub fn names_in(section: &str) -> impl Iterator<Item = &'static str> {
-    KEYS.iter().filter(move |key| key.section == section).map(|key| key.name)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn names_are_unique_and_sections_known() {
-        let flags: BTreeSet<_> = KEYS.iter().map(|key| key.flag).collect();
-        let names: BTreeSet<_> = KEYS.iter().map(|key| (key.section, key.name)).collect();
-        assert_eq!((flags.len(), names.len()), (KEYS.len(), KEYS.len()));
-        for key in KEYS {
-            assert!(SECTIONS.iter().any(|(name, _)| *name == key.section), "{}", key.section);
-            assert!(!key.help.is_empty() && key.help.iter().all(|line| line.len() <= 116), "{}", key.name);
-        }
-        assert!(find(TOP_LEVEL.0, TOP_LEVEL.1).is_some());
-    }
-}

@@ -1,51 +1,32 @@
 //! What a node is told, from the command line to the values that all code uses.
 //!
-//! # The life of a setting
-//! [`keys`] lists every setting once: section, name, flag, kind, default, help → it is *given* in some layer ([`file`] for
-//! TOML, [`command_line`] for environment and flags) → [`value`] reads it by its kind, or says what is wrong → [`layers`]
-//! keeps the last one given, and who gave it → [`validate`] checks what belongs together and derives [`Settings`].
-//! Nothing else in the program looks at a file, a flag or a variable.
+//! The machinery is the crate [`settings`]: how a setting is given in files, variables and flags, and which one counts,
+//! is told there. Chainfire's part of it is its table of keys ([`keys`]), its words ([`schema`]), and what is made of the
+//! values: [`validate`] checks what belongs together and derives [`Settings`]. Nothing else in the program looks at a
+//! file, a flag or a variable.
 //!
-//! Layers, each overriding those before: defaults < file < drop-in files in the order of their names < environment <
-//! flags.
+//! A setting that can be written has an effect.
 //!
-//! # Invariants
-//! 1. What is not understood is refused: an unknown key, a value out of bounds, a setting of a later version. One line
-//!    says where it stands, what it is, and what was probably meant.
-//! 2. A setting that can be written has an effect.
-//! 3. The printed default configuration holds every key and reads back as the defaults.
-//!
-//! [`crate::etcd_flags`] is the other way to come to `Settings`. [`Source`] reads them again while the node runs, [`change`]
-//! says what is different then; [`crate::reload`] acts on it.
+//! [`crate::etcd_flags`] is the other way to come to `Settings`. [`Source`] reads them again while the node runs,
+//! [`settings::change`] says what is different then; [`crate::reload`] acts on it.
 
-pub mod change;
 pub mod command_line;
-mod completion;
-mod file;
 mod gossip;
-mod help;
 mod keys;
-pub(crate) mod layers;
-mod listen;
-mod man;
-mod nearest;
+mod schema;
 mod source;
 mod validate;
-mod value;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use node::NodeConfig;
+use settings::Layers;
 use storage::rocks::RocksOptions;
 
 pub(crate) use gossip::GossipAddress;
-pub use help::{default_config, version};
-pub(crate) use listen::{Plain, client_address, is_loopback, peer_address};
-pub(crate) use nearest::nearest;
 pub use source::Source;
-pub(crate) use validate::{AUTO_COMPACTION_PERIOD_MIN, duration};
+pub(crate) use validate::AUTO_COMPACTION_PERIOD_MIN;
 
 /// How large the largest request may be made at most: a log entry has to hold it.
 pub(crate) const REQUEST_BYTES_LIMIT: u64 = 15 << 20;
@@ -75,7 +56,7 @@ pub struct Settings {
     /// Requests that take this long are reported. Zero: none are.
     pub slow_request: Duration,
     /// Every setting and who gave it; none with etcd's flags.
-    pub(crate) layers: Option<layers::Layers>,
+    pub(crate) layers: Option<Layers>,
     /// Whether etcd's flags were given.
     pub etcd_mode: bool,
     /// What is allowed but deserves a line in the log.
@@ -100,9 +81,6 @@ pub enum Request {
     /// Print this and end well.
     Print(String),
 }
-
-/// The process environment, or a test's.
-pub type Environment = BTreeMap<String, String>;
 
 /// See [`Settings::scrub_interval`].
 pub(crate) const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);

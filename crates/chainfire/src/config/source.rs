@@ -4,7 +4,9 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{Environment, Request, command_line};
+use settings::command_line::Environment;
+
+use super::{Request, command_line};
 use crate::etcd_flags;
 
 /// What the process was started with.

@@ -4,15 +4,18 @@ use std::path::Path;
 
 use base::NodeId;
 use node::InitialMember;
+use settings::command_line::Environment;
+use settings::help::default_config;
+use settings::{Layers, file};
 
 use super::command_line::understand;
-use super::layers::Layers;
-use super::{AutoCompaction, Environment, Request, Settings, default_config, file, validate};
+use super::schema::SCHEMA;
+use super::{AutoCompaction, Request, Settings, validate};
 use crate::mutate::mutate;
 
 /// The settings that a file's text comes to, or the complaint.
 fn from_text(text: &str) -> Result<Settings, String> {
-    let mut layers = Layers::new();
+    let mut layers = Layers::new(&SCHEMA);
     file::parse(Path::new("c.toml"), text, &mut layers)?;
     validate::validate(&layers)
 }
@@ -63,11 +66,11 @@ fn a_data_folder_is_enough() {
 
 #[test]
 fn the_printed_default_configuration_reads_as_the_defaults() {
-    let text = default_config();
+    let text = default_config(&SCHEMA);
     // Who gave a value is another matter.
     let bare = |settings: Settings| format!("{:?}", Settings { layers: None, ..settings });
     assert_eq!(bare(from_text(&text).unwrap()), bare(from_text("").unwrap()));
-    for key in super::keys::KEYS {
+    for key in SCHEMA.keys {
         assert!(text.contains(&format!("\n{} = {}\n", key.name, key.default)), "{}", key.name);
     }
     for line in ["[network.tls]", "bootstrap = true", "tick_interval_ms = 100"] {
@@ -137,36 +140,17 @@ fn a_cluster_of_three() {
 }
 
 #[test]
-fn each_layer_overrides_those_before() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("chainfire.toml");
-    let drop_ins = folder.path().join("chainfire.toml.d");
-    std::fs::create_dir(&drop_ins).unwrap();
-    std::fs::write(&file, "[limits]\ntxn_ops_max = 1\n[raft]\nelection_ticks = 11\n[storage]\nmax_open_files = 100\n")
-        .unwrap();
-    std::fs::write(drop_ins.join("20.toml"), "[storage]\nmax_open_files = 300\n").unwrap();
-    std::fs::write(drop_ins.join("10.toml"), "[storage]\nmax_open_files = 200\nmax_background_jobs = 9\n").unwrap();
-    std::fs::write(drop_ins.join("30.toml.bak"), "nonsense").unwrap();
-    let words = ["--config", file.to_str().unwrap(), "--max-background-jobs=4", "--insecure"].map(str::to_owned);
-    let variables = [("CHAINFIRE_STORAGE_MAX_BACKGROUND_JOBS", "3"), ("CHAINFIRE_RAFT_ELECTION_TICKS", "12")];
-    let environment: Environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let Ok(Request::Run(settings)) = understand(&words, &environment) else { panic!() };
-    assert_eq!((settings.txn_ops_max, settings.storage.max_open_files), (1, 300));
-    assert_eq!((settings.storage.max_background_jobs, settings.node.host.election_intervals), (4, 12));
-    let checked: Vec<String> = words.into_iter().chain(["--check-config".to_owned()]).collect();
-    let Ok(Request::Print(text)) = understand(&checked, &environment) else { panic!() };
-    let text = text.replace(folder.path().to_str().unwrap(), "DIR");
+fn a_check_tells_what_is_no_default_and_what_deserves_a_line() {
+    let empty = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let path = empty.path().to_str().unwrap();
+    let text = printed(&["--config", path, "--check-config", "--insecure", "--api-addr=10.0.0.1:2379"]);
     assert_eq!(
-        text,
+        text.replace(path, "FILE"),
         "the configuration is valid\n\
-         read: DIR/chainfire.toml\n\
-         read: DIR/chainfire.toml.d/10.toml\n\
-         read: DIR/chainfire.toml.d/20.toml\n\
-         limits.txn_ops_max = 1 (DIR/chainfire.toml:2)\n\
+         read: FILE\n\
+         network.api_addr = [\"10.0.0.1:2379\"] (flag --api-addr)\n\
          network.insecure = true (flag --insecure)\n\
-         raft.election_ticks = 12 (environment variable CHAINFIRE_RAFT_ELECTION_TICKS)\n\
-         storage.max_background_jobs = 4 (flag --max-background-jobs)\n\
-         storage.max_open_files = 300 (DIR/chainfire.toml.d/20.toml:2)\n"
+         warning: clients are served at 10.0.0.1:2379 without TLS: whoever reaches it reads and writes everything\n"
     );
 }
 
@@ -396,57 +380,30 @@ fn a_node_that_joins_needs_someone_to_join() {
 #[test]
 fn help_names_every_flag() {
     let help = printed(&["--help"]);
-    for key in super::keys::KEYS {
+    for key in SCHEMA.keys {
         assert!(help.contains(&format!("--{} ", key.flag)), "{}", key.flag);
     }
     assert!(printed(&["--version"]).starts_with(&format!("chainfire {}\n", env!("CARGO_PKG_VERSION"))));
 }
 
+/// Where `man` is installed, it has nothing to complain of.
 #[test]
-fn any_text_is_answered_in_one_line() {
-    const PIECES: [&str; 20] = [
-        "[storage]",
-        "[raft]",
-        "[network.tls]",
-        "[",
-        "]",
-        "\n",
-        "=",
-        "\"",
-        "{",
-        "}",
-        ",",
-        "#",
-        ".",
-        "data_dir",
-        "x",
-        "initial_members",
-        "node_id = 1",
-        "[cluster]",
-        " 1 ",
-        "'''",
-    ];
-    for seed in 0..2_000 {
-        let mut rng = base::Rng::new(seed);
-        let text: String = (0..rng.below(12)).map(|_| PIECES[rng.below(20) as usize]).collect();
-        if let Err(line) = from_text(&text) {
-            assert!(!line.contains('\n') && line.starts_with("c.toml:"), "{line:?} of {text:?}");
+fn man_understands_its_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    for flag in ["--print-man=8", "--print-man=5"] {
+        let file = folder.path().join("page");
+        std::fs::write(&file, printed(&[flag])).unwrap();
+        let output = std::process::Command::new("man").args(["--warnings", "-l", "-Tutf8", "-Z"]).arg(&file).output();
+        if let Ok(output) = output {
+            assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         }
     }
-}
-
-#[test]
-fn durations_are_read_as_go_writes_them() {
-    let cases = [("1h", 3_600_000), ("1h30m", 5_400_000), ("90s", 90_000), ("1.5s", 1_500), ("250ms", 250)];
-    for (text, ms) in cases {
-        assert_eq!(super::duration(text).map(|time| time.as_millis()), Some(ms), "{text}");
-    }
-    assert!(["", "5", "h", "1x", "-1h", "1e9h", "99999999999h"].iter().all(|text| super::duration(text).is_none()));
+    assert!(printed(&["--print-man"]).contains("SIGHUP makes it read its configuration and its certificates again"));
 }
 
 #[test]
 fn no_text_makes_a_file_or_a_flag_panic() {
-    let defaults = default_config();
+    let defaults = default_config(&SCHEMA);
     let some = "[cluster]\nnode_id = 2\nbootstrap = true\ninitial_members = [\"1=127.0.0.1:2380\"]\n[raft]\n\
         tick_interval_ms = 100\n[storage]\nwrite_buffer_size = \"64 MiB\"\n[log]\nlevel = 'info'\n";
     mutate(11, 5_000, &[defaults.into_bytes(), some.as_bytes().to_vec()], |bytes| {

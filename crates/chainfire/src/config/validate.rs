@@ -11,11 +11,13 @@ use consensus::membership::MEMBERS_MAX;
 use node::tls::{ApiTls, TlsOptions};
 use node::transport::bare_address;
 use node::{InitialMember, NodeConfig};
+use settings::Layers;
+use settings::duration::duration;
+use settings::listen::is_loopback;
+use settings::value::Member;
 use storage::rocks::RocksOptions;
 
 use super::gossip::GossipAddress;
-use super::layers::Layers;
-use super::listen::is_loopback;
 use super::{AutoCompaction, Settings, request_timeout};
 
 /// Derives the settings, or says in one line what does not go together.
@@ -86,6 +88,14 @@ fn tls(layers: &Layers) -> Result<Option<TlsOptions>, String> {
     }))
 }
 
+/// Those that are named, with the scheme that members speak in their addresses.
+fn initial_members(layers: &Layers, secure: bool) -> Result<Vec<InitialMember>, String> {
+    let named = layers.members("cluster", "initial_members").iter();
+    let member =
+        |member: &Member| Ok(InitialMember { node: NodeId(member.node), address: schemed(&member.address, secure)? });
+    named.map(member).collect()
+}
+
 /// An address with the scheme that members speak.
 fn schemed(address: &str, secure: bool) -> Result<String, String> {
     match (address.split_once("://"), secure) {
@@ -104,11 +114,8 @@ fn node(
     let node = NodeId(layers.number("cluster", "node_id"));
     let bootstrap = layers.switch("cluster", "bootstrap");
     let members_at = layers.origin("cluster", "initial_members");
-    let mut initial = layers.members("cluster", "initial_members").to_vec();
-    for member in &mut initial {
-        member.address = schemed(&member.address, tls.is_some())
-            .map_err(|why| format!("{members_at}: cluster.initial_members {why}"))?;
-    }
+    let initial =
+        initial_members(layers, tls.is_some()).map_err(|why| format!("{members_at}: cluster.initial_members {why}"))?;
     if node == NodeId::default() && bootstrap {
         let at = layers.origin("cluster", "node_id");
         return Err(format!(
@@ -294,32 +301,6 @@ fn compaction(layers: &Layers) -> Result<AutoCompaction, String> {
 }
 
 pub(crate) const AUTO_COMPACTION_PERIOD_MIN: Duration = Duration::from_secs(1);
-
-/// `1h30m`, `90s`, `250ms`: numbers with units, largest first or not, as Go writes durations.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut total = 0.0;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        total += number
-            * match &rest[..unit] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 0.001,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    const YEARS_100_S: f64 = 3.2e9;
-    (total <= YEARS_100_S).then(|| Duration::from_secs_f64(total))
-}
 
 /// A text that its kind has checked.
 fn socket(text: &str) -> SocketAddr {

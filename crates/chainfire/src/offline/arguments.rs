@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use node::InitialMember;
+use settings::command_line::Environment;
 
 use super::Failure;
 use crate::config::command_line::understand;
-use crate::config::{Environment, Request, Settings};
+use crate::config::{Request, Settings};
 
 #[derive(Default)]
 pub struct Arguments {

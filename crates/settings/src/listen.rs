@@ -4,16 +4,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// An address that other nodes reach a node at.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Plain {
+pub enum Plain {
     /// `http://HOST:PORT`.
     Address(String),
     /// `https://HOST:PORT`: it asks for TLS.
     Secure(String),
+    /// It is no address.
     Wrong,
 }
 
 /// `HOST:PORT`, with or without a scheme, and nothing behind it.
-pub(crate) fn peer_address(text: &str) -> Plain {
+pub fn peer_address(text: &str) -> Plain {
     let (secure, bare) = match text.split_once("://") {
         Some(("http", rest)) => (false, rest.strip_suffix('/').unwrap_or(rest)),
         Some(("https", rest)) => (true, rest.strip_suffix('/').unwrap_or(rest)),
@@ -42,7 +43,7 @@ fn host_and_port(text: &str) -> Option<(&str, u16)> {
 }
 
 /// An address to listen at: `IP:PORT` or `localhost:PORT`.
-pub(crate) fn client_address(text: &str) -> Option<SocketAddr> {
+pub fn client_address(text: &str) -> Option<SocketAddr> {
     let (host, port) = host_and_port(text)?;
     if host == "localhost" {
         return Some((Ipv4Addr::LOCALHOST, port).into());
@@ -51,7 +52,7 @@ pub(crate) fn client_address(text: &str) -> Option<SocketAddr> {
 }
 
 /// Whether only this machine reaches the address.
-pub(crate) fn is_loopback(address: &SocketAddr) -> bool {
+pub fn is_loopback(address: &SocketAddr) -> bool {
     match address.ip() {
         IpAddr::V4(four) => four.is_loopback(),
         IpAddr::V6(six) => six.is_loopback() || six.to_ipv4_mapped().is_some_and(|four| four.is_loopback()),

@@ -1,7 +1,7 @@
 //! What was probably meant: the known word with the fewest slips from the one that was written.
 
 /// The candidate nearest to `word`; the first of equals. `None` only without candidates.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates.into_iter().min_by_key(|candidate| distance(word, candidate))
 }
 

@@ -3,10 +3,8 @@
 
 use std::fmt;
 
-use base::NodeId;
-use node::InitialMember;
-
-use super::listen::{self, Plain};
+use crate::listen::{self, Plain};
+use crate::nearest::nearest;
 
 /// A value as it stands in a file, or as a word in a flag or variable, which has no type of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +26,14 @@ pub enum Value {
     Number(u64),
     Text(String),
     Texts(Vec<String>),
-    Members(Vec<InitialMember>),
+    Members(Vec<Member>),
+}
+
+/// A member of a cluster: its number, and where it is reached, as `http://HOST:PORT` or `https://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub node: u64,
+    pub address: String,
 }
 
 /// What a key takes. Bounds are inclusive.
@@ -55,13 +60,20 @@ pub enum Kind {
     AddressOr(&'static [&'static str]),
     /// One or several of them.
     Addresses,
+    /// Any number of texts, each of at most so many bytes.
+    Texts {
+        bytes_max: usize,
+    },
     /// `http://HOST:PORT`, any number.
     Urls,
     /// `{ node_id = N, address = "HOST:PORT" }` or `"N=HOST:PORT"`, any number.
     Members,
     /// A duration or a count, as text.
     Retention,
-    LogLevel,
+    /// A level, or levels of parts of the program, of which this is an example.
+    LogLevel {
+        example: &'static str,
+    },
 }
 
 impl Kind {
@@ -101,7 +113,7 @@ impl Kind {
                 Given::Number(number) if *number >= 0 => Ok(Value::Text(number.to_string())),
                 _ => Err(wrong()),
             },
-            Kind::LogLevel => match given.text() {
+            Kind::LogLevel { .. } => match given.text() {
                 Some(text) if is_log_level(text) => Ok(Value::Text(text.to_owned())),
                 _ => Err(wrong()),
             },
@@ -117,6 +129,14 @@ impl Kind {
                 let texts = given.texts().filter(|texts| !texts.is_empty()).ok_or_else(wrong)?;
                 let addresses = texts.iter().map(|text| listen::client_address(text).map(|a| a.to_string()));
                 addresses.collect::<Option<_>>().map(Value::Texts).ok_or_else(wrong)
+            }
+            Kind::Texts { bytes_max } => {
+                let texts = given.texts().ok_or_else(wrong)?;
+                let good = |text: &&str| text.len() <= bytes_max && !text.contains(char::is_control);
+                if !texts.iter().all(good) {
+                    return Err(wrong());
+                }
+                Ok(Value::Texts(texts.into_iter().map(str::to_owned).collect()))
             }
             Kind::Urls => {
                 let texts = given.texts().ok_or_else(wrong)?;
@@ -144,11 +164,12 @@ impl fmt::Display for Kind {
             Kind::Address => f.write_str("IP:PORT, such as \"127.0.0.1:2380\""),
             Kind::AddressOr(words) => write!(f, "IP:PORT, such as \"127.0.0.1:2381\", or one of {}", quoted(words)),
             Kind::Addresses => f.write_str("IP:PORT, such as \"127.0.0.1:2379\", or a list of these"),
+            Kind::Texts { bytes_max } => write!(f, "a list of texts of at most {bytes_max} bytes"),
             Kind::Urls => f.write_str("a list of URLs such as \"http://10.0.0.1:2379\""),
             Kind::Members => f.write_str("a list of { node_id = 1, address = \"HOST:PORT\" } or \"1=HOST:PORT\""),
             Kind::Retention => f.write_str("a duration such as \"1h\", or a number of revisions"),
-            Kind::LogLevel => {
-                f.write_str("error, warn, info, debug, trace, off, or a list such as \"info,chainfire_raft=debug\"")
+            Kind::LogLevel { example } => {
+                write!(f, "error, warn, info, debug, trace, off, or a list such as {example:?}")
             }
         }
     }
@@ -199,7 +220,7 @@ impl fmt::Display for Value {
             Value::Text(text) => write!(f, "{text:?}"),
             Value::Texts(texts) => write!(f, "{texts:?}"),
             Value::Members(members) => {
-                let member = |member: &InitialMember| format!("\"{}={}\"", member.node, member.address);
+                let member = |member: &Member| format!("\"{}={}\"", member.node, member.address);
                 write!(f, "[{}]", members.iter().map(member).collect::<Vec<_>>().join(", "))
             }
         }
@@ -259,7 +280,7 @@ fn address(text: &str) -> Result<String, String> {
     }
 }
 
-fn members(given: &Given) -> Result<Vec<InitialMember>, String> {
+fn members(given: &Given) -> Result<Vec<Member>, String> {
     let wrong = |given: &Given| format!("must be {}, not {given}", Kind::Members);
     let list = match given {
         Given::List(list) => list.clone(),
@@ -273,7 +294,7 @@ fn members(given: &Given) -> Result<Vec<InitialMember>, String> {
 }
 
 /// `None`: not a member at all. An error says more.
-fn member(given: &Given) -> Result<Option<InitialMember>, String> {
+fn member(given: &Given) -> Result<Option<Member>, String> {
     let (node, text) = match given {
         Given::Text(text) => {
             let Some((node, text)) = text.split_once('=') else { return Ok(None) };
@@ -287,7 +308,7 @@ fn member(given: &Given) -> Result<Option<InitialMember>, String> {
                     ("address", Given::Text(address)) => text = Some(address.as_str()),
                     ("node_id" | "address", _) => return Ok(None),
                     (other, _) => {
-                        let known = super::nearest(other, ["node_id", "address"]).unwrap_or_default();
+                        let known = nearest(other, ["node_id", "address"]).unwrap_or_default();
                         return Err(format!("has an unknown key `{other}`; the nearest known key is `{known}`"));
                     }
                 }
@@ -298,7 +319,7 @@ fn member(given: &Given) -> Result<Option<InitialMember>, String> {
         _ => return Ok(None),
     };
     let Some(node) = node.filter(|node| (1..=i64::MAX as u64).contains(node)) else { return Ok(None) };
-    Ok(Some(InitialMember { node: NodeId(node), address: address(text)? }))
+    Ok(Some(Member { node, address: address(text)? }))
 }
 
 #[cfg(test)]
@@ -326,8 +347,8 @@ mod tests {
     #[test]
     fn members_come_in_three_forms() {
         let expected = vec![
-            InitialMember { node: NodeId(1), address: "http://127.0.0.1:2380".to_owned() },
-            InitialMember { node: NodeId(2), address: "http://two:2380".to_owned() },
+            Member { node: 1, address: "http://127.0.0.1:2380".to_owned() },
+            Member { node: 2, address: "http://two:2380".to_owned() },
         ];
         let text = |text: &str| Given::Text(text.to_owned());
         let table = Given::Table(vec![

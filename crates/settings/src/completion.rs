@@ -1,21 +1,13 @@
-//! Completion scripts for the flags of the program, made from the table of keys: `chainfire --print-completion SHELL`.
+//! Completion scripts for the flags of a program, made from its table of keys: `--print-completion SHELL`.
 //!
 //! They know every flag and what it is for, the words that a value may be where there are few, and that other values may be
 //! files. Offline commands come first: they stand in front of the flags.
 
 use std::fmt::Write as _;
 
-use super::command_line::OTHER_FLAGS;
-use super::keys::KEYS;
-use super::value::Kind;
-
-/// The words that may come first instead of a flag.
-const COMMANDS: [(&str, &str); 4] = [
-    ("check", "is the data of a stopped node intact, and how far does it reach"),
-    ("repair", "rebuild damaged data from the other members"),
-    ("recover", "a majority is lost for good: go on with what this node has"),
-    ("etcd", "take the flags of etcd"),
-];
+use crate::command_line::OTHER_FLAGS;
+use crate::schema::Schema;
+use crate::value::Kind;
 
 /// A flag, what it is for, and the words that its value may be; none where it may be anything.
 struct Flag {
@@ -25,17 +17,17 @@ struct Flag {
 }
 
 /// The script for a shell.
-pub fn script(shell: &str) -> Result<String, String> {
+pub fn script(schema: &Schema, shell: &str) -> Result<String, String> {
     match shell {
-        "bash" => Ok(bash()),
-        "zsh" => Ok(zsh()),
-        "fish" => Ok(fish()),
+        "bash" => Ok(bash(schema)),
+        "zsh" => Ok(zsh(schema)),
+        "fish" => Ok(fish(schema)),
         other => Err(format!("there is no completion for `{}`: bash, zsh or fish", other.escape_debug())),
     }
 }
 
-fn flags() -> impl Iterator<Item = Flag> {
-    let settings = KEYS.iter().map(|key| {
+fn flags(schema: &Schema) -> impl Iterator<Item = Flag> + use<> {
+    let settings = schema.keys.iter().map(|key| {
         let values = match key.kind {
             Kind::Switch => vec!["true", "false"],
             Kind::Choice(words) | Kind::AddressOr(words) => words.to_vec(),
@@ -58,13 +50,14 @@ fn flags() -> impl Iterator<Item = Flag> {
     settings.chain(others)
 }
 
-fn bash() -> String {
-    let names: Vec<String> = flags().map(|flag| format!("--{}", flag.name)).collect();
-    let commands = COMMANDS.map(|(name, _)| name).join(" ");
-    let mut out =
-        String::from("_chainfire() {\n    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}\n");
-    out.push_str("    case $before in\n");
-    for flag in flags().filter(|flag| !flag.values.is_empty()) {
+fn bash(schema: &Schema) -> String {
+    let names: Vec<String> = flags(schema).map(|flag| format!("--{}", flag.name)).collect();
+    let commands = schema.commands.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ");
+    let program = schema.program;
+    let function = format!("_{}", program.replace('-', "_"));
+    let mut out = format!("{function}() {{\n");
+    out.push_str("    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}\n    case $before in\n");
+    for flag in flags(schema).filter(|flag| !flag.values.is_empty()) {
         let (name, values) = (flag.name, flag.values.join(" "));
         let _ = writeln!(out, "        --{name}) COMPREPLY=($(compgen -W '{values}' -- \"$word\")); return ;;");
     }
@@ -75,19 +68,19 @@ fn bash() -> String {
         "        *) COMPREPLY=($(compgen -f -- \"$word\"))\n           \
          [ \"$COMP_CWORD\" != 1 ] || COMPREPLY+=($(compgen -W '{commands}' -- \"$word\")) ;;"
     );
-    out.push_str("    esac\n}\ncomplete -o filenames -F _chainfire chainfire\n");
+    let _ = write!(out, "    esac\n}}\ncomplete -o filenames -F {function} {program}\n");
     out
 }
 
-fn zsh() -> String {
-    let mut out = String::from("#compdef chainfire\n\nlocal -a commands=(\n");
-    for (name, help) in COMMANDS {
+fn zsh(schema: &Schema) -> String {
+    let mut out = format!("#compdef {}\n\nlocal -a commands=(\n", schema.program);
+    for (name, help) in schema.commands {
         let _ = writeln!(out, "    '{name}:{}'", quoted(help));
     }
     out.push_str(")\n_arguments \\\n");
-    for Flag { name, help, values } in flags() {
+    for Flag { name, help, values } in flags(schema) {
         let help = quoted(help).replace('[', "\\[").replace(']', "\\]");
-        let action = match (values.is_empty(), takes_value(name)) {
+        let action = match (values.is_empty(), takes_value(schema, name)) {
             (false, _) => format!(":value:({})", values.join(" ")),
             (true, true) => ":value:_files".to_owned(),
             (true, false) => String::new(),
@@ -98,24 +91,25 @@ fn zsh() -> String {
     out
 }
 
-fn fish() -> String {
+fn fish(schema: &Schema) -> String {
+    let program = schema.program;
     let mut out = String::new();
-    for (name, help) in COMMANDS {
-        let _ = writeln!(out, "complete -c chainfire -n __fish_use_subcommand -f -a {name} -d '{}'", escaped(help));
+    for (name, help) in schema.commands {
+        let _ = writeln!(out, "complete -c {program} -n __fish_use_subcommand -f -a {name} -d '{}'", escaped(help));
     }
-    for Flag { name, help, values } in flags() {
-        let value = match (values.is_empty(), takes_value(name)) {
+    for Flag { name, help, values } in flags(schema) {
+        let value = match (values.is_empty(), takes_value(schema, name)) {
             (false, _) => format!(" -x -a '{}'", values.join(" ")),
             (true, true) => " -r".to_owned(),
             (true, false) => String::new(),
         };
-        let _ = writeln!(out, "complete -c chainfire -l {name}{value} -d '{}'", escaped(help));
+        let _ = writeln!(out, "complete -c {program} -l {name}{value} -d '{}'", escaped(help));
     }
     out
 }
 
-fn takes_value(name: &str) -> bool {
-    matches!(name, "config" | "print-completion") || KEYS.iter().any(|key| key.flag == name)
+fn takes_value(schema: &Schema, name: &str) -> bool {
+    matches!(name, "config" | "print-completion") || schema.keys.iter().any(|key| key.flag == name)
 }
 
 /// Within quotes of a shell that knows no escape in them.
@@ -133,25 +127,26 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::example::SCHEMA;
 
     #[test]
     fn every_flag_is_in_every_script() {
         for (shell, dashes) in [("bash", "--"), ("zsh", "'--"), ("fish", "-l ")] {
-            let text = script(shell).unwrap();
-            for name in KEYS.iter().map(|key| key.flag).chain(OTHER_FLAGS) {
+            let text = script(&SCHEMA, shell).unwrap();
+            for name in SCHEMA.keys.iter().map(|key| key.flag).chain(OTHER_FLAGS) {
                 assert!(text.contains(&format!("{dashes}{name}")), "{name} for {shell}");
             }
-            for (command, _) in COMMANDS {
+            for (command, _) in SCHEMA.commands {
                 assert!(text.contains(command), "{command} for {shell}");
             }
         }
-        assert!(script("tcsh").unwrap_err().contains("bash, zsh or fish"));
+        assert!(script(&SCHEMA, "tcsh").unwrap_err().contains("bash, zsh or fish"));
     }
 
     /// Asks bash what would come of some words of a command line, the last of them unfinished.
     fn completed(words: &[&str]) -> Vec<String> {
-        let line = "COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _chainfire; printf '%s\\n' \"${COMPREPLY[@]}\"";
-        let text = script("bash").unwrap() + line;
+        let line = "COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _tiny_store; printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let text = script(&SCHEMA, "bash").unwrap() + line;
         let output = Command::new("bash").args(["-c", &text]).args(words).current_dir("/").output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
@@ -159,19 +154,19 @@ mod tests {
 
     #[test]
     fn bash_completes_flags_values_and_commands() {
-        assert_eq!(completed(&["bash", "chainfire", "--scr"]), ["--scrub-interval"]);
-        assert_eq!(completed(&["bash", "chainfire", "--tls-api", "m"]), ["mutual"]);
-        assert_eq!(completed(&["bash", "chainfire", "--bootstrap", "f"]), ["false"]);
-        assert_eq!(completed(&["bash", "chainfire", "rec"]), ["recover"]);
-        assert_eq!(completed(&["bash", "chainfire", "--data-dir", "va"]), ["var"]);
+        assert_eq!(completed(&["bash", "tiny-store", "--da"]), ["--data-dir"]);
+        assert_eq!(completed(&["bash", "tiny-store", "--gossip-addr", "o"]), ["off"]);
+        assert_eq!(completed(&["bash", "tiny-store", "--sync", "f"]), ["false"]);
+        assert_eq!(completed(&["bash", "tiny-store", "reb"]), ["rebuild"]);
+        assert_eq!(completed(&["bash", "tiny-store", "--data-dir", "va"]), ["var"]);
     }
 
     /// The others read theirs, where they are installed.
     #[test]
     fn zsh_and_fish_understand_theirs() {
         for shell in ["zsh", "fish"] {
-            let file = std::env::temp_dir().join(format!("chainfire-{}.{shell}", std::process::id()));
-            std::fs::write(&file, script(shell).unwrap()).unwrap();
+            let file = std::env::temp_dir().join(format!("tiny-{}.{shell}", std::process::id()));
+            std::fs::write(&file, script(&SCHEMA, shell).unwrap()).unwrap();
             let output = Command::new(shell).arg("-n").arg(&file).output();
             std::fs::remove_file(&file).unwrap();
             if let Ok(output) = output {

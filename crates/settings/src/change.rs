@@ -1,25 +1,17 @@
 //! What a second reading of the configuration has changed: which keys take effect while the node runs, and which wait
 //! for a restart.
 
-use super::keys::KEYS;
-use super::layers::Layers;
-
-/// Keys that take effect when the configuration is read again. Of all others the running value stays.
-pub const CHANGEABLE: &[&str] = &[
-    "limits.txn_ops_max",
-    "storage.quota_bytes",
-    "compaction.mode",
-    "compaction.retention",
-    "log.level",
-    "log.slow_request_ms",
-];
+use crate::layers::Layers;
+use crate::schema::Key;
 
 /// A key whose value is another one than before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
+    /// Its full name.
     pub key: String,
-    /// As TOML.
+    /// As it runs, as TOML.
     pub from: String,
+    /// As it was read.
     pub to: String,
     /// Who says so.
     pub origin: String,
@@ -29,16 +21,14 @@ pub struct Change {
 
 /// All keys that differ, in the order of the table.
 pub fn between(running: &Layers, read: &Layers) -> Vec<Change> {
-    let differing = KEYS.iter().filter(|key| running.value(key) != read.value(key));
-    let change = |key: &super::keys::Key| {
-        let name = key.full_name();
-        Change {
-            from: running.value(key).to_string(),
-            to: read.value(key).to_string(),
-            origin: read.origin(key.section, key.name).to_string(),
-            changeable: CHANGEABLE.contains(&name.as_str()),
-            key: name,
-        }
+    let schema = running.schema();
+    let differing = schema.keys.iter().filter(|key| running.value(key) != read.value(key));
+    let change = |key: &Key| Change {
+        key: key.full_name(),
+        from: running.value(key).to_string(),
+        to: read.value(key).to_string(),
+        origin: read.origin(key.section, key.name).to_string(),
+        changeable: schema.is_changeable(key),
     };
     differing.map(change).collect()
 }
@@ -46,7 +36,8 @@ pub fn between(running: &Layers, read: &Layers) -> Vec<Change> {
 /// What runs after a reload: the keys that can change as they were read, the others as they were.
 pub fn merged(running: &Layers, read: &Layers) -> Layers {
     let mut merged = running.clone();
-    for key in KEYS.iter().filter(|key| CHANGEABLE.contains(&key.full_name().as_str())) {
+    let schema = running.schema();
+    for key in schema.keys.iter().filter(|key| schema.is_changeable(key)) {
         merged.take_over(key, read);
     }
     merged
@@ -57,24 +48,18 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::file;
+    use crate::example::SCHEMA;
+    use crate::file;
 
     fn layers(text: &str) -> Layers {
-        let mut layers = Layers::new();
+        let mut layers = Layers::new(&SCHEMA);
         file::parse(Path::new("c.toml"), text, &mut layers).unwrap();
         layers
     }
 
     #[test]
-    fn changeable_keys_are_keys() {
-        for name in CHANGEABLE {
-            assert!(KEYS.iter().any(|key| key.full_name() == *name), "{name}");
-        }
-    }
-
-    #[test]
     fn what_differs_is_told_and_only_what_can_change_is_taken() {
-        let running = layers("[raft]\nelection_ticks = 20\n[log]\nlevel = \"info\"\n");
+        let running = layers("[storage.cache]\nsize = 20\n[log]\nlevel = \"info\"\n");
         let read = layers("[log]\nlevel = \"debug\"\n\n[storage]\ndata_dir = \"/x\"\n");
         let change = |key: &str, from: &str, to: &str, origin: &str, changeable| Change {
             key: key.to_owned(),
@@ -86,15 +71,15 @@ mod tests {
         assert_eq!(
             between(&running, &read),
             [
-                change("raft.election_ticks", "20", "10", "default", false),
-                change("storage.data_dir", "\"/var/lib/chainfire\"", "\"/x\"", "c.toml:5", false),
+                change("storage.data_dir", "\"/var/lib/tiny\"", "\"/x\"", "c.toml:5", false),
+                change("storage.cache.size", "20", "1048576", "default", false),
                 change("log.level", "\"info\"", "\"debug\"", "c.toml:2", true),
             ]
         );
         let merged = merged(&running, &read);
-        assert_eq!((merged.number("raft", "election_ticks"), merged.text("log", "level")), (20, "debug"));
+        assert_eq!((merged.number("storage.cache", "size"), merged.text("log", "level")), (20, "debug"));
         // The next reading tells again of what still waits.
         let still: Vec<String> = between(&merged, &read).into_iter().map(|change| change.key).collect();
-        assert_eq!(still, ["raft.election_ticks", "storage.data_dir"]);
+        assert_eq!(still, ["storage.data_dir", "storage.cache.size"]);
     }
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::keys::{self, Key, LATER, SECTIONS, TOP_LEVEL};
-use super::layers::{Layers, Origin};
-use super::nearest::nearest;
-use super::value::Given;
+use crate::layers::{Layers, Origin};
+use crate::nearest::nearest;
+use crate::schema::{Key, Schema};
+use crate::value::Given;
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -80,9 +80,10 @@ pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String>
         };
         format!("{place}: {}{hint}", error.message().replace('\n', "; "))
     })?;
-    for entry in entries(root.get_ref()) {
+    let schema = layers.schema();
+    for entry in entries(schema, root.get_ref()) {
         let place = at(entry.span.start);
-        let key = entry.key(path).map_err(|why| format!("{place}: {why}"))?;
+        let key = entry.key(schema, path).map_err(|why| format!("{place}: {why}"))?;
         if let Some(key) = key {
             layers.give(key, &given(entry.value), place)?;
         }
@@ -99,16 +100,16 @@ struct Entry<'a> {
 }
 
 /// All entries in the order of the text, so that the first mistake is the one complained about.
-fn entries<'a>(root: &'a DeTable<'a>) -> Vec<Entry<'a>> {
+fn entries<'a>(schema: &'static Schema, root: &'a DeTable<'a>) -> Vec<Entry<'a>> {
     let mut all = Vec::new();
     for (name, value) in root.iter() {
         let section = name.get_ref().as_ref();
-        let known = SECTIONS.iter().chain(LATER).any(|(known, _)| *known == section);
+        let known = schema.sections.iter().chain(schema.later).any(|(known, _)| *known == section);
         match value.get_ref() {
             DeValue::Table(table) if known => {
                 for (name, value) in table.iter() {
                     // A section within the section.
-                    let inner = SECTIONS.iter().find(|(inner, _)| {
+                    let inner = schema.sections.iter().find(|(inner, _)| {
                         inner.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) == Some(name.get_ref())
                     });
                     match (inner, value.get_ref()) {
@@ -132,14 +133,14 @@ impl<'a> Entry<'a> {
     }
 
     /// The setting that the entry of the file `path` names; none where an announced section stands empty.
-    fn key(&self, path: &Path) -> Result<Option<&'static Key>, String> {
-        let Some(section) = self.section else { return self.top_level().map(Some) };
+    fn key(&self, schema: &'static Schema, path: &Path) -> Result<Option<&'static Key>, String> {
+        let Some(section) = self.section else { return self.top_level(schema).map(Some) };
         let table = match self.value {
             DeValue::Table(table) => Some(table),
             _ => None,
         };
         let full = format!("{section}.{}", self.name);
-        for (later, why) in LATER {
+        for (later, why) in schema.later {
             if *later == full && table.is_some_and(|table| table.is_empty()) {
                 return Ok(None);
             }
@@ -147,37 +148,39 @@ impl<'a> Entry<'a> {
                 return Err(format!("[{later}]: {why}"));
             }
         }
-        if let Some(key) = keys::find(section, self.name) {
+        if let Some(key) = schema.find(section, self.name) {
             return Ok(Some(key));
         }
         // A key of another section is more likely than a slip.
-        let elsewhere = keys::KEYS.iter().find(|key| key.name == self.name);
+        let elsewhere = schema.keys.iter().find(|key| key.name == self.name);
         let meant = match elsewhere {
             // Whoever appends a line to a file means the section that the line belongs to, not the last one.
             Some(Key { name, section, .. }) => format!(
                 "`{name}` of [{section}]: write it below that line, or below a [{section}] of its own in {}/NAME.toml",
                 folder_beside(path).display()
             ),
-            None => format!("`{}`", nearest(self.name, keys::names_in(section)).unwrap_or_default()),
+            None => {
+                let known = schema.keys_in(section).map(|key| key.name);
+                format!("`{}`", nearest(self.name, known).unwrap_or_default())
+            }
         };
         Err(format!("unknown key `{}` in [{section}]; the nearest known key is {meant}", escaped(self.name)))
     }
 
-    fn top_level(&self) -> Result<&'static Key, String> {
-        let (section, name) = TOP_LEVEL;
-        if self.name == name {
-            return Ok(keys::find(section, name).expect("it is in the table"));
+    fn top_level(&self, schema: &'static Schema) -> Result<&'static Key, String> {
+        if let Some((section, _)) = schema.top_level.filter(|(_, name)| self.name == *name) {
+            return Ok(schema.find(section, self.name).expect("it is in the table"));
         }
         let name = escaped(self.name);
-        if SECTIONS.iter().any(|(section, _)| *section == self.name) {
+        if schema.sections.iter().any(|(section, _)| *section == self.name) {
             return Err(format!("`{name}` is a section: write [{name}] and its keys below"));
         }
         if let DeValue::Table(_) = self.value {
-            let meant = nearest(self.name, SECTIONS.iter().map(|(section, _)| *section)).unwrap_or_default();
+            let meant = nearest(self.name, schema.sections.iter().map(|(section, _)| *section)).unwrap_or_default();
             return Err(format!("unknown section [{name}]; the nearest known section is [{meant}]"));
         }
-        let all = keys::KEYS.iter().map(|key| key.name);
-        let meant = nearest(self.name, all).and_then(|meant| keys::KEYS.iter().find(|key| key.name == meant));
+        let all = schema.keys.iter().map(|key| key.name);
+        let meant = nearest(self.name, all).and_then(|meant| schema.keys.iter().find(|key| key.name == meant));
         let meant = meant.expect("there are keys");
         let (section, meant) = (meant.section, meant.name);
         Err(format!("unknown key `{name}` outside of a section; the nearest known key is `{meant}` of [{section}]"))
@@ -185,7 +188,7 @@ impl<'a> Entry<'a> {
 }
 
 /// A TOML value without its text.
-pub fn given(value: &DeValue<'_>) -> Given {
+pub(crate) fn given(value: &DeValue<'_>) -> Given {
     match value {
         DeValue::String(text) => Given::Text(text.clone().into_owned()),
         DeValue::Integer(number) => i128::from_str_radix(&number.as_str().replace('_', ""), number.radix())
@@ -208,4 +211,88 @@ fn line(text: &str, offset: usize) -> usize {
 /// A quoted key may hold anything; a complaint stays one line.
 fn escaped(name: &str) -> String {
     name.escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::SCHEMA;
+
+    fn parsed(text: &str) -> Result<Layers, String> {
+        let mut layers = Layers::new(&SCHEMA);
+        parse(Path::new("c.toml"), text, &mut layers)?;
+        Ok(layers)
+    }
+
+    #[test]
+    fn sections_may_lie_in_sections_and_one_key_at_the_top() {
+        let layers = parsed("sync = false\n[storage]\ndata_dir = \"/x\"\n[storage.cache]\nsize = \"2 KiB\"\n").unwrap();
+        assert!(!layers.switch("storage", "sync"));
+        assert_eq!((layers.text("storage", "data_dir"), layers.number("storage.cache", "size")), ("/x", 2048));
+        assert_eq!(layers.origin("storage.cache", "size").to_string(), "c.toml:5");
+        assert_eq!(parsed("[storage]\ncache.size = 3\n").unwrap().number("storage.cache", "size"), 3);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("[storage]\nsink = true\n", "c.toml:2: unknown key `sink` in [storage]; the nearest known key is `sync`"),
+            (
+                "[storage]\nsize = 1\n",
+                "c.toml:2: unknown key `size` in [storage]; the nearest known key is `size` of [storage.cache]: write it \
+                 below that line, or below a [storage.cache] of its own in c.toml.d/NAME.toml",
+            ),
+            (
+                "sise = 1\n",
+                "c.toml:1: unknown key `sise` outside of a section; the nearest known key is `size` of [storage.cache]",
+            ),
+            ("[strage]\n", "c.toml:1: unknown section [strage]; the nearest known section is [storage]"),
+            ("log = 1\n", "c.toml:1: `log` is a section: write [log] and its keys below"),
+            ("[auth]\nuser = 1\n", "c.toml:2: [auth]: there are no users"),
+            ("[storage.secret]\nkey = 1\n", "c.toml:1: [storage.secret]: nothing is secret"),
+            ("[storage]\nsync = 1\n", "c.toml:2: storage.sync must be true or false, not 1"),
+            (
+                "[log]\nlevel = \"info\"\nlevel = \"warn\"\n",
+                "c.toml:3: duplicate key `level`: each section and key may stand once, additions go into c.toml.d/NAME.toml",
+            ),
+        ];
+        for (text, line) in cases {
+            assert_eq!(parsed(text).unwrap_err(), line);
+        }
+        // What is announced may stand there empty.
+        parsed("[auth]\n[storage.secret]\n").unwrap();
+    }
+
+    #[test]
+    fn any_text_is_answered_in_one_line() {
+        const PIECES: [&str; 20] = [
+            "[storage]",
+            "[log]",
+            "[storage.cache]",
+            "[",
+            "]",
+            "\n",
+            "=",
+            "\"",
+            "{",
+            "}",
+            ",",
+            "#",
+            ".",
+            "data_dir",
+            "x",
+            "members",
+            "size = 1",
+            "[cluster]",
+            " 1 ",
+            "'''",
+        ];
+        for seed in 0..2_000 {
+            let mut rng = base::Rng::new(seed);
+            let text: String = (0..rng.below(12)).map(|_| PIECES[rng.below(20) as usize]).collect();
+            if let Err(line) = parsed(&text) {
+                assert!(!line.contains('\n') && line.starts_with("c.toml:"), "{line:?} of {text:?}");
+            }
+        }
+    }
 }

@@ -1,0 +1,92 @@
+//! A schema for the tests of this crate, with one of everything.
+
+use crate::schema::{Key, Manual, Schema};
+use crate::value::Kind;
+
+pub static SCHEMA: Schema = Schema {
+    program: "tiny-store",
+    name: "Tiny",
+    title: "store of a few things",
+    version: "1.2.3",
+    version_text: || "tiny-store 1.2.3\nspeaks of nothing else\n".to_owned(),
+    help_head: "Tiny: a store of a few things.\n\nUsage: tiny-store [FLAGS]\n",
+    commands: &[("check", "is everything there"), ("rebuild", "it isn't: make it")],
+    variable_prefix: "TINY_",
+    default_file: "/etc/tiny-store-of-tests/tiny.toml",
+    sections: &[
+        ("cluster", "Who belongs to it."),
+        ("storage", "Where things lie."),
+        ("storage.cache", "What is kept in memory."),
+        ("network", "Where it listens."),
+        ("log", "What it tells."),
+    ],
+    keys: &[
+        Key {
+            section: "cluster",
+            name: "members",
+            flag: "members",
+            kind: Kind::Members,
+            default: "[]",
+            help: &["all of them"],
+        },
+        Key {
+            section: "storage",
+            name: "data_dir",
+            flag: "data-dir",
+            kind: Kind::Text { bytes_max: 100 },
+            default: "\"/var/lib/tiny\"",
+            help: &["the data folder", "It's made if there is none."],
+        },
+        Key {
+            section: "storage",
+            name: "sync",
+            flag: "sync",
+            kind: Kind::Switch,
+            default: "true",
+            help: &["wait for the disk"],
+        },
+        Key {
+            section: "storage.cache",
+            name: "size",
+            flag: "cache-size",
+            kind: Kind::Bytes { min: 0, max: 1 << 40 },
+            default: "1048576",
+            help: &["bytes"],
+        },
+        Key {
+            section: "network",
+            name: "addr",
+            flag: "addr",
+            kind: Kind::Addresses,
+            default: "\"127.0.0.1:7\"",
+            help: &["where clients are served"],
+        },
+        Key {
+            section: "network",
+            name: "gossip_addr",
+            flag: "gossip-addr",
+            kind: Kind::AddressOr(&["auto", "off"]),
+            default: "\"auto\"",
+            help: &["where it gossips"],
+        },
+        Key {
+            section: "log",
+            name: "level",
+            flag: "log-level",
+            kind: Kind::LogLevel { example: "info,tiny=debug" },
+            default: "\"info\"",
+            help: &["how much"],
+        },
+    ],
+    changeable: &["log.level"],
+    later: &[("auth", "there are no users"), ("storage.secret", "nothing is secret")],
+    top_level: Some(("storage", "sync")),
+    explained_above: Some("network"),
+    example: ("storage", "data_dir"),
+    manual: Manual {
+        also_called: &[("tiny\\-store rebuild", "MORE FLAGS")],
+        description: "It keeps things.",
+        files: &["/var/lib/tiny"],
+        see_also: &[("ls", 1)],
+    },
+};
