@@ -10,10 +10,10 @@
 //! | [`api`] | the RPCs and HTTP pages |
 //! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
 //! | [`start_error`] | why a process did not start, with a code |
-//! | [`announce`], [`progress`] | what the service manager is told; lines that say how replication goes |
+//! | [`progress`] | lines that say how replication goes |
 //! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
-//! | [`space`], [`stopping`] | a disk that is full; a stop that leaves a quorum |
-//! | [`scrub`], [`corruption`], [`restart`] | damage looked for, replicas compared, a damaged member begun anew |
+//! | [`space`] | a disk that is full |
+//! | [`scrub`], [`corruption`] | damage looked for, replicas compared |
 //! | [`restore`] | a saved snapshot becomes what a new cluster begins with |
 //! | [`offline`] | what is done to the folder of a stopped node: check, repair, recover |
 //! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
@@ -23,7 +23,6 @@
 //!
 //! `machine`, `read`, `watch` and `lessor` take time as an argument and draw no numbers: the simulator runs them as they are.
 
-pub mod announce;
 pub mod api;
 pub mod command;
 pub mod config;
@@ -43,12 +42,10 @@ pub mod offline;
 pub mod progress;
 pub mod read;
 pub mod reload;
-pub mod restart;
 pub mod restore;
 pub mod scrub;
 pub mod server;
 pub mod space;
 pub mod start_error;
-pub mod stopping;
 pub mod store;
 pub mod watch;

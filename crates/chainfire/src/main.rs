@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use chainfire::config::{Environment, Request, Settings, Source};
+use chainfire::config::{Request, Settings, Source};
 use chainfire::start_error::StartError;
 use chainfire::{offline, server};
+use settings::command_line::Environment;
 
 // Freed memory goes back within seconds, and no huge pages are cleared for buffers that live for a request.
 #[global_allocator]
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings, source: Source) -> Result<(), StartError> {
-    node::logging::start(&settings.log_level).map_err(StartError::settings)?;
+    node::logging::start("chainfire", &settings.log_level).map_err(StartError::settings)?;
     for warning in &settings.warnings {
         tracing::warn!(target: "chainfire_config", "{warning}");
     }

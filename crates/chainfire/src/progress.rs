@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use node::GroupHandle;
 
-use crate::announce;
 use crate::metrics::Metrics;
 
 const SAY_EVERY: Duration = Duration::from_secs(30);
@@ -21,7 +20,7 @@ pub fn start(handle: &GroupHandle, metrics: &Arc<Metrics>) {
 async fn name_the_leader(handle: GroupHandle) {
     loop {
         tokio::time::sleep(SAY_EVERY).await;
-        let (status, standing) = (handle.status(), announce::standing(&handle));
+        let (status, standing) = (handle.status(), node::announce::standing(&handle));
         let (leader, index) = (status.leader_node, status.committed);
         tracing::info!(target: "chainfire_raft", "{standing}, leader={leader} raft_index={index}");
     }

@@ -9,10 +9,10 @@ use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
 use node::{Node, NodeConfig};
+use node::{announce, restart, stopping};
 use rpc::server::{Server, ServerConfig, Tls};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::announce;
 use crate::api::leader::LeaderCalls;
 use crate::api::{Api, ApiLimits, LargeAnswers, SlowRequests};
 use crate::config::{Settings, Source};
@@ -25,9 +25,8 @@ use crate::reload::Reloader;
 use crate::scrub::{self, Scrub};
 use crate::space::Reports;
 use crate::start_error::{Cause, StartError};
-use crate::stopping;
 use crate::store::{self, Stores};
-use crate::{corruption, restart, restore};
+use crate::{corruption, restore};
 
 /// Bytes a message may have beyond the largest request.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
@@ -133,7 +132,11 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
         let (server, tls) = (server.clone(), tls.clone());
         serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
     }
-    announce::start(&service, &handle, &stores, node.stats(), begun);
+    let has_state = {
+        let stores = stores.clone();
+        move || stores.get().is_some()
+    };
+    announce::start(&service, &handle, has_state, node.stats(), begun);
     progress::start(&handle, &metrics);
     let certificates = node.certificates();
     let reload_certificates = move || {
@@ -209,13 +212,12 @@ fn start_node(
         fatal: Arc::new(fatal),
         quarantine: Arc::new(quarantine),
         restart: Arc::new(move || fatal(restart::restart())),
-        leave: Arc::new(|handle| Box::pin(stopping::ask_for_leave(handle))),
     };
     let stores = stores.clone();
     let runtime = tokio::runtime::Handle::current();
     let reports = reports.clone();
     let service = move |handle| {
-        let calls = LeaderCalls { handle, stores, reports, answered: Arc::default(), leaves: Arc::default() };
+        let calls = LeaderCalls { handle, stores, reports, answered: Arc::default() };
         Some(Arc::new(calls) as Arc<dyn node::transport::CallService>)
     };
     Node::start(config, &runtime, files, service, ends).map_err(StartError::from)

@@ -54,6 +54,8 @@ pub enum Input {
     Installed { group: GroupId, mark: Mark, membership: Membership },
     /// Nothing reaches this node at present.
     Unreachable { node: NodeId },
+    /// This message of [`Output::Send`] was not sent, not even in part, and never will be. Not every lost one is told of.
+    Unsent(Message),
     /// Take no new entries from the leader until told otherwise: the disk has no room for them. A leader takes no notice.
     Hold { group: GroupId, held: bool },
 }
@@ -124,6 +126,22 @@ pub enum Event {
     HashesUnclear { group: GroupId, index: u64, hashes: Vec<(PeerId, u64)> },
     /// A peer sent something that this version cannot make sense of.
     BadMessage { group: GroupId, from: PeerId, why: String },
+}
+
+impl Event {
+    pub fn group(&self) -> GroupId {
+        match self {
+            Event::Leader { group, .. }
+            | Event::NoLeader { group, .. }
+            | Event::ElectionTimeout { group, .. }
+            | Event::Membership { group, .. }
+            | Event::HashMismatch { group, .. }
+            | Event::DiskStalled { group, .. }
+            | Event::Diverged { group, .. }
+            | Event::HashesUnclear { group, .. }
+            | Event::BadMessage { group, .. } => *group,
+        }
+    }
 }
 
 /// Why something was not done.

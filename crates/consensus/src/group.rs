@@ -255,7 +255,12 @@ impl Group {
             return;
         }
         let from = message.from;
-        if self.membership.by_peer(from).is_none() {
+        let owner = self.membership.node_of(from);
+        if owner.is_some_and(|owner| owner != message.from_node) {
+            let why = format!("node {} speaks for it, whose it is not", message.from_node);
+            return effects.event(Event::BadMessage { group: self.id, from, why });
+        }
+        if owner.is_none() {
             if self.contacts.len() >= CONTACTS_MAX && !self.contacts.contains_key(&from) {
                 self.contacts.pop_first();
             }
@@ -272,15 +277,7 @@ impl Group {
                     self.send(from, Body::ForwardRefused { term, seqs: vec![seq], why }, effects);
                 }
             }
-            Body::ForwardRefused { term, seqs, why } => {
-                self.forward_not_before = self.now + self.timing.subtick;
-                let mut ended = self.proposals.refused(term, &seqs, why);
-                let transfers = self.transfers.extract_if(.., |transfer| seqs.contains(&transfer.seq));
-                ended.extend(transfers.map(|transfer| transfer.seq));
-                if !ended.is_empty() {
-                    effects.refuse(self.id, ended, why);
-                }
-            }
+            Body::ForwardRefused { term, seqs, why } => self.forward_refused(term, &seqs, why, effects),
             Body::ReadQuery { term, context } => {
                 let leads = self.is_leader() && !self.hashes.is_quarantined();
                 let taken = leads && term == self.term() && self.reads.push_remote(from, context);
@@ -502,6 +499,36 @@ impl Group {
             && progress.next_idx <= progress.matched
         {
             progress.next_idx = progress.matched + 1;
+        }
+    }
+
+    /// What was forwarded was not taken: it goes back to waiting, or ends.
+    fn forward_refused(&mut self, term: u64, seqs: &[u64], why: Refusal, effects: &mut Effects) {
+        self.forward_not_before = self.now + self.timing.subtick;
+        let mut ended = self.proposals.refused(term, seqs, why);
+        let transfers = self.transfers.extract_if(.., |transfer| seqs.contains(&transfer.seq));
+        ended.extend(transfers.map(|transfer| transfer.seq));
+        if !ended.is_empty() {
+            effects.refuse(self.id, ended, why);
+        }
+    }
+
+    /// What clients asked for and never left this host can be sent again: it is as if the leader had not taken it. Of all
+    /// else a later message makes up for the loss.
+    pub fn unsent(&mut self, message: Message, effects: &mut Effects) {
+        if message.from != self.peer {
+            return;
+        }
+        match message.body {
+            Body::Forward { term, data } => {
+                let seqs: Vec<u64> = Commands::decode(data).map(|own| own.seqs().collect()).unwrap_or_default();
+                self.forward_refused(term, &seqs, Refusal::NoLeader, effects);
+            }
+            Body::ForwardChange { term, record } => {
+                let seqs: Vec<u64> = ChangeRecord::decode(&record).map(|own| own.seq).into_iter().collect();
+                self.forward_refused(term, &seqs, Refusal::NoLeader, effects);
+            }
+            _ => {}
         }
     }
 

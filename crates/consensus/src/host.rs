@@ -30,6 +30,8 @@ pub struct Host {
     persist_number: u64,
     generation: u64,
     now: Time,
+    /// By the last turn.
+    touched: BTreeSet<GroupId>,
 }
 
 impl Host {
@@ -42,6 +44,7 @@ impl Host {
             persist_number: 0,
             generation: 0,
             now,
+            touched: BTreeSet::new(),
         }
     }
 
@@ -64,6 +67,8 @@ impl Host {
             let due = group.tick_due(self.now);
             if due {
                 group.tick(self.now, &mut effects);
+            }
+            if due || stalled.is_some() {
                 touched.insert(*id);
             }
         }
@@ -77,13 +82,19 @@ impl Host {
         for input in inputs {
             self.input(input, &mut effects, &mut touched);
         }
-        for id in touched {
-            if let Some(group) = self.groups.get_mut(&id) {
+        for id in &touched {
+            if let Some(group) = self.groups.get_mut(id) {
                 group.finish_turn(&mut effects);
             }
         }
+        self.touched = touched;
         self.persist(&mut effects);
         effects.out
+    }
+
+    /// The groups that the last turn had to do with: of the others, status and lease are what they were.
+    pub fn touched(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.touched.iter().copied()
     }
 
     /// When a turn is due even if nothing happens.
@@ -150,6 +161,11 @@ impl Host {
                 }
             }
             Input::Unreachable { node } => self.groups.values_mut().for_each(|group| group.unreachable(node)),
+            Input::Unsent(message) => {
+                if let Some(group) = touch(&mut self.groups, touched, message.group) {
+                    group.unsent(message, effects);
+                }
+            }
             Input::Message(message) => {
                 if let Some(group) = touch(&mut self.groups, touched, message.group) {
                     group.message(message, effects);

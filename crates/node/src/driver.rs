@@ -1,5 +1,5 @@
-//! The three threads that carry a host: the driver takes turns, the log writer makes things durable, the applier feeds
-//! the state machine. They share nothing but queues.
+//! Two of the three threads that carry a host: the driver takes turns, the log writer makes things durable; the third is the
+//! [applier](crate::applier). They share nothing but queues.
 //!
 //! A wake-up costs more than a small write. So when nothing else waits for the driver and the other thread has nothing to do
 //! either, the driver writes the log or applies the entries itself; when that took long, it leaves such work to the
@@ -8,44 +8,33 @@
 //! The driver publishes the lease and the status after each turn and before it carries the outputs out, so that
 //! whoever learns of a commit through an output finds it published.
 
-use std::any::Any;
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId, PeerId, Time};
-use bytes::Bytes;
 use consensus::wire::Body;
-use consensus::{
-    Applied, Event, Host, Input, LogReader, MachineError, Mark, Membership, Message, Output, SnapshotSink,
-    SnapshotSource, StateMachine,
-};
-use parking_lot::{Mutex, MutexGuard};
-use storage::{EngineError, LogBatch, LogError, LogStore};
-use tokio::sync::oneshot;
+use consensus::{Event, Host, Input, Message, Output, SnapshotSink, SnapshotSource};
+use parking_lot::Mutex;
+use storage::{LogBatch, LogError, LogStore};
 
+use crate::applier::{Applier, Work};
 use crate::clock;
+use crate::group::{Group, Groups};
 use crate::handle::{ReadGrant, Shared};
 use crate::heal::{Damage, Health, What};
 use crate::inbox::Inbox;
 use crate::lag::{Lag, Say};
 use crate::roll;
 use crate::roster::Roster;
-use crate::stages::{Durations, Stages};
-use crate::transport::Transport;
-use crate::waiters::{Answer, Waiters};
+use crate::stages::Durations;
+use crate::transport::{Peers, Transport};
+use crate::waiters::Answer;
 
-/// Bytes of entries applied in one go.
-const APPLY_BYTES_MAX: u64 = 4 << 20;
 /// The log writer calls a pause of this length idle.
 const IDLE: Duration = Duration::from_millis(20);
-/// How often the applier asks the state machine how far it is durable.
-const DURABLE_EVERY: Duration = Duration::from_secs(2);
-/// So many entries, or such a time, without the engine flushing by itself, and it is told to.
-const FLUSH_ENTRIES: u64 = 100_000;
-const FLUSH_EVERY: Duration = Duration::from_secs(60);
 
 /// Work that took the driver longer than this is left to its thread for a while.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -53,28 +42,13 @@ const LEAVE_FOR: Duration = Duration::from_millis(200);
 /// How often progress is mentioned.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How a full disk is waited for.
-const FULL_RETRY: Duration = Duration::from_millis(100);
+pub const FULL_RETRY: Duration = Duration::from_millis(100);
 const FULL_TRIES_MAX: u32 = 100;
 const FULL_FREE_BYTES: u64 = 16 << 20;
 /// A log write that takes this long is worth a line.
 pub const STALL: Duration = Duration::from_secs(1);
-/// A snapshot that was built and never sent is let go of after this.
-const SOURCE_KEPT: Duration = Duration::from_secs(60);
 /// Entries that the driver applies itself at most.
 const INLINE_ENTRIES_MAX: u64 = 4;
-
-/// Work for the applier.
-pub enum Work {
-    Host(GroupId, PeerId, Arc<LogReader>),
-    Apply { group: GroupId, first: u64, last: u64 },
-    BuildSnapshot { group: GroupId, to: PeerId },
-    Receiver { group: GroupId, reply: oneshot::Sender<Option<Box<dyn SnapshotSink>>> },
-    Install { group: GroupId, staged: u64 },
-    Stop,
-}
-
-/// How long readers have before a snapshot is tried to be put in place again.
-const INSTALL_RETRY: Duration = Duration::from_secs(1);
 
 /// A snapshot that waits to be sent, and when it was built.
 type BuiltSnapshot = (Instant, Box<dyn SnapshotSource>);
@@ -83,14 +57,13 @@ type BuiltSnapshot = (Instant, Box<dyn SnapshotSource>);
 pub struct Engines {
     pub inbox: Arc<Inbox<Input>>,
     pub work: Arc<Inbox<Work>>,
-    pub waiters: Arc<Waiters>,
+    pub groups: Arc<Groups>,
     pub staged: Arc<Mutex<HashMap<u64, Box<dyn SnapshotSink>>>>,
     pub sources: Arc<Mutex<HashMap<u64, BuiltSnapshot>>>,
     pub stop: Arc<AtomicBool>,
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub health: Arc<Health>,
     pub stats: Arc<DriverStats>,
-    pub stages: Arc<Stages>,
     /// The disk has no room for what comes from the leader.
     pub held: Arc<AtomicBool>,
     /// The data folder.
@@ -149,6 +122,18 @@ impl Patience {
     }
 }
 
+/// How often a group's status is published, while it is not eventful.
+const PUBLISH_EVERY: Duration = Duration::from_millis(20);
+
+/// What the driver remembers of a group between turns.
+struct Seen {
+    group: Arc<Group>,
+    published: Time,
+    /// When progress was last mentioned, and how far it was.
+    said: (Time, u64),
+    lag: Lag,
+}
+
 /// The driver's own things.
 pub struct Driver {
     pub host: Host,
@@ -163,9 +148,8 @@ pub struct Driver {
 impl Driver {
     /// Takes turns until told to stop.
     pub fn run(mut self) {
-        let mut published = clock::now();
-        let mut said = (clock::now(), 0);
-        let mut lag = Lag::default();
+        let mut seen: BTreeMap<GroupId, Seen> = BTreeMap::new();
+        let mut unpublished: BTreeSet<GroupId> = BTreeSet::new();
         let mut log_patience = Patience { not_before: Instant::now() };
         let mut apply_patience = Patience { not_before: Instant::now() };
         let mut done: Vec<Input> = Vec::new();
@@ -180,53 +164,101 @@ impl Driver {
                     _ => None,
                 })
                 .collect();
+            let destroys: Vec<GroupId> = inputs
+                .iter()
+                .filter_map(|input| match input {
+                    Input::Destroy { group } => Some(*group),
+                    _ => None,
+                })
+                .collect();
             let now = clock::now();
             let outputs = self.host.turn(now, inputs);
             self.engines.stats.turns.fetch_add(1, Ordering::Relaxed);
-            self.engines.stages.turn(now);
-            for (group, peer) in creates {
-                let reader = self.host.log_reader(group).expect("just created");
+            for id in destroys {
+                seen.remove(&id);
+                unpublished.remove(&id);
+                self.engines.groups.remove(id);
+                self.applier.push(vec![Work::Drop(id)]);
+            }
+            for (id, peer) in creates {
+                let reader = self.host.log_reader(id).expect("just created");
+                let group = self.engines.groups.get(id).expect("whoever creates it has made it known");
+                seen.insert(
+                    id,
+                    Seen { group: group.clone(), published: Time::ZERO, said: (now, 0), lag: Lag::default() },
+                );
                 self.applier.push(vec![Work::Host(group, peer, reader)]);
             }
-            self.engines.waiters.publish_lease(self.host.lease(self.shared.group));
+            unpublished.extend(self.host.touched());
             let eventful = outputs.iter().any(|output| matches!(output, Output::Event(_)));
-            if (eventful || now.since(published) >= Duration::from_millis(20))
-                && let Some(status) = self.host.status(self.shared.group)
-            {
-                published = now;
-                if now.since(said.0) >= SAY_EVERY && status.committed > said.1 {
-                    said = (now, status.committed);
-                    tracing::info!(target: "chainfire_storage", "Committed entry, index={}", status.committed);
-                }
-                lag.look(now, &status, &self.shared.membership.load()).iter().for_each(Say::aloud);
-                self.shared.status.store(Arc::new(status));
-            }
-            let (work, persist) = self.carry_out(now, outputs);
+            unpublished.retain(|id| match seen.get_mut(id) {
+                Some(seen) => !self.publish(now, seen, eventful),
+                None => false,
+            });
+            let (work, persist) = self.carry_out(now, outputs, &seen);
             self.apply(work, &mut apply_patience, &mut done);
             self.persist(persist, &mut log_patience, &mut done);
         }
-        self.engines.waiters.close();
+        self.engines.groups.close();
+    }
+
+    /// Publishes where a group stands: its lease at once, the rest not too often; whether all was.
+    fn publish(&self, now: Time, seen: &mut Seen, eventful: bool) -> bool {
+        let group = &seen.group;
+        group.turn(now);
+        group.waiters.publish_lease(self.host.lease(group.id));
+        if !eventful && now.since(seen.published) < PUBLISH_EVERY {
+            return false;
+        }
+        let Some(status) = self.host.status(group.id) else { return true };
+        seen.published = now;
+        if now.since(seen.said.0) >= SAY_EVERY && status.committed > seen.said.1 {
+            seen.said = (now, status.committed);
+            tracing::info!(target: "chainfire_storage", "Committed entry, index={}", status.committed);
+        }
+        seen.lag.look(now, &status, &group.membership.load()).iter().for_each(Say::aloud);
+        group.status.store(Arc::new(status));
+        true
     }
 
     /// Carries outputs out, but for what the applier and the log writer are there for.
-    fn carry_out(&self, now: Time, outputs: Vec<Output>) -> (Vec<Work>, Option<Persist>) {
+    fn carry_out(
+        &self,
+        now: Time,
+        outputs: Vec<Output>,
+        seen: &BTreeMap<GroupId, Seen>,
+    ) -> (Vec<Work>, Option<Persist>) {
         let engines = &self.engines;
         let mut sends: Vec<(NodeId, Message)> = Vec::new();
         let mut work = Vec::new();
         let mut persist = None;
+        let group = |id: GroupId| seen.get(&id).map(|seen| &seen.group);
         for output in outputs {
             match output {
                 Output::Persist { number, batch } => persist = Some((number, batch)),
                 Output::Send { to, message } => sends.push((to, message)),
-                Output::Committed { group, first, last } => {
-                    engines.stages.committed(now, last);
-                    work.push(Work::Apply { group, first, last });
+                Output::Committed { group: id, first, last } => {
+                    if let Some(stages) = group(id).and_then(|group| group.stages.as_ref()) {
+                        stages.committed(now, last);
+                    }
+                    work.push(Work::Apply { group: id, first, last });
                 }
-                Output::ReadReady { seqs, index, valid_until, .. } => {
-                    engines.waiters.read_ready(&seqs, ReadGrant { index, valid_until });
+                Output::ReadReady { group: id, seqs, index, valid_until } => {
+                    if let Some(group) = group(id) {
+                        group.waiters.read_ready(&seqs, ReadGrant { index, valid_until });
+                    }
                 }
-                Output::Refused { seqs, why, .. } => seqs.iter().for_each(|seq| engines.waiters.refuse(*seq, why)),
-                Output::TransferDone { seq, .. } => engines.waiters.answer(seq, Answer::Transferred),
+                Output::Refused { group: id, seqs, why } => {
+                    // One that is not here has nobody who waits.
+                    if let Some(group) = group(id) {
+                        seqs.iter().for_each(|seq| group.waiters.refuse(*seq, why));
+                    }
+                }
+                Output::TransferDone { group: id, seq } => {
+                    if let Some(group) = group(id) {
+                        group.waiters.answer(seq, Answer::Transferred);
+                    }
+                }
                 Output::BuildSnapshot { group, to, .. } => work.push(Work::BuildSnapshot { group, to }),
                 Output::SendSnapshot { to, message, snapshot } => {
                     let source = engines.sources.lock().remove(&snapshot).map(|(_, source)| source);
@@ -235,11 +267,18 @@ impl Driver {
                 }
                 Output::InstallSnapshot { group, staged, .. } => work.push(Work::Install { group, staged }),
                 Output::DiscardSnapshot { staged } => drop(engines.staged.lock().remove(&staged)),
-                Output::Event(event) => tell(&event, &self.shared, engines),
+                Output::Event(event) => {
+                    if let Some(group) = group(event.group()) {
+                        tell(&event, group, &self.shared, engines);
+                    }
+                }
             }
         }
         if !sends.is_empty() {
-            self.transport.send(sends);
+            let unsent = self.transport.send(sends);
+            if !unsent.is_empty() {
+                engines.inbox.extend(unsent.into_iter().map(Input::Unsent));
+            }
         }
         (work, persist)
     }
@@ -298,8 +337,20 @@ impl Driver {
     }
 }
 
-fn tell(event: &Event, shared: &Shared, engines: &Engines) {
+fn tell(event: &Event, group: &Group, shared: &Shared, engines: &Engines) {
     match event {
+        // What is news where there is one group is noise where there are thousands.
+        Event::Leader { term, node, .. } if shared.transport.peers() == Peers::OnePerGroup => {
+            engines.stats.leader_changes.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(target: "chainfire_raft", "Leader elected, region={} term={term} leader={node}", group.id);
+        }
+        Event::NoLeader { .. } | Event::ElectionTimeout { .. } if shared.transport.peers() == Peers::OnePerGroup => {}
+        Event::Membership { index, membership, .. } if shared.transport.peers() == Peers::OnePerGroup => {
+            for change in roll::changes(&group.membership.load(), membership) {
+                tracing::info!(target: "chainfire_raft", "{change} region={} index={index}", group.id);
+            }
+            group.membership.store(Arc::new(membership.clone()));
+        }
         Event::Leader { term, node, .. } => {
             engines.stats.leader_changes.fetch_add(1, Ordering::Relaxed);
             tracing::info!(target: "chainfire_raft", "Leader elected, term={term} leader={node}");
@@ -315,7 +366,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                 "Membership changed, index={index} nodes={}",
                 nodes.join(",")
             );
-            for change in roll::changes(&shared.membership.load(), membership) {
+            for change in roll::changes(&group.membership.load(), membership) {
                 tracing::info!(target: "chainfire_raft", "{change}");
             }
             // Before the log can be cut behind it, which takes another output.
@@ -324,7 +375,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                 tracing::warn!(target: "chainfire_storage", "Who the members are was not kept, why={error} code=CF4011");
             }
             shared.transport.learn(membership);
-            shared.membership.store(Arc::new(membership.clone()));
+            group.membership.store(Arc::new(membership.clone()));
         }
         Event::HashMismatch { peer, index, ours, theirs, .. } => {
             engines.stats.hash_mismatches.fetch_add(1, Ordering::Relaxed);
@@ -351,7 +402,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
                  index={index} hashes={} code=CF4005",
                 all.join(",")
             );
-            shared.unclear.store(Some(Arc::new(hashes.iter().map(|(peer, _)| *peer).collect())));
+            group.unclear.store(Some(Arc::new(hashes.iter().map(|(peer, _)| *peer).collect())));
         }
         Event::BadMessage { from, why, .. } => {
             tracing::warn!(target: "chainfire_network", "Dropped a message, peer={from} why={why}");
@@ -362,7 +413,7 @@ fn tell(event: &Event, shared: &Shared, engines: &Engines) {
 }
 
 /// Writes batches until told to stop: whatever waits goes out with one write and one fsync.
-pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Engines) {
+pub fn write_log(store: &dyn LogStore, log: &LogQueue, engines: &Engines) {
     let mut idle = true;
     loop {
         let waiting = log.waiting.take(if idle { Duration::from_millis(500) } else { IDLE });
@@ -386,7 +437,7 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
         let number = waiting.last().map_or(0, |(number, _)| *number);
         let all = LogBatch::joined(waiting.into_iter().map(|(_, batch)| batch));
         let begun = engines.stats.write_begins();
-        if let Err(error) = write_when_there_is_room(store, dir, &all, engines) {
+        if let Err(error) = write_when_there_is_room(store, &all, engines) {
             return (engines.fatal)(error.to_string());
         }
         engines.synced(begun, &all);
@@ -399,12 +450,7 @@ pub fn write_log(store: &dyn LogStore, dir: &Path, log: &LogQueue, engines: &Eng
 
 /// A full disk stops acknowledging, not the node: the batch is tried again until there is room. An error that stays when
 /// there is room is final.
-fn write_when_there_is_room(
-    store: &dyn LogStore,
-    dir: &Path,
-    batch: &LogBatch,
-    engines: &Engines,
-) -> Result<(), LogError> {
+fn write_when_there_is_room(store: &dyn LogStore, batch: &LogBatch, engines: &Engines) -> Result<(), LogError> {
     let mut tries_with_room = 0;
     let mut said = false;
     loop {
@@ -414,7 +460,7 @@ fn write_when_there_is_room(
                     tracing::error!(target: "chainfire_storage", "No space left for the log, nothing is acknowledged code=CF1004");
                 }
                 said = true;
-                let roomy = crate::disk::room(dir).is_none_or(|(free, _)| free > FULL_FREE_BYTES);
+                let roomy = crate::disk::room(&engines.dir).is_none_or(|(free, _)| free > FULL_FREE_BYTES);
                 tries_with_room += u32::from(roomy);
                 std::thread::sleep(FULL_RETRY);
             }
@@ -428,8 +474,13 @@ impl Engines {
     fn synced(&self, begun: Time, batch: &LogBatch) {
         let now = clock::now();
         self.stats.write_ended(now.since(begun));
-        if let Some(last) = batch.groups.iter().filter_map(|write| write.entries.last()).next_back() {
-            self.stages.synced(now, last.index);
+        for write in &batch.groups {
+            let group = write.entries.last().and_then(|last| Some((self.groups.get(write.group)?, last.index)));
+            if let Some((group, index)) = group
+                && let Some(stages) = &group.stages
+            {
+                stages.synced(now, index);
+            }
         }
     }
 }
@@ -462,344 +513,6 @@ impl DriverStats {
             0 => Duration::ZERO,
             began => Duration::from_millis((clock::now().as_nanos() / 1_000_000).saturating_sub(began)),
         }
-    }
-}
-
-struct Applying {
-    peer: PeerId,
-    reader: Arc<LogReader>,
-    machine: Box<dyn StateMachine>,
-    durable: u64,
-    flushed: Instant,
-    flushing: Arc<AtomicBool>,
-    /// Held by the snapshot that is being received or waits to be put in place.
-    receiving: Arc<()>,
-}
-
-/// A snapshot on its way in. The machine takes one at a time: another one begun would undo it.
-struct Receiving {
-    sink: Box<dyn SnapshotSink>,
-    _alone: Arc<()>,
-}
-
-impl SnapshotSink for Receiving {
-    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
-        self.sink.write(chunk)
-    }
-
-    fn finish(&mut self) -> Result<Mark, MachineError> {
-        self.sink.finish()
-    }
-
-    fn as_any(&mut self) -> &mut dyn Any {
-        self.sink.as_any()
-    }
-}
-
-/// The state machines and the work that waits for them. The applier's thread does it, or the driver when there is little.
-pub struct Applier {
-    work: Arc<Inbox<Work>>,
-    /// Pieces of work that are not done yet.
-    open: AtomicUsize,
-    machines: Mutex<HashMap<GroupId, Box<dyn StateMachine>>>,
-    groups: Mutex<HashMap<GroupId, Applying>>,
-}
-
-impl Applier {
-    /// `work` may also be filled from elsewhere.
-    pub fn new(work: Arc<Inbox<Work>>) -> Applier {
-        Applier { work, open: AtomicUsize::new(0), machines: Mutex::default(), groups: Mutex::default() }
-    }
-
-    /// The state machine of a group that is about to be created.
-    pub fn give(&self, group: GroupId, machine: Box<dyn StateMachine>) {
-        self.machines.lock().insert(group, machine);
-    }
-
-    fn push(&self, work: Vec<Work>) {
-        self.open.fetch_add(work.len(), Ordering::SeqCst);
-        self.work.extend(work);
-    }
-
-    fn idle(&self) -> bool {
-        self.open.load(Ordering::SeqCst) == 0 && self.work.is_empty()
-    }
-
-    fn may_wait(&self, group: GroupId) -> bool {
-        self.groups.lock().get(&group).is_some_and(|applying| applying.machine.may_wait())
-    }
-
-    /// Applies `first..=last` as far as the disk has room: also says from where on it had none.
-    fn apply(
-        &self,
-        group: GroupId,
-        first: u64,
-        last: u64,
-        engines: &Engines,
-    ) -> Result<(Vec<Input>, Option<u64>), String> {
-        match self.groups.lock().get_mut(&group) {
-            Some(applying) => applying.apply(group, first, last, engines),
-            None => Ok((Vec::new(), None)),
-        }
-    }
-
-    /// As [`Applier::apply`]; waits for room.
-    fn apply_all(&self, group: GroupId, mut first: u64, last: u64, engines: &Engines) -> Result<(), String> {
-        let mut said = false;
-        loop {
-            let (inputs, rest) = self.apply(group, first, last, engines)?;
-            engines.inbox.extend(inputs);
-            let Some(rest) = rest else { return Ok(()) };
-            if engines.stop.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            if !said {
-                tracing::error!(target: "chainfire_storage", "No space left for the state, entries wait code=CF1005");
-            }
-            (said, first) = (true, rest);
-            std::thread::sleep(FULL_RETRY);
-        }
-    }
-
-    /// Applies committed entries until told to stop.
-    pub fn run(&self, engines: &Engines) {
-        let mut asked = Instant::now();
-        let mut next_snapshot = 0;
-        let mut more = false;
-        loop {
-            let taken = self.work.take(if more { Duration::ZERO } else { Duration::from_millis(200) });
-            let counted = taken.iter().filter(|work| !matches!(work, Work::Receiver { .. } | Work::Stop)).count();
-            for work in coalesce(taken) {
-                let result = match work {
-                    Work::Stop => return stop(&mut self.groups.lock()),
-                    Work::Host(group, peer, reader) => {
-                        self.host(group, peer, reader, engines);
-                        Ok(())
-                    }
-                    Work::Apply { group, first, last } => self.apply_all(group, first, last, engines),
-                    Work::BuildSnapshot { group, to } => {
-                        next_snapshot += 1;
-                        let groups = self.groups.lock();
-                        groups.get(&group).map_or(Ok(()), |applying| applying.build(group, to, next_snapshot, engines))
-                    }
-                    Work::Receiver { group, reply } => {
-                        let groups = self.groups.lock();
-                        let roomy = !engines.held.load(Ordering::Relaxed);
-                        let sink = groups.get(&group).filter(|_| roomy).and_then(Applying::receiver);
-                        // The stream may have ended meanwhile.
-                        let _ = reply.send(sink);
-                        Ok(())
-                    }
-                    Work::Install { group, staged } => self.install(group, staged, engines),
-                };
-                if let Err(error) = result {
-                    return (engines.fatal)(error);
-                }
-            }
-            self.open.fetch_sub(counted, Ordering::SeqCst);
-            more = match self.tend() {
-                Ok(more) => more,
-                Err(error) => return (engines.fatal)(error),
-            };
-            if asked.elapsed() >= DURABLE_EVERY {
-                asked = Instant::now();
-                engines.sources.lock().retain(|_, (built, _)| built.elapsed() < SOURCE_KEPT);
-                for (group, applying) in self.groups.lock().iter_mut() {
-                    if let Err(error) = applying.durable(*group, engines) {
-                        return (engines.fatal)(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Puts a snapshot in place, however long readers keep it waiting.
-    fn install(&self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
-        let Some(mut sink) = engines.staged.lock().remove(&staged) else {
-            return Err("a staged snapshot vanished".to_owned());
-        };
-        // They hold views of the state that is about to go, and a node that is behind has no use for them.
-        engines.sources.lock().clear();
-        while !engines.stop.load(Ordering::Relaxed) {
-            let mut groups = self.groups.lock();
-            let Some(applying) = groups.get_mut(&group) else { break };
-            match applying.machine.install(&mut *sink) {
-                Ok(()) => {
-                    applying.installed(group, engines);
-                    break;
-                }
-                Err(MachineError::Engine(EngineError::Held)) => {
-                    tracing::warn!(
-                        target: "chainfire_storage",
-                        "A received state waits to be put in place, why=a reader has not let go of the old one code=CF4012"
-                    );
-                }
-                Err(error) => return Err(error.to_string()),
-            }
-            drop(groups);
-            std::thread::sleep(INSTALL_RETRY);
-        }
-        Ok(())
-    }
-
-    /// Lets each state machine do a little of its own work; whether any has more. The driver may come in between.
-    fn tend(&self) -> Result<bool, String> {
-        let mut groups = self.groups.lock();
-        let mut more = false;
-        for applying in groups.values_mut() {
-            more |= match applying.machine.tend() {
-                Ok(more) => more,
-                // It can wait for room.
-                Err(MachineError::Engine(EngineError::NoSpace(_))) => false,
-                Err(error) => return Err(error.to_string()),
-            };
-        }
-        MutexGuard::unlock_fair(groups);
-        Ok(more)
-    }
-
-    fn host(&self, group: GroupId, peer: PeerId, reader: Arc<LogReader>, engines: &Engines) {
-        let machine = self.machines.lock().remove(&group).expect("a machine is given before its group is created");
-        let index = machine.mark().index;
-        engines.waiters.set_applied(index);
-        let applying = Applying {
-            peer,
-            reader,
-            machine,
-            durable: index,
-            flushed: Instant::now(),
-            flushing: Arc::default(),
-            receiving: Arc::default(),
-        };
-        self.groups.lock().insert(group, applying);
-    }
-}
-
-/// Ranges that follow on one another are applied together.
-fn coalesce(works: Vec<Work>) -> Vec<Work> {
-    let mut out: Vec<Work> = Vec::with_capacity(works.len());
-    for work in works {
-        if let (Some(Work::Apply { group, last, .. }), Work::Apply { group: next, first, last: end }) =
-            (out.last_mut(), &work)
-            && group == next
-            && *last + 1 == *first
-        {
-            *last = *end;
-            continue;
-        }
-        out.push(work);
-    }
-    out
-}
-
-fn stop(groups: &mut HashMap<GroupId, Applying>) {
-    for applying in groups.values() {
-        // The log holds it all; a flush only makes the next start shorter.
-        let _ = applying.machine.flusher()();
-    }
-}
-
-impl Applying {
-    fn apply(
-        &mut self,
-        group: GroupId,
-        first: u64,
-        last: u64,
-        engines: &Engines,
-    ) -> Result<(Vec<Input>, Option<u64>), String> {
-        let mut inputs = Vec::new();
-        let mut next = first;
-        while next <= last {
-            let entries = self.reader.read(next, last, APPLY_BYTES_MAX).map_err(|error| error.to_string())?;
-            let mut applied = Applied::default();
-            let begun = clock::now();
-            match self.machine.apply(&entries, self.peer, &mut applied) {
-                Ok(()) => {}
-                Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Some(next))),
-                Err(error) => {
-                    if let MachineError::Damaged(_) = &error {
-                        engines.health.report(Damage::new(What::State, &error));
-                    }
-                    return Err(error.to_string());
-                }
-            }
-            let reached = entries.last().map_or(last, |entry| entry.index);
-            let now = clock::now();
-            engines.stats.applies.add(now.since(begun));
-            engines.stages.applied(now, reached);
-            engines.waiters.set_applied(reached);
-            engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
-            // What a quarantined state comes to is nobody's business.
-            if !engines.health.is_quarantined() {
-                for (seq, outcome) in applied.outcomes {
-                    engines.waiters.answer(seq, Answer::Outcome(outcome, reached));
-                }
-            }
-            inputs.push(Input::Applied { group, index: reached, hashes: applied.hashes });
-            next = reached + 1;
-        }
-        Ok((inputs, None))
-    }
-
-    /// `None` while another snapshot is on its way in; the sender tries again.
-    fn receiver(&self) -> Option<Box<dyn SnapshotSink>> {
-        if Arc::strong_count(&self.receiving) > 1 {
-            return None;
-        }
-        let sink = self.machine.receiver().ok()?;
-        Some(Box::new(Receiving { sink, _alone: self.receiving.clone() }))
-    }
-
-    fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {
-        if engines.health.is_quarantined() {
-            // What is not to be trusted is not handed on.
-            engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
-            return Ok(());
-        }
-        let source = self.machine.snapshot().map_err(|error| error.to_string())?;
-        let mark = source.mark();
-        let membership = Membership::decode(&source.membership()).unwrap_or_default();
-        engines.sources.lock().insert(snapshot, (Instant::now(), source));
-        engines.inbox.push(Input::SnapshotBuilt { group, to, snapshot, mark, membership });
-        Ok(())
-    }
-
-    /// The machine stands where the snapshot was taken.
-    fn installed(&mut self, group: GroupId, engines: &Engines) {
-        let mark: Mark = self.machine.mark();
-        let membership = Membership::decode(&self.machine.membership()).unwrap_or_default();
-        self.durable = mark.index;
-        engines.waiters.set_applied(mark.index);
-        engines.stats.snapshots_installed.fetch_add(1, Ordering::Relaxed);
-        engines.stats.snapshot_index.store(mark.index, Ordering::Relaxed);
-        tracing::info!(target: "chainfire_raft", "Applied snapshot, index={}", mark.index);
-        engines.inbox.push(Input::Installed { group, mark, membership });
-    }
-
-    fn durable(&mut self, group: GroupId, engines: &Engines) -> Result<(), String> {
-        let durable = self.machine.durable().map_err(|error| error.to_string())?;
-        if durable > self.durable {
-            self.durable = durable;
-            self.flushed = Instant::now();
-            engines.inbox.push(Input::Durable { group, index: durable });
-        }
-        let behind = self.machine.mark().index - durable;
-        let due = behind >= FLUSH_ENTRIES || (behind > 0 && self.flushed.elapsed() >= FLUSH_EVERY);
-        if due && !self.flushing.swap(true, Ordering::SeqCst) {
-            self.flushed = Instant::now();
-            let flusher = self.machine.flusher();
-            let flushing = self.flushing.clone();
-            let fatal = engines.fatal.clone();
-            std::thread::spawn(move || {
-                match flusher() {
-                    // The log keeps what is not flushed; the next turn comes when there is room.
-                    Ok(()) | Err(MachineError::Engine(EngineError::NoSpace(_))) => {}
-                    Err(error) => fatal(error.to_string()),
-                }
-                flushing.store(false, Ordering::SeqCst);
-            });
-        }
-        Ok(())
     }
 }
 

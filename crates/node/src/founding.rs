@@ -18,11 +18,12 @@ use std::time::Duration;
 
 use base::{ClusterId, NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus::{Member, MemberRole, Membership, MembershipChange, Refusal};
+use consensus::{Member, MemberRole, Membership, MembershipChange, Refusal, Role};
 
 use crate::clock;
 use crate::handle::GroupHandle;
 use crate::node::Shell;
+use crate::stopping::{self, Leaves};
 use crate::transport::{CallFuture, CallService, Caller, Standing as Vouched, bare_address};
 
 const PROBE: u8 = 1;
@@ -31,6 +32,10 @@ const ARRIVE: u8 = 3;
 /// Where the other node gossips; nothing if it does not.
 pub(crate) const GOSSIPS_AT: u8 = 4;
 /// Answered with nothing, at once.
+/// 8 bytes node id in; 8 bytes out: 1 when the others are a quorum without it.
+pub(crate) const DISPENSABLE: u8 = 5;
+/// 8 bytes peer id in: it wants to give its data up. 8 bytes out: 1 when it may, now.
+pub(crate) const LEAVE: u8 = 6;
 pub(crate) const PING: u8 = 15;
 /// Calls from here on belong to floor 5.
 pub const FIRST_METHOD: u8 = 16;
@@ -111,6 +116,8 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
     let mut seeds = vec![(identity.node, shell.seed.number)];
     let mut missing = Vec::new();
     let mut all_answer = true;
+    // A member that does not let this node in may be cut off, or quarantined; another one may do better.
+    let mut refused = None;
     for other in &others {
         match probe(shell, &other.address).await {
             Ok(standing) if standing.cluster != ClusterId::default() => {
@@ -118,7 +125,10 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
                     *untold += 1;
                     return Err("the founder is about to tell of it".to_owned());
                 }
-                return arrive(shell, &other.address).await;
+                match arrive(shell, &other.address).await {
+                    Ok(()) => return Ok(()),
+                    Err(why) => refused = Some(why),
+                }
             }
             Ok(standing) if standing.bootstrap => {
                 if standing.node == identity.node {
@@ -147,8 +157,15 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
         let named = others.iter().any(|other| bare_address(&other.address) == address);
         let may_join = shell.seed.number == 0 && !named;
         if may_join && probe(shell, &address).await.is_ok_and(|standing| standing.cluster != ClusterId::default()) {
-            return arrive(shell, &address).await;
+            match arrive(shell, &address).await {
+                Ok(()) => return Ok(()),
+                Err(why) => refused = Some(why),
+            }
         }
+    }
+    // Where there is a cluster none is founded.
+    if let Some(why) = refused {
+        return Err(why);
     }
     if !config.bootstrap {
         let advice = "; to found one with the backup in the data folder, start it with `bootstrap = true`";
@@ -316,6 +333,7 @@ async fn describe(shell: &Arc<Shell>) {
 pub(crate) struct Answers {
     pub shell: Arc<Shell>,
     pub service: Option<Arc<dyn CallService>>,
+    pub leaves: Arc<Leaves>,
 }
 
 impl CallService for Answers {
@@ -331,6 +349,10 @@ impl CallService for Answers {
             ARRIVE => {
                 let caller = caller.clone();
                 Box::pin(async move { admit(&shell.handle, &caller, body).await })
+            }
+            DISPENSABLE | LEAVE => {
+                let (handle, caller, leaves) = (shell.handle.clone(), caller.clone(), self.leaves.clone());
+                Box::pin(async move { may_go(&handle, &caller, &leaves, method, body).await })
             }
             PING => Box::pin(std::future::ready(Ok(Bytes::new()))),
             _ => match &self.service {
@@ -356,6 +378,29 @@ impl CallService for Answers {
             false
         })
     }
+}
+
+/// The leader says whether a member may go. Each asks for itself.
+async fn may_go(
+    handle: &GroupHandle,
+    caller: &Caller,
+    leaves: &Leaves,
+    method: u8,
+    mut body: Bytes,
+) -> Result<Bytes, Refusal> {
+    let id = body.try_get_u64_le().map_err(|_| Refusal::UnknownMember)?;
+    let own = if method == LEAVE { caller.peer.0 } else { caller.node.0 };
+    if id != own || caller.standing != Vouched::Member {
+        return Err(Refusal::UnknownMember);
+    }
+    if handle.status().role != Role::Leader {
+        return Err(Refusal::NoLeader);
+    }
+    let may = match method {
+        LEAVE => leaves.ask(handle, PeerId(id)).await,
+        _ => stopping::is_dispensable(NodeId(id), &handle.status(), &handle.membership()),
+    };
+    Ok(Bytes::copy_from_slice(&i64::from(may).to_le_bytes()))
 }
 
 /// A founder says that this node is one of its cluster.
@@ -431,7 +476,7 @@ async fn admit(handle: &GroupHandle, caller: &Caller, mut body: Bytes) -> Result
 impl Shell {
     /// Says in the node's status what it waits for.
     pub fn waits_for(&self, what: Option<String>) {
-        self.handle.0.waits_for.store(what.map(Arc::new));
+        self.handle.node.waits_for.store(what.map(Arc::new));
     }
 
     /// `asking`: the asking peer's id.

@@ -12,16 +12,16 @@ use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Event, GroupStatus, Input, Membership, MembershipChange, Outcome, Refusal, Role};
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 
 use crate::clock;
 use crate::gossip::{SharedView, View};
+use crate::group::Group;
 use crate::heal::Health;
 use crate::identity::Identity;
 use crate::inbox::Inbox;
-use crate::stages::{StageTimes, Stages};
+use crate::stages::StageTimes;
 use crate::transport::Transport;
-use crate::waiters::{Answer, Waiters};
+use crate::waiters::Answer;
 
 /// Inputs that may wait for the driver before new requests are refused.
 const INBOX_MAX: usize = 100_000;
@@ -38,50 +38,32 @@ pub struct ReadGrant {
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct GroupHandle(pub(crate) Arc<Shared>);
+pub struct GroupHandle {
+    pub(crate) group: Arc<Group>,
+    pub(crate) node: Arc<Shared>,
+}
 
+/// What all groups of a node have in common.
 pub(crate) struct Shared {
-    pub group: GroupId,
     pub identity: ArcSwap<Identity>,
     pub inbox: Arc<Inbox<Input>>,
-    pub waiters: Arc<Waiters>,
-    pub status: ArcSwap<GroupStatus>,
-    pub membership: ArcSwap<Membership>,
+    /// Of all groups.
     pub events: broadcast::Sender<Event>,
     pub transport: Transport,
     pub request_timeout: Duration,
     pub election_timeout: Duration,
     pub gossip: SharedView,
-    pub stages: Arc<Stages>,
     /// What this node waits for, or why it takes no part.
     pub waits_for: ArcSwapOption<String>,
     /// See [`GroupHandle::hold`].
     pub held: Arc<AtomicBool>,
     pub health: Arc<Health>,
-    /// The last difference between replicas that nobody can judge, until somebody takes it.
-    pub unclear: ArcSwapOption<Vec<PeerId>>,
 }
 
 impl Shared {
     /// Whether this node may answer for its state.
     fn is_sound(&self) -> bool {
         !self.health.is_quarantined()
-    }
-
-    /// Until another node than `leader` leads.
-    async fn succeeded(&self, leader: NodeId, events: &mut broadcast::Receiver<Event>) {
-        loop {
-            match events.recv().await {
-                Ok(Event::Leader { node, .. }) if node != leader => return,
-                Ok(_) => {}
-                Err(RecvError::Lagged(_)) if ![leader, NodeId::default()].contains(&self.status.load().leader_node) => {
-                    return;
-                }
-                Err(RecvError::Lagged(_)) => {}
-                // The node stops, and ends the call by itself.
-                Err(RecvError::Closed) => std::future::pending().await,
-            }
-        }
     }
 
     /// Whether this node belongs to a cluster yet; before, nobody could answer.
@@ -91,6 +73,11 @@ impl Shared {
 }
 
 impl GroupHandle {
+    /// The group's id.
+    pub fn id(&self) -> GroupId {
+        self.group.id
+    }
+
     /// Replicates a command and waits until this node has applied it.
     pub fn propose(&self, command: Bytes) -> impl Future<Output = Result<Outcome, Refusal>> + Send + 'static {
         let proposed = self.propose_traced(command);
@@ -102,7 +89,7 @@ impl GroupHandle {
         &self,
         command: Bytes,
     ) -> impl Future<Output = Result<(Outcome, u64), Refusal>> + Send + 'static {
-        let asked = if self.0.is_sound() {
+        let asked = if self.node.is_sound() {
             self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline })
         } else {
             Err(Refusal::NoLeader)
@@ -117,13 +104,13 @@ impl GroupHandle {
 
     /// Where the time of a command went that was asked for at `asked`, see [`Stages::of`].
     pub fn stages(&self, asked: Time, index: Option<u64>) -> StageTimes {
-        self.0.stages.of(asked, index)
+        self.group.stages.as_ref().map(|stages| stages.of(asked, index)).unwrap_or_default()
     }
 
     /// Asks a node for a sign of life; how long that took.
     pub async fn ping(&self, node: NodeId) -> Result<Duration, String> {
         let asked = clock::now();
-        let answer = self.0.transport.call(node, crate::founding::PING, Bytes::new(), PING_TIMEOUT).await?;
+        let answer = self.node.transport.call(node, crate::founding::PING, Bytes::new(), PING_TIMEOUT).await?;
         answer.map_err(|why| format!("refused: {why:?}"))?;
         Ok(clock::now().since(asked))
     }
@@ -133,7 +120,7 @@ impl GroupHandle {
         &self,
         change: MembershipChange,
     ) -> impl Future<Output = Result<Membership, Refusal>> + Send + 'static {
-        let asked = if self.0.is_sound() {
+        let asked = if self.node.is_sound() {
             self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline })
         } else {
             Err(Refusal::NoLeader)
@@ -160,7 +147,7 @@ impl GroupHandle {
     /// Waits until this node has applied everything that was committed before the call. On a leader with a valid
     /// lease that is at once.
     pub fn read(&self) -> impl Future<Output = Result<ReadGrant, Refusal>> + Send + 'static {
-        let shared = &self.0;
+        let shared = &self.node;
         let now = clock::now();
         let asked = match self.lease_read() {
             _ if !shared.is_sound() => Err(Refusal::NoLeader),
@@ -169,9 +156,9 @@ impl GroupHandle {
             None if shared.held.load(Ordering::Relaxed) => Err(Refusal::Held),
             None if shared.inbox.len() >= INBOX_MAX => Err(Refusal::Busy),
             None => {
-                let (seq, receiver) = shared.waiters.reader();
+                let (seq, receiver) = self.group.waiters.reader();
                 let deadline = now + shared.request_timeout;
-                shared.inbox.push(Input::Read { group: shared.group, seq, deadline });
+                shared.inbox.push(Input::Read { group: self.group.id, seq, deadline });
                 Ok(Ok(receiver))
             }
         };
@@ -185,43 +172,43 @@ impl GroupHandle {
 
     /// The grant that a leader with a valid lease can give on the spot.
     pub fn lease_read(&self) -> Option<ReadGrant> {
-        self.0.waiters.lease_grant(clock::now()).filter(|_| self.0.is_sound())
+        self.group.waiters.lease_grant(clock::now()).filter(|_| self.node.is_sound())
     }
 
     /// Whether a read done under `grant` and finished by now is linearizable.
     pub fn still_valid(&self, grant: &ReadGrant) -> bool {
-        self.0.is_sound() && grant.valid_until.is_none_or(|until| clock::now() < until)
+        self.node.is_sound() && grant.valid_until.is_none_or(|until| clock::now() < until)
     }
 
     /// As of the last turn.
     pub fn status(&self) -> Arc<GroupStatus> {
-        self.0.status.load_full()
+        self.group.status.load_full()
     }
 
     pub fn is_leader(&self) -> bool {
-        self.0.status.load().role == Role::Leader
+        self.group.status.load().role == Role::Leader
     }
 
     /// The term as of the last turn.
     pub fn term(&self) -> u64 {
-        self.0.status.load().term
+        self.group.status.load().term
     }
 
     /// What keeps this node from its cluster, one sentence each; empty when all is well.
     pub fn notes(&self) -> Vec<String> {
-        let waits_for = self.0.waits_for.load_full().map(|why| (*why).clone());
-        waits_for.into_iter().chain(self.0.transport.refusals()).collect()
+        let waits_for = self.node.waits_for.load_full().map(|why| (*why).clone());
+        waits_for.into_iter().chain(self.node.transport.refusals()).collect()
     }
 
     pub fn membership(&self) -> Arc<Membership> {
-        self.0.membership.load_full()
+        self.group.membership.load_full()
     }
 
     /// While held, this node takes no new entries and no snapshot from the leader, and so answers nothing that needs them:
     /// its disk is full, and the others are enough.
     pub fn hold(&self, held: bool) {
-        if self.0.held.swap(held, Ordering::SeqCst) != held {
-            self.0.inbox.push(Input::Hold { group: self.0.group, held });
+        if self.node.held.swap(held, Ordering::SeqCst) != held {
+            self.node.inbox.push(Input::Hold { group: self.group.id, held });
         }
     }
 
@@ -231,9 +218,9 @@ impl GroupHandle {
         method: u8,
         body: Bytes,
     ) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
-        let shared = self.0.clone();
+        let (shared, group) = (self.node.clone(), self.group.clone());
         async move {
-            let leader = shared.status.load().leader_node;
+            let leader = group.status.load().leader_node;
             if leader == NodeId::default() {
                 return Err(Refusal::NoLeader);
             }
@@ -246,14 +233,14 @@ impl GroupHandle {
                     answer.map_err(|_| Refusal::NoLeader)?
                 }
                 // Whoever still waits for the old one would wait for a node that is gone, perhaps.
-                () = shared.succeeded(leader, &mut events) => Err(Refusal::NoLeader),
+                () = group.succeeded(leader, &mut events) => Err(Refusal::NoLeader),
             }
         }
     }
 
     /// Who is alive, as members tell one another; empty without gossip.
     pub fn gossip(&self) -> Arc<View> {
-        self.0.gossip.load_full()
+        self.node.gossip.load_full()
     }
 
     /// Asks any node; this one too.
@@ -264,7 +251,7 @@ impl GroupHandle {
         body: Bytes,
         timeout: Duration,
     ) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
-        let shared = self.0.clone();
+        let shared = self.node.clone();
         async move {
             if node == shared.identity.load().node {
                 return shared.transport.call_here(method, body).await;
@@ -274,30 +261,30 @@ impl GroupHandle {
     }
 
     pub fn health(&self) -> &Health {
-        &self.0.health
+        &self.node.health
     }
 
     /// Whose hashes differ from one another without a majority, once for each time that it was found. Unlike an event it
     /// waits until it is asked for.
     pub fn take_unclear(&self) -> Option<Arc<Vec<PeerId>>> {
-        self.0.unclear.swap(None)
+        self.group.unclear.swap(None)
     }
 
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.0.events.subscribe()
+        self.node.events.subscribe()
     }
 
     pub fn node(&self) -> NodeId {
-        self.0.identity.load().node
+        self.node.identity.load().node
     }
 
     /// Zero until the node belongs to a cluster.
     pub fn cluster(&self) -> ClusterId {
-        self.0.identity.load().cluster
+        self.node.identity.load().cluster
     }
 
     pub fn peer(&self) -> PeerId {
-        self.0.identity.load().peer
+        self.node.identity.load().peer
     }
 
     pub fn now(&self) -> Time {
@@ -305,19 +292,19 @@ impl GroupHandle {
     }
 
     pub fn request_timeout(&self) -> Duration {
-        self.0.request_timeout
+        self.node.request_timeout
     }
 
     /// The silence after which a leader is missed, at the earliest.
     pub fn election_timeout(&self) -> Duration {
-        self.0.election_timeout
+        self.node.election_timeout
     }
 
     fn ask(
         &self,
         input: impl FnOnce(GroupId, u64, Time) -> Input,
     ) -> Result<tokio::sync::oneshot::Receiver<Answer>, Refusal> {
-        let shared = &self.0;
+        let shared = &self.node;
         if !shared.belongs() {
             return Err(Refusal::NoLeader);
         }
@@ -327,8 +314,8 @@ impl GroupHandle {
         if shared.inbox.len() >= INBOX_MAX {
             return Err(Refusal::Busy);
         }
-        let (seq, receiver) = shared.waiters.client();
-        shared.inbox.push(input(shared.group, seq, clock::now() + shared.request_timeout));
+        let (seq, receiver) = self.group.waiters.client();
+        shared.inbox.push(input(self.group.id, seq, clock::now() + shared.request_timeout));
         Ok(receiver)
     }
 }

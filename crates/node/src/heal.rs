@@ -27,7 +27,7 @@
 //! Leading it does only in need, if nobody else could be elected: it hands over to one of the others, whichever, until one is
 //! met whose state is sound. And the question is not asked of itself.
 //!
-//! The leader lets one go at a time ([`Ends::leave`]). Its leave counts for [`LEAVE_COUNTS`], and who is granted it falls silent
+//! The leader lets one go at a time (`stopping::Leaves`). Its leave counts for [`LEAVE_COUNTS`], and who is granted it falls silent
 //! *before* the folder is given up, so that a leave that came too late has no effect. A leader counts nobody as standing whom
 //! it let go lately, and in its first seconds, when the leader before it may have, it lets nobody go.
 //!
@@ -44,7 +44,6 @@
 //! 4. Who is wrong when replicas differ is a majority's word, never this file's (`consensus`).
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -53,9 +52,9 @@ use consensus::Role;
 use parking_lot::Mutex;
 
 use crate::clock;
-use crate::handle::GroupHandle;
 use crate::node::{Shell, StartError};
 use crate::roster::{is_alone, is_spared, votes};
+use crate::stopping;
 
 /// How often what noticed damage is asked.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -126,11 +125,7 @@ pub struct Ends {
     pub quarantine: Arc<dyn Fn() + Send + Sync>,
     /// It has stopped, and must be started again as a process. Does not return if it can help it.
     pub restart: Arc<dyn Fn() + Send + Sync>,
-    /// Asks the leader whether the others are a caught-up majority without this node, which is then free to go.
-    pub leave: Leave,
 }
-
-pub type Leave = Arc<dyn Fn(GroupHandle) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// What a node knows of its own health. Shared by its parts, and looked at for status and metrics.
 pub struct Health {
@@ -329,15 +324,15 @@ async fn ask_for_leave(shell: &Shell) -> Result<(), String> {
     if status.leader.is_none() {
         return Err("there is no leader".to_owned());
     }
-    match tokio::time::timeout(ANSWER_WITHIN, (shell.ends.leave)(handle.clone())).await {
+    match tokio::time::timeout(ANSWER_WITHIN, stopping::ask_for_leave(handle)).await {
         Ok(true) => Ok(()),
         Ok(false) | Err(_) => Err("the others are no caught-up majority without it yet".to_owned()),
     }
 }
 
 async fn fall_silent(shell: &Arc<Shell>) {
-    let stopping = shell.clone();
-    let stopped = tokio::task::spawn_blocking(move || stopping.stop_threads());
+    let going = shell.clone();
+    let stopped = tokio::task::spawn_blocking(move || going.stop_threads());
     if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
         tracing::warn!(target: "chainfire_storage", "Threads of a damaged member do not end, and go with the process");
     }

@@ -11,13 +11,16 @@
 //! Each arrow is a batch: whoever wakes takes all that waits. Between a put and its answer lie four hops.
 //!
 //! # Rooms
-//! [`driver`] the three threads · [`handle`] what floor 5 holds in its hands · [`waiters`] who waits for what ·
+//! [`driver`] and [`applier`] the three threads · [`handle`] what floor 5 holds in its hands · [`group`] what the threads share
+//! of each group, with [`waiters`], who waits for what ·
 //! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
 //! (back) to it · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what
 //! becomes of a damaged member, with [`standin`], [`roster`] and [`rebuilds`] · [`seed`] a state to begin with ·
-//! [`recovery`] a stopped node's folder mended · [`node`] all of it put together · [`stages`] where
-//! time went · [`lag`] followers that are behind · [`service`] what the service manager is told · [`clock`], [`logging`].
+//! [`recovery`] a stopped node's folder mended · [`room`] what every node has · [`node`] all of it put together · [`many`] a
+//! node with many groups · [`stages`] where
+//! time went · [`lag`] followers that are behind · [`service`] and [`announce`] what the service manager is told ·
+//! [`stopping`] who may go, and when · [`restart`] the process anew · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error stops the process; nothing is retried on a bad disk. What is damaged is never served, and is
@@ -25,17 +28,21 @@
 //! 2. A peer id belongs to one incarnation of one data folder, for ever ([`identity`]).
 //! 3. Every queue has a bound; what does not fit is refused or (between peers) dropped, which Raft bears.
 
+pub mod announce;
+pub(crate) mod applier;
 pub mod clock;
 pub mod disk;
 pub(crate) mod driver;
 pub(crate) mod founding;
 pub mod gossip;
+pub(crate) mod group;
 pub mod handle;
 pub mod heal;
 pub mod identity;
 pub(crate) mod inbox;
 pub(crate) mod lag;
 pub mod logging;
+pub mod many;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
@@ -43,12 +50,15 @@ pub mod node;
 pub(crate) mod outcast;
 pub mod rebuilds;
 pub mod recovery;
+pub mod restart;
 pub(crate) mod roll;
+pub(crate) mod room;
 pub mod roster;
 pub mod seed;
 pub mod service;
 pub mod stages;
 pub(crate) mod standin;
+pub mod stopping;
 pub mod tls;
 pub mod transport;
 pub(crate) mod waiters;

@@ -17,8 +17,15 @@ type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 
 static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
-/// Starts logging. `level` is a level or a list of `target=level`; an error says what is wrong with it.
-pub fn start(level: &str) -> Result<(), String> {
+/// Who logs: what this crate says of `chainfire_raft` is `flaredb_raft`'s in a store.
+static PROGRAM: OnceLock<&'static str> = OnceLock::new();
+const OWN: &str = "chainfire";
+
+/// Starts logging. `program` begins the targets of what this crate and those below say. `level` is a level or a list of
+/// `target=level`; an error says what is wrong with it.
+pub fn start(program: &'static str, level: &str) -> Result<(), String> {
+    // Only the first call comes this far.
+    let _ = PROGRAM.set(program);
     let journal = is_journal(libc::STDOUT_FILENO);
     let lines = tracing_subscriber::fmt()
         .with_ansi(std::io::stdout().is_terminal())
@@ -52,7 +59,12 @@ pub fn refuse(program: &str, why: &str) {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(level).map_err(|error| format!("log level `{level}`: {error}"))
+    let ours = |part: &str| {
+        let rest = part.strip_prefix(PROGRAM.get()?)?.strip_prefix('_')?;
+        Some(format!("{part},{OWN}_{rest}"))
+    };
+    let parts: Vec<String> = level.split(',').map(|part| ours(part).unwrap_or_else(|| part.to_owned())).collect();
+    EnvFilter::try_new(parts.join(",")).map_err(|error| format!("log level `{level}`: {error}"))
 }
 
 /// Whether standard output or error goes to journald: it names the socket that it has made for this process.
@@ -96,7 +108,11 @@ where
             SystemTime.format_time(&mut out)?;
             out.write_char(' ')?;
         }
-        write!(out, "{} {}: ", metadata.level(), metadata.target())?;
+        write!(out, "{} ", metadata.level())?;
+        match (PROGRAM.get(), metadata.target().strip_prefix(OWN)) {
+            (Some(program), Some(rest)) => write!(out, "{program}{rest}: ")?,
+            _ => write!(out, "{}: ", metadata.target())?,
+        }
         context.field_format().format_fields(out.by_ref(), event)?;
         writeln!(out)
     }

@@ -3,37 +3,30 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
 use base::{ClusterId, GroupId, NodeId};
 use consensus::{CreateGroup, Host, HostConfig, Input, MachineError, Mark, Membership, Role, StateMachine};
 use parking_lot::Mutex;
 use storage::seglog::{SegLog, SegLogOptions};
 use storage::{EngineError, LogError, LogStore};
-use tokio::sync::broadcast;
 
 use crate::clock;
-use crate::driver::{self, Applier, Driver, DriverStats, Engines, LogQueue, Work};
+use crate::driver::DriverStats;
 use crate::founding::{self, Answers};
 use crate::gossip::{self, GossipOptions, Gossiping, SharedView};
-use crate::handle::{GroupHandle, Shared};
+use crate::handle::GroupHandle;
 use crate::heal::{self, Damage, Ends, Health, What};
 use crate::identity::{Folder, Identity, IdentityError};
-use crate::inbox::Inbox;
 use crate::outcast;
 use crate::rebuilds::REBUILDS_MAX;
+use crate::room::{Fittings, Room};
 use crate::roster::{Roster, is_alone, is_spared, votes};
 use crate::seed::{self, Seed, Waiting};
 use crate::standin::StandIn;
 use crate::tls::{self, Certificates, TlsError, TlsOptions};
-use crate::transport::{CallService, Listening, Me, Transport};
-use crate::waiters::Waiters;
+use crate::transport::{CallService, Listening, Me, Peers, Transport};
 
-/// Events that a slow listener may miss.
-const EVENTS_KEPT: usize = 1024;
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is looked whether what lost incarnations left can go, or must.
 const LOST_LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -150,9 +143,7 @@ pub(crate) struct Shell {
     pub ends: Ends,
     /// What this node brings along for a new cluster.
     pub seed: Waiting,
-    store: Arc<SegLog>,
-    engines: Arc<Engines>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    room: Room,
     pub gossip: SharedView,
     /// Where the others find this node's gossip.
     pub gossip_address: Option<String>,
@@ -202,54 +193,26 @@ impl Node {
                 None => fatal(why),
             })
         };
-        let inbox: Arc<Inbox<Input>> = Arc::default();
-        let work: Arc<Inbox<Work>> = Arc::default();
-        let waiters = Arc::new(Waiters::new(clock::random_u64()));
-        let engines = Arc::new(Engines {
-            inbox: inbox.clone(),
-            work: work.clone(),
-            waiters: waiters.clone(),
-            staged: Arc::default(),
-            sources: Arc::default(),
-            stop: Arc::new(AtomicBool::new(false)),
-            fatal,
-            health: health.clone(),
-            stats: Arc::new(DriverStats::default()),
-            stages: Arc::default(),
-            held: Arc::default(),
-            dir: config.data_dir.clone(),
-        });
-        let held = engines.held.clone();
-        let me = Me {
-            node: identity.node,
-            peer: identity.peer,
-            cluster: identity.cluster,
-            address: config.advertise_peer.clone(),
-        };
-        let transport =
-            Transport::new(me, inbox.clone(), work, engines.staged.clone(), runtime.clone(), for_members.clone());
-        for member in config.initial.iter().filter(|member| member.node != NodeId::default()) {
-            transport.set_address(member.node, vec![member.address.clone()]);
-        }
         let gossip = SharedView::default();
-        let handle = GroupHandle(Arc::new(Shared {
-            group: GROUP,
-            identity: ArcSwap::from_pointee(identity),
-            inbox,
-            waiters,
-            status: ArcSwap::default(),
-            membership: ArcSwap::default(),
-            events: broadcast::channel(EVENTS_KEPT).0,
-            transport: transport.clone(),
+        let room = Room::new(Fittings {
+            dir: &config.data_dir,
+            identity,
+            advertise: config.advertise_peer.clone(),
+            peers: Peers::OnePerNode,
+            store,
+            health,
+            fatal,
+            certificates: for_members.clone(),
             request_timeout: config.request_timeout,
             election_timeout: config.host.election_timeout(),
             gossip: gossip.clone(),
-            stages: engines.stages.clone(),
-            waits_for: ArcSwapOption::empty(),
-            held,
-            health,
-            unclear: ArcSwapOption::empty(),
-        }));
+            runtime,
+        });
+        let handle = room.declare(GROUP, true);
+        let transport = room.shared.transport.clone();
+        for member in config.initial.iter().filter(|member| member.node != NodeId::default()) {
+            transport.set_address(member.node, vec![member.address.clone()]);
+        }
         let gossip_at = gossip_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shell = Arc::new(Shell {
             gossip_address: gossip_at.map(|listen| gossip::advertised(listen, &config.advertise_peer)),
@@ -262,9 +225,7 @@ impl Node {
             machine_damage,
             ends,
             seed,
-            store,
-            engines,
-            threads: Mutex::default(),
+            room,
             joining: Mutex::default(),
         });
         if identity.cluster != ClusterId::default() {
@@ -275,7 +236,11 @@ impl Node {
             };
             shell.host(machine).map_err(StartError::State)?;
         }
-        transport.set_service(Arc::new(Answers { shell: shell.clone(), service: service(handle) }));
+        transport.set_service(Arc::new(Answers {
+            shell: shell.clone(),
+            service: service(handle),
+            leaves: Arc::default(),
+        }));
         let listening = Listening::start(listener, transport)
             .map_err(|error| StartError::Listen { address: shell.config.listen_peer, error })?;
         let start = |listener| Gossiping::start(listener, shell.clone(), for_members, gossip);
@@ -300,7 +265,7 @@ impl Node {
     }
 
     pub fn stats(&self) -> Arc<DriverStats> {
-        self.shell.engines.stats.clone()
+        self.shell.room.engines.stats.clone()
     }
 
     /// Bytes sent to each node and received from it, before encryption.
@@ -310,11 +275,11 @@ impl Node {
 
     /// For those who check it.
     pub fn log(&self) -> Arc<SegLog> {
-        self.shell.store.clone()
+        self.shell.room.store.clone()
     }
 
     pub fn log_stats(&self) -> storage::log::LogStats {
-        self.shell.store.stats()
+        self.shell.room.store.stats()
     }
 
     /// Hands leadership over, stops the threads, makes the state durable.
@@ -339,27 +304,21 @@ impl Node {
 
 impl Shell {
     pub fn identity(&self) -> Identity {
-        **self.handle.0.identity.load()
+        **self.handle.node.identity.load()
     }
 
     /// Ends the threads, and with them all that this node says to others.
     pub fn stop_threads(&self) {
-        self.engines.stop.store(true, Ordering::SeqCst);
-        self.engines.work.push(Work::Stop);
-        self.transport.close();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            // A thread that panicked has said so.
-            let _ = thread.join();
-        }
+        self.room.stop();
     }
 
     pub fn health(&self) -> &Health {
-        &self.handle.0.health
+        &self.handle.node.health
     }
 
     /// What log and state have noticed by themselves.
     pub fn noticed(&self) -> Option<Damage> {
-        noticed(&self.store, &self.machine_damage)
+        noticed(&self.room.store, &self.machine_damage)
     }
 
     /// See [`Folder::mark_lost`].
@@ -415,17 +374,17 @@ impl Shell {
         let shell = self.clone();
         let loaded = tokio::task::spawn_blocking(move || shell.seed.load()).await;
         if let Err(why) = loaded.map_err(|error| error.to_string()).flatten() {
-            (self.engines.fatal)(why);
+            (self.room.engines.fatal)(why);
         }
     }
 
     /// The founder need not wait until it misses a leader.
     pub fn campaign(&self) {
-        self.engines.inbox.push(Input::Campaign { group: GROUP });
+        self.room.engines.inbox.push(Input::Campaign { group: GROUP });
     }
 
     fn set_identity(&self, identity: Identity) {
-        self.handle.0.identity.store(Arc::new(identity));
+        self.handle.node.identity.store(Arc::new(identity));
         let Identity { node, peer, cluster, .. } = identity;
         self.transport.set_me(Me { node, peer, cluster, address: self.config.advertise_peer.clone() });
     }
@@ -434,17 +393,14 @@ impl Shell {
     fn host(&self, machine: Box<dyn StateMachine>) -> Result<(), String> {
         let identity = self.identity();
         let membership = self.keep_members(&*machine)?;
-        self.transport.learn(&membership);
-        self.handle.0.membership.store(Arc::new(membership.clone()));
         let fresh = !identity.voted;
         if fresh {
             self.folder.save(&Identity { voted: true, ..identity }).map_err(|error| error.to_string())?;
             self.set_identity(Identity { voted: true, ..identity });
         }
         let mark = machine.mark();
-        self.start_threads(machine, identity.node);
-        let create = CreateGroup { group: GROUP, peer: identity.peer, mark, membership, fresh };
-        self.engines.inbox.push(Input::Create(create));
+        self.room.start(identity.node, self.config.host);
+        self.room.create(CreateGroup { group: GROUP, peer: identity.peer, mark, membership, fresh }, machine);
         Ok(())
     }
 
@@ -458,41 +414,6 @@ impl Shell {
             roster.save(dir).map_err(|error| format!("cannot keep who the members are: {error}"))?;
         }
         Ok(membership)
-    }
-
-    fn start_threads(&self, machine: Box<dyn StateMachine>, node: NodeId) {
-        let log: Arc<LogQueue> = Arc::default();
-        let applier = Arc::new(Applier::new(self.engines.work.clone()));
-        applier.give(GROUP, machine);
-        let host_config = HostConfig { node, ..self.config.host };
-        let driver = Driver {
-            host: Host::new(host_config, self.store.clone(), clock::now()),
-            shared: self.handle.0.clone(),
-            engines: self.engines.clone(),
-            store: self.store.clone(),
-            log: log.clone(),
-            applier: applier.clone(),
-            transport: self.transport.clone(),
-        };
-        let mut threads = self.threads.lock();
-        let mut start = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            let (fatal, named) = (self.engines.fatal.clone(), name.to_owned());
-            let run = move || {
-                // The raft crate panics at a log that cannot be read, among other things.
-                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-                if ended.is_err() {
-                    fatal(format!("the thread {named} has panicked"));
-                }
-            };
-            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-            threads.push(thread.expect("threads can be started"));
-        };
-        start("driver", Box::new(move || driver.run()));
-        let (engines, store) = (self.engines.clone(), self.store.clone());
-        let dir = self.folder.path().to_owned();
-        start("log-writer", Box::new(move || driver::write_log(store.as_ref(), &dir, &log, &engines)));
-        let engines = self.engines.clone();
-        start("applier", Box::new(move || applier.run(&engines)));
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{NodeId, PeerId};
+use base::NodeId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Refusal, Role};
 use node::GroupHandle;
@@ -14,7 +14,6 @@ use crate::command::Command;
 use crate::corruption::{self, Answered};
 use crate::lessor::Renewal;
 use crate::space::Reports;
-use crate::stopping::{self, Leaves};
 use crate::store::Stores;
 
 /// Renew a lease: 8 bytes id in; 8 bytes TTL in seconds out, zero when it is gone.
@@ -27,10 +26,6 @@ pub const DISK_FULL: u8 = node::FIRST_METHOD + 4;
 pub const OVER_QUOTA: u8 = node::FIRST_METHOD + 5;
 /// 8 bytes node id in: its disk has room again.
 pub const DISK_ROOMY: u8 = node::FIRST_METHOD + 6;
-/// 8 bytes node id in; 8 bytes out: 1 when the others are a quorum without it.
-pub const DISPENSABLE: u8 = node::FIRST_METHOD + 7;
-/// 8 bytes peer id in: it wants to give its data up. 8 bytes out: 1 when it may, now.
-pub const LEAVE: u8 = node::FIRST_METHOD + 8;
 
 const WAIT: Duration = Duration::from_millis(5);
 
@@ -39,15 +34,13 @@ pub struct LeaderCalls {
     pub stores: Arc<Stores>,
     pub reports: Arc<Reports>,
     pub answered: Arc<Answered>,
-    pub leaves: Arc<Leaves>,
 }
 
 impl CallService for LeaderCalls {
     fn call(&self, caller: &Caller, method: u8, mut body: Bytes) -> CallFuture {
         let (handle, stores) = (self.handle.clone(), self.stores.clone());
         let (reports, answered) = (self.reports.clone(), self.answered.clone());
-        let (caller, peer) = (caller.node, caller.peer);
-        let leaves = self.leaves.clone();
+        let caller = caller.node;
         Box::pin(async move {
             match method {
                 corruption::DIGEST => return corruption::answer_digest(&handle, &stores, &answered, body).await,
@@ -60,19 +53,14 @@ impl CallService for LeaderCalls {
             let answer = match method {
                 RENEW => renew(&handle, &stores, id).await?,
                 REMAINING => remaining(&handle, &stores, id).await?,
-                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE | LEAVE if handle.status().role != Role::Leader => {
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY if handle.status().role != Role::Leader => {
                     return Err(Refusal::NoLeader);
                 }
-                // Each speaks for its own disk, and asks for itself.
-                DISK_FULL | OVER_QUOTA | DISK_ROOMY | DISPENSABLE if caller != NodeId(id as u64) => {
+                // Each speaks for its own disk.
+                DISK_FULL | OVER_QUOTA | DISK_ROOMY if caller != NodeId(id as u64) => {
                     return Err(Refusal::UnknownMember);
                 }
                 DISK_FULL | OVER_QUOTA | DISK_ROOMY => reports.take(method, NodeId(id as u64), &handle),
-                DISPENSABLE => {
-                    i64::from(stopping::is_dispensable(NodeId(id as u64), &handle.status(), &handle.membership()))
-                }
-                LEAVE if peer != PeerId(id as u64) => return Err(Refusal::UnknownMember),
-                LEAVE => i64::from(leaves.ask(&handle, PeerId(id as u64)).await),
                 _ => return Err(Refusal::NoGroup),
             };
             let mut out = BytesMut::with_capacity(8);
@@ -143,8 +131,7 @@ mod tests {
 
     #[test]
     fn every_call_has_a_number_of_its_own() {
-        let mut numbers =
-            vec![RENEW, REMAINING, DIGEST, DIFFERS, DISK_FULL, OVER_QUOTA, DISK_ROOMY, DISPENSABLE, LEAVE];
+        let mut numbers = vec![RENEW, REMAINING, DIGEST, DIFFERS, DISK_FULL, OVER_QUOTA, DISK_ROOMY];
         let count = numbers.len();
         numbers.sort_unstable();
         numbers.dedup();

@@ -40,6 +40,7 @@ impl Side {
         let runtime = tokio::runtime::Handle::current();
         let transport = Transport::new(
             Me::default(),
+            crate::transport::Peers::OnePerNode,
             Arc::default(),
             Arc::default(),
             Arc::default(),

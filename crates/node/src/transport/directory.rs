@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{NodeId, PeerId};
-use consensus::{Membership, Message};
+use consensus::Membership;
 use rustls::pki_types::CertificateDer;
 
 use super::bare_address;
@@ -133,11 +133,6 @@ impl Directory {
 }
 
 impl Caller {
-    /// Whether a message is the caller's own.
-    pub fn sends(&self, message: &Message) -> bool {
-        message.from == self.peer && message.from_node == self.node
-    }
-
     /// Whether an address is the one that the caller has given itself.
     pub fn is_at(&self, address: &str) -> bool {
         bare_address(&self.address) == bare_address(address)

@@ -48,21 +48,23 @@ impl Link {
         link
     }
 
-    pub fn send(&self, payloads: &[Bytes]) {
+    /// False: nothing of it was sent, nor will be.
+    pub fn send(&self, payloads: &[Bytes]) -> bool {
         let bytes = payloads.iter().map(|payload| payload.len() + frame::HEADER).sum();
         let mut out = Vec::with_capacity(bytes);
         payloads.iter().for_each(|payload| frame::put(&mut out, payload));
         let mut state = self.state.lock();
-        let Some(pipe) = &mut state.pipe else { return };
+        let Some(pipe) = &mut state.pipe else { return false };
         if pipe.waiting_bytes() > 0 && pipe.waiting_bytes() + out.len() > QUEUE_BYTES_MAX {
-            return;
+            return false;
         }
         match pipe.push(&out) {
-            Ok(()) if pipe.waiting_bytes() == 0 => return,
+            Ok(()) if pipe.waiting_bytes() == 0 => return true,
             Ok(()) => {}
             Err(_) => state.pipe = None,
         }
         self.wake.notify_one();
+        true
     }
 
     /// The other node has come here: if it was away, it is back. Connects again now, unless the connection stands. A

@@ -288,7 +288,7 @@ impl Door {
                 let bytes = frame::read(&mut reader, frame::BYTES_MAX)?;
                 let message =
                     Message::decode(bytes).ok_or_else(|| invalid("a message that cannot be decoded".to_owned()))?;
-                if !caller.sends(&message) {
+                if !self.transport.is_of(caller, &message) {
                     return Err(invalid("a message of another peer than the one that greeted".to_owned()));
                 }
                 batch.push(Input::Message(message));

@@ -37,10 +37,11 @@ use std::time::{Duration, Instant};
 
 use base::{ClusterId, NodeId, PeerId};
 use bytes::Bytes;
+use consensus::wire::Body;
 use consensus::{Input, Membership, Message, Refusal};
 use parking_lot::{Mutex, RwLock};
 
-use crate::driver::Work;
+use crate::applier::Work;
 use crate::inbox::Inbox;
 use crate::tls::{self, Certificates};
 use directory::Directory;
@@ -78,6 +79,7 @@ pub struct Transport(Arc<Inner>);
 
 struct Inner {
     me: RwLock<Me>,
+    peers: Peers,
     directory: RwLock<Directory>,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
     pool: Mutex<BTreeMap<String, Vec<Pipe>>>,
@@ -97,6 +99,15 @@ struct Inner {
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
 
+/// Whose the peer ids of messages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// A node has one, its folder's, in its one group.
+    OnePerNode,
+    /// A node has another one in each of its groups; each group knows which are whose.
+    OnePerGroup,
+}
+
 /// Who speaks.
 #[derive(Clone, Debug, Default)]
 pub struct Me {
@@ -109,8 +120,9 @@ pub struct Me {
 }
 
 impl Transport {
-    pub fn new(
+    pub(crate) fn new(
         me: Me,
+        peers: Peers,
         inbox: Arc<Inbox<Input>>,
         work: Arc<Inbox<Work>>,
         staged: StagedSnapshots,
@@ -119,6 +131,7 @@ impl Transport {
     ) -> Transport {
         Transport(Arc::new(Inner {
             me: RwLock::new(me),
+            peers,
             directory: RwLock::default(),
             links: Mutex::default(),
             pool: Mutex::default(),
@@ -202,12 +215,26 @@ impl Transport {
         self.0.directory.write().agree(node, addresses);
     }
 
+    pub fn peers(&self) -> Peers {
+        self.0.peers
+    }
+
+    /// Whether a message is its sender's own.
+    fn is_of(&self, caller: &Caller, message: &Message) -> bool {
+        let peer_is_right = self.0.peers == Peers::OnePerGroup || message.from == caller.peer;
+        message.from_node == caller.node && peer_is_right
+    }
+
     pub fn directory(&self) -> parking_lot::RwLockReadGuard<'_, Directory> {
         self.0.directory.read()
     }
 
     /// Takes over the addresses of an agreed membership, connects to its nodes, and lets go of those that left.
+    /// Where nodes have many groups, none of these decides about nodes.
     pub fn learn(&self, membership: &Membership) {
+        if self.0.peers == Peers::OnePerGroup {
+            return;
+        }
         let me = self.me().node;
         self.0.directory.write().learn(membership);
         for member in membership.members.values().filter(|member| member.node != me) {
@@ -221,15 +248,24 @@ impl Transport {
         }
     }
 
-    /// Sends messages, in order per node. Never waits; what does not fit into a node's queue is dropped.
-    pub fn send(&self, messages: Vec<(NodeId, Message)>) {
-        let mut per_node: BTreeMap<NodeId, Vec<Bytes>> = BTreeMap::new();
+    /// Sends messages, in order per node. Never waits; what cannot be sent, because a node is not connected or its queue is
+    /// full, is dropped. Of that, what clients have asked for is returned.
+    pub fn send(&self, messages: Vec<(NodeId, Message)>) -> Vec<Message> {
+        let mut per_node: BTreeMap<NodeId, (Vec<Bytes>, Vec<Message>)> = BTreeMap::new();
         for (node, message) in messages {
-            per_node.entry(node).or_default().push(message.encode());
+            let (frames, asked_for) = per_node.entry(node).or_default();
+            frames.push(message.encode());
+            if matches!(message.body, Body::Forward { .. } | Body::ForwardChange { .. }) {
+                asked_for.push(message);
+            }
         }
-        for (node, frames) in per_node {
-            self.link(node).send(&frames);
+        let mut unsent = Vec::new();
+        for (node, (frames, asked_for)) in per_node {
+            if !self.link(node).send(&frames) {
+                unsent.extend(asked_for);
+            }
         }
+        unsent
     }
 
     /// A node has connected to this one: so it can be reached.

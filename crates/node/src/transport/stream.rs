@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use super::frame::{self, Purpose};
 use super::pipe::Pipe;
 use super::{Caller, Transport};
+use crate::applier::Work;
 use crate::clock;
-use crate::driver::Work;
 
 const CHUNK_BYTES_MAX: usize = 8 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
@@ -51,7 +51,7 @@ impl Transport {
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let message = Message::decode(frame::read(&mut reader, frame::BYTES_MAX)?)
             .ok_or_else(|| invalid("a snapshot without its message"))?;
-        if !caller.sends(&message) {
+        if !self.is_of(caller, &message) {
             return Err(invalid("a snapshot of another peer than the one that greeted"));
         }
         let (reply, sink) = oneshot::channel();

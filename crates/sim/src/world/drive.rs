@@ -226,6 +226,13 @@ impl Node {
         if trips.is_empty() && stage.net.is_cut(self.at, at) && stage.rng.percent(10) {
             self.give(stage, Input::Unreachable { node: to });
         }
+        // A connection that does not stand is noticed at once, now and then.
+        if trips.is_empty()
+            && matches!(message.body, Body::Forward { .. } | Body::ForwardChange { .. })
+            && stage.rng.percent(50)
+        {
+            self.give(stage, Input::Unsent(message.clone()));
+        }
         for trip in trips {
             stage.after(trip, Happening::Arrive { at, bytes: bytes.clone() });
         }

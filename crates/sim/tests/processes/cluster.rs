@@ -5,12 +5,9 @@
 //! shown and the folder stays. Whoever kills the test program kills the nodes with it.
 
 use std::fs::{self, File};
-use std::io;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::process::CommandExt as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use proto::etcdserverpb as pb;
@@ -18,6 +15,8 @@ use rpc::client::Tls;
 use tempfile::TempDir;
 
 use crate::client::{self, Client};
+use crate::machine::Network;
+pub use crate::machine::command;
 use crate::pki::Pki;
 
 pub const CLIENT_PORT: u16 = 2379;
@@ -99,7 +98,7 @@ impl Cluster {
     pub fn new(count: usize, options: Options) -> Cluster {
         let folder = tempfile::Builder::new().prefix("processes-").tempdir().unwrap();
         std::os::unix::fs::symlink(program(), folder.path().join("etcd")).unwrap();
-        let network = Network::take();
+        let network = Network::take(CLIENT_PORT);
         let pki = options.tls.then(|| Pki::new(&folder.path().join("certs")));
         let mut cluster = Cluster { nodes: Vec::new(), options, folder: Some(folder), network, pki };
         for _ in 0..count {
@@ -413,49 +412,4 @@ pub fn program() -> PathBuf {
     let built = own.parent().and_then(Path::parent).expect("tests lie in target/release/deps").join("chainfire");
     assert!(built.is_file(), "{} is not there: run `make build` first", built.display());
     built
-}
-
-/// A program without this process's environment, and which ends with it.
-pub fn command(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear();
-    for kept in ["PATH", "HOME", "TMPDIR", "LANG"] {
-        if let Some(value) = std::env::var_os(kept) {
-            command.env(kept, value);
-        }
-    }
-    // SAFETY: prctl is async-signal-safe and touches nothing of the parent's.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        });
-    }
-    command
-}
-
-/// The loopback addresses 127.x.y.*, this cluster's own as long as it lives: whoever holds 127.x.y.254 has them all.
-struct Network {
-    x: u8,
-    y: u8,
-    _held: TcpListener,
-}
-
-impl Network {
-    fn take() -> Network {
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let own = std::process::id();
-        let x = 40 + (own % 51) as u8;
-        for _ in 0..=u8::MAX {
-            let y = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add((own / 51) as u8);
-            if let Ok(held) = TcpListener::bind((Ipv4Addr::new(127, x, y, 254), CLIENT_PORT)) {
-                return Network { x, y, _held: held };
-            }
-        }
-        panic!("no free addresses in 127.{x}.0.0/16; does something listen at 0.0.0.0:{CLIENT_PORT}?");
-    }
-
-    fn address(&self, node: u8) -> Ipv4Addr {
-        Ipv4Addr::new(127, self.x, self.y, node)
-    }
 }

@@ -53,6 +53,8 @@ mod leadership;
 mod linearizable;
 mod lossy;
 mod lost_logs;
+#[path = "../common/machine.rs"]
+mod machine;
 mod membership;
 mod offline;
 mod operation;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use proto::admin;
 use proto::etcdserverpb as pb;
 use tonic::{Code, Status};
 
@@ -226,12 +227,15 @@ async fn a_member_is_replaced_at_another_address() {
     assert_eq!((&moved.peer_urls, moved.is_learner), (&vec![url.clone()], false));
     let acknowledged = writers.finish().await;
     assert_holds(&cluster.client(new), &acknowledged).await;
-    // It counts, once the change is through: another one can be missed.
+    // It counts once its peer has taken the old one's place: another one can be missed then.
     let deadline = Instant::now() + PATIENCE;
-    while !promote(&cluster, gone.id).await.unwrap_err().message().ends_with("can only promote a learner member") {
+    let client = cluster.client(0);
+    let status = async || client.within(client.admin().status(admin::StatusRequest {})).await.unwrap();
+    while status().await.members.iter().any(|member| member.successor_peer_id != 0) {
         assert!(Instant::now() < deadline, "the change does not end");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    assert!(promote(&cluster, gone.id).await.unwrap_err().message().ends_with("can only promote a learner member"));
     cluster.kill(1);
     while let Err(why) = cluster.client(new).put("with-the-new-one", "1").await {
         assert!(Instant::now() < deadline, "{why:?}");

@@ -29,6 +29,8 @@ mod cluster;
 #[path = "../processes/history.rs"]
 #[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
 mod history;
+#[path = "../common/machine.rs"]
+mod machine;
 #[path = "../processes/pki.rs"]
 #[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
 mod pki;

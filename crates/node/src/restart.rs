@@ -2,7 +2,7 @@
 //!
 //! What the process held is gone with it: files and sockets are closed at the exec, locks go with them, threads end. Who
 //! supervises it (systemd, a shell, a test) sees one process that goes on. It is what a member does whose data is damaged
-//! (`node::heal`): there is one way into a rebuilding, and it begins at the start.
+//! ([`crate::heal`]): there is one way into a rebuilding, and it begins at the start.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;

@@ -6,7 +6,7 @@
 //! the wait. Where waiting cannot help, nobody waits: alone or one of two, when no leader comes, or when the quorum is lost
 //! anyway.
 //!
-//! *A member that gives its data up* (`node::heal`) asks the same, and waits for as long as it takes: what it has acknowledged
+//! *A member that gives its data up* ([`crate::heal`]) asks the same, and waits for as long as it takes: what it has acknowledged
 //! goes with it. The leader answers when the others have what was committed when it was asked, and lets one go at a time:
 //! whom it let go does not count as standing for [`Leaves::kept`], after which it is not heard any more if it went. A leader
 //! that is younger than that lets nobody go, because the one before it may have.
@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use base::{NodeId, PeerId};
 use bytes::{Buf, Bytes};
 use consensus::{GroupStatus, Membership, Role};
-use node::GroupHandle;
-use node::heal::LEAVE_COUNTS;
 use parking_lot::Mutex;
 
-use crate::api::leader::{DISPENSABLE, LEAVE};
+use crate::founding::{DISPENSABLE, LEAVE};
+use crate::handle::GroupHandle;
+use crate::heal::LEAVE_COUNTS;
 
 /// A service manager waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ async fn may_stop(handle: &GroupHandle) -> Option<bool> {
 }
 
 /// On the leader: whether the others are a quorum without `node`, or are none even with it.
-pub fn is_dispensable(node: NodeId, status: &GroupStatus, membership: &Membership) -> bool {
+pub(crate) fn is_dispensable(node: NodeId, status: &GroupStatus, membership: &Membership) -> bool {
     let quorum = membership.voters.len() / 2 + 1;
     let needed = status.committed.saturating_sub(LAG_ENTRIES_MAX);
     let others = membership.voters.iter().filter(|peer| membership.node_of(**peer) != Some(node));
@@ -92,14 +92,14 @@ fn stands(status: &GroupStatus, peer: PeerId, needed: u64) -> bool {
 }
 
 /// Asks the leader whether this node may give its data up. No answer is no leave.
-pub async fn ask_for_leave(handle: GroupHandle) -> bool {
+pub(crate) async fn ask_for_leave(handle: &GroupHandle) -> bool {
     let body = Bytes::copy_from_slice(&handle.peer().0.to_le_bytes());
     handle.call_leader(LEAVE, body).await.is_ok_and(|mut answer| answer.try_get_i64_le().is_ok_and(|yes| yes == 1))
 }
 
 /// On the leader: whom it has let go.
 #[derive(Default)]
-pub struct Leaves(Mutex<Term>);
+pub(crate) struct Leaves(Mutex<Term>);
 
 /// What was granted in one term, and since when this node has known that it leads in it.
 #[derive(Default)]

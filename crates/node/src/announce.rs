@@ -1,4 +1,4 @@
-//! What the service manager hears of a node ([`node::service`]): when it is ready, how it goes, and that it lives.
+//! What the service manager hears of a node ([`crate::service`]): when it is ready, how it goes, and that it lives.
 //!
 //! *Ready* means that a linearizable read has been answered here: the node knows a leader and has applied what was
 //! committed. So whoever restarts the nodes of a cluster one after the other, each when the one before is ready, never
@@ -14,25 +14,26 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use consensus::Role;
-use node::service::Service;
-use node::{DriverStats, GroupHandle};
 
-use crate::store::Stores;
+use crate::driver::DriverStats;
+use crate::handle::GroupHandle;
+use crate::service::Service;
 
 /// A node that is not ready by then is called ready, with a word on what it waits for.
 pub const READY_WITHIN: Duration = Duration::from_secs(15);
 const READY_POLL: Duration = Duration::from_millis(20);
 const STATUS_EVERY: Duration = Duration::from_secs(2);
 
-/// Tells the manager, until the node stops. `begun`: when the process began.
+/// Tells the manager, until the node stops. `has_state`: whether there is a state to read from; `begun`: when the process
+/// began.
 pub fn start(
     service: &Arc<Service>,
     handle: &GroupHandle,
-    stores: &Arc<Stores>,
+    has_state: impl Fn() -> bool + Send + Sync + 'static,
     stats: Arc<DriverStats>,
     begun: Instant,
 ) {
-    let told = tokio::spawn(readiness(service.clone(), handle.clone(), stores.clone(), begun));
+    let told = tokio::spawn(readiness(service.clone(), handle.clone(), has_state, begun));
     tokio::spawn(watchdog(service.clone(), stats));
     let (service, handle) = (service.clone(), handle.clone());
     tokio::spawn(async move {
@@ -42,11 +43,11 @@ pub fn start(
     });
 }
 
-async fn readiness(service: Arc<Service>, handle: GroupHandle, stores: Arc<Stores>, begun: Instant) {
+async fn readiness(service: Arc<Service>, handle: GroupHandle, has_state: impl Fn() -> bool, begun: Instant) {
     let mut told = false;
     let mut status = String::new();
     loop {
-        let answered = async { stores.get().is_some() && handle.read().await.is_ok() };
+        let answered = async { has_state() && handle.read().await.is_ok() };
         if tokio::time::timeout(STATUS_EVERY, answered).await == Ok(true) {
             break;
         }

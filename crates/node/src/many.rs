@@ -1,0 +1,198 @@
+//! A node with many groups: a FlareDB store. Which groups it has, and with whom, is decided elsewhere (by a placement
+//! driver) and told to it; so there is no founding here, no gossip, and no roster of members: nodes are known by
+//! what [`ManyNode::set_address`] says.
+//!
+//! The life of a node: [`ManyNode::open`] takes port and folder and opens the log; nothing runs yet. Whoever assigns ids is
+//! asked for one. [`ManyNode::begin`] makes the folder that node's for ever, and starts the threads. Then groups are
+//! created, those of an earlier life first.
+//!
+//! A group's peer on this node has an id of its own, given by whoever places it, and never used again: one that was removed
+//! and comes back is another peer.
+//!
+//! Left out so far: going on after damage. A damaged log or state stops the node, which says what to do.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{ClusterId, GroupId, NodeId};
+use consensus::{CreateGroup, Event, Host, HostConfig, MachineError, Role, StateMachine};
+use parking_lot::Mutex;
+use storage::seglog::{SegLog, SegLogOptions};
+use storage::{LogError, LogStore as _};
+use tokio::sync::broadcast;
+
+use crate::clock;
+use crate::driver::DriverStats;
+use crate::gossip::SharedView;
+use crate::handle::GroupHandle;
+use crate::heal::Health;
+use crate::identity::{Folder, Identity};
+use crate::node::StartError;
+use crate::room::{Fittings, Room};
+use crate::tls::{self, Certificates, TlsOptions};
+use crate::transport::{CallService, Listening, Peers, Transport};
+
+/// Leadership of all groups is handed over within this time when the node stops.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct ManyConfig {
+    pub data_dir: PathBuf,
+    /// Zero: whatever id is assigned.
+    pub node: NodeId,
+    pub listen_peer: SocketAddr,
+    /// `host:port`, with or without a scheme.
+    pub advertise_peer: String,
+    pub host: HostConfig,
+    pub request_timeout: Duration,
+    /// Without it, nodes talk in the clear, and on loopback only.
+    pub tls: Option<TlsOptions>,
+}
+
+/// See the header.
+pub struct ManyNode {
+    config: ManyConfig,
+    folder: Folder,
+    room: Room,
+    certificates: Option<Arc<Certificates>>,
+    listener: Mutex<Option<TcpListener>>,
+    listening: Mutex<Option<Listening>>,
+}
+
+impl ManyNode {
+    /// Takes the port and the folder and opens the log. Fails, with nothing changed, when one of them is not usable.
+    /// `fatal` is told when the node cannot go on.
+    pub fn open(
+        config: ManyConfig,
+        runtime: &tokio::runtime::Handle,
+        fatal: Arc<dyn Fn(String) + Send + Sync>,
+    ) -> Result<ManyNode, StartError> {
+        let listener = TcpListener::bind(config.listen_peer)
+            .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
+        let certificates = config.tls.clone().map(Certificates::load).transpose()?;
+        let folder = Folder::open(&config.data_dir, "")?;
+        let identity = folder.identity(config.node)?;
+        // A log that was written once cannot be gone.
+        let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
+        let store = SegLog::open(&folder.path().join("raft"), options).map_err(|error| match error {
+            error @ (LogError::Corrupt { .. } | LogError::Lost { .. }) => StartError::State(format!(
+                "{error}; the others hold what is in it: empty {} and start again, and the store is filled anew",
+                folder.path().display()
+            )),
+            other => StartError::Log(other),
+        })?;
+        if let Some(certificates) = &certificates {
+            runtime.spawn(tls::reload::tend(certificates.clone()));
+        }
+        let room = Room::new(Fittings {
+            dir: &config.data_dir,
+            identity,
+            advertise: config.advertise_peer.clone(),
+            peers: Peers::OnePerGroup,
+            store: Arc::new(store),
+            health: Arc::new(Health::default()),
+            fatal,
+            certificates: certificates.clone(),
+            request_timeout: config.request_timeout,
+            election_timeout: config.host.election_timeout(),
+            gossip: SharedView::default(),
+            runtime,
+        });
+        Ok(ManyNode {
+            config,
+            folder,
+            room,
+            certificates,
+            listener: Mutex::new(Some(listener)),
+            listening: Mutex::default(),
+        })
+    }
+
+    /// Who the folder is: its node and cluster are zero until [`ManyNode::begin`]. `peer` is its incarnation.
+    pub fn identity(&self) -> Identity {
+        **self.room.shared.identity.load()
+    }
+
+    /// The folder is this node's in this cluster from now on; the threads start, and the port answers.
+    pub fn begin(&self, cluster: ClusterId, node: NodeId, service: Arc<dyn CallService>) -> Result<(), StartError> {
+        let identity = Identity { cluster, node, voted: true, ..self.identity() };
+        self.folder.save(&identity)?;
+        self.room.shared.identity.store(Arc::new(identity));
+        let transport = self.transport();
+        transport.set_me(crate::transport::Me {
+            node,
+            peer: identity.peer,
+            cluster,
+            address: self.config.advertise_peer.clone(),
+        });
+        transport.set_service(service);
+        self.room.start(node, self.config.host);
+        let listener = self.listener.lock().take().expect("a node begins once");
+        let listening = Listening::start(listener, transport.clone())
+            .map_err(|error| StartError::Listen { address: self.config.listen_peer, error })?;
+        *self.listening.lock() = Some(listening);
+        Ok(())
+    }
+
+    /// Puts a group on this node. The error: state and log do not go together, and nothing has happened.
+    pub fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>) -> Result<GroupHandle, MachineError> {
+        if let Some(why) = Host::mismatch(&*self.room.store, create.group, create.mark) {
+            return Err(MachineError::Damaged(why));
+        }
+        let handle = self.room.declare(create.group, false);
+        self.room.create(create, machine);
+        Ok(handle)
+    }
+
+    /// Takes a group away, with its log. Its state is the caller's to remove, afterwards.
+    pub fn destroy(&self, group: GroupId) {
+        self.room.destroy(group);
+    }
+
+    pub fn handle(&self, group: GroupId) -> Option<GroupHandle> {
+        self.room.handle(group)
+    }
+
+    pub fn groups(&self) -> Vec<GroupHandle> {
+        self.room.handles()
+    }
+
+    /// What happens in all groups. A slow listener misses some.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.room.shared.events.subscribe()
+    }
+
+    /// Where another node is to be found.
+    pub fn set_address(&self, node: NodeId, addresses: Vec<String>) {
+        self.transport().set_address(node, addresses);
+    }
+
+    pub fn transport(&self) -> &Transport {
+        &self.room.shared.transport
+    }
+
+    pub fn certificates(&self) -> Option<Arc<Certificates>> {
+        self.certificates.clone()
+    }
+
+    pub fn stats(&self) -> Arc<DriverStats> {
+        self.room.engines.stats.clone()
+    }
+
+    pub fn log_stats(&self) -> storage::log::LogStats {
+        self.room.store.stats()
+    }
+
+    /// Hands over what this node leads, stops the threads, makes the state durable.
+    pub async fn stop(&self) {
+        let led = self.groups().into_iter().filter(|group| group.status().role == Role::Leader);
+        let led = led.filter(|group| group.membership().voters.len() > 1);
+        let mut going = tokio::task::JoinSet::new();
+        led.for_each(|group| drop(going.spawn(async move { group.transfer(None).await })));
+        let _ = tokio::time::timeout(HANDOVER_TIMEOUT, going.join_all()).await;
+        drop(self.listening.lock().take());
+        tokio::task::block_in_place(|| self.room.stop());
+    }
+}
