@@ -4,8 +4,17 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 7] =
-    ["mvccpb.proto", "authpb.proto", "rpc.proto", "v3lock.proto", "v3election.proto", "health.proto", "admin.proto"];
+const FILES: [&str; 9] = [
+    "mvccpb.proto",
+    "authpb.proto",
+    "rpc.proto",
+    "v3lock.proto",
+    "v3election.proto",
+    "health.proto",
+    "admin.proto",
+    "placement.proto",
+    "flaredb.proto",
+];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -22,6 +31,7 @@ fn main() {
         }
     }
     let mut config = prost_build::Config::new();
-    config.bytes(["."]).include_file("proto.rs");
+    // Maps have an order, so that equal messages have equal bytes: replicas compare them.
+    config.bytes(["."]).btree_map(["."]).include_file("proto.rs");
     config.compile_fds(set).expect("prost-build accepts descriptors made by protox");
 }

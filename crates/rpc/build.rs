@@ -15,6 +15,8 @@ fn main() {
         .extern_path(".v3electionpb", "::proto::v3electionpb")
         .extern_path(".grpc.health.v1", "::proto::health")
         .extern_path(".centra.chainfire.v1", "::proto::admin")
+        .extern_path(".centra.placement.v1", "::proto::placement")
+        .extern_path(".centra.flaredb.v1", "::proto::flaredb")
         .include_file("stubs.rs")
         .compile_fds(set)
         .expect("descriptors made by protox");

@@ -11,12 +11,9 @@ mod connect;
 mod contexts;
 #[cfg(test)]
 mod documents;
-mod failure;
-mod format;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
-mod output;
 mod range;
 mod redact;
 mod settings;
@@ -27,6 +24,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::Cli;
+use cli::{failure, format, output};
 use failure::Failure;
 
 fn main() -> ExitCode {

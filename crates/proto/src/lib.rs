@@ -1,4 +1,4 @@
-//! Floor 0: the messages that Chainfire speaks with its clients, generated from `proto/*.proto`.
+//! Floor 0: the messages that Chainfire, FlareDB and its placement driver speak, generated from `proto/*.proto`.
 //!
 //! The wire is that of etcd 3.7 (packages, names, numbers and types are theirs and must not move: clients in every
 //! language have them compiled in) plus one admin service of our own. `bytes` fields are [`bytes::Bytes`], so that
@@ -23,6 +23,10 @@ mod generated {
 pub use generated::authpb;
 /// Our own admin service (`centra.chainfire.v1`).
 pub use generated::centra::chainfire::v1 as admin;
+/// FlareDB's raw keys (`centra.flaredb.v1`).
+pub use generated::centra::flaredb::v1 as flaredb;
+/// What stores and clients ask of a placement driver (`centra.placement.v1`).
+pub use generated::centra::placement::v1 as placement;
 /// etcd's API: KV, Watch, Lease, Cluster, Maintenance, Auth.
 pub use generated::etcdserverpb;
 /// gRPC's health check (`grpc.health.v1`).

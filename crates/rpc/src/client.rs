@@ -7,6 +7,8 @@ mod connector;
 mod page;
 mod tls;
 
+use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ mod stubs {
 }
 
 pub use stubs::centra::chainfire::v1::admin_client::AdminClient;
+pub use stubs::centra::flaredb::v1::raw_client::RawClient;
+pub use stubs::centra::placement::v1::placement_client::PlacementClient;
 pub use stubs::etcdserverpb::{
     auth_client::AuthClient, cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
     maintenance_client::MaintenanceClient, watch_client::WatchClient,
@@ -58,6 +62,26 @@ pub enum ConnectError {
     /// It was made, and what the server said first was no.
     TurnedAway(String),
     TimedOut,
+}
+
+impl fmt::Display for ConnectError {
+    /// In a few words, without the address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = match self {
+            ConnectError::TimedOut => return f.write_str("connection timeout"),
+            ConnectError::TurnedAway(why) => return f.write_str(why),
+            ConnectError::Unreachable(error) => error,
+        };
+        let mut cause: &(dyn std::error::Error + 'static) = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => f.write_str("connection refused"),
+            Some(io::ErrorKind::TimedOut) => f.write_str("connection timeout"),
+            _ => write!(f, "{cause}"),
+        }
+    }
 }
 
 /// Connects to a server, with TLS if the address begins with `https://`, and waits for its first word.

@@ -4,8 +4,11 @@
 //! sim --seeds 0..2000            run these, two at a time; stop at the first that fails
 //! sim --trace 17                 run one and print every step
 //! sim --seeds 0..100000 --long   for a night
+//! sim pd-scale                   the placement driver's planner at 1,000 stores and 1,000,000 regions
 //! ```
 //! Exits with 1 when a seed fails, after saying which and how to see it again.
+
+mod pd_scale;
 
 use std::io::IsTerminal;
 use std::ops::Range;
@@ -14,13 +17,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use sim::world::{self, Counts, Options, Report};
 
 #[derive(Parser)]
 #[command(about = "Runs the production code in simulated worlds and judges what it does.")]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The seeds to run, the last excluded.
     #[arg(long, value_name = "A..B", value_parser = seeds, default_value = "0..2000")]
     seeds: Range<u64>,
@@ -35,8 +41,18 @@ struct Arguments {
     long: bool,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Plan for a cluster on paper: time per round, moves to balance, rounds to heal.
+    PdScale(pd_scale::Scale),
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::PdScale(asked)) = &arguments.command {
+        pd_scale::run(asked);
+        return ExitCode::SUCCESS;
+    }
     let options = Options { long: arguments.long, ..Options::default() };
     if let Some(seed) = arguments.trace {
         let report = world::run(seed, Options { trace: true, ..options });

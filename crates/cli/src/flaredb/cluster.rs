@@ -1,0 +1,112 @@
+//! What concerns the cluster, asked of the placement driver.
+
+use cli::failure::{Failure, Kind};
+use cli::format;
+use cli::output::{Format, Output};
+use proto::placement as pb;
+use rpc::client::PlacementClient;
+use serde_json::{Value, json};
+use tonic::Code;
+
+use super::{Global, connect};
+
+const ASK_PD: &str = "is that the placement driver? its address is `pd_addr` in flaredb.toml";
+
+/// Whether all is well.
+pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
+    let channel = connect(&global.endpoint).await?;
+    let answer = PlacementClient::new(channel).cluster_status(pb::ClusterStatusRequest {}).await;
+    let answer = answer.map_err(|status| {
+        let failure = Failure::of_status(&global.endpoint, &status);
+        if status.code() == Code::Unimplemented { failure.advise(ASK_PD) } else { failure }
+    })?;
+    let status = answer.into_inner();
+    let healthy = status.problems.is_empty();
+    if output.format() == Format::Json {
+        output.json(&as_json(&status))?;
+        return Ok(healthy);
+    }
+    output.line(format!("cluster: {:016x}", status.cluster_id))?;
+    output.line(format!("health: {}", if healthy { "healthy" } else { "degraded" }))?;
+    for problem in &status.problems {
+        output.line(format!("problem: {problem}"))?;
+    }
+    output.line(format!(
+        "regions: {} (pending peers {}, down peers {}, operators {})",
+        status.region_count, status.pending_peers, status.down_peers, status.operators
+    ))?;
+    let head = ["STORE", "STATE", "ADDRESS", "REGIONS", "LEADERS", "CAPACITY", "AVAILABLE", "LAST HEARD"];
+    let rows: Vec<Vec<String>> = status.stores.iter().map(row).collect();
+    let members = status.members.iter().map(|member| {
+        let role = if member.leader { "leader" } else { "follower" };
+        vec![member.id.to_string(), member.name.clone(), member.client_urls.join(","), role.to_owned()]
+    });
+    let members: Vec<Vec<String>> = members.collect();
+    if output.format() == Format::Table {
+        output.table(&head, rows)?;
+        output.table(&["PD MEMBER", "NAME", "ADDRESS", "ROLE"], members)?;
+    } else {
+        for row in rows {
+            output.line(format!("store: {}", row.join(" ")))?;
+        }
+        for member in members {
+            output.line(format!("pd: {}", member.join(" ")))?;
+        }
+    }
+    Ok(healthy)
+}
+
+fn row(status: &pb::StoreStatus) -> Vec<String> {
+    let store = status.store.clone().unwrap_or_default();
+    let stats = status.stats.unwrap_or_default();
+    vec![
+        store.id.to_string(),
+        status.state.clone(),
+        store.client_url,
+        stats.region_count.to_string(),
+        stats.leader_count.to_string(),
+        format::size(stats.capacity_bytes).replace(' ', ""),
+        format::size(stats.available_bytes).replace(' ', ""),
+        status.silent_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds}s")),
+    ]
+}
+
+fn as_json(status: &pb::ClusterStatusResponse) -> Value {
+    let store = |status: &pb::StoreStatus| {
+        let (store, stats) = (status.store.clone().unwrap_or_default(), status.stats.unwrap_or_default());
+        json!({
+            "id": store.id,
+            "state": status.state,
+            "address": store.client_url,
+            "region_count": stats.region_count,
+            "leader_count": stats.leader_count,
+            "capacity": stats.capacity_bytes,
+            "available": stats.available_bytes,
+            "silent_seconds": status.silent_seconds,
+        })
+    };
+    let member = |member: &pb::Member| json!({ "id": member.id, "name": member.name, "client_urls": member.client_urls, "leader": member.leader });
+    json!({
+        "cluster_id": format!("{:016x}", status.cluster_id),
+        "healthy": status.problems.is_empty(),
+        "problems": status.problems,
+        "regions": status.region_count,
+        "pending_peers": status.pending_peers,
+        "down_peers": status.down_peers,
+        "operators": status.operators,
+        "stores": status.stores.iter().map(store).collect::<Vec<_>>(),
+        "members": status.members.iter().map(member).collect::<Vec<_>>(),
+    })
+}
+
+/// Prints a page of the placement driver; its JSON is made to be read.
+pub async fn page(endpoint: &str, path: &str, output: &mut Output) -> Result<bool, Failure> {
+    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+    let asked = rpc::client::page(&url, &format!("/pd/api/v1/{path}"), None).await;
+    let text = asked.map_err(|why| Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD))?;
+    match (output.format_of_lines(), serde_json::from_slice::<Value>(&text)) {
+        (Format::Json, Ok(value)) => output.json(&value)?,
+        _ => output.line(text.trim_ascii_end())?,
+    }
+    Ok(true)
+}

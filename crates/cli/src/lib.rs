@@ -1,0 +1,7 @@
+//! What the client programs share: how a failure is told ([`failure`]), and how answers are shown ([`output`], [`format`](mod@format)).
+//!
+//! The programs: `chainfire-client` (`main.rs`), `flaredb-client` (`flaredb/main.rs`).
+
+pub mod failure;
+pub mod format;
+pub mod output;

@@ -1,0 +1,145 @@
+//! Requests for keys that lie elsewhere. The placement driver says where; the answer is remembered until it turns out to be
+//! wrong.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proto::{flaredb as pb, placement};
+use rpc::Status;
+use rpc::client::RawClient;
+use rpc::server::BoxFuture;
+use tonic::transport::Channel;
+
+use crate::pd::PdClient;
+use crate::store::Store;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Tries before a request is given up, and the pause after a failed one.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(100);
+const REMEMBERED_MAX: usize = 100_000;
+
+/// A call under way.
+pub type Asked<T> = BoxFuture<Result<T, tonic::Status>>;
+
+/// Where keys lie, as far as is known.
+pub struct Router {
+    pd: Arc<PdClient>,
+    /// By the region's start.
+    known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl Router {
+    pub fn new(pd: Arc<PdClient>) -> Router {
+        Router { pd, known: Mutex::default(), channels: Mutex::default() }
+    }
+
+    /// Asks a store that has the key, and another one if it has not.
+    pub async fn forward<T>(
+        &self,
+        key: &[u8],
+        ask: impl Fn(RawClient<Channel>, pb::Context) -> Asked<T>,
+        error_of: impl Fn(&mut T) -> Option<pb::RegionError>,
+    ) -> Result<T, Status> {
+        let mut failure = "it is not known where the key lies".to_owned();
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let found = match self.find(key).await {
+                Ok(found) => found,
+                Err(status) => {
+                    failure = format!("the placement driver does not say where the key lies: {}", status.message());
+                    continue;
+                }
+            };
+            let region = found.region.clone().unwrap_or_default();
+            let context =
+                pb::Context { region_id: region.id, conf_version: region.conf_version, version: region.version };
+            // The leader first; any other one knows the way to it.
+            let mut stores = found.stores.clone();
+            stores.sort_by_key(|store| store.id != found.leader_store);
+            let Some(store) = stores.get(attempt as usize % stores.len().max(1)) else { continue };
+            let asked = async {
+                let channel = self.channel(&store.client_url).await?;
+                ask(RawClient::new(channel), context).await
+            };
+            match asked.await {
+                Ok(mut answer) => match error_of(&mut answer) {
+                    None => return Ok(answer),
+                    Some(_) => {
+                        failure = format!("store {} has another region there", store.id);
+                        self.forget(key);
+                    }
+                },
+                Err(status) if status.code() == tonic::Code::Unavailable => {
+                    failure = format!("store {}: {}", store.id, status.message());
+                    self.channels.lock().remove(&store.client_url);
+                    self.forget(key);
+                }
+                Err(status) => {
+                    let code = rpc::Code::from_number(status.code() as u32);
+                    return Err(Status::new(code, status.message().to_owned()));
+                }
+            }
+        }
+        Err(Status::unavailable(failure))
+    }
+
+    /// Where the region that covers a key ends; `None`: nowhere.
+    pub async fn end_of_region(&self, store: &Store, key: &[u8]) -> Result<Option<Bytes>, Status> {
+        let end = match store.region_at(key) {
+            Some(region) => region.state().end.clone(),
+            None => {
+                let found = self.find(key).await.map_err(|status| Status::unavailable(status.message().to_owned()))?;
+                found.region.unwrap_or_default().end
+            }
+        };
+        Ok((!end.is_empty()).then_some(end))
+    }
+
+    async fn find(&self, key: &[u8]) -> Result<placement::GetRegionResponse, tonic::Status> {
+        if let Some(known) = self.known_at(key) {
+            return Ok(known);
+        }
+        let found = self.pd.get_region(placement::GetRegionRequest { key: Bytes::copy_from_slice(key) }).await?;
+        if let Some(region) = &found.region {
+            let mut known = self.known.lock();
+            if known.len() >= REMEMBERED_MAX {
+                known.clear();
+            }
+            known.insert(region.start.clone(), found.clone());
+        }
+        Ok(found)
+    }
+
+    fn known_at(&self, key: &[u8]) -> Option<placement::GetRegionResponse> {
+        let known = self.known.lock();
+        let (_, found) = known.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        let end = &found.region.as_ref()?.end;
+        (end.is_empty() || key < &end[..]).then(|| found.clone())
+    }
+
+    fn forget(&self, key: &[u8]) {
+        let mut known = self.known.lock();
+        let below = (Bound::Unbounded, Bound::Included(key));
+        if let Some(start) = known.range::<[u8], _>(below).next_back().map(|(start, _)| start.clone()) {
+            known.remove(&start);
+        }
+    }
+
+    async fn channel(&self, url: &str) -> Result<Channel, tonic::Status> {
+        if let Some(channel) = self.channels.lock().get(url) {
+            return Ok(channel.clone());
+        }
+        let connected = rpc::client::connect(url, CONNECT_TIMEOUT, None).await;
+        let channel = connected.map_err(|why| tonic::Status::unavailable(format!("{url}: {why}")))?;
+        self.channels.lock().insert(url.to_owned(), channel.clone());
+        Ok(channel)
+    }
+}

@@ -1,0 +1,44 @@
+//! Plain HTTP beside gRPC: health, version, metrics.
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use rpc::server::{HttpBody, http_body};
+
+use crate::metrics;
+use crate::store::Store;
+
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub fn answer(store: &Store, request: &Request<Bytes>) -> Response<HttpBody> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "method not allowed\n".to_owned());
+    }
+    match request.uri().path() {
+        "/health" | "/livez" | "/readyz" => health(store),
+        "/version" => {
+            let body = format!(r#"{{"flaredb":"{}"}}"#, env!("CARGO_PKG_VERSION"));
+            page(StatusCode::OK, "application/json", body)
+        }
+        "/metrics" => page(StatusCode::OK, METRICS_TYPE, metrics::render(store)),
+        _ => page(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
+    }
+}
+
+/// Healthy while every region here has a leader, here or elsewhere.
+fn health(store: &Store) -> Response<HttpBody> {
+    let regions = store.regions();
+    let leaderless = regions.iter().filter(|region| region.handle.status().leader.is_none()).count();
+    let (status, reason) = match leaderless {
+        0 => (StatusCode::OK, String::new()),
+        some => (StatusCode::SERVICE_UNAVAILABLE, format!("{some} of {} regions have no leader", regions.len())),
+    };
+    let healthy = status == StatusCode::OK;
+    page(status, "application/json", format!(r#"{{"health":"{healthy}","reason":"{reason}"}}"#))
+}
+
+fn page(status: StatusCode, kind: &'static str, body: String) -> Response<HttpBody> {
+    let mut response = Response::new(http_body(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,280 @@
+//! The raw calls. Each is tried here if the key lies here, and forwarded if not.
+
+use bytes::Bytes;
+use consensus::{MachineError, Refusal};
+use prost::Message as _;
+use proto::flaredb as pb;
+use rpc::Status;
+use rpc::client::RawClient;
+use storage::Engine as _;
+use tonic::transport::Channel;
+
+use super::forward::Asked;
+use super::{Api, Missed};
+use crate::region::layout::{self, RAW};
+use crate::region::machine::STALE;
+use crate::store::Region;
+
+/// The longest key, and the largest value.
+pub const KEY_BYTES_MAX: usize = 16 << 10;
+pub const VALUE_BYTES_MAX: usize = 8 << 20;
+const MUTATIONS_MAX: usize = 4096;
+const ROWS_DEFAULT: u32 = 1000;
+const ROWS_MAX: u32 = 100_000;
+const BYTES_DEFAULT: u32 = 1 << 20;
+const BYTES_MAX: u32 = 32 << 20;
+/// A lease may end, and a region may split, while a request is under way; then it is tried again.
+const TRIES: usize = 8;
+
+/// Forwards a call if its key is not here, and makes of a region's error what its sender can use.
+macro_rules! here_or_there {
+    ($api:expr, $request:expr, $key:expr, $here:ident, $there:ident, $response:ident) => {{
+        let routed = $request.context.is_some();
+        match $api.$here(&$request).await {
+            Ok(response) => Ok(response),
+            Err(Missed::Failed(status)) => Err(status),
+            Err(Missed::Region(error)) if routed => {
+                // Some answers have nothing else to say.
+                #[allow(clippy::needless_update)]
+                Ok(pb::$response { error: Some(error), ..pb::$response::default() })
+            }
+            Err(Missed::Region(_)) => {
+                let ask = |mut client: RawClient<Channel>, context| -> Asked<pb::$response> {
+                    let mut request = $request.clone();
+                    request.context = Some(context);
+                    Box::pin(async move { Ok(client.$there(request).await?.into_inner()) })
+                };
+                $api.router.forward($key, ask, |response: &mut pb::$response| response.error.take()).await
+            }
+        }
+    }};
+}
+
+impl Api {
+    pub(super) async fn get(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
+        check_key(&request.key)?;
+        here_or_there!(self, request, &request.key, get_here, get, GetResponse)
+    }
+
+    pub(super) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
+        check_key(&request.key)?;
+        check_value(Some(&request.value))?;
+        here_or_there!(self, request, &request.key, put_here, put, PutResponse)
+    }
+
+    pub(super) async fn delete(&self, request: pb::DeleteRequest) -> Result<pb::DeleteResponse, Status> {
+        check_key(&request.key)?;
+        here_or_there!(self, request, &request.key, delete_here, delete, DeleteResponse)
+    }
+
+    pub(super) async fn compare_and_swap(
+        &self,
+        request: pb::CompareAndSwapRequest,
+    ) -> Result<pb::CompareAndSwapResponse, Status> {
+        check_key(&request.key)?;
+        check_value(request.value.as_ref())?;
+        here_or_there!(self, request, &request.key, swap_here, compare_and_swap, CompareAndSwapResponse)
+    }
+
+    /// Mutations of several regions are done region by region, in the order of their keys.
+    pub(super) async fn batch(&self, mut request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
+        if request.mutations.len() > MUTATIONS_MAX {
+            return Err(Status::invalid_argument(format!("a batch holds at most {MUTATIONS_MAX} mutations")));
+        }
+        for mutation in &request.mutations {
+            check_key(&mutation.key)?;
+            check_value(mutation.value.as_ref())?;
+        }
+        if request.context.is_some() {
+            return self.batch_part(request).await;
+        }
+        // Later ones of a key win, as they would one after the other.
+        request.mutations.sort_by(|a, b| a.key.cmp(&b.key));
+        let mut rest = request.mutations;
+        while let Some(first) = rest.first() {
+            let end = self.router.end_of_region(&self.store, &first.key).await?;
+            let many = match &end {
+                Some(end) => rest.partition_point(|mutation| mutation.key < *end).max(1),
+                None => rest.len(),
+            };
+            let later = rest.split_off(many);
+            self.batch_part(pb::BatchRequest { context: None, mutations: rest }).await?;
+            rest = later;
+        }
+        Ok(pb::BatchResponse::default())
+    }
+
+    async fn batch_part(&self, request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
+        let Some(first) = request.mutations.first() else { return Ok(pb::BatchResponse::default()) };
+        let key = first.key.clone();
+        here_or_there!(self, request, &key, batch_here, batch, BatchResponse)
+    }
+
+    /// Answers from one region; where it ends before the range does, the resume key leads on.
+    pub(super) async fn scan(&self, request: pb::ScanRequest) -> Result<pb::ScanResponse, Status> {
+        if !request.end.is_empty() && request.end <= request.start {
+            return Ok(pb::ScanResponse::default());
+        }
+        here_or_there!(self, request, &request.start, scan_here, scan, ScanResponse)
+    }
+
+    async fn get_here(&self, request: &pb::GetRequest) -> Result<pb::GetResponse, Missed> {
+        let value = self.read(&request.key, request.context.as_ref(), |_| self.store.get(&request.key)).await?;
+        Ok(pb::GetResponse { error: None, value })
+    }
+
+    async fn scan_here(&self, request: &pb::ScanRequest) -> Result<pb::ScanResponse, Missed> {
+        self.read(&request.start, request.context.as_ref(), |region| self.scan_region(region, request)).await
+    }
+
+    fn scan_region(&self, region: &Region, request: &pb::ScanRequest) -> Result<pb::ScanResponse, MachineError> {
+        let rows_max = if request.rows_max == 0 { ROWS_DEFAULT } else { request.rows_max.min(ROWS_MAX) } as usize;
+        let bytes_max = if request.bytes_max == 0 { BYTES_DEFAULT } else { request.bytes_max.min(BYTES_MAX) } as usize;
+        let state = region.state();
+        let ends_first = !state.end.is_empty() && (request.end.is_empty() || state.end < request.end);
+        let end = if ends_first { &state.end } else { &request.end };
+        let view = self.store.engine.view();
+        let mut walk = view.scan(RAW, &layout::raw_key(&request.start), Some(&layout::raw_end(end)));
+        let (mut pairs, mut bytes) = (Vec::new(), 0);
+        let mut resume = None;
+        while walk.valid() {
+            let key = Bytes::copy_from_slice(layout::client_key(walk.key()));
+            if pairs.len() >= rows_max || bytes >= bytes_max {
+                resume = Some(key);
+                break;
+            }
+            let value = if request.keys_only { Bytes::new() } else { Bytes::copy_from_slice(walk.value()) };
+            bytes += key.len() + value.len();
+            pairs.push(pb::Pair { key, value });
+            walk.advance();
+        }
+        walk.status()?;
+        if resume.is_none() && ends_first {
+            resume = Some(state.end.clone());
+        }
+        Ok(pb::ScanResponse { error: None, pairs, resume })
+    }
+
+    async fn put_here(&self, request: &pb::PutRequest) -> Result<pb::PutResponse, Missed> {
+        let mutation = pb::Mutation { key: request.key.clone(), value: Some(request.value.clone()) };
+        let write = pb::Write { mutations: vec![mutation], tell: false };
+        self.propose(&request.key, request.context.as_ref(), pb::command::What::Write(write)).await?;
+        Ok(pb::PutResponse::default())
+    }
+
+    async fn delete_here(&self, request: &pb::DeleteRequest) -> Result<pb::DeleteResponse, Missed> {
+        let mutation = pb::Mutation { key: request.key.clone(), value: None };
+        let write = pb::Write { mutations: vec![mutation], tell: true };
+        let outcome = self.propose(&request.key, request.context.as_ref(), pb::command::What::Write(write)).await?;
+        Ok(pb::DeleteResponse { error: None, existed: outcome.existed.first() == Some(&true) })
+    }
+
+    async fn swap_here(&self, request: &pb::CompareAndSwapRequest) -> Result<pb::CompareAndSwapResponse, Missed> {
+        let swap = pb::CompareAndSwap {
+            key: request.key.clone(),
+            expected: request.expected.clone(),
+            value: request.value.clone(),
+        };
+        let what = pb::command::What::CompareAndSwap(swap);
+        let pb::Outcome { swapped, previous, .. } = self.propose(&request.key, request.context.as_ref(), what).await?;
+        Ok(pb::CompareAndSwapResponse { error: None, swapped, previous })
+    }
+
+    async fn batch_here(&self, request: &pb::BatchRequest) -> Result<pb::BatchResponse, Missed> {
+        let key = &request.mutations.first().expect("an empty batch is done already").key;
+        let write = pb::Write { mutations: request.mutations.clone(), tell: false };
+        self.propose(key, request.context.as_ref(), pb::command::What::Write(write)).await?;
+        Ok(pb::BatchResponse::default())
+    }
+
+    /// Reads from the region that covers a key, linearizably.
+    async fn read<T>(
+        &self,
+        key: &[u8],
+        context: Option<&pb::Context>,
+        read: impl Fn(&Region) -> Result<T, MachineError>,
+    ) -> Result<T, Missed> {
+        for _ in 0..TRIES {
+            let region = self.region(key, context)?;
+            let grant = region.handle.read().await.map_err(|why| missed(&region, why))?;
+            let before = region.state();
+            if !before.covers(key) {
+                continue;
+            }
+            let found = read(&region).map_err(|error| Status::internal(error.to_string()))?;
+            if region.handle.still_valid(&grant) && region.state().version == before.version {
+                return Ok(found);
+            }
+        }
+        Err(Status::unavailable("the region changes too fast; try again").into())
+    }
+
+    async fn propose(
+        &self,
+        key: &[u8],
+        context: Option<&pb::Context>,
+        what: pb::command::What,
+    ) -> Result<pb::Outcome, Missed> {
+        for _ in 0..TRIES {
+            let region = self.region(key, context)?;
+            let command = pb::Command { version: region.state().version, what: Some(what.clone()) };
+            let proposed = region.handle.propose(command.encode_to_vec().into()).await;
+            let outcome = proposed.map_err(|why| missed(&region, why))?;
+            match outcome.code {
+                0 => {
+                    let told = pb::Outcome::decode(outcome.body);
+                    return told.map_err(|_| Status::internal("an outcome of a later version").into());
+                }
+                STALE => {}
+                code => return Err(Status::internal(format!("the region does not know this command: {code}")).into()),
+            }
+        }
+        Err(Status::unavailable("the region changes too fast; try again").into())
+    }
+
+    /// The region here that covers a key, if it is as the sender thinks.
+    fn region(&self, key: &[u8], context: Option<&pb::Context>) -> Result<Region, Missed> {
+        let told = |why| Missed::Region(pb::RegionError { why: Some(why) });
+        let region = self.store.region_at(key).ok_or_else(|| told(pb::region_error::Why::NotHere(true)))?;
+        let state = region.state();
+        match context {
+            Some(context) if (context.region_id, context.version) != (region.id().0, state.version) => {
+                let regions = vec![state.describe(region.id())];
+                Err(told(pb::region_error::Why::StaleEpoch(pb::Regions { regions })))
+            }
+            _ => Ok(region),
+        }
+    }
+}
+
+fn missed(region: &Region, why: Refusal) -> Missed {
+    let status = match why {
+        Refusal::NoGroup => {
+            return Missed::Region(pb::RegionError { why: Some(pb::region_error::Why::NotHere(true)) });
+        }
+        Refusal::TimedOut => Status::new(
+            rpc::Code::DeadlineExceeded,
+            format!("region {}: the request timed out, and may yet take effect", region.id()),
+        ),
+        Refusal::Busy => Status::resource_exhausted(format!("region {}: {why}", region.id())),
+        Refusal::TooLarge => Status::invalid_argument(why.to_string()),
+        why => Status::unavailable(format!("region {}: {why}", region.id())),
+    };
+    Missed::Failed(status)
+}
+
+fn check_key(key: &[u8]) -> Result<(), Status> {
+    match key.len() {
+        0 => Err(Status::invalid_argument("key is not provided")),
+        1..=KEY_BYTES_MAX => Ok(()),
+        bytes => Err(Status::invalid_argument(format!("key of {bytes} bytes: at most {KEY_BYTES_MAX} are allowed"))),
+    }
+}
+
+fn check_value(value: Option<&Bytes>) -> Result<(), Status> {
+    let bytes = value.map_or(0, Bytes::len);
+    if bytes <= VALUE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!("value of {bytes} bytes: at most {VALUE_BYTES_MAX} are allowed")))
+}

@@ -1,0 +1,27 @@
+//! FlareDB's store: regions of an ordered key space, each a Raft group, on a node with many groups.
+//!
+//! ```text
+//!  clients ─▶ api ─┬─ a region here covers the key ─▶ node (propose, read) ─▶ region::RegionMachine ─▶ engine
+//!                  └─ none does ─▶ api::forward ─▶ another store
+//!  placement driver ◀─ heartbeats, steps ─▶ supervisor ─▶ store: regions come and go, members change
+//! ```
+//!
+//! | room | its subject |
+//! |---|---|
+//! | [`api`] | what clients get |
+//! | [`region`] | a region: its state machine, its records, its snapshot |
+//! | [`store`] | which regions are here, and how they come and go |
+//! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
+//! | [`config`], [`server`] | what it is told, and all of it put together |
+//! | [`metrics`] | its numbers |
+//!
+//! Left out so far: splits and merges; time series, which will be another kind of content of a region.
+
+pub mod api;
+pub mod config;
+pub mod metrics;
+pub mod pd;
+pub mod region;
+pub mod server;
+pub mod store;
+pub mod supervisor;

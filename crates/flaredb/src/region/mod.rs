@@ -1,0 +1,80 @@
+//! A region: a range of keys, and the state machine of the Raft group that holds it.
+//!
+//! All regions of a store lie in one engine. A region's own part is the raw pairs within its range, and a few small records
+//! of its own ([`layout`]): where it stands, what it covers, who its members are.
+//!
+//! ```text
+//!  entries ─▶ RegionMachine::apply ─▶ one batch: pairs, state ─▶ engine ─▶ RegionCell: what readers and routers look at
+//! ```
+//!
+//! | file | its one subject |
+//! |---|---|
+//! | [`layout`] | where everything lies, and the records' codecs |
+//! | [`machine`] | what commands do |
+//! | [`map`] | which region covers a key |
+//! | [`snapshot`] | a region as a stream, and a received one put in place |
+//!
+//! Invariants
+//! 1. A command is done only if the region is of the version with which the command was checked, and covers its keys: a
+//!    stale epoch changes nothing, on any replica.
+//! 2. Data and mark are in one batch.
+//! 3. What an entry does is a function of the region's state and the entry.
+
+pub mod layout;
+pub mod machine;
+pub mod map;
+pub mod snapshot;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use base::GroupId;
+use bytes::Bytes;
+use consensus::{Mark, MemberRole, Membership};
+use proto::placement as pb;
+
+pub use machine::RegionMachine;
+pub use map::RangeMap;
+
+/// A region as of its last applied entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegionState {
+    pub mark: Mark,
+    /// The keys from here …
+    pub start: Bytes,
+    /// … to here, exclusive; empty: to the end.
+    pub end: Bytes,
+    /// Grows with each change of the range. Zero: this peer has got nothing yet.
+    pub version: u64,
+    /// Grows with each change of the members.
+    pub conf_version: u64,
+    /// Encoded.
+    pub membership: Bytes,
+}
+
+/// What all others see of a region.
+pub type RegionCell = Arc<ArcSwap<RegionState>>;
+
+impl RegionState {
+    pub fn covers(&self, key: &[u8]) -> bool {
+        self.version > 0 && key >= &self.start[..] && (self.end.is_empty() || key < &self.end[..])
+    }
+
+    /// As it is told to others.
+    pub fn describe(&self, id: GroupId) -> pb::Region {
+        let membership = Membership::decode(&self.membership).unwrap_or_default();
+        let peer = |member: &consensus::Member| pb::Peer {
+            id: member.peer.0,
+            store_id: member.node.0,
+            learner: member.role == MemberRole::Learner,
+        };
+        pb::Region {
+            id: id.0,
+            start: self.start.clone(),
+            end: self.end.clone(),
+            conf_version: self.conf_version,
+            version: self.version,
+            peers: membership.members.values().map(peer).collect(),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! A region as a stream ([`proto::snapshot`]), and a received one put in place.
+//!
+//! The stream's family 0 holds the raw pairs, its family 1 the region's state record, under the key `state`.
+//!
+//! A received stream goes to a file first, and nothing of it is believed before its end has come. Then, crash-safely:
+//!
+//! ```text
+//!  incoming/region-N.part ──checked, fsynced──▶ renamed to incoming/region-N.whole      (decided: there is no way back)
+//!                                                 │ the range is emptied, the pairs put, the records last; flushed
+//!                                                 ▼
+//!                                               removed                                  (done)
+//! ```
+//! A start that finds a `.whole` file does the second half again, which comes to the same.
+//!
+//! Left out so far: table files that are taken over as they are. Pairs are written as any others.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base::GroupId;
+use bytes::Bytes;
+use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
+use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
+use storage::{Engine, EngineError, View, WriteBatch};
+
+use super::RegionState;
+use super::layout::{self, RAW, REGION};
+
+const STATE: &[u8] = b"state";
+const FAMILIES: u8 = 2;
+/// Pairs are put in batches of about this size.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Streams a region as a view shows it.
+pub fn stream(view: Arc<dyn View>, id: GroupId, state: RegionState) -> RegionStream {
+    let next = Some(layout::raw_key(&state.start));
+    RegionStream { view, id, state, next, stage: Stage::Begin, pending: Vec::new(), writer: Writer::default() }
+}
+
+pub struct RegionStream {
+    view: Arc<dyn View>,
+    id: GroupId,
+    state: RegionState,
+    /// The next raw key; `None` when all are in.
+    next: Option<Vec<u8>>,
+    stage: Stage,
+    pending: Vec<u8>,
+    writer: Writer,
+}
+
+#[derive(PartialEq)]
+enum Stage {
+    Begin,
+    Data,
+    End,
+}
+
+impl SnapshotSource for RegionStream {
+    fn mark(&self) -> Mark {
+        self.state.mark
+    }
+
+    fn membership(&self) -> Bytes {
+        self.state.membership.clone()
+    }
+
+    fn bytes_total(&self) -> u64 {
+        0
+    }
+
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
+        if self.stage == Stage::Begin {
+            self.stage = Stage::Data;
+            let Mark { index, term, hash } = self.state.mark;
+            let membership = self.state.membership.clone();
+            let header = Header {
+                raft_index: index,
+                raft_term: term,
+                hash,
+                revision: self.id.0 as i64,
+                since: None,
+                membership,
+            };
+            return Ok(Some(self.writer.header(&header)));
+        }
+        self.fill()?;
+        if !self.pending.is_empty() {
+            let rest = self.pending.split_off(self.pending.len().min(PAYLOAD_BYTES_MAX));
+            let payload = std::mem::replace(&mut self.pending, rest);
+            return Ok(Some(self.writer.data(&payload)));
+        }
+        if self.stage == Stage::End {
+            return Ok(None);
+        }
+        self.stage = Stage::End;
+        Ok(Some(self.writer.trailer()))
+    }
+}
+
+impl RegionStream {
+    fn fill(&mut self) -> Result<(), MachineError> {
+        let end = layout::raw_end(&self.state.end);
+        while self.pending.len() < PAYLOAD_BYTES_MAX
+            && let Some(from) = self.next.take()
+        {
+            let mut walk = self.view.scan(RAW, &from, Some(&end));
+            while walk.valid() && self.pending.len() < PAYLOAD_BYTES_MAX {
+                self.writer.put_pair(&mut self.pending, RAW.0, walk.key(), walk.value());
+                walk.advance();
+            }
+            if walk.valid() {
+                self.next = Some(walk.key().to_vec());
+            } else {
+                walk.status()?;
+                self.writer.put_pair(&mut self.pending, REGION.0, STATE, &layout::write_state(&self.state));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes a stream in, as the header of this file says.
+pub struct Receiver {
+    id: GroupId,
+    part: PathBuf,
+    whole: PathBuf,
+    file: BufWriter<File>,
+    reader: Reader,
+    state: Option<RegionState>,
+    finished: bool,
+}
+
+impl Receiver {
+    pub fn new(incoming: &Path, id: GroupId) -> Result<Receiver, MachineError> {
+        fs::create_dir_all(incoming).map_err(failed)?;
+        let part = incoming.join(format!("region-{id}.part"));
+        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&part).map_err(failed)?;
+        let file = BufWriter::with_capacity(FRAME_BYTES_MAX, file);
+        Ok(Receiver {
+            id,
+            part,
+            whole: whole(incoming, id),
+            file,
+            reader: Reader::new(FAMILIES),
+            state: None,
+            finished: false,
+        })
+    }
+
+    /// From here on the snapshot is what the region is, whatever happens.
+    pub fn decide(&mut self) -> Result<(), MachineError> {
+        if !self.finished {
+            return Err(bad("it is not complete"));
+        }
+        fs::rename(&self.part, &self.whole).map_err(failed)?;
+        sync_folder_of(&self.whole)
+    }
+}
+
+impl SnapshotSink for Receiver {
+    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
+        self.reader.feed(&chunk);
+        while let Some(pair) = self.reader.pair().map_err(|why| bad(&why.0))? {
+            if pair.family == REGION.0 && pair.key == STATE {
+                self.state = Some(layout::read_state(Bytes::copy_from_slice(pair.value), Bytes::new())?);
+            }
+        }
+        self.file.write_all(&chunk).map_err(failed)
+    }
+
+    fn finish(&mut self) -> Result<Mark, MachineError> {
+        let header = self.reader.finish().map_err(|why| bad(&why.0))?.header;
+        let mark = Mark { index: header.raft_index, term: header.raft_term, hash: header.hash };
+        if self.state.as_ref().map(|state| state.mark) != Some(mark) || header.revision != self.id.0 as i64 {
+            return Err(bad("its header contradicts its content"));
+        }
+        self.file.flush().map_err(failed)?;
+        self.file.get_ref().sync_all().map_err(failed)?;
+        self.finished = true;
+        Ok(mark)
+    }
+
+    fn as_any(&mut self) -> &mut dyn std::any::Any {
+        self
+    }
+}
+
+/// Puts a snapshot in place that was decided for, if there is one.
+pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result<(), MachineError> {
+    let path = whole(incoming, id);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let state = state_of(&path)?;
+    let mut batch = WriteBatch::new();
+    batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
+    let header = walk(file, |family, key, value| {
+        if family == RAW.0 {
+            batch.put(RAW, key, value);
+            if batch.bytes().len() >= BATCH_BYTES {
+                engine.write(&batch)?;
+                batch.clear();
+            }
+        }
+        Ok(())
+    })?;
+    batch.put(REGION, &layout::state_key(id), &layout::write_state(&state));
+    batch.put(REGION, &layout::membership_key(id), &header.membership);
+    engine.write(&batch)?;
+    engine.flush()?;
+    fs::remove_file(&path).map_err(failed)?;
+    sync_folder_of(&path)
+}
+
+/// Removes what a region that is gone may have left here.
+pub fn forget(incoming: &Path, id: GroupId) {
+    for path in [whole(incoming, id), incoming.join(format!("region-{id}.part"))] {
+        // There is none, most of the time.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The state record, which stands at the stream's end.
+fn state_of(path: &Path) -> Result<RegionState, MachineError> {
+    let mut state = None;
+    walk(File::open(path).map_err(failed)?, |family, key, value| {
+        if family == REGION.0 && key == STATE {
+            state = Some(layout::read_state(Bytes::copy_from_slice(value), Bytes::new())?);
+        }
+        Ok(())
+    })?;
+    state.ok_or_else(|| bad("it tells of no region"))
+}
+
+fn walk(
+    file: File,
+    mut each: impl FnMut(u8, &[u8], &[u8]) -> Result<(), MachineError>,
+) -> Result<Header, MachineError> {
+    let mut file = BufReader::with_capacity(FRAME_BYTES_MAX, file);
+    let (mut reader, mut buffer) = (Reader::new(FAMILIES), vec![0; FRAME_BYTES_MAX]);
+    loop {
+        let length = file.read(&mut buffer).map_err(failed)?;
+        if length == 0 {
+            return Ok(reader.finish().map_err(|why| bad(&why.0))?.header);
+        }
+        reader.feed(&buffer[..length]);
+        while let Some(pair) = reader.pair().map_err(|why| bad(&why.0))? {
+            each(pair.family, pair.key, pair.value)?;
+        }
+    }
+}
+
+fn whole(incoming: &Path, id: GroupId) -> PathBuf {
+    incoming.join(format!("region-{id}.whole"))
+}
+
+fn sync_folder_of(path: &Path) -> Result<(), MachineError> {
+    let folder = path.parent().expect("it lies in a folder");
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+fn failed(error: io::Error) -> MachineError {
+    let full = error.kind() == io::ErrorKind::StorageFull;
+    let why = format!("a received region: {error}");
+    MachineError::Engine(if full { EngineError::NoSpace(why) } else { EngineError::Failed(why) })
+}
+
+fn bad(why: &str) -> MachineError {
+    MachineError::BadSnapshot(why.into())
+}

@@ -1,0 +1,132 @@
+//! A store's process: node, engine, API, supervisor, and an orderly end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{ClusterId, NodeId};
+use node::many::ManyNode;
+use node::service::Service;
+use rpc::server::{Server, ServerConfig};
+use storage::rocks::RocksEngine;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::{Api, Router};
+use crate::config::Settings;
+use crate::pd::PdClient;
+use crate::region::layout::FAMILIES;
+use crate::store::Store;
+use crate::supervisor::{self, About, StoreCalls};
+
+/// What a message may have beyond the largest value.
+const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
+
+/// Runs until a signal ends it. The error is one line for people; nothing was started then.
+pub fn run(settings: Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(8))
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), String> {
+    let service = Service::from_environment();
+    service.status("Opening the data folder");
+    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
+    let fatal = |why: String| {
+        tracing::error!(target: "flaredb_storage", "The store cannot go on and stops, why={why} code=CF8500");
+        std::process::exit(70);
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let node = ManyNode::open(settings.node.clone(), &runtime, Arc::new(fatal)).map_err(|error| error.to_string())?;
+    let engine =
+        RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage).map_err(|error| error.to_string())?;
+
+    let pd = Arc::new(PdClient::new(settings.pd_addresses.clone()));
+    service.status("Registering with the placement driver");
+    let identity = node.identity();
+    let about = About {
+        store_id: identity.node.0,
+        client_url: settings.advertise_client.clone(),
+        peer_url: settings.node.advertise_peer.clone(),
+        labels: settings.labels.iter().cloned().collect(),
+    };
+    let registered = tokio::select! {
+        registered = supervisor::register(&pd, &about, identity.peer, identity.cluster) => registered?,
+        () = told_to_stop() => return Ok(()),
+    };
+    let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
+    let incoming = settings.node.data_dir.join("incoming");
+    let store = Arc::new(Store::new(node, Arc::new(engine), incoming));
+    store.learn(registered.stores);
+    store.node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
+    tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
+    store.reopen().map_err(|error| error.to_string())?;
+    if let Some(region) = registered.found {
+        store.found(&region).map_err(|error| error.to_string())?;
+        tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
+    }
+
+    let api = Arc::new(Api { store: store.clone(), router: Router::new(pd.clone()) });
+    let config = ServerConfig {
+        message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
+        stopping: rpc::Status::unavailable("the store is stopping"),
+        ..ServerConfig::default()
+    };
+    let server = Server::new(api, config);
+    let mut serving = Vec::new();
+    for listener in listeners {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        tracing::info!(target: "flaredb_service", "Serving clients, addr={address}");
+        let server = server.clone();
+        serving.push(tokio::spawn(async move { server.serve(listener).await }));
+    }
+    let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
+    service.ready();
+    service.status(&format!("Store {id} of cluster {cluster} serves"));
+    let watchdog = service.watchdog();
+    let alive = async {
+        let Some(every) = watchdog else { return std::future::pending().await };
+        loop {
+            service.alive();
+            tokio::time::sleep(every / 3).await;
+        }
+    };
+    tokio::select! {
+        () = told_to_stop() => {}
+        () = alive => {}
+    }
+    tracing::info!(target: "flaredb_service", "Stopping");
+    service.stopping();
+    supervising.abort();
+    server.stop();
+    let drained = async {
+        for listener in serving {
+            let _ = listener.await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(10), drained).await;
+    drop(server);
+    store.node.stop().await;
+    tracing::info!(target: "flaredb_service", "Stopped");
+    Ok(())
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", node::node::holder(address)))?;
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+async fn told_to_stop() {
+    let watch = |kind| signal(kind).expect("signals can be watched");
+    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,251 @@
+//! A store: its engine, its node with many groups, and the regions on it.
+//!
+//! | question | answered by |
+//! |---|---|
+//! | which region has this key | [`Store::region_at`] |
+//! | how does a region come here, and go | [`Store::found`], [`Store::admit`], [`Store::retire`] |
+//! | what is told to the placement driver, and done for it | [`crate::supervisor`] |
+//! | what do clients get | [`crate::api`] |
+//!
+//! A peer's record is written before anything else of it: a start finds all peers that were ever here and are not retired.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{ClusterId, GroupId, NodeId, PeerId};
+use bytes::Bytes;
+use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachine as _};
+use node::GroupHandle;
+use node::many::ManyNode;
+use parking_lot::{Mutex, RwLock};
+use proto::placement as pb;
+use storage::rocks::RocksEngine;
+use storage::{Engine, WriteBatch};
+
+use crate::region::layout::{self, RAW, REGION, Record};
+use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, machine, snapshot};
+
+/// How often it is looked whether a retired region's machine is gone.
+const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A region on this store.
+#[derive(Clone)]
+pub struct Region {
+    pub handle: GroupHandle,
+    pub peer: PeerId,
+    pub cell: RegionCell,
+}
+
+impl Region {
+    pub fn id(&self) -> GroupId {
+        self.handle.id()
+    }
+
+    pub fn state(&self) -> Arc<RegionState> {
+        self.cell.load_full()
+    }
+}
+
+pub struct Store {
+    pub node: ManyNode,
+    pub engine: Arc<RocksEngine>,
+    incoming: PathBuf,
+    map: Arc<RangeMap>,
+    regions: RwLock<BTreeMap<GroupId, Region>>,
+    /// All stores of the cluster, as last told.
+    stores: RwLock<BTreeMap<NodeId, pb::Store>>,
+    /// Regions come and go one at a time.
+    changing: Mutex<()>,
+}
+
+/// Why a region did not come here.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    #[error("peer {0} of this region was here and is gone for good")]
+    Retired(PeerId),
+    #[error("another peer of this region, {0}, is here")]
+    Other(PeerId),
+    #[error(transparent)]
+    State(#[from] MachineError),
+}
+
+impl Store {
+    pub fn new(node: ManyNode, engine: Arc<RocksEngine>, incoming: PathBuf) -> Store {
+        Store {
+            node,
+            engine,
+            incoming,
+            map: Arc::default(),
+            regions: RwLock::default(),
+            stores: RwLock::default(),
+            changing: Mutex::default(),
+        }
+    }
+
+    /// Its data folder.
+    pub fn folder(&self) -> &Path {
+        self.incoming.parent().expect("it lies in the data folder")
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.node.identity().node
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.node.identity().cluster
+    }
+
+    /// Puts all regions on the node that were there before, and finishes what was about to go.
+    pub fn reopen(&self) -> Result<(), MachineError> {
+        let view = self.engine.view();
+        let (mut peers, mut stated) = (BTreeMap::new(), BTreeSet::new());
+        let mut walk = view.scan(REGION, &[], None);
+        while walk.valid() {
+            match layout::record(walk.key()) {
+                Some((region, Record::Peer)) => drop(peers.insert(region, layout::read_peer(walk.value())?)),
+                Some((region, Record::State)) => drop(stated.insert(region)),
+                _ => {}
+            }
+            walk.advance();
+        }
+        walk.status()?;
+        drop(walk);
+        drop(view);
+        for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
+            self.node.destroy(region);
+            self.clear(region, &machine::load(&*self.engine, region)?)?;
+        }
+        for (region, peer) in peers {
+            let machine = self.machine(region)?;
+            self.put_on(region, peer, machine, false)?;
+        }
+        Ok(())
+    }
+
+    /// The first region of a cluster begins here. Nothing is done if it is here already.
+    pub fn found(&self, region: &pb::Region) -> Result<(), AdmitError> {
+        let _one = self.changing.lock();
+        let id = GroupId(region.id);
+        let own = region.peers.iter().find(|peer| peer.store_id == self.id().0);
+        let peer = PeerId(own.expect("it was asked to found it").id);
+        if self.region(id).is_some_and(|region| region.state().version > 0) {
+            return Ok(());
+        }
+        self.keep_peer(id, peer)?;
+        let mut machine = self.machine(id)?;
+        machine.set_range(region.start.clone(), region.end.clone());
+        let member = Member { node: self.id(), peer, ..Member::default() };
+        let membership = Membership::founding(self.cluster(), vec![member]);
+        machine.found(Mark { index: 1, term: 1, hash: base::hash::START }, membership.encode().into())?;
+        self.put_on(id, peer, machine, true)?;
+        Ok(())
+    }
+
+    /// A peer is about to be added to a region by its leader, which will fill it. Asking again does no harm.
+    pub fn admit(&self, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
+        let _one = self.changing.lock();
+        if let Some(region) = self.region(id) {
+            return if region.peer == peer { Ok(()) } else { Err(AdmitError::Other(region.peer)) };
+        }
+        let retired = self.engine.get(REGION, &layout::retired_key(id)).map_err(MachineError::from)?;
+        let retired = retired.map(|bytes| layout::read_peer(&bytes)).transpose()?;
+        if retired.is_some_and(|retired| peer <= retired) {
+            return Err(AdmitError::Retired(peer));
+        }
+        self.keep_peer(id, peer)?;
+        let machine = self.machine(id)?;
+        self.put_on(id, peer, machine, true)?;
+        Ok(())
+    }
+
+    /// A peer that is no member of its region any more goes, with its pairs, and never comes back.
+    pub async fn retire(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
+        let Some(region) = self.region(id).filter(|region| region.peer == peer) else { return Ok(()) };
+        // Decided first: a start in the middle of it goes on with it.
+        let mut batch = WriteBatch::new();
+        batch.delete(REGION, &layout::peer_key(id));
+        batch.put(REGION, &layout::retired_key(id), &peer.0.to_le_bytes());
+        self.engine.write(&batch)?;
+        self.engine.flush()?;
+        self.regions.write().remove(&id);
+        self.node.destroy(id);
+        let Region { cell, handle, .. } = region;
+        drop(handle);
+        // The machine has the other one.
+        while Arc::strong_count(&cell) > 1 {
+            tokio::time::sleep(GONE_LOOK_EVERY).await;
+        }
+        let _one = self.changing.lock();
+        let state = cell.swap(Arc::default());
+        self.map.place(id, &state, &RegionState::default());
+        self.clear(id, &state)?;
+        tracing::info!(target: "flaredb_raft", "Removed a region's peer from this store, region={id} peer={peer}");
+        Ok(())
+    }
+
+    pub fn region(&self, id: GroupId) -> Option<Region> {
+        self.regions.read().get(&id).cloned()
+    }
+
+    pub fn region_at(&self, key: &[u8]) -> Option<Region> {
+        self.region(self.map.find(key)?)
+    }
+
+    pub fn regions(&self) -> Vec<Region> {
+        self.regions.read().values().cloned().collect()
+    }
+
+    /// Takes over where the other stores are.
+    pub fn learn(&self, stores: Vec<pb::Store>) {
+        for store in &stores {
+            self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
+        }
+        *self.stores.write() = stores.into_iter().map(|store| (NodeId(store.id), store)).collect();
+    }
+
+    pub fn store(&self, id: NodeId) -> Option<pb::Store> {
+        self.stores.read().get(&id).cloned()
+    }
+
+    /// Reads a raw key as it lies here; whether that may be answered is the caller's business.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
+        Ok(self.engine.get(RAW, &layout::raw_key(key))?)
+    }
+
+    /// Removes what is left of a region that is gone.
+    fn clear(&self, id: GroupId, state: &RegionState) -> Result<(), MachineError> {
+        snapshot::forget(&self.incoming, id);
+        let mut batch = WriteBatch::new();
+        if state.version > 0 {
+            batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
+        }
+        batch.delete(REGION, &layout::state_key(id));
+        batch.delete(REGION, &layout::membership_key(id));
+        self.engine.write(&batch)?;
+        Ok(self.engine.flush()?)
+    }
+
+    fn machine(&self, id: GroupId) -> Result<RegionMachine, MachineError> {
+        let engine: Arc<dyn Engine> = self.engine.clone();
+        RegionMachine::open(engine, self.incoming.clone(), id, self.map.clone())
+    }
+
+    fn keep_peer(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
+        let mut batch = WriteBatch::new();
+        batch.put(REGION, &layout::peer_key(id), &peer.0.to_le_bytes());
+        self.engine.write(&batch)?;
+        Ok(self.engine.flush()?)
+    }
+
+    fn put_on(&self, id: GroupId, peer: PeerId, machine: RegionMachine, fresh: bool) -> Result<(), MachineError> {
+        let membership = Membership::decode(&machine.membership())
+            .ok_or_else(|| MachineError::Damaged("the stored membership of a region".to_owned()))?;
+        let cell = machine.cell();
+        let create = CreateGroup { group: id, peer, mark: machine.mark(), membership, fresh };
+        let handle = self.node.create(create, Box::new(machine))?;
+        self.regions.write().insert(id, Region { handle, peer, cell });
+        Ok(())
+    }
+}

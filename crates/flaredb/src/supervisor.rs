@@ -1,0 +1,216 @@
+//! What a store tells the placement driver, and what it does for it.
+//!
+//! ```text
+//!  start ─▶ register: id, cluster, other stores, perhaps a region to found
+//!    then, every second ─▶ heartbeat: how full, which regions led, which had ─▶ steps for regions led here; peers to retire
+//! ```
+//! A step is done if the region is still of the epoch that it was planned for; whether it was, the next heartbeat tells.
+//! Without a placement driver everything goes on as it stands.
+//!
+//! A peer that a leader adds must be there before it can be filled: the leader's store asks the other one to admit it
+//! ([`ADMIT`]), and proposes the change only then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{ClusterId, GroupId, NodeId, PeerId};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus::{Member, MemberRole, MembershipChange, Refusal, Role};
+use node::transport::{CallFuture, CallService, Caller, Standing};
+use proto::placement as pb;
+use tonic::{Code, Status};
+
+use crate::pd::PdClient;
+use crate::store::{Region, Store};
+
+/// The peer call by which a region's leader has a store admit a peer: region and peer, 8 bytes each.
+pub const ADMIT: u8 = 16;
+
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+const REGISTER_RETRY: Duration = Duration::from_secs(1);
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// While nothing changes, a failure is mentioned this often.
+const SAY_EVERY: u32 = 30;
+
+/// Who this store is and where it is reached.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Zero: whatever id is free.
+    pub store_id: u64,
+    pub client_url: String,
+    pub peer_url: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Asks until the placement driver takes this store in. The error is final: it never will.
+pub async fn register(
+    pd: &PdClient,
+    about: &About,
+    incarnation: PeerId,
+    cluster: ClusterId,
+) -> Result<pb::RegisterResponse, String> {
+    let request = pb::RegisterRequest {
+        store_id: about.store_id,
+        incarnation: incarnation.0,
+        client_url: about.client_url.clone(),
+        peer_url: about.peer_url.clone(),
+        labels: about.labels.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_id: cluster.0,
+    };
+    let mut failures = 0;
+    loop {
+        match pd.register(request.clone()).await {
+            Ok(response) => return Ok(response),
+            Err(status) if is_final(&status) => {
+                return Err(format!("failed to register with PD at {}: {}", pd.addresses(), status.message()));
+            }
+            Err(status) => {
+                if failures % SAY_EVERY == 0 {
+                    tracing::warn!(
+                        target: "flaredb_pd_client",
+                        "failed to register with PD, retrying, addr={} why={} code=CF8501",
+                        pd.addresses(),
+                        status.message()
+                    );
+                }
+                failures += 1;
+            }
+        }
+        tokio::time::sleep(REGISTER_RETRY).await;
+    }
+}
+
+fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition | Code::InvalidArgument)
+}
+
+/// Heartbeats for as long as the store runs.
+pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
+    let mut failures = 0;
+    loop {
+        match pd.heartbeat(report(&store)).await {
+            Ok(response) => {
+                if failures > 0 {
+                    tracing::info!(target: "flaredb_pd_client", "Heartbeat to PD succeeded again, failures={failures}");
+                }
+                failures = 0;
+                follow(&store, response);
+            }
+            Err(status) => {
+                if failures % SAY_EVERY == 0 {
+                    tracing::warn!(
+                        target: "flaredb_pd_client",
+                        "Heartbeat to PD failed, retrying... why={} code=CF8502",
+                        status.message()
+                    );
+                }
+                failures += 1;
+            }
+        }
+        tokio::time::sleep(HEARTBEAT_EVERY).await;
+    }
+}
+
+fn report(store: &Store) -> pb::HeartbeatRequest {
+    let identity = store.node.identity();
+    let (mut led, mut others) = (Vec::new(), Vec::new());
+    for region in store.regions() {
+        let (status, state) = (region.handle.status(), region.state());
+        if status.role != Role::Leader || state.version == 0 {
+            others.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
+            continue;
+        }
+        let membership = region.handle.membership();
+        let silent = status.followers.iter().filter(|(peer, _, reached)| *peer != status.peer && !reached);
+        let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < status.committed);
+        let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
+        led.push(pb::RegionReport {
+            region: Some(state.describe(region.id())),
+            term: status.term,
+            down: silent.map(|(peer, ..)| pb::DownPeer { peer_id: peer.0, seconds: 0 }).collect(),
+            pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
+            ..pb::RegionReport::default()
+        });
+    }
+    let (available, capacity) = node::disk::room(store.folder()).unwrap_or_default();
+    let stats = pb::StoreStats {
+        capacity_bytes: capacity,
+        available_bytes: available,
+        region_count: (led.len() + others.len()) as u64,
+        leader_count: led.len() as u64,
+        slow: store.node.stats().writing_for() >= node::STALL,
+        ..pb::StoreStats::default()
+    };
+    let (store_id, incarnation) = (identity.node.0, identity.peer.0);
+    pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others }
+}
+
+/// Does what an answer asks for, beside everything else.
+fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
+    store.learn(response.stores);
+    for pb::Replica { region_id, peer_id } in response.retired {
+        let store = store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.retire(GroupId(region_id), PeerId(peer_id)).await {
+                tracing::error!(target: "flaredb_storage", "A region's peer was not removed, region={region_id} why={error} code=CF8503");
+            }
+        });
+    }
+    for step in response.steps {
+        let Some(region) = store.region(GroupId(step.region_id)) else { continue };
+        let state = region.state();
+        if (state.conf_version, state.version) != (step.conf_version, step.version) {
+            continue;
+        }
+        let store = store.clone();
+        tokio::spawn(async move {
+            let id = region.id();
+            if let Err(why) = take(&store, &region, step).await {
+                tracing::warn!(target: "flaredb_raft", "A step of an operator was not done, region={id} why={why} code=CF8504");
+            }
+        });
+    }
+}
+
+async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), String> {
+    let refused = |why: Refusal| why.to_string();
+    let change = match step.action {
+        Some(pb::step::Action::AddLearner(peer)) => {
+            let (node, peer) = (NodeId(peer.store_id), PeerId(peer.id));
+            let mut body = BytesMut::with_capacity(16);
+            body.put_u64_le(region.id().0);
+            body.put_u64_le(peer.0);
+            let asked = store.node.transport().call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
+            asked.and_then(|answer| answer.map_err(|why| format!("store {node} does not admit it: {why}")))?;
+            MembershipChange::Add(Member { node, peer, role: MemberRole::Learner, ..Member::default() })
+        }
+        Some(pb::step::Action::PromoteStore(id)) => MembershipChange::Promote { node: NodeId(id) },
+        Some(pb::step::Action::RemoveStore(id)) => MembershipChange::Remove { node: NodeId(id) },
+        Some(pb::step::Action::TransferToStore(id)) => {
+            return region.handle.transfer(Some(NodeId(id))).await.map_err(refused);
+        }
+        None => return Err("a later version of the placement driver asked for it".to_owned()),
+    };
+    region.handle.change(change).await.map(drop).map_err(refused)
+}
+
+/// What other stores may ask of this one.
+pub struct StoreCalls(pub Arc<Store>);
+
+impl CallService for StoreCalls {
+    fn call(&self, caller: &Caller, method: u8, mut body: Bytes) -> CallFuture {
+        let answer = match method {
+            ADMIT if body.len() == 16 && caller.standing == Standing::Member => {
+                let (region, peer) = (GroupId(body.get_u64_le()), PeerId(body.get_u64_le()));
+                self.0.admit(region, peer).map(|()| Bytes::new()).map_err(|why| {
+                    tracing::warn!(target: "flaredb_raft", "Did not admit a region's peer, region={region} peer={peer} why={why} code=CF8505");
+                    Refusal::UnknownMember
+                })
+            }
+            _ => Err(Refusal::NoGroup),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}

@@ -1,0 +1,122 @@
+//! What stores, clients and people get of the placement driver: gRPC and, under `/pd/api/v1`, plain HTTP, on one port.
+//!
+//! Any member answers. What only the leader knows, a member that does not lead asks of it by a peer call ([`FORWARD`]): the
+//! whole request goes there, and the whole answer comes back.
+
+mod http;
+mod pages;
+mod rpc_calls;
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use consensus::Refusal;
+use node::transport::{CallFuture, CallService, Caller};
+use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
+use rpc::{Code, Status};
+
+use crate::leader::{Leader, of_refusal};
+
+/// The peer call that carries a request to the leader. In: 1 byte kind (0 gRPC, 1 HTTP), then the request. Out: 4 bytes code
+/// (gRPC's, or HTTP's), then the answer or the error's text.
+pub const FORWARD: u8 = node::FIRST_METHOD;
+
+const GRPC: u8 = 0;
+const HTTP: u8 = 1;
+
+/// The service behind the client port.
+pub struct Api {
+    pub leader: Arc<OnceLock<Arc<Leader>>>,
+    pub handle: node::GroupHandle,
+}
+
+impl Api {
+    /// `None` while this member belongs to no cluster.
+    fn leader(&self) -> Result<&Arc<Leader>, Status> {
+        self.leader.get().ok_or_else(|| Status::unavailable("this member of the placement driver waits for the others"))
+    }
+
+    /// Sends a request to the leader; its answer's code and body.
+    async fn forward(&self, kind: u8, request: Bytes) -> Result<(u32, Bytes), Status> {
+        let mut body = BytesMut::with_capacity(1 + request.len());
+        body.put_u8(kind);
+        body.put_slice(&request);
+        let mut answer = self.handle.call_leader(FORWARD, body.freeze()).await.map_err(of_refusal)?;
+        let code = answer.try_get_u32_le().map_err(|_| Status::internal("the leader's answer makes no sense"))?;
+        Ok((code, answer))
+    }
+
+    /// Answers a request that another member has passed on.
+    async fn answer_forwarded(&self, mut request: Bytes) -> Result<Bytes, Refusal> {
+        let kind = request.try_get_u8().map_err(|_| Refusal::NoGroup)?;
+        let (code, body) = match kind {
+            GRPC => {
+                let number = request.try_get_u16_le().map_err(|_| Refusal::NoGroup)?;
+                match self.call(number, request).await {
+                    Ok(body) => (0, body),
+                    Err(status) => (status.code.number(), Bytes::from(status.message.into_owned())),
+                }
+            }
+            HTTP => {
+                let (code, body) = self.http_here(http::Request::decode(request).ok_or(Refusal::NoGroup)?).await;
+                (u32::from(code), body.into())
+            }
+            _ => return Err(Refusal::NoGroup),
+        };
+        let mut out = BytesMut::with_capacity(4 + body.len());
+        out.put_u32_le(code);
+        out.put_slice(&body);
+        Ok(out.freeze())
+    }
+}
+
+impl Service for Api {
+    fn resolve(&self, path: &str) -> Option<Method> {
+        rpc_calls::resolve(path)
+    }
+
+    fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
+        let api = self.clone();
+        Answer::later(async move {
+            if api.handle.is_leader() || !rpc_calls::needs_leader(number) {
+                return api.call(number, message).await;
+            }
+            let mut request = BytesMut::with_capacity(2 + message.len());
+            request.put_u16_le(number);
+            request.put_slice(&message);
+            match api.forward(GRPC, request.freeze()).await? {
+                (0, body) => Ok(body),
+                (code, why) => Err(Status::new(Code::from_number(code), String::from_utf8_lossy(&why).into_owned())),
+            }
+        })
+    }
+
+    fn streaming(
+        self: &Arc<Self>,
+        number: u16,
+        _call: Call,
+        _requests: RequestStream,
+        _responses: ResponseSink,
+    ) -> BoxFuture<Result<(), Status>> {
+        unreachable!("method {number} is no stream")
+    }
+
+    fn http(self: &Arc<Self>, _call: Call, request: ::http::Request<Bytes>) -> BoxFuture<::http::Response<HttpBody>> {
+        Box::pin(self.clone().page(request))
+    }
+}
+
+/// What the other members ask of this one.
+pub struct MemberCalls(pub Arc<OnceLock<Arc<Api>>>);
+
+impl CallService for MemberCalls {
+    fn call(&self, _caller: &Caller, method: u8, body: Bytes) -> CallFuture {
+        match self.0.get() {
+            Some(api) if method == FORWARD => {
+                let api = api.clone();
+                Box::pin(async move { api.answer_forwarded(body).await })
+            }
+            _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One store: what it takes, what it does not and why; what keeps it from emptying.
+
+use std::fmt;
+
+use base::{NodeId, Time};
+use serde::Serialize;
+
+use crate::explain::{BlockedRegions, Gathered};
+use crate::model::Cause;
+use crate::plan::filter;
+use crate::plan::round::{Round, StoreNow};
+use crate::plan::{balance_region, evict, replica};
+use crate::policy::{MIB, Policy, Scheduler, format_span};
+use crate::view::{Health, StoreState, View};
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StoreExplanation {
+    pub store: u64,
+    pub state: StoreState,
+    pub health: String,
+    pub capacity_bytes: u64,
+    pub available_bytes: u64,
+    pub leaders: u64,
+    pub replicas: u64,
+    pub replica_bytes: u64,
+    /// Its score and the average of the stores that are up, in MiB; balance moves replicas from high to low.
+    pub score_mib: u64,
+    pub average_score_mib: u64,
+    pub tolerance_mib: u64,
+    /// Operators under way that bring replicas here, and that take them away.
+    pub arriving: u64,
+    pub leaving: u64,
+    /// Why it takes no replica; empty when it does.
+    pub against_replicas: Vec<String>,
+    /// Why it takes no leader; empty when it does.
+    pub against_leaders: Option<String>,
+    pub gives_up_leaders: Option<Cause>,
+    /// Whether and why balance sends replicas here or takes them away.
+    pub balance: String,
+    /// When it is to be emptied.
+    pub draining: Option<Draining>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Draining {
+    pub why: String,
+    pub replicas_left: u64,
+    pub bytes_left: u64,
+    pub under_way: u64,
+    /// Replicas that a round may move at once.
+    pub movable: u64,
+    pub blocked: Vec<BlockedRegions>,
+}
+
+/// `None` when the store is not known.
+pub fn explain(view: &View, policy: &Policy, store: NodeId, now: Time) -> Option<StoreExplanation> {
+    let mut round = Round::new(view, policy, now, 0);
+    let draining = draining(&mut round, store);
+    let round = Round::new(view, policy, now, 0);
+    let here = round.store(store)?;
+    let up: Vec<_> =
+        round.stores().iter().filter(|store| store.is_up()).map(|store| store.region_score(0, 0)).collect();
+    let average = up.iter().sum::<f64>() / up.len().max(1) as f64;
+    let mib = |score: f64| (score / MIB as f64) as u64;
+    let flights = |moves: &dyn Fn(&crate::Operator) -> bool| {
+        view.flights().filter(|flight| moves(&flight.operator)).count() as u64
+    };
+    let report = here.store.report;
+    Some(StoreExplanation {
+        store: store.0,
+        state: here.state,
+        health: match here.health {
+            Health::Connected => "connected".to_owned(),
+            Health::Disconnected(span) => format!("disconnected, silent for {}", format_span(span)),
+            Health::Down(span) => format!("down, silent for {}", format_span(span)),
+        },
+        capacity_bytes: report.capacity_bytes,
+        available_bytes: report.available_bytes,
+        leaders: here.store.leader_count() as u64,
+        replicas: here.store.region_count() as u64,
+        replica_bytes: here.store.region_bytes(),
+        score_mib: mib(here.region_score(0, 0)),
+        average_score_mib: mib(average),
+        tolerance_mib: mib(balance_region::tolerance(&round)),
+        arriving: flights(&|operator| operator.stores_added().any(|added| added == store)),
+        leaving: flights(&|operator| operator.stores_removed().any(|removed| removed == store)),
+        against_replicas: filter::all_against_store(&round, here).iter().map(ToString::to_string).collect(),
+        against_leaders: filter::judge_leader_store(&round, here).map(|rejection| rejection.to_string()),
+        gives_up_leaders: evict::evicted(&round)
+            .into_iter()
+            .find(|(evicted, _)| *evicted == store)
+            .map(|(_, cause)| cause),
+        balance: balance(&round, here, average),
+        draining,
+    })
+}
+
+fn balance(round: &Round<'_>, here: &StoreNow<'_>, average: f64) -> String {
+    let (score, tolerance) = (here.region_score(0, 0), balance_region::tolerance(round));
+    if !round.policy.is_on(Scheduler::BalanceRegion) {
+        return format!("{} is off", Scheduler::BalanceRegion);
+    }
+    if let Some(blocker) = round.limit(Cause::BalanceRegion) {
+        return blocker.to_string();
+    }
+    if let Some(rejection) = here.refused {
+        return format!("takes nothing: {rejection}");
+    }
+    if score > average + tolerance {
+        let left = round.may_leave(here.id()).err().map_or_else(String::new, |blocker| format!("; {blocker}"));
+        format!("above the average: gives replicas{left}")
+    } else if score < average - tolerance {
+        "below the average: takes replicas, at the pace of its limits".to_owned()
+    } else {
+        "as full as the others, within the tolerance".to_owned()
+    }
+}
+
+fn draining(round: &mut Round<'_>, store: NodeId) -> Option<Draining> {
+    let (view, now) = (round.view, round.store(store)?);
+    let why = match (now.state, now.health) {
+        (StoreState::Offline, _) => "it is going offline".to_owned(),
+        (StoreState::Tombstone, _) => "it is a tombstone".to_owned(),
+        (StoreState::Up, Health::Down(span)) => format!("it is down for {}", format_span(span)),
+        _ => return None,
+    };
+    let known = view.store(store)?;
+    let (mut under_way, mut movable) = (0, 0);
+    let mut blocked = Gathered::default();
+    for region in known.regions().filter_map(|region| view.region(region)) {
+        if view.is_busy(region.id) {
+            under_way += 1;
+            continue;
+        }
+        // Nothing is put into the plan: each region is asked as if it were first.
+        match replica::check(round, region) {
+            Ok(Some(_)) => movable += 1,
+            Ok(None) => {}
+            Err(blocker) => blocked.add(region.id, &blocker),
+        }
+    }
+    Some(Draining {
+        why,
+        replicas_left: known.region_count() as u64,
+        bytes_left: known.region_bytes(),
+        under_way,
+        movable,
+        blocked: blocked.list(),
+    })
+}
+
+impl fmt::Display for StoreExplanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        writeln!(f, "store {}: {}, {}", self.store, self.state, self.health)?;
+        let (available, capacity) = (gib(self.available_bytes), gib(self.capacity_bytes));
+        writeln!(f, "disk: {available:.1} of {capacity:.1} GiB available")?;
+        let (leaders, replicas, bytes) = (self.leaders, self.replicas, gib(self.replica_bytes));
+        writeln!(f, "holds: {replicas} replicas of {bytes:.1} GiB, {leaders} of them lead")?;
+        writeln!(f, "under way: {} replicas arrive, {} leave", self.arriving, self.leaving)?;
+        if self.against_replicas.is_empty() {
+            writeln!(f, "takes replicas")?;
+        } else {
+            writeln!(f, "takes no replicas: {}", self.against_replicas.join("; "))?;
+        }
+        match &self.against_leaders {
+            None => writeln!(f, "takes leaders")?,
+            Some(reason) => writeln!(f, "takes no leaders: {reason}")?,
+        }
+        if let Some(cause) = self.gives_up_leaders {
+            writeln!(f, "gives up its leaders ({cause})")?;
+        }
+        let (score, average, tolerance) = (self.score_mib, self.average_score_mib, self.tolerance_mib);
+        writeln!(f, "balance: {} (score {score} MiB, average {average}, tolerance {tolerance})", self.balance)?;
+        if let Some(draining) = &self.draining {
+            let Draining { why, replicas_left, under_way, movable, blocked, .. } = draining;
+            writeln!(
+                f,
+                "drains, because {why}: {replicas_left} replicas left, {under_way} under way, {movable} movable"
+            )?;
+            for kind in blocked {
+                writeln!(f, "  held up: {kind}")?;
+            }
+        }
+        Ok(())
+    }
+}

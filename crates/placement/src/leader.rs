@@ -1,0 +1,475 @@
+//! What the leading member knows beyond the records: what it has heard from stores, and the operators under way.
+//!
+//! It is memory of one term. A new leader begins with the records alone, hears the stores for a while, and plans nothing
+//! before it has heard most regions ([`View::is_ready`]); what was left half done it sees in the regions themselves.
+//!
+//! ```text
+//!  heartbeat ─▶ view ─┬─ regions that are new or changed ─▶ proposed, so that records keep up
+//!                     ├─ the operator of each region led there ─▶ its next step, in the answer
+//!                     └─ peers that are members of nothing ─▶ to be taken away, in the answer
+//!  every second ─▶ stuck operators are ended · plan ─▶ operators begun · emptied stores become tombstones
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base::{GroupId, NodeId, PeerId, Time};
+use bytes::Bytes;
+use consensus::{Refusal, Role};
+use node::GroupHandle;
+use parking_lot::{Mutex, MutexGuard};
+use prost::Message as _;
+use proto::placement as pb;
+use proto::placement::command::What;
+use rpc::{Code, Status};
+
+use crate::machine::{self, Records, SharedRecords};
+use crate::model::{Epoch, Operator, Peer, Step};
+use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreReport, StoreState};
+use crate::{Plan, Policy, View, plan};
+
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// Operators that ended, kept for people.
+const ENDED_MAX: usize = 1000;
+/// A replica that is not among its region's members is taken away only if the region was heard of so lately, in this
+/// term: it may be about to become one.
+const RETIRE_AFTER: Duration = Duration::from_secs(60);
+
+/// A store that was heard of so lately is alive.
+const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
+
+/// One per member; only the leader's has anything in it. Whoever needs both locks takes the term's before the records'.
+pub struct Leader {
+    handle: GroupHandle,
+    records: SharedRecords,
+    term: Mutex<Option<Term>>,
+}
+
+/// All that is heard and planned in one term.
+pub struct Term {
+    number: u64,
+    pub view: View,
+    pub policy: Policy,
+    round: u64,
+    next_operator: u64,
+    ended: VecDeque<Ended>,
+    began: Time,
+}
+
+/// An operator that is over.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub flight: InFlight,
+    pub ended_unix_s: u64,
+    pub took: Duration,
+    pub outcome: String,
+}
+
+impl Leader {
+    pub fn new(handle: GroupHandle, records: SharedRecords) -> Arc<Leader> {
+        Arc::new(Leader { handle, records, term: Mutex::default() })
+    }
+
+    pub fn handle(&self) -> &GroupHandle {
+        &self.handle
+    }
+
+    pub fn records(&self) -> &SharedRecords {
+        &self.records
+    }
+
+    pub fn now(&self) -> Time {
+        self.handle.now()
+    }
+
+    /// What this member knows as the leader; an error if it does not lead.
+    pub fn term(&self) -> Result<parking_lot::MappedMutexGuard<'_, Term>, Status> {
+        let status = self.handle.status();
+        if status.role != Role::Leader {
+            return Err(Status::unavailable("no leader elected: this member of the placement driver does not lead"));
+        }
+        let mut known = self.term.lock();
+        if known.as_ref().is_none_or(|known| known.number != status.term) {
+            *known = Some(Term::new(status.term, &self.records.read(), self.now())?);
+        }
+        Ok(MutexGuard::map(known, |known| known.as_mut().expect("just set")))
+    }
+
+    /// Plans, for as long as the process runs.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(ROUND_EVERY).await;
+            if self.handle.is_leader()
+                && let Err(why) = self.plan_once().await
+            {
+                tracing::warn!(target: "placement_schedule", "failed to schedule operator, why={why} code=CF8001");
+            }
+        }
+    }
+
+    async fn plan_once(&self) -> Result<(), Status> {
+        let (planned, emptied) = {
+            let mut term = self.term()?;
+            let now = self.now();
+            term.follow_policy(&self.records.read())?;
+            term.end_stuck(now);
+            (term.plan(now), term.emptied())
+        };
+        for store in emptied {
+            tracing::info!(target: "placement_store", "Store is empty and removed, store_id={store}");
+            let state = pb::StoreState::Tombstone as i32;
+            self.propose(What::SetState(pb::SetStoreState { store_id: store.0, state })).await?;
+            let record = self.records.read().stores.get(&store.0).cloned();
+            if let Some(record) = record {
+                self.term()?.view.put_store(meta_of(&record), self.now());
+            }
+        }
+        for operator in planned {
+            let new_peers = operator.stores_added().count() as u32;
+            let mut next = if new_peers > 0 { self.allocate(new_peers).await? } else { 0 };
+            let mut operator = operator;
+            operator.draw_peers(|| {
+                next += 1;
+                PeerId(next - 1)
+            });
+            let mut term = self.term()?;
+            term.begin(operator, self.now());
+        }
+        Ok(())
+    }
+
+    /// The first of so many ids that follow on one another.
+    pub async fn allocate(&self, count: u32) -> Result<u64, Status> {
+        let body = self.propose(What::Allocate(pb::AllocateIdsRequest { count })).await?;
+        let response = pb::AllocateIdsResponse::decode(body);
+        response.map(|response| response.first).map_err(|_| Status::internal("an outcome of a later version"))
+    }
+
+    /// Replicates a command; a refusal by the records is an error with its words.
+    pub async fn propose(&self, what: What) -> Result<Bytes, Status> {
+        let command = pb::Command { what: Some(what) }.encode_to_vec();
+        let outcome = self.handle.propose(command.into()).await.map_err(of_refusal)?;
+        let code = match outcome.code {
+            0 => return Ok(outcome.body),
+            machine::ALREADY_EXISTS => Code::AlreadyExists,
+            machine::FAILED_PRECONDITION => Code::FailedPrecondition,
+            machine::NOT_FOUND => Code::NotFound,
+            _ => Code::Internal,
+        };
+        Err(Status::new(code, String::from_utf8_lossy(&outcome.body).into_owned()))
+    }
+
+    pub async fn register(&self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
+        let about = format!("incarnation={:x} addr={}", request.incarnation, request.client_url);
+        let asked = request.store_id;
+        let registered = match self.alive_elsewhere(&request)? {
+            Some(address) => Err(Status::new(
+                Code::AlreadyExists,
+                format!("a store with the same data folder is alive at {address}: one of the two is a copy"),
+            )),
+            None => self.propose(What::Register(request)).await,
+        };
+        let body = registered.inspect_err(|why| {
+            tracing::warn!(
+                target: "placement_store",
+                "Did not register a store, store_id={asked} {about} why={} code=CF8002",
+                why.message
+            );
+        })?;
+        let response =
+            pb::RegisterResponse::decode(body).map_err(|_| Status::internal("an outcome of a later version"))?;
+        tracing::info!(target: "placement_store", "Registered a store, store_id={} {about}", response.store_id);
+        if let Ok(mut term) = self.term()
+            && let Some(store) = self.records.read().stores.get(&response.store_id)
+        {
+            let now = self.now();
+            term.view.put_store(meta_of(store), now);
+        }
+        Ok(response)
+    }
+
+    pub async fn heartbeat(&self, request: pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
+        let id = NodeId(request.store_id);
+        self.check_store(&request)?;
+        let changed: Vec<pb::Region> = {
+            let records = self.records.read();
+            let regions = request.led.iter().filter_map(|report| report.region.as_ref());
+            regions.filter(|region| records.regions.get(&region.id) != Some(*region)).cloned().collect()
+        };
+        if !changed.is_empty() {
+            self.propose(What::Save(pb::SaveRegions { regions: changed })).await?;
+        }
+        let mut term = self.term()?;
+        let now = self.now();
+        let steps = term.hear(id, &request, now);
+        let records = self.records.read();
+        Ok(pb::HeartbeatResponse {
+            stores: records.stores.values().cloned().collect(),
+            steps,
+            retired: term.retired(&request, &records, now),
+        })
+    }
+
+    /// Where a store with the same data folder has been heard of lately, if that is not where this one is.
+    fn alive_elsewhere(&self, request: &pb::RegisterRequest) -> Result<Option<String>, Status> {
+        let (term, now) = (self.term()?, self.now());
+        let records = self.records.read();
+        let twin = records.stores.values().find(|store| store.incarnation == request.incarnation);
+        let twin = twin.filter(|twin| (&twin.client_url, &twin.peer_url) != (&request.client_url, &request.peer_url));
+        let is_heard = |twin: &&pb::Store| {
+            let store = term.view.store(NodeId(twin.id));
+            store.is_some_and(|store| store.reported && store.silent_for(now) < COPY_HEARD_WITHIN)
+        };
+        Ok(twin.filter(is_heard).map(|twin| twin.client_url.clone()))
+    }
+
+    fn check_store(&self, request: &pb::HeartbeatRequest) -> Result<(), Status> {
+        let records = self.records.read();
+        match records.stores.get(&request.store_id) {
+            Some(store) if store.incarnation != request.incarnation => Err(Status::new(
+                Code::FailedPrecondition,
+                format!("duplicate store_id {}: it belongs to another data folder", request.store_id),
+            )),
+            Some(store) if store.state() == pb::StoreState::Tombstone => {
+                Err(Status::new(Code::FailedPrecondition, format!("store {} was removed", request.store_id)))
+            }
+            Some(_) => Ok(()),
+            None => Err(Status::new(Code::NotFound, format!("there is no store {}", request.store_id))),
+        }
+    }
+}
+
+impl Term {
+    fn new(number: u64, records: &Records, now: Time) -> Result<Term, Status> {
+        let mut view = View::new(now);
+        for store in records.stores.values() {
+            view.put_store(meta_of(store), now);
+        }
+        for region in records.regions.values() {
+            if let Err(why) = view.restore_region(report_of(region, None)) {
+                tracing::warn!(target: "placement_region", "A region's record was left out, region={} why={why} code=CF8003", region.id);
+            }
+        }
+        let mut term = Term {
+            number,
+            view,
+            policy: Policy::default(),
+            round: 0,
+            // Operators of different terms are different ones.
+            next_operator: number << 32,
+            ended: VecDeque::new(),
+            began: now,
+        };
+        term.follow_policy(records)?;
+        Ok(term)
+    }
+
+    fn follow_policy(&mut self, records: &Records) -> Result<(), Status> {
+        self.policy = policy_of(records)?;
+        Ok(())
+    }
+
+    /// Takes a heartbeat in; the steps that the store is to do.
+    fn hear(&mut self, id: NodeId, request: &pb::HeartbeatRequest, now: Time) -> Vec<pb::Step> {
+        let stats = request.stats.unwrap_or_default();
+        let report = StoreReport {
+            capacity_bytes: stats.capacity_bytes,
+            available_bytes: stats.available_bytes,
+            slow: stats.slow,
+            ..StoreReport::default()
+        };
+        // A store that has registered is known; one that has not was refused before.
+        let _ = self.view.report_store(id, report, now);
+        let mut steps = Vec::new();
+        for reported in &request.led {
+            let Some(region) = &reported.region else { continue };
+            let mut report = report_of(region, Some(id));
+            let store_of =
+                |peer: u64| region.peers.iter().find(|known| known.id == peer).map(|peer| NodeId(peer.store_id));
+            let before = self.view.region(report.id);
+            let since = |store: NodeId| {
+                let known = before.and_then(|before| before.down.iter().find(|down| down.store == store));
+                known.map_or(now, |down| down.since)
+            };
+            let down = reported.down.iter().filter_map(|down| store_of(down.peer_id));
+            report.down = down.map(|store| DownPeer { store, since: since(store) }).collect();
+            report.pending = reported.pending.iter().filter_map(|peer| store_of(*peer)).collect();
+            report.bytes = reported.bytes;
+            report.keys = reported.keys;
+            let id = report.id;
+            match self.view.report_region(report, now) {
+                Ok(heard) => {
+                    for (other, flight) in heard.replaced {
+                        self.end(flight, &format!("region {other} is part of region {id} by now"), now);
+                    }
+                    match heard.progress {
+                        Some(Progress::Finished) => {
+                            let flight = self.view.end(id);
+                            self.end(flight, "done", now);
+                        }
+                        Some(Progress::Overtaken) => {
+                            let flight = self.view.end(id);
+                            self.end(flight, "cancelled: the region's range has changed", now);
+                        }
+                        _ => {}
+                    }
+                }
+                Err(why) => {
+                    tracing::debug!(target: "placement_region", "A region's report was left out, region={id} why={why}");
+                    continue;
+                }
+            }
+            let step = self.view.flight(id).and_then(InFlight::current_step);
+            steps.extend(step.and_then(|step| step_for(region, step)));
+        }
+        steps
+    }
+
+    /// Replicas on a store that are members of their regions no more.
+    fn retired(&self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
+        let is_gone = |replica: &&pb::Replica| {
+            let Some(region) = records.regions.get(&replica.region_id) else { return false };
+            let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
+            let id = GroupId(replica.region_id);
+            let heard = self.view.region(id).is_some_and(|region| region.heard.is_some());
+            !member && heard && !self.view.is_busy(id) && now.since(self.began) >= RETIRE_AFTER.min(self.patience())
+        };
+        request.others.iter().filter(is_gone).copied().collect()
+    }
+
+    /// How long a step that was handed out before this term may still take effect.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(15)
+    }
+
+    fn plan(&mut self, now: Time) -> Vec<Operator> {
+        if !self.view.is_ready(&self.policy, now) {
+            return Vec::new();
+        }
+        self.round += 1;
+        let Plan { operators, .. } = plan(&self.view, &self.policy, now, self.round);
+        operators
+    }
+
+    fn begin(&mut self, operator: Operator, now: Time) {
+        let (region, cause, reason) = (operator.region, operator.cause, operator.reason.clone());
+        let id = self.next_operator;
+        match self.view.begin(id, operator, now) {
+            Ok(()) => {
+                self.next_operator += 1;
+                tracing::info!(
+                    target: "placement_schedule",
+                    "Operator begun, operator={id:x} region={region} cause={} reason={reason}",
+                    cause.name()
+                );
+            }
+            Err(why) => {
+                tracing::info!(target: "placement_schedule", "failed to schedule operator, region={region} why={why}");
+            }
+        }
+    }
+
+    fn end_stuck(&mut self, now: Time) {
+        let stuck: Vec<GroupId> = self.view.stuck(&self.policy, now).map(|flight| flight.operator.region).collect();
+        for region in stuck {
+            let flight = self.view.end(region);
+            let step = flight.as_ref().and_then(|flight| flight.current_step()).map(ToString::to_string);
+            let outcome = format!(
+                "cancelled: no progress for {} s with the step: {}",
+                self.policy.operator_no_progress_timeout.as_secs(),
+                step.unwrap_or_default()
+            );
+            self.end(flight, &outcome, now);
+        }
+    }
+
+    fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
+        let Some(flight) = flight else { return };
+        let took = now.since(flight.started);
+        tracing::info!(
+            target: "placement_schedule",
+            "Operator ended, operator={:x} region={} cause={} took={}ms outcome={outcome}",
+            flight.id,
+            flight.operator.region,
+            flight.operator.cause.name(),
+            took.as_millis()
+        );
+        if self.ended.len() == ENDED_MAX {
+            self.ended.pop_front();
+        }
+        let ended_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.ended.push_back(Ended { flight, ended_unix_s, took, outcome: outcome.to_owned() });
+    }
+
+    /// Stores that were to be emptied and are.
+    fn emptied(&self) -> Vec<NodeId> {
+        let offline = self.view.stores().filter(|store| store.meta.state == StoreState::Offline);
+        offline.filter(|store| store.region_count() == 0).map(|store| store.id()).collect()
+    }
+
+    pub fn ended(&self) -> impl Iterator<Item = &Ended> {
+        self.ended.iter().rev()
+    }
+}
+
+/// The policy that the records hold.
+pub fn policy_of(records: &Records) -> Result<Policy, Status> {
+    if records.policy.is_empty() {
+        return Ok(Policy::default());
+    }
+    let value = serde_json::from_slice(&records.policy).map_err(|error| Status::internal(error.to_string()))?;
+    Policy::default().merged(&value).map_err(|error| Status::internal(error.to_string()))
+}
+
+pub fn meta_of(store: &pb::Store) -> StoreMeta {
+    let state = match store.state() {
+        pb::StoreState::Up => StoreState::Up,
+        pb::StoreState::Offline => StoreState::Offline,
+        pb::StoreState::Tombstone => StoreState::Tombstone,
+    };
+    StoreMeta { state, labels: store.labels.clone(), ..StoreMeta::new(NodeId(store.id)) }
+}
+
+fn report_of(region: &pb::Region, leader: Option<NodeId>) -> RegionReport {
+    let peer = |peer: &pb::Peer| Peer { id: PeerId(peer.id), store: NodeId(peer.store_id), learner: peer.learner };
+    RegionReport {
+        id: GroupId(region.id),
+        start: region.start.as_ref().into(),
+        end: region.end.as_ref().into(),
+        epoch: Epoch { conf_version: region.conf_version, version: region.version },
+        peers: region.peers.iter().map(peer).collect(),
+        leader,
+        ..RegionReport::default()
+    }
+}
+
+/// A step as the region's leader is asked for it; `None`: it only has to wait.
+fn step_for(region: &pb::Region, step: &Step) -> Option<pb::Step> {
+    let holds = |store: NodeId| region.peers.iter().any(|peer| peer.store_id == store.0);
+    let action = match step {
+        Step::AddLearner { store, .. } if holds(*store) => return None,
+        Step::AddLearner { store, peer } => {
+            pb::step::Action::AddLearner(pb::Peer { id: peer.0, store_id: store.0, learner: true })
+        }
+        Step::Promote { store } => pb::step::Action::PromoteStore(store.0),
+        Step::Remove { store, .. } => pb::step::Action::RemoveStore(store.0),
+        Step::TransferLeader { to } => pb::step::Action::TransferToStore(to.0),
+        // Nothing reports what would lead to these yet.
+        Step::LeaveJoint | Step::Split { .. } | Step::Merge { .. } => return None,
+    };
+    Some(pb::Step {
+        region_id: region.id,
+        conf_version: region.conf_version,
+        version: region.version,
+        action: Some(action),
+    })
+}
+
+pub fn of_refusal(why: Refusal) -> Status {
+    match why {
+        Refusal::Busy => Status::resource_exhausted(why.to_string()),
+        Refusal::TimedOut => Status::deadline_exceeded(),
+        _ => Status::unavailable(why.to_string()),
+    }
+}

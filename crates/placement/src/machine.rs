@@ -1,0 +1,425 @@
+//! What the placement driver's members agree on: stores, regions, ids, policy. Everything else that its leader knows is
+//! heard from the stores, and lost with it ([`crate::leader`]).
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | `meta` | `m` | mark (24 bytes), next id (8, little-endian) |
+//! | `meta` | `n` | the members of the placement driver, encoded |
+//! | `meta` | `p` | the policy, as JSON |
+//! | `meta` | `f` | the founding under way ([`pb::Founding`]) |
+//! | `store` | store id (8, big-endian) | [`pb::Store`] |
+//! | `region` | region id (8, big-endian) | [`pb::Region`] |
+//!
+//! All of it is in memory too ([`Records`]), where readers look.
+//!
+//! Invariants
+//! 1. An id is given out once, whatever it is for: stores, regions and peers draw from one sequence.
+//! 2. A store id belongs to one incarnation of one data folder, and an address to one store that is not a tombstone.
+//! 3. A region's record never goes back to an earlier epoch.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use base::{ClusterId, PeerId, hash};
+use bytes::{Buf, BufMut, Bytes};
+use consensus::{
+    Applied, Entry, HASH_EVERY, MachineError, Mark, Outcome, Payload, SnapshotSink, SnapshotSource, StateMachine,
+};
+use parking_lot::RwLock;
+use prost::Message as _;
+use proto::placement as pb;
+use proto::placement::command::What;
+use storage::{Engine, FamilyId, FamilySpec, View, WriteBatch};
+
+use crate::snapshot::{self, Receiver};
+
+pub const META: FamilyId = FamilyId(0);
+pub const STORE: FamilyId = FamilyId(1);
+pub const REGION: FamilyId = FamilyId(2);
+
+/// What the engine must be opened with.
+pub const FAMILIES: [FamilySpec; 3] = [
+    FamilySpec { name: "meta", droppable: None, bloom: false, sequential: false },
+    FamilySpec { name: "store", droppable: None, bloom: false, sequential: false },
+    FamilySpec { name: "region", droppable: None, bloom: true, sequential: false },
+];
+
+const STATE: &[u8] = b"m";
+const MEMBERS: &[u8] = b"n";
+const POLICY: &[u8] = b"p";
+const FOUNDING: &[u8] = b"f";
+/// Ids that one command may take.
+pub const IDS_MAX: u32 = 10_000;
+
+/// [`Outcome::code`]s: the command was refused, and the body says why.
+pub const ALREADY_EXISTS: u32 = 1;
+pub const FAILED_PRECONDITION: u32 = 2;
+pub const NOT_FOUND: u32 = 3;
+pub const UNKNOWN: u32 = 4;
+
+/// All records, as of the last applied entry.
+#[derive(Default)]
+pub struct Records {
+    pub stores: BTreeMap<u64, pb::Store>,
+    pub regions: BTreeMap<u64, pb::Region>,
+    /// Regions by the key that they begin with.
+    by_start: BTreeMap<Bytes, u64>,
+    pub founding: Option<pb::Founding>,
+    /// Empty: as it is by default.
+    pub policy: Bytes,
+    next_id: u64,
+    mark: Mark,
+    membership: Bytes,
+}
+
+/// Shared with those who look.
+pub type SharedRecords = Arc<RwLock<Records>>;
+
+impl Records {
+    pub fn region_at(&self, key: &[u8]) -> Option<&pb::Region> {
+        let below = (Bound::Unbounded, Bound::Included(key));
+        let (_, id) = self.by_start.range::<[u8], _>(below).next_back()?;
+        self.regions.get(id).filter(|region| region.end.is_empty() || key < &region.end[..])
+    }
+
+    /// Regions from the one that covers `start` on.
+    pub fn regions_from<'a>(&'a self, start: &'a [u8]) -> impl Iterator<Item = &'a pb::Region> {
+        let first = self.region_at(start).map_or_else(|| Bytes::copy_from_slice(start), |region| region.start.clone());
+        self.by_start.range(first..).filter_map(|(_, id)| self.regions.get(id))
+    }
+
+    fn put_region(&mut self, region: pb::Region) {
+        self.remove_region(region.id);
+        self.by_start.insert(region.start.clone(), region.id);
+        self.regions.insert(region.id, region);
+    }
+
+    fn remove_region(&mut self, id: u64) {
+        if let Some(before) = self.regions.remove(&id)
+            && self.by_start.get(&before.start) == Some(&id)
+        {
+            self.by_start.remove(&before.start);
+        }
+    }
+}
+
+/// The state machine of the placement driver's one group.
+pub struct PlacementMachine {
+    engine: Arc<dyn Engine>,
+    cluster: ClusterId,
+    records: SharedRecords,
+}
+
+impl PlacementMachine {
+    pub fn open(engine: Arc<dyn Engine>, cluster: ClusterId) -> Result<PlacementMachine, MachineError> {
+        let records = load(&*engine.view())?;
+        Ok(PlacementMachine { engine, cluster, records: Arc::new(RwLock::new(records)) })
+    }
+
+    pub fn records(&self) -> SharedRecords {
+        self.records.clone()
+    }
+}
+
+/// Entries under way: the records are changed at once, and stay locked until the batch is written.
+struct Stage<'a> {
+    records: &'a mut Records,
+    batch: WriteBatch,
+    cluster: ClusterId,
+}
+
+type Refused = (u32, String);
+
+impl Stage<'_> {
+    fn execute(&mut self, command: Bytes) -> Outcome {
+        let what = pb::Command::decode(command).ok().and_then(|command| command.what);
+        let done = match what {
+            Some(What::Register(request)) => self.register(request).map(|response| response.encode_to_vec()),
+            Some(What::Allocate(request)) => {
+                let first = self.allocate(request.count.clamp(1, IDS_MAX).into());
+                Ok(pb::AllocateIdsResponse { first }.encode_to_vec())
+            }
+            Some(What::Save(save)) => {
+                save.regions.into_iter().for_each(|region| self.save(region));
+                Ok(Vec::new())
+            }
+            Some(What::SetState(set)) => self.set_state(set.store_id, set.state()).map(|()| Vec::new()),
+            Some(What::SetPolicy(policy)) => {
+                self.batch.put(META, POLICY, &policy);
+                self.records.policy = policy;
+                Ok(Vec::new())
+            }
+            None => Err((UNKNOWN, "a later version proposed it".to_owned())),
+        };
+        match done {
+            Ok(body) => Outcome { code: 0, body: body.into() },
+            Err((code, why)) => Outcome { code, body: why.into() },
+        }
+    }
+
+    fn allocate(&mut self, count: u64) -> u64 {
+        let first = self.records.next_id;
+        self.records.next_id += count;
+        first
+    }
+
+    fn register(&mut self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Refused> {
+        if request.cluster_id != 0 && request.cluster_id != self.cluster.0 {
+            let why =
+                format!("the store belongs to cluster {:x}, and this is cluster {}", request.cluster_id, self.cluster);
+            return Err((FAILED_PRECONDITION, why));
+        }
+        let by_incarnation = self.records.stores.values().find(|store| store.incarnation == request.incarnation);
+        let id = match (request.store_id, by_incarnation) {
+            (0, Some(known)) => known.id,
+            (0, None) => 0,
+            (asked, Some(known)) if known.id != asked => {
+                let why = format!("this data folder is store {}, and not store {asked}", known.id);
+                return Err((FAILED_PRECONDITION, why));
+            }
+            (asked, _) => asked,
+        };
+        let known = self.records.stores.get(&id);
+        if let Some(known) = known {
+            if known.state() == pb::StoreState::Tombstone {
+                return Err((FAILED_PRECONDITION, format!("store {id} was removed; start with an empty data folder")));
+            }
+            if known.incarnation != request.incarnation {
+                let why = format!(
+                    "duplicate store_id {id}: it belongs to another data folder, of the store at {}; take another store_id, \
+                     or remove that store first",
+                    known.client_url
+                );
+                return Err((ALREADY_EXISTS, why));
+            }
+        }
+        let others = self.records.stores.values();
+        let mut others = others.filter(|other| other.id != id && other.state() != pb::StoreState::Tombstone);
+        let same_address =
+            |other: &&pb::Store| other.client_url == request.client_url || other.peer_url == request.peer_url;
+        if let Some(other) = others.find(same_address) {
+            let why = format!("duplicate address: store {} is at {} / {}", other.id, other.client_url, other.peer_url);
+            return Err((ALREADY_EXISTS, why));
+        }
+        let state = known.map_or(pb::StoreState::Up, pb::Store::state);
+        let id = if id == 0 { self.free_store_id() } else { id };
+        let store = pb::Store {
+            id,
+            incarnation: request.incarnation,
+            client_url: request.client_url,
+            peer_url: request.peer_url,
+            labels: request.labels,
+            state: state as i32,
+            version: request.version,
+        };
+        self.put_store(store);
+        if self.records.regions.is_empty() && self.records.founding.is_none() {
+            self.begin_founding(id, request.incarnation);
+        }
+        let founding = self.records.founding.as_ref();
+        let found = founding.filter(|founding| (founding.store_id, founding.incarnation) == (id, request.incarnation));
+        Ok(pb::RegisterResponse {
+            cluster_id: self.cluster.0,
+            store_id: id,
+            found: found.and_then(|founding| founding.region.clone()),
+            stores: self.records.stores.values().cloned().collect(),
+        })
+    }
+
+    /// Stores that name themselves may have taken what comes next.
+    fn free_store_id(&mut self) -> u64 {
+        loop {
+            let id = self.allocate(1);
+            if !self.records.stores.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn begin_founding(&mut self, store_id: u64, incarnation: u64) {
+        let (region, peer) = (self.allocate(1), self.allocate(1));
+        let region = pb::Region {
+            id: region,
+            conf_version: 1,
+            version: 1,
+            peers: vec![pb::Peer { id: peer, store_id, learner: false }],
+            ..pb::Region::default()
+        };
+        let founding = pb::Founding { store_id, incarnation, region: Some(region) };
+        self.batch.put(META, FOUNDING, &founding.encode_to_vec());
+        self.records.founding = Some(founding);
+    }
+
+    fn put_store(&mut self, store: pb::Store) {
+        self.batch.put(STORE, &store.id.to_be_bytes(), &store.encode_to_vec());
+        self.records.stores.insert(store.id, store);
+    }
+
+    fn save(&mut self, region: pb::Region) {
+        let epoch = |region: &pb::Region| (region.version, region.conf_version);
+        let known = self.records.regions.get(&region.id);
+        if known.is_some_and(|known| epoch(&region).0 < epoch(known).0 || epoch(&region).1 < epoch(known).1) {
+            return;
+        }
+        if known == Some(&region) {
+            return;
+        }
+        let founded = self.records.founding.as_ref().and_then(|founding| founding.region.as_ref());
+        if founded.is_some_and(|founded| founded.id == region.id) {
+            self.batch.delete(META, FOUNDING);
+            self.records.founding = None;
+        }
+        self.batch.put(REGION, &region.id.to_be_bytes(), &region.encode_to_vec());
+        self.records.put_region(region);
+    }
+
+    fn set_state(&mut self, id: u64, state: pb::StoreState) -> Result<(), Refused> {
+        let Some(store) = self.records.stores.get(&id) else {
+            return Err((NOT_FOUND, format!("there is no store {id}")));
+        };
+        if store.state() == pb::StoreState::Tombstone {
+            return Err((FAILED_PRECONDITION, format!("store {id} is gone for good")));
+        }
+        self.put_store(pb::Store { state: state as i32, ..store.clone() });
+        Ok(())
+    }
+}
+
+impl StateMachine for PlacementMachine {
+    fn mark(&self) -> Mark {
+        self.records.read().mark
+    }
+
+    fn membership(&self) -> Bytes {
+        self.records.read().membership.clone()
+    }
+
+    fn found(&mut self, mark: Mark, membership: Bytes) -> Result<(), MachineError> {
+        let mut records = self.records.write();
+        (records.mark, records.membership) = (mark, membership);
+        let mut batch = WriteBatch::new();
+        batch.put(META, STATE, &write_state(&records));
+        batch.put(META, MEMBERS, &records.membership);
+        self.engine.write(&batch)?;
+        Ok(self.engine.flush()?)
+    }
+
+    fn apply(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError> {
+        let mut records = self.records.write();
+        let mut stage = Stage { records: &mut records, batch: WriteBatch::new(), cluster: self.cluster };
+        for entry in entries {
+            if entry.index != stage.records.mark.index + 1 {
+                let why = format!("entry {} was to be applied after {}", entry.index, stage.records.mark.index);
+                return Err(MachineError::Damaged(why));
+            }
+            let begun = stage.batch.bytes().len();
+            match &entry.payload {
+                Payload::Nothing => {}
+                Payload::Commands(commands) => {
+                    for (seq, command) in commands.iter() {
+                        let outcome = stage.execute(command);
+                        if commands.origin == local {
+                            applied.outcomes.push((seq, outcome));
+                        }
+                    }
+                }
+                Payload::Membership { membership, done } => {
+                    stage.batch.put(META, MEMBERS, membership);
+                    stage.records.membership = membership.clone();
+                    if let Some((peer, seq)) = done
+                        && *peer == local
+                    {
+                        applied.outcomes.push((*seq, Outcome { code: 0, body: membership.clone() }));
+                    }
+                }
+            }
+            let hash = hash::roll(stage.records.mark.hash, &stage.batch.bytes()[begun..]);
+            stage.records.mark = Mark { index: entry.index, term: entry.term, hash };
+            if entry.index % HASH_EVERY == 0 {
+                applied.hashes.push((entry.index, hash));
+            }
+        }
+        let state = write_state(stage.records);
+        stage.batch.put(META, STATE, &state);
+        // An error stops the node, and its memory is of no use to anybody then.
+        Ok(self.engine.write(&stage.batch)?)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.engine.is_stalled()
+    }
+
+    fn durable(&self) -> Result<u64, MachineError> {
+        let state = self.engine.durable_get(META, STATE)?;
+        Ok(state.map(read_state).transpose()?.map_or(0, |(mark, _)| mark.index))
+    }
+
+    fn flusher(&self) -> Box<dyn Fn() -> Result<(), MachineError> + Send> {
+        let engine = self.engine.clone();
+        Box::new(move || Ok(engine.flush()?))
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        let records = self.records.read();
+        Ok(Box::new(snapshot::stream(self.engine.view(), records.mark, records.membership.clone())))
+    }
+
+    fn receiver(&self) -> Result<Box<dyn SnapshotSink>, MachineError> {
+        Ok(Box::new(Receiver::new(self.engine.begin_install()?)))
+    }
+
+    fn install(&mut self, staged: &mut dyn SnapshotSink) -> Result<(), MachineError> {
+        let receiver = staged
+            .as_any()
+            .downcast_mut::<Receiver>()
+            .ok_or_else(|| MachineError::BadSnapshot("it was received by another machine".into()))?;
+        self.engine.commit_install(receiver.install())?;
+        *self.records.write() = load(&*self.engine.view())?;
+        Ok(())
+    }
+}
+
+fn write_state(records: &Records) -> Vec<u8> {
+    let mut out = Vec::with_capacity(Mark::BYTES + 8);
+    out.put_slice(&records.mark.encode());
+    out.put_u64_le(records.next_id);
+    out
+}
+
+/// Mark and next id.
+pub(crate) fn read_state(mut bytes: Bytes) -> Result<(Mark, u64), MachineError> {
+    let damaged = || MachineError::Damaged("the state of the placement driver makes no sense".to_owned());
+    if bytes.len() != Mark::BYTES + 8 {
+        return Err(damaged());
+    }
+    let mark = Mark::decode(&bytes.split_to(Mark::BYTES)).ok_or_else(damaged)?;
+    Ok((mark, bytes.get_u64_le()))
+}
+
+fn load(view: &dyn View) -> Result<Records, MachineError> {
+    let damaged = |what: &str| MachineError::Damaged(format!("the record of a {what} makes no sense"));
+    let mut records = Records { next_id: 1, ..Records::default() };
+    if let Some(state) = view.get(META, STATE)? {
+        (records.mark, records.next_id) = read_state(state)?;
+    }
+    records.membership = view.get(META, MEMBERS)?.unwrap_or_default();
+    records.policy = view.get(META, POLICY)?.unwrap_or_default();
+    let founding = view.get(META, FOUNDING)?;
+    records.founding =
+        founding.map(|bytes| pb::Founding::decode(bytes).map_err(|_| damaged("founding"))).transpose()?;
+    let mut walk = view.scan(STORE, &[], None);
+    while walk.valid() {
+        let store = pb::Store::decode(walk.value()).map_err(|_| damaged("store"))?;
+        records.stores.insert(store.id, store);
+        walk.advance();
+    }
+    walk.status()?;
+    let mut walk = view.scan(REGION, &[], None);
+    while walk.valid() {
+        records.put_region(pb::Region::decode(walk.value()).map_err(|_| damaged("region"))?);
+        walk.advance();
+    }
+    walk.status()?;
+    Ok(records)
+}

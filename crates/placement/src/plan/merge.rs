@@ -1,0 +1,100 @@
+//! The merge checker: a small region becomes part of a neighbour, because every region costs something even when it is
+//! empty.
+//!
+//! Both must be sound and at rest: no recent split, not hot, nothing under way. Replicas must lie in the same stores, so the
+//! small region's are moved first; what it becomes must stay well below the size at which it would be split again.
+
+use base::{NodeId, PeerId};
+
+use crate::model::{Cause, Operator, Step};
+use crate::plan::filter::{self, Ask};
+use crate::plan::round::{Blocker, Round};
+use crate::policy::{MIB, format_span};
+use crate::view::Region;
+
+pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>, Blocker> {
+    if !is_small_and_at_rest(round, region) {
+        return Ok(None);
+    }
+    let (before, behind) = round.view.neighbours(region);
+    let fits = |other: &&Region| {
+        round.is_sound(other)
+            && round.blocker(other).is_none()
+            && !other.is_hot()
+            && other.split_keys.is_empty()
+            && other.bytes + region.bytes <= round.policy.split_bytes() / 2
+    };
+    let Some(into) = [before, behind].into_iter().flatten().filter(fits).min_by_key(|other| (other.bytes, other.id))
+    else {
+        return Ok(None);
+    };
+    if let Some(blocker) = round.blocker(region).or_else(|| round.limit(Cause::Merge)) {
+        return Err(blocker);
+    }
+    // Where it cannot follow its neighbour, the neighbour may yet come to it: it waits without complaint.
+    let Some(mut steps) = move_beside(round, region, into) else { return Ok(None) };
+    steps.push(Step::Merge { into: into.id, into_epoch: into.epoch });
+    let reason = format!(
+        "{} MiB and {} keys are few; its neighbour {} has {} MiB",
+        region.bytes / MIB,
+        region.keys,
+        into.id,
+        into.bytes / MIB
+    );
+    let (cause, rejected) = (Cause::Merge, Vec::new());
+    Ok(Some(Operator { region: region.id, epoch: region.epoch, cause, steps, reason, rejected }))
+}
+
+fn is_small_and_at_rest(round: &Round<'_>, region: &Region) -> bool {
+    region.bytes <= round.policy.merge_bytes()
+        && region.keys <= round.policy.max_merge_region_keys
+        && round.policy.max_merge_region_size > 0
+        && region.split_keys.is_empty()
+        && !region.is_hot()
+        && round.now.since(region.version_since) >= round.policy.split_merge_interval
+        && round.is_sound(region)
+}
+
+/// Steps that bring the region's replicas into the neighbour's stores, one at a time.
+fn move_beside(round: &Round<'_>, region: &Region, into: &Region) -> Option<Vec<Step>> {
+    let missing: Vec<NodeId> =
+        into.voters().map(|peer| peer.store).filter(|store| region.peer(*store).is_none()).collect();
+    let mut surplus: Vec<NodeId> =
+        region.voters().map(|peer| peer.store).filter(|store| into.peer(*store).is_none()).collect();
+    // The leader's replica goes last: by then there is one to hand over to.
+    surplus.sort_by_key(|store| (region.leader == Some(*store), *store));
+    let mut steps = Vec::new();
+    for (arriving, leaving) in missing.into_iter().zip(surplus) {
+        let ask = Ask { region, leaving: Some(leaving), isolation_min: 0 };
+        filter::judge_replica(round, &ask, round.store(arriving)?).ok()?;
+        round.may_leave(leaving).ok()?;
+        steps.extend([Step::AddLearner { store: arriving, peer: PeerId::NONE }, Step::Promote { store: arriving }]);
+        if region.leader == Some(leaving) {
+            let stays = |store: &NodeId| into.peer(*store).is_some();
+            let to = round.select_leader(region, leaving).ok().map(|(to, _)| to).filter(stays).unwrap_or(arriving);
+            steps.push(Step::TransferLeader { to });
+        }
+        steps.push(Step::Remove { store: leaving, peer: region.peer(leaving)?.id });
+    }
+    Some(steps)
+}
+
+/// Why a small region is not merged, in words; `None` when it is not small or nothing holds it.
+pub fn obstacle(round: &Round<'_>, region: &Region) -> Option<String> {
+    let policy = round.policy;
+    if region.bytes > policy.merge_bytes() || region.keys > policy.max_merge_region_keys {
+        return None;
+    }
+    let rested = round.now.since(region.version_since);
+    if rested < policy.split_merge_interval {
+        let (rested, interval) = (format_span(rested), format_span(policy.split_merge_interval));
+        return Some(format!("small, but its range is {rested} old; split-merge-interval is {interval}"));
+    }
+    if region.is_hot() {
+        return Some("small, but hot".to_owned());
+    }
+    match round.view.neighbours(region) {
+        (None, None) => Some("small, but it has no neighbour".to_owned()),
+        _ => None,
+    }
+}

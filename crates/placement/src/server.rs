@@ -1,0 +1,188 @@
+//! A member's process: node, records, API, planning, and an orderly end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use base::NodeId;
+use node::heal::Ends;
+use node::node::MachineFiles;
+use node::seed::Seed;
+use node::service::Service;
+use node::{Node, announce, restart, stopping};
+use parking_lot::Mutex;
+use rpc::server::{Server, ServerConfig};
+use storage::Engine;
+use storage::rocks::{RocksEngine, RocksOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::{Api, MemberCalls};
+use crate::config::Settings;
+use crate::leader::Leader;
+use crate::machine::{FAMILIES, META, PlacementMachine, SharedRecords};
+
+/// A region of many replicas, a heartbeat of many regions.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Records are small.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+const BLOCK_CACHE_BYTES: usize = 32 << 20;
+
+/// The records that a machine keeps, once there is one, and its engine.
+#[derive(Default)]
+struct Opened(Mutex<Option<(SharedRecords, Arc<RocksEngine>)>>);
+
+/// Runs until a signal ends it. The error is one line for people; nothing was started then.
+pub fn run(settings: Settings) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(4))
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), String> {
+    let begun = Instant::now();
+    let service = Arc::new(Service::from_environment());
+    service.status("Opening the data folder");
+    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
+    let opened: Arc<Opened> = Arc::default();
+    let calls: Arc<OnceLock<Arc<Api>>> = Arc::default();
+    let node = start_node(&settings, &opened, &calls)?;
+    let handle = node.handle();
+    let leader: Arc<OnceLock<Arc<Leader>>> = Arc::default();
+    let api = Arc::new(Api { leader: leader.clone(), handle: handle.clone() });
+    // Set once: it was made just now.
+    let _ = calls.set(api.clone());
+    let config = ServerConfig {
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        stopping: rpc::Status::unavailable("the placement driver is stopping"),
+        ..ServerConfig::default()
+    };
+    let server = Server::new(api, config);
+    let mut serving = Vec::new();
+    for listener in listeners {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        tracing::info!(target: "placement_api", "Serving stores and clients, addr={address}");
+        let server = server.clone();
+        serving.push(tokio::spawn(async move { server.serve(listener).await }));
+    }
+    let has_state = {
+        let opened = opened.clone();
+        move || opened.0.lock().is_some()
+    };
+    announce::start(&service, &handle, has_state, node.stats(), begun);
+    let planning = tokio::spawn({
+        let handle = handle.clone();
+        async move {
+            let records = opened.records().await;
+            let known = Leader::new(handle, records);
+            // Nobody else sets it.
+            let _ = leader.set(known.clone());
+            known.run().await;
+        }
+    });
+    told_to_stop().await;
+    tracing::info!(target: "placement_api", "Stopping");
+    service.stopping();
+    tokio::select! {
+        () = stopping::wait_for_a_quorum_of_others(&handle) => {}
+        () = told_to_stop() => tracing::info!(target: "placement_api", "Told to stop again: stopping at once"),
+    }
+    planning.abort();
+    server.stop();
+    for listener in serving {
+        let _ = listener.await;
+    }
+    drop(server);
+    node.stop().await;
+    tracing::info!(target: "placement_api", "Stopped");
+    Ok(())
+}
+
+impl Opened {
+    /// Those that the machine keeps, as soon as this member belongs to a cluster.
+    async fn records(&self) -> SharedRecords {
+        loop {
+            if let Some((records, _)) = &*self.0.lock() {
+                return records.clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn start_node(settings: &Settings, opened: &Arc<Opened>, calls: &Arc<OnceLock<Arc<Api>>>) -> Result<Node, String> {
+    let dir = settings.node.data_dir.clone();
+    let options = RocksOptions {
+        write_buffer_size: WRITE_BUFFER_BYTES,
+        block_cache_size: BLOCK_CACHE_BYTES,
+        now: node::clock::now,
+        ..RocksOptions::default()
+    };
+    let open = {
+        let opened = opened.clone();
+        Box::new(move |cluster, _node: NodeId, keep: bool| {
+            // One that is still open is this very folder's.
+            opened.0.lock().take();
+            let engine = Arc::new(RocksEngine::open(&dir, &FAMILIES, &options)?);
+            let view = engine.view();
+            let holds_something = view.scan(META, &[], None).valid();
+            drop(view);
+            if !keep && holds_something {
+                let mut nothing = engine.begin_install()?;
+                nothing.finish()?;
+                engine.commit_install(&mut *nothing)?;
+            }
+            let shared: Arc<dyn Engine> = engine.clone();
+            let machine = PlacementMachine::open(shared, cluster)?;
+            *opened.0.lock() = Some((machine.records(), engine));
+            Ok(Box::new(machine) as Box<dyn consensus::StateMachine>)
+        })
+    };
+    let close = {
+        let opened = opened.clone();
+        Box::new(move || drop(opened.0.lock().take()))
+    };
+    let damage = {
+        let opened = opened.clone();
+        Box::new(move || opened.0.lock().as_ref().and_then(|(_, engine)| engine.damage()))
+    };
+    const NONE: &str = "a placement driver is not restored from a file";
+    let seed = Seed {
+        file: "restore.placement",
+        check: Box::new(|_| Err(NONE.to_owned())),
+        load: Box::new(|_| Err(NONE.to_owned())),
+    };
+    let fatal = |why: String| {
+        tracing::error!(target: "placement_storage", "The member cannot go on and stops, why={why} code=CF8000");
+        std::process::exit(70);
+    };
+    let ends = Ends {
+        fatal: Arc::new(fatal),
+        quarantine: Arc::new(|| {}),
+        restart: Arc::new(move || fatal(restart::restart())),
+    };
+    let calls = calls.clone();
+    let service = move |_| Some(Arc::new(MemberCalls(calls)) as Arc<dyn node::transport::CallService>);
+    let runtime = tokio::runtime::Handle::current();
+    let files = MachineFiles { open, close, damage, seed };
+    Node::start(settings.node.clone(), &runtime, files, service, ends).map_err(|error| error.to_string())
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", node::node::holder(address)))?;
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+async fn told_to_stop() {
+    let watch = |kind| signal(kind).expect("signals can be watched");
+    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,256 @@
+//! Each checker on a view small enough to see through.
+
+use std::time::Duration;
+
+use crate::small::{GIB, Small, key_in, short};
+use base::{GroupId, NodeId};
+use placement::policy::MIB;
+use placement::view::{BeginError, Progress, ReportError, StoreState};
+use placement::{Epoch, Rejected, Step};
+
+/// One region in stores 1 to 5, each in a rack of its own; what is planned for it.
+fn check(replicas: &str, wanted: &[&str]) {
+    let mut small = Small::new("1:a 2:b 3:c 4:d 5:e");
+    small.region(1, replicas, |_| {});
+    assert_eq!(small.planned(), wanted, "{replicas}");
+}
+
+#[test]
+fn replicas_are_completed_spared_and_replaced() {
+    check("1* 2 3", &[]);
+    check("1* 2 3?", &[]);
+    check("1* 2 3-", &[]);
+    check("1* 2", &["missing-replica 1: +3 ^3"]);
+    check("1*", &["missing-replica 1: +2 ^2"]);
+    check("1* 2 3!", &["down-replica 1: +4 ^4 -3"]);
+    check("1* 2 3 4", &["surplus-replica 1: -2"]);
+    check("1* 2 3 4!", &["surplus-replica 1: -4"]);
+    check("1* 2 3 4-", &["surplus-replica 1: -4"]);
+}
+
+#[test]
+fn nothing_is_planned_without_a_majority_or_a_leader() {
+    check("1* 2! 3!", &[]);
+    check("1 2 3", &[]);
+    let mut small = Small::new("1:a 2:b 3:c 4:d 5:e");
+    small.region(1, "1* 2! 3!", |_| {});
+    small.region(2, "1 2 3!", |_| {});
+    assert_eq!(small.blocked(), [("no-leader", 1), ("no-quorum", 1)]);
+}
+
+#[test]
+fn learners_left_over_are_used_or_dropped() {
+    check("1* 2 3l", &["missing-replica 1: +3 ^3"]);
+    check("1* 2 3 4l", &["learner 1: -4"]);
+    check("1* 2 3! 4l?", &["down-replica 1: +4 ^4 -3"]);
+    check("1* 2 3! 4l!", &["learner 1: -4"]);
+    // Only for a minute: it may yet come.
+    check("1* 2 3! 4l-", &[]);
+}
+
+#[test]
+fn a_joint_configuration_is_left_before_anything_else() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.region(1, "1* 2 3!", |region| region.joint = true);
+    assert_eq!(small.planned(), ["leave-joint 1: leave"]);
+}
+
+#[test]
+fn a_silent_store_is_replaced_when_its_time_is_up() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.region(1, "1* 2 3", |_| {});
+    small.later(60, &[3]);
+    assert_eq!(small.planned(), [""; 0]);
+    small.later(240, &[3]);
+    assert_eq!(small.planned(), ["down-replica 1: +4 ^4 -3"]);
+    let reason = small.plan().operators[0].reason.clone();
+    assert!(reason.starts_with("store 3 is down, silent for 5m0s; store 4: isolation 2"), "{reason}");
+}
+
+#[test]
+fn an_offline_store_hands_over_before_it_leaves() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.region(1, "1* 2 3", |_| {});
+    small.state(1, StoreState::Offline);
+    assert_eq!(small.planned(), ["offline-replica 1: +4 ^4 >2 -1"]);
+    small.policy.store_remove_limit = 0;
+    assert_eq!(small.blocked(), [("remove-rate", 1)]);
+}
+
+#[test]
+fn a_single_replica_moves_with_its_leader() {
+    let mut small = Small::new("1:a 2:b");
+    small.policy.max_replicas = 1;
+    small.region(1, "1*", |_| {});
+    small.state(1, StoreState::Offline);
+    assert_eq!(small.planned(), ["offline-replica 1: +2 ^2 >2 -1"]);
+}
+
+#[test]
+fn replicas_move_apart_where_that_is_possible() {
+    let mut small = Small::new("1:a 2:a 3:b 4:b 5:c");
+    small.region(1, "1 2* 3", |_| {});
+    small.region(2, "1* 3 5", |_| {});
+    assert_eq!(small.planned(), ["spread 1: +5 ^5 -1"]);
+    small.state(5, StoreState::Offline);
+    let moved: Vec<_> = small.planned();
+    assert_eq!(moved, ["offline-replica 2: +4 ^4 -5"], "of two racks that are left, the emptier store");
+}
+
+#[test]
+fn stores_that_must_not_take_a_replica_are_passed_over_with_the_reason() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d 5:e 6:f 7:g 8:h 9:i");
+    small.policy.max_snapshot_count = 5;
+    small.region(1, "1* 2", |_| {});
+    small.store(3, |report| report.available_bytes = 150 * GIB);
+    small.store(4, |report| report.slow = true);
+    small.store(5, |report| report.receiving_snapshots = 5);
+    small.state(6, StoreState::Offline);
+    small.later(30, &[7]);
+    small.store(8, |report| report.available_bytes = 199 * GIB);
+    let plan = small.plan();
+    assert_eq!(plan.operators.iter().map(short).collect::<Vec<_>>(), ["missing-replica 1: +9 ^9"]);
+    let text = |Rejected { store, reason }: &Rejected| format!("{store}: {reason}");
+    assert_eq!(
+        plan.operators[0].rejected.iter().map(text).collect::<Vec<_>>(),
+        [
+            "1: it holds a replica already",
+            "2: it holds a replica already",
+            "3: its disk would be 85 % full (low-space-ratio 80 %)",
+            "4: its disk is slow",
+            "5: 5 snapshots are under way (max-snapshot-count 5)",
+            "6: it is Offline",
+            "7: it is disconnected, silent for 30s",
+            "8: its disk would be 80 % full (low-space-ratio 80 %)",
+        ]
+    );
+}
+
+#[test]
+fn limits_hold_across_rounds() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    for id in 1..=40 {
+        small.region(id, "1* 2", |_| {});
+    }
+    assert_eq!(small.plan().operators.len(), 30, "two stores take 15 a minute each");
+    small.policy.replica_schedule_limit = 10;
+    assert_eq!(small.begin(), 10);
+    assert_eq!(small.begin(), 0, "ten are under way");
+    assert_eq!(small.blocked(), [("limit", 30)]);
+    small.policy.replica_schedule_limit = 64;
+    assert_eq!(small.begin(), 20);
+    assert_eq!(small.blocked(), [("no-candidate", 10)]);
+    small.later(61, &[]);
+    assert_eq!(small.plan().operators.len(), 10);
+}
+
+#[test]
+fn what_is_not_heard_of_is_left_alone() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.region(1, "1* 2", |_| {});
+    small.now = small.now + Duration::from_secs(181);
+    (1..=4).for_each(|store| small.store(store, |_| {}));
+    assert_eq!(small.planned(), [""; 0]);
+    assert_eq!(small.blocked(), [("stale-report", 1)]);
+    assert!(small.view.unchanged(GroupId(1), Epoch { conf_version: 1, version: 1 }, NodeId(1), small.now));
+    assert_eq!(small.planned().len(), 1);
+    assert!(!small.view.unchanged(GroupId(1), Epoch { conf_version: 1, version: 2 }, NodeId(1), small.now));
+}
+
+#[test]
+fn a_new_driver_waits_until_it_has_heard_enough() {
+    let mut old = Small::new("1:a 2:b 3:c 4:d");
+    (1..=20).for_each(|id| old.region(id, "1* 2", |_| {}));
+    let mut new = Small::new("1:a 2:b 3:c 4:d");
+    let reports: Vec<_> = old.view.regions().map(|region| region.to_report()).collect();
+    for report in &reports {
+        new.view.restore_region(report.clone()).unwrap();
+    }
+    assert!(!new.plan().stats.ready);
+    for report in &reports[..18] {
+        new.view.report_region(report.clone(), new.now).unwrap();
+    }
+    assert!(new.plan().stats.ready);
+    assert_eq!(new.plan().operators.len(), 18);
+    assert_eq!(new.blocked(), [("not-reported", 2)]);
+}
+
+#[test]
+fn splits_are_done_where_the_leader_wants_them() {
+    let mut small = Small::new("1:a 2:b 3:c");
+    small.region(1, "1* 2 3", |region| region.split_keys = vec![key_in(1, 7), key_in(1, 9)]);
+    assert_eq!(small.planned(), ["split 1: split 2"]);
+    small.policy.split_schedule_limit = 0;
+    assert_eq!(small.planned(), [""; 0]);
+}
+
+#[test]
+fn small_regions_join_a_neighbour_when_they_are_at_rest() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    let few =
+        |bytes: u64| move |region: &mut placement::RegionReport| (region.bytes, region.keys) = (bytes * MIB, 1000);
+    small.region(1, "1* 2 3", few(300));
+    small.region(2, "1 2 4*", few(20));
+    small.region(3, "1* 2 3", few(200));
+    assert_eq!(small.planned(), [""; 0], "they have only just been split");
+    small.later(3601, &[]);
+    assert_eq!(small.planned(), ["merge 2: +3 ^3 >2 -4 merge 3"]);
+    assert_eq!(small.begin(), 1);
+    assert!(small.view.is_busy(GroupId(3)));
+    let busy = small.plan();
+    assert_eq!(busy.operators, []);
+    small.view.end(GroupId(2));
+    assert!(!small.view.is_busy(GroupId(3)));
+    small.region(3, "1* 2 3", few(510));
+    small.region(1, "1* 2 3", few(505));
+    assert_eq!(small.planned(), [""; 0], "they would soon be split again");
+}
+
+#[test]
+fn the_view_follows_an_operator_and_refuses_what_is_old() {
+    let mut small = Small::new("1:a 2:b 3:c");
+    small.region(1, "1* 2", |_| {});
+    let mut operator = small.plan().operators.remove(0);
+    operator.draw_peers(|| base::PeerId(77));
+    assert!(matches!(operator.steps[0], Step::AddLearner { peer: base::PeerId(77), .. }));
+    small.view.begin(5, operator.clone(), small.now).unwrap();
+    assert_eq!(small.view.begin(6, operator.clone(), small.now), Err(BeginError::Busy(GroupId(1))));
+    let mut report = small.view.region(GroupId(1)).unwrap().to_report();
+    let hear = |small: &mut Small, report: &placement::RegionReport| {
+        small.now = small.now + Duration::from_secs(1);
+        small.view.report_region(report.clone(), small.now).unwrap().progress.unwrap()
+    };
+    report.peers.push(placement::Peer { id: base::PeerId(77), store: NodeId(3), learner: true });
+    report.epoch.conf_version = 2;
+    report.pending = vec![NodeId(3)];
+    assert_eq!(hear(&mut small, &report), Progress::Same, "it has to catch up");
+    report.pending.clear();
+    assert_eq!(hear(&mut small, &report), Progress::Step(1));
+    report.peers[2].learner = false;
+    report.epoch.conf_version = 3;
+    assert_eq!(hear(&mut small, &report), Progress::Finished);
+    assert_eq!(small.view.end(GroupId(1)).unwrap().id, 5);
+    assert_eq!(
+        small.view.begin(7, operator, small.now),
+        Err(BeginError::StaleEpoch { region: GroupId(1), known: report.epoch })
+    );
+    report.epoch.conf_version = 2;
+    let stale = small.view.report_region(report, small.now);
+    assert!(matches!(stale, Err(ReportError::StaleEpoch { .. })));
+}
+
+#[test]
+fn a_region_that_covers_others_takes_their_place_if_it_is_newer() {
+    let mut small = Small::new("1:a 2:b 3:c");
+    small.region(1, "1* 2 3", |_| {});
+    small.region(2, "1* 2 3", |_| {});
+    let mut merged = small.view.region(GroupId(1)).unwrap().to_report();
+    merged.end = small.view.region(GroupId(2)).unwrap().end.clone();
+    let refused = small.view.report_region(merged.clone(), small.now);
+    assert!(matches!(refused, Err(ReportError::Overlap { other: GroupId(2), .. })));
+    merged.epoch.version = 2;
+    let heard = small.view.report_region(merged, small.now).unwrap();
+    assert_eq!(heard.replaced.iter().map(|(region, _)| *region).collect::<Vec<_>>(), [GroupId(2)]);
+    assert_eq!(small.view.store(NodeId(2)).unwrap().region_count(), 1);
+    assert_eq!(small.view.total_bytes(), 512 * MIB);
+}

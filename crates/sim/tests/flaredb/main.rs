@@ -1,0 +1,8 @@
+//! FlareDB as processes: a placement driver, stores, and clients through the public API.
+
+mod cluster;
+#[path = "../common/machine.rs"]
+mod machine;
+mod placement;
+mod raw;
+mod stores;

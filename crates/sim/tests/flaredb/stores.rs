@@ -1,0 +1,94 @@
+//! Stores come and go.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::cluster::{Cluster, get, put};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_emptied_and_removed_when_another_can_take_its_place() {
+    let mut cluster = Cluster::start(1, 3).await;
+    for number in 0..200 {
+        put(&mut cluster.raw(0).await, &format!("k{number:03}"), &number.to_string()).await.unwrap();
+    }
+    let pd = format!("{}/pd/api/v1/store/1", cluster.pd[0].url());
+    let delete = || {
+        let output = Command::new("curl").args(["-s", "-X", "DELETE", &pd]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let refused = delete();
+    assert!(refused.contains("add a store first"), "{refused}");
+
+    let fourth = cluster.add_store(0);
+    cluster.stores[fourth].spawn();
+    cluster
+        .until("the fourth store is up", async |cluster| {
+            cluster.page("stores").await.is_some_and(|page| page["count"] == 4)
+        })
+        .await;
+    // It is known when it has registered, and up when it is heard of.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let begun = delete();
+    assert!(begun.contains("is being emptied"), "{begun}");
+    cluster
+        .until("the first store is gone", async |cluster| {
+            cluster.page("stores").await.is_some_and(|page| page["count"] == 3) && cluster.has_replicas(3).await
+        })
+        .await;
+    let again = delete();
+    assert!(again.contains("is a tombstone already"), "{again}");
+    let read = get(&mut cluster.raw(fourth).await, "k123").await.unwrap();
+    assert_eq!(read.as_deref(), Some("123"), "it came along");
+    // The first store, of which nothing is left, finds its way to the others.
+    let read = get(&mut cluster.raw(0).await, "k077").await.unwrap();
+    assert_eq!(read.as_deref(), Some("77"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_store_of_the_same_id_is_refused() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let second = cluster.add_store(1);
+    cluster.stores[second].spawn();
+    cluster.until("it is refused", async |cluster| cluster.stores[second].has_ended()).await;
+    let said = cluster.stores[second].said();
+    assert!(said.contains("failed to register with PD") && said.contains("duplicate store_id 1"), "{said}");
+    assert!(cluster.pd[0].said().contains("Did not register a store, store_id=1"));
+    // The first is as it was.
+    put(&mut cluster.raw(0).await, "k", "v").await.unwrap();
+    let page = cluster.page("stores").await.unwrap();
+    assert_eq!((page["count"].as_u64(), page["stores"][0]["state"].as_str()), (Some(1), Some("Up")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_data_folder_is_refused() {
+    let mut cluster = Cluster::start(1, 3).await;
+    let copy = cluster.add_store(0);
+    cluster.stores[2].stop().await;
+    let (from, to) = (cluster.data_dir(&cluster.stores[2]), cluster.data_dir(&cluster.stores[copy]));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    cluster.stores[2].spawn();
+    cluster.until("the original is back", async |cluster| cluster.has_replicas(3).await).await;
+    cluster.stores[copy].spawn();
+    cluster.until("the copy is refused", async |cluster| cluster.stores[copy].has_ended()).await;
+    let said = cluster.stores[copy].said();
+    assert!(said.contains("failed to register with PD") && said.contains("one of the two is a copy"), "{said}");
+    put(&mut cluster.raw(2).await, "k", "v").await.unwrap();
+}
+
+/// A store that is told to stop hands over what it leads: nobody has to miss it first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_stops_hands_over() {
+    let mut cluster = Cluster::start(1, 3).await;
+    let leader = cluster.leader().await;
+    let mut client = cluster.raw((leader + 1) % 3).await;
+    put(&mut client, "before", "v").await.unwrap();
+    cluster.stores[leader].stop().await;
+    let began = std::time::Instant::now();
+    put(&mut client, "after", "v").await.unwrap();
+    let paused = began.elapsed();
+    println!("figure: a store that stops: the first write after it took {} ms", paused.as_millis());
+    assert!(paused < Duration::from_millis(400), "{paused:?}: shorter than an election timeout");
+    cluster.stores[leader].spawn();
+    cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
+    assert_eq!(get(&mut cluster.raw(leader).await, "after").await.unwrap().as_deref(), Some("v"));
+}
