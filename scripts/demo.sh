@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The demo: three nodes on this machine, this machine's package database in them, and the death of a leader.
+# The demo: three nodes of Chainfire on this machine, this machine's package database in them, and the death of a leader; then
+# FlareDB: a placement driver, three stores, and the death of a store.
 #
 #   scripts/demo.sh          stays up until Ctrl-C
 #   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
@@ -14,6 +15,8 @@ cd "$(dirname "$0")/.."
 
 SERVER=${SERVER:-}
 HOSTS=(127.0.0.1 127.0.0.2 127.0.0.3)
+PD=127.0.0.11
+STORES=(127.0.0.21 127.0.0.22 127.0.0.23)
 CLIENT_PORT=2379
 PEER_PORT=2380
 GOSSIP_PORT=2381
@@ -49,6 +52,8 @@ main() {
     follow_a_watch
     kill_the_leader
     [ -n "$SERVER" ] || damage_a_file
+    [ -n "$SERVER" ] || start_flaredb
+    [ -n "$SERVER" ] || kill_a_store
     [ -n "$once" ] || stay
     say "Done."
 }
@@ -208,6 +213,48 @@ damage_a_file() {
     show etcdctl --endpoints "$(endpoint "$follower")" get /dpkg/bash/Version
 }
 
+start_flaredb() {
+    say "Starting FlareDB: a placement driver and three stores"
+    local host deadline=$((SECONDS + START_SECONDS)) client=(bin/flaredb-client --endpoint "http://$PD:$CLIENT_PORT")
+    bin/placement-driver --data-dir "$folder/$PD" --api-addr "$PD:$CLIENT_PORT" --raft-addr "$PD:$PEER_PORT" >> "$folder/$PD.log" 2>&1 &
+    pids[$PD]=$!
+    for host in "${STORES[@]}"; do start_store "$host"; done
+    until "${client[@]}" -o json cluster-status 2> /dev/null | jq -e '.healthy and .operators == 0 and (.stores | length) == 3' > /dev/null; do
+        [ $SECONDS -lt $deadline ] || fail "FlareDB does not come up:" "$PD"
+        sleep 0.2
+    done
+    show "${client[@]}" cluster-status
+    show bin/flaredb-client --endpoint "http://${STORES[0]}:$CLIENT_PORT" put test-key "written through one store"
+    show bin/flaredb-client --endpoint "http://${STORES[2]}:$CLIENT_PORT" get test-key
+    echo "\$ curl -s http://$PD:$CLIENT_PORT/pd/api/v1/stores | jq -c '.stores[] | {id, state, available, capacity}'"
+    curl -s "http://$PD:$CLIENT_PORT/pd/api/v1/stores" | jq -c '.stores[] | {id, state, available, capacity}'
+}
+
+# start_store HOST: on 127.0.0.2N it is store N.
+start_store() {
+    bin/flaredb --store-id "${1: -1}" --data-dir "$folder/$1" --pd-addr "$PD:$CLIENT_PORT" --api-addr "$1:$CLIENT_PORT" \
+        --raft-addr "$1:$PEER_PORT" >> "$folder/$1.log" 2>&1 &
+    pids[$1]=$!
+}
+
+kill_a_store() {
+    say "Killing the store that leads, and writing on"
+    local leader survivor began deadline=$((SECONDS + START_SECONDS))
+    leader=127.0.0.2$(curl -s "http://$PD:$CLIENT_PORT/pd/api/v1/regions" | jq '.regions[0].leader.store_id')
+    survivor=127.0.0.21 && [ "$leader" != "$survivor" ] || survivor=127.0.0.22
+    disown "${pids[$leader]}"
+    kill -9 "${pids[$leader]}"
+    began=$(date +%s%N)
+    show bin/flaredb-client --endpoint "http://$survivor:$CLIENT_PORT" put after "the death of $leader"
+    echo "That took $((($(date +%s%N) - began) / 1000000)) ms: the others had to elect a leader"
+    start_store "$leader"
+    until [ "$(bin/flaredb-client --endpoint "http://$leader:$CLIENT_PORT" get after 2> /dev/null)" = "the death of $leader" ]; do
+        [ $SECONDS -lt $deadline ] || fail "the store does not come back:" "$leader"
+        sleep 0.2
+    done
+    echo "Store ${leader: -1} is back, and has what was written without it"
+}
+
 stay() {
     trap 'exit 0' INT
     say "The cluster stays up until Ctrl-C. In another terminal, try:"
@@ -222,6 +269,9 @@ etcdctl endpoint status -w table
 etcdctl --endpoints <the leader's> move-leader <member id>
 curl ${tls:+--cacert \$ETCDCTL_CACERT --cert \$ETCDCTL_CERT --key \$ETCDCTL_KEY }$(endpoint "${HOSTS[0]}")/metrics
 tail -f $folder/${HOSTS[0]}.log
+bin/flaredb-client --endpoint http://$PD:$CLIENT_PORT cluster-status
+bin/flaredb-client --endpoint http://${STORES[0]}:$CLIENT_PORT scan
+bin/flaredb-client --endpoint http://$PD:$CLIENT_PORT explain store 1
 TEXT
     while :; do sleep 3600 & wait $!; done
 }
@@ -258,16 +308,24 @@ wait_for() {
 }
 
 refuse_ports_in_use() {
-    local host port ports=("$CLIENT_PORT" "$PEER_PORT")
-    [ -n "$SERVER" ] || ports+=("$GOSSIP_PORT")
+    local host
     for host in "${HOSTS[@]}"; do
-        for port in "${ports[@]}"; do
-            if (exec 3<> "/dev/tcp/$host/$port") 2> /dev/null; then
-                echo "demo: $host:$port is in use$(holder "$port"); stop what runs there and try again" >&2
-                exit 1
-            fi
-        done
+        refuse_in_use "$host" "$CLIENT_PORT"
+        refuse_in_use "$host" "$PEER_PORT"
+        [ -n "$SERVER" ] || refuse_in_use "$host" "$GOSSIP_PORT"
     done
+    [ -z "$SERVER" ] || return 0
+    for host in "$PD" "${STORES[@]}"; do
+        refuse_in_use "$host" "$CLIENT_PORT"
+        refuse_in_use "$host" "$PEER_PORT"
+    done
+}
+
+refuse_in_use() {
+    if (exec 3<> "/dev/tcp/$1/$2") 2> /dev/null; then
+        echo "demo: $1:$2 is in use$(holder "$2"); stop what runs there and try again" >&2
+        exit 1
+    fi
 }
 
 # holder PORT: who listens there, where that can be found out.

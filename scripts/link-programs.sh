@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mkdir -p bin
-for program in chainfire chainfire-client sim bench; do
+for program in chainfire chainfire-client flaredb flaredb-client placement-driver sim bench; do
     ln -sfn "$CARGO_TARGET_DIR/release/$program" "bin/$program"
 done
 ln -sfn chainfire bin/etcd
