@@ -16,7 +16,7 @@ fn a_firewall_keeps_a_node_out_until_its_ports_are_open() {
 
     assert!(!members(&world).contains("node4:2380"), "member-list does not show the new node");
     add(&world, NEW);
-    world.until_said(leader, "Failed to connect to peer");
+    world.until_said(leader, "Failed to connect to peer, addr=node4:2380: connection refused");
     world
         .on(leader, "journalctl -u chainfire | grep 'Failed to connect to peer'")
         .shows("node4:2380")
