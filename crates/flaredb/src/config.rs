@@ -1,7 +1,7 @@
 //! What a store is told ([`settings`]): its keys, and the values that all code uses.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base::NodeId;
@@ -11,6 +11,11 @@ use settings::command_line::{self, Asked, Environment};
 use settings::listen::is_loopback;
 use settings::{Key, Kind, Layers, Manual, Schema};
 use storage::rocks::RocksOptions;
+
+/// Entries of each region that are kept in memory.
+const REGION_CACHE_BYTES: usize = 1 << 20;
+/// Where the placement driver of a store on its own is served, if its address is the store's.
+const STANDALONE_PORTS_APART: u16 = 10;
 
 /// The configuration as the program uses it.
 #[derive(Clone, Debug)]
@@ -25,6 +30,8 @@ pub struct Settings {
     /// `name=value` each, from the outermost failure domain to the innermost.
     pub labels: Vec<(String, String)>,
     pub storage: RocksOptions,
+    /// The placement driver that runs in this process, if one does.
+    pub standalone: Option<placement::config::Settings>,
     pub log_level: String,
 }
 
@@ -73,16 +80,25 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
         }
     });
     let node = NodeId(layers.number("cluster", "store_id"));
-    let pd_addresses = layers.texts("cluster", "pd_addr").iter().map(|address| format!("http://{address}")).collect();
+    let data_dir = PathBuf::from(layers.text("storage", "data_dir"));
+    let standalone =
+        layers.switch("cluster", "standalone").then(|| own_placement_driver(layers, &data_dir)).transpose()?;
+    let pd_addresses = match &standalone {
+        Some(own) => own.node.client_urls.clone(),
+        None => layers.texts("cluster", "pd_addr").iter().map(|address| format!("http://{address}")).collect(),
+    };
+    let data_dir = if standalone.is_some() { data_dir.join("store") } else { data_dir };
     let host = HostConfig {
         tick_interval: Duration::from_millis(layers.number("raft", "tick_interval_ms")),
         election_intervals: layers.number("raft", "election_ticks") as u32,
+        // For each of many regions.
+        cache_bytes_max: REGION_CACHE_BYTES,
         ..HostConfig::new(node, node::clock::random_u64())
     };
     let advertise_client = format!("http://{}", listen_client.first().expect("the key takes one at least"));
     Ok(Settings {
         node: ManyConfig {
-            data_dir: PathBuf::from(layers.text("storage", "data_dir")),
+            data_dir,
             node,
             listen_peer,
             advertise_peer: listen_peer.to_string(),
@@ -95,8 +111,31 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
         pd_addresses,
         labels: labels.collect::<Result<_, _>>()?,
         storage: storage(layers),
+        standalone,
         log_level: layers.text("log", "level").to_owned(),
     })
+}
+
+/// A placement driver of one member beside the store: the first address of `pd_addr` is its own, its Raft port the next one.
+fn own_placement_driver(layers: &Layers, data_dir: &Path) -> Result<placement::config::Settings, String> {
+    let mut api: SocketAddr = layers.texts("cluster", "pd_addr")[0].parse().expect("the kind of the key has read it");
+    let listens = |name: &str| layers.texts("network", name).iter().any(|text| *text == api.to_string());
+    if listens("api_addr") {
+        api.set_port(api.port() + STANDALONE_PORTS_APART);
+    }
+    let raft = SocketAddr::new(api.ip(), api.port() + 1);
+    let flags = [
+        format!("--data-dir={}", data_dir.join("pd").display()),
+        format!("--api-addr={api}"),
+        format!("--raft-addr={raft}"),
+        // One store holds everything.
+        "--max-replicas=1".to_owned(),
+        format!("--log-level={}", layers.text("log", "level")),
+    ];
+    match placement::config::understand(&flags, &Environment::new())? {
+        placement::config::Request::Run(settings) => Ok(*settings),
+        placement::config::Request::Print(text) => Err(text),
+    }
 }
 
 fn storage(layers: &Layers) -> RocksOptions {
@@ -124,6 +163,7 @@ Usage: flaredb [FLAGS]
 
 With a placement driver at 127.0.0.11:2379, three stores on one machine, each in a terminal of its own, N = 1, 2, 3:
   flaredb --data-dir ./store-N --store-id N --pd-addr 127.0.0.11:2379 --api-addr 127.0.0.2N:2379 --raft-addr 127.0.0.2N:2380
+Or on its own, for one machine: flaredb --standalone --data-dir ./flaredb
 Then any of them answers: flaredb-client --endpoint http://127.0.0.21:2379 put KEY VALUE
 
 It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops it in good order.
@@ -146,6 +186,17 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             kind: Kind::Addresses,
             default: "\"127.0.0.1:2379\"",
             help: &["the placement driver: IP:PORT, or a list of its members"],
+        },
+        Key {
+            section: "cluster",
+            name: "standalone",
+            flag: "standalone",
+            kind: Kind::Switch,
+            default: "false",
+            help: &[
+                "run a placement driver of its own in this process: for one machine",
+                "It is served at pd_addr, or ten ports above if that is api_addr. Everything is kept once.",
+            ],
         },
         Key {
             section: "cluster",

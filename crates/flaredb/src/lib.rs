@@ -15,7 +15,7 @@
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`metrics`] | its numbers |
 //!
-//! Left out so far: splits and merges; time series, which will be another kind of content of a region.
+//! Left out so far: merges; time series, which will be another kind of content of a region.
 
 pub mod api;
 pub mod config;

@@ -28,7 +28,27 @@ pub fn run(settings: Settings) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start threads: {error}"))?;
-    runtime.block_on(serve(settings))
+    runtime.block_on(async {
+        let Some(own) = settings.standalone.clone() else { return serve(settings).await };
+        let ports = own.node.client_urls.join(", ");
+        tracing::info!(target: "flaredb_service", "Running a placement driver in this process, addr={ports}");
+        // A signal ends both, and so does what ends one of them.
+        let mut placing = tokio::spawn(placement::server::serve(own));
+        let mut serving = std::pin::pin!(serve(settings));
+        let ended = |placed: Result<Result<(), String>, tokio::task::JoinError>| {
+            placed.map_err(|error| error.to_string()).flatten()
+        };
+        tokio::select! {
+            served = &mut serving => {
+                served?;
+                ended(placing.await)
+            }
+            placed = &mut placing => {
+                ended(placed)?;
+                serving.await
+            }
+        }
+    })
 }
 
 async fn serve(settings: Settings) -> Result<(), String> {
@@ -59,11 +79,12 @@ async fn serve(settings: Settings) -> Result<(), String> {
     };
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
     let incoming = settings.node.data_dir.join("incoming");
-    let store = Arc::new(Store::new(node, Arc::new(engine), incoming));
+    let (store, born) = Store::new(node, Arc::new(engine), incoming);
     store.learn(registered.stores);
     store.node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
     store.reopen().map_err(|error| error.to_string())?;
+    tokio::spawn(store.clone().attend_births(born));
     if let Some(region) = registered.found {
         store.found(&region).map_err(|error| error.to_string())?;
         tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::{ClusterId, GroupId, NodeId, PeerId};
@@ -23,10 +24,15 @@ use parking_lot::{Mutex, RwLock};
 use proto::placement as pb;
 use storage::rocks::RocksEngine;
 use storage::{Engine, WriteBatch};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::region::layout::{self, RAW, REGION, Record};
+use crate::region::overlap;
+use crate::region::size::{self, Size};
 use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, machine, snapshot};
 
+/// A region is measured again when this part of what is too large was written.
+const MEASURED_PER_SPLIT: u64 = 16;
 /// How often it is looked whether a retired region's machine is gone.
 const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -35,7 +41,7 @@ const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
 pub struct Region {
     pub handle: GroupHandle,
     pub peer: PeerId,
-    pub cell: RegionCell,
+    pub cell: Arc<RegionCell>,
 }
 
 impl Region {
@@ -44,7 +50,7 @@ impl Region {
     }
 
     pub fn state(&self) -> Arc<RegionState> {
-        self.cell.load_full()
+        self.cell.state()
     }
 }
 
@@ -58,6 +64,25 @@ pub struct Store {
     stores: RwLock<BTreeMap<NodeId, pb::Store>>,
     /// Regions come and go one at a time.
     changing: Mutex<()>,
+    /// Regions that are being taken away: none of them comes before that is done.
+    going: Mutex<BTreeSet<GroupId>>,
+    /// Whether those of an earlier life are on the node again.
+    reopened: AtomicBool,
+    births: UnboundedSender<Birth>,
+    sizes: Mutex<BTreeMap<GroupId, Measured>>,
+}
+
+/// Regions that have come of another one, each with its peer here.
+pub struct Birth {
+    parent: GroupId,
+    regions: Vec<(GroupId, PeerId)>,
+}
+
+/// How large a region was found to be, and when that was.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    pub version: u64,
+    pub size: Size,
 }
 
 /// Why a region did not come here.
@@ -67,13 +92,17 @@ pub enum AdmitError {
     Retired(PeerId),
     #[error("another peer of this region, {0}, is here")]
     Other(PeerId),
+    #[error("another peer of this region is being taken away, or the store has just begun")]
+    NotYet,
     #[error(transparent)]
     State(#[from] MachineError),
 }
 
 impl Store {
-    pub fn new(node: ManyNode, engine: Arc<RocksEngine>, incoming: PathBuf) -> Store {
-        Store {
+    /// The other end of the births goes to [`Store::attend_births`].
+    pub fn new(node: ManyNode, engine: Arc<RocksEngine>, incoming: PathBuf) -> (Arc<Store>, UnboundedReceiver<Birth>) {
+        let (births, born) = unbounded_channel();
+        let store = Store {
             node,
             engine,
             incoming,
@@ -81,7 +110,71 @@ impl Store {
             regions: RwLock::default(),
             stores: RwLock::default(),
             changing: Mutex::default(),
+            going: Mutex::default(),
+            reopened: AtomicBool::new(false),
+            births,
+            sizes: Mutex::default(),
+        };
+        (Arc::new(store), born)
+    }
+
+    /// Puts regions on the node that have come of others, for as long as the store runs. One whose parent is led here asks
+    /// for votes at once.
+    pub async fn attend_births(self: Arc<Self>, mut born: UnboundedReceiver<Birth>) {
+        while let Some(Birth { parent, regions }) = born.recv().await {
+            for (id, peer) in regions {
+                if let Err(error) = self.bear(id, peer) {
+                    // It is in the engine: the next start puts it on.
+                    tracing::error!(
+                        target: "flaredb_raft",
+                        "A region that has come of a split was not put on, region={id} why={error} code=CF8507"
+                    );
+                    continue;
+                }
+                tracing::info!(target: "flaredb_raft", "Split a region, region={parent} new_region={id} peer={peer}");
+                if self.region(parent).is_some_and(|parent| parent.handle.is_leader()) {
+                    self.node.campaign(id);
+                }
+            }
         }
+    }
+
+    fn bear(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
+        let _one = self.changing.lock();
+        // One that is going was another peer, and its records went before this one's came.
+        if self.region(id).is_some() || self.going.lock().contains(&id) {
+            return Ok(());
+        }
+        let machine = self.machine(id)?;
+        self.put_on(id, peer, machine, true)
+    }
+
+    /// Measures what is led here and may have grown. `split_bytes`: what is too large.
+    pub async fn measure(self: &Arc<Self>, split_bytes: u64) {
+        for region in self.regions().into_iter().filter(|region| region.handle.is_leader()) {
+            let (id, state) = (region.id(), region.state());
+            let known = self.measured(id).filter(|known| known.version == state.version);
+            let written = region.cell.written.load(Ordering::Relaxed);
+            let due = known.is_none_or(|_| written >= split_bytes / MEASURED_PER_SPLIT);
+            if state.version == 0 || !due {
+                continue;
+            }
+            region.cell.written.fetch_sub(written, Ordering::Relaxed);
+            let (store, version) = (self.clone(), state.version);
+            let walked = move || size::measure(&*store.engine.view(), &state, split_bytes);
+            match tokio::task::spawn_blocking(walked).await {
+                Ok(Ok(size)) => drop(self.sizes.lock().insert(id, Measured { version, size })),
+                Ok(Err(why)) => {
+                    tracing::warn!(target: "flaredb_storage", "A region was not measured, region={id} why={why} code=CF8508");
+                }
+                // The store stops.
+                Err(_) => return,
+            }
+        }
+    }
+
+    pub fn measured(&self, id: GroupId) -> Option<Measured> {
+        self.sizes.lock().get(&id).cloned()
     }
 
     /// Its data folder.
@@ -113,14 +206,16 @@ impl Store {
         walk.status()?;
         drop(walk);
         drop(view);
+        // Also logs without records: of what was taken away, or came of a split that a power cut undid.
+        self.node.destroy_others(|region| peers.contains_key(&region));
         for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
-            self.node.destroy(region);
             self.clear(region, &machine::load(&*self.engine, region)?)?;
         }
         for (region, peer) in peers {
             let machine = self.machine(region)?;
             self.put_on(region, peer, machine, false)?;
         }
+        self.reopened.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -130,15 +225,15 @@ impl Store {
         let id = GroupId(region.id);
         let own = region.peers.iter().find(|peer| peer.store_id == self.id().0);
         let peer = PeerId(own.expect("it was asked to found it").id);
-        if self.region(id).is_some_and(|region| region.state().version > 0) {
+        if self.region(id).is_some() {
             return Ok(());
         }
-        self.keep_peer(id, peer)?;
         let mut machine = self.machine(id)?;
         machine.set_range(region.start.clone(), region.end.clone());
         let member = Member { node: self.id(), peer, ..Member::default() };
         let membership = Membership::founding(self.cluster(), vec![member]);
         machine.found(Mark { index: 1, term: 1, hash: base::hash::START }, membership.encode().into())?;
+        self.keep_peer(id, peer)?;
         self.put_on(id, peer, machine, true)?;
         Ok(())
     }
@@ -146,6 +241,9 @@ impl Store {
     /// A peer is about to be added to a region by its leader, which will fill it. Asking again does no harm.
     pub fn admit(&self, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
         let _one = self.changing.lock();
+        if !self.reopened.load(Ordering::SeqCst) || self.going.lock().contains(&id) {
+            return Err(AdmitError::NotYet);
+        }
         if let Some(region) = self.region(id) {
             return if region.peer == peer { Ok(()) } else { Err(AdmitError::Other(region.peer)) };
         }
@@ -155,14 +253,30 @@ impl Store {
             return Err(AdmitError::Retired(peer));
         }
         self.keep_peer(id, peer)?;
-        let machine = self.machine(id)?;
-        self.put_on(id, peer, machine, true)?;
+        let put = self.machine(id).and_then(|machine| self.put_on(id, peer, machine, true));
+        if let Err(why) = put {
+            // A peer that is not here must not be found at the next start.
+            let mut batch = WriteBatch::new();
+            batch.delete(REGION, &layout::peer_key(id));
+            self.engine.write(&batch).and_then(|()| self.engine.flush()).map_err(MachineError::from)?;
+            return Err(why.into());
+        }
         Ok(())
     }
 
     /// A peer that is no member of its region any more goes, with its pairs, and never comes back.
     pub async fn retire(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
         let Some(region) = self.region(id).filter(|region| region.peer == peer) else { return Ok(()) };
+        if !self.going.lock().insert(id) {
+            return Ok(());
+        }
+        let gone = self.take_away(id, region).await;
+        self.going.lock().remove(&id);
+        gone
+    }
+
+    async fn take_away(&self, id: GroupId, region: Region) -> Result<(), MachineError> {
+        let peer = region.peer;
         // Decided first: a start in the middle of it goes on with it.
         let mut batch = WriteBatch::new();
         batch.delete(REGION, &layout::peer_key(id));
@@ -170,6 +284,7 @@ impl Store {
         self.engine.write(&batch)?;
         self.engine.flush()?;
         self.regions.write().remove(&id);
+        self.sizes.lock().remove(&id);
         self.node.destroy(id);
         let Region { cell, handle, .. } = region;
         drop(handle);
@@ -178,7 +293,7 @@ impl Store {
             tokio::time::sleep(GONE_LOOK_EVERY).await;
         }
         let _one = self.changing.lock();
-        let state = cell.swap(Arc::default());
+        let state = cell.set(Arc::default());
         self.map.place(id, &state, &RegionState::default());
         self.clear(id, &state)?;
         tracing::info!(target: "flaredb_raft", "Removed a region's peer from this store, region={id} peer={peer}");
@@ -199,10 +314,11 @@ impl Store {
 
     /// Takes over where the other stores are.
     pub fn learn(&self, stores: Vec<pb::Store>) {
-        for store in &stores {
+        for store in stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone) {
             self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
         }
-        *self.stores.write() = stores.into_iter().map(|store| (NodeId(store.id), store)).collect();
+        let standing = stores.into_iter().filter(|store| store.state() != pb::StoreState::Tombstone);
+        *self.stores.write() = standing.map(|store| (NodeId(store.id), store)).collect();
     }
 
     pub fn store(&self, id: NodeId) -> Option<pb::Store> {
@@ -214,12 +330,16 @@ impl Store {
         Ok(self.engine.get(RAW, &layout::raw_key(key))?)
     }
 
-    /// Removes what is left of a region that is gone.
+    /// Removes what is left of a region that is gone. Its range may be of long ago: what lies in another region by now is
+    /// that one's.
     fn clear(&self, id: GroupId, state: &RegionState) -> Result<(), MachineError> {
         snapshot::forget(&self.incoming, id);
         let mut batch = WriteBatch::new();
         if state.version > 0 {
-            batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
+            let others = overlap::others(&*self.engine.view(), id)?;
+            for (start, end) in overlap::without(state, &others) {
+                batch.delete_range(RAW, &layout::raw_key(&start), &layout::raw_end(&end));
+            }
         }
         batch.delete(REGION, &layout::state_key(id));
         batch.delete(REGION, &layout::membership_key(id));
@@ -229,7 +349,12 @@ impl Store {
 
     fn machine(&self, id: GroupId) -> Result<RegionMachine, MachineError> {
         let engine: Arc<dyn Engine> = self.engine.clone();
-        RegionMachine::open(engine, self.incoming.clone(), id, self.map.clone())
+        let births = self.births.clone();
+        let split = move |regions| {
+            // Whoever listens stops with the store.
+            let _ = births.send(Birth { parent: id, regions });
+        };
+        RegionMachine::open(engine, self.incoming.clone(), id, self.map.clone(), Arc::new(split))
     }
 
     fn keep_peer(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {

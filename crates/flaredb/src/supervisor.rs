@@ -18,7 +18,8 @@ use base::{ClusterId, GroupId, NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Member, MemberRole, MembershipChange, Refusal, Role};
 use node::transport::{CallFuture, CallService, Caller, Standing};
-use proto::placement as pb;
+use prost::Message as _;
+use proto::{flaredb, placement as pb};
 use tonic::{Code, Status};
 
 use crate::pd::PdClient;
@@ -27,8 +28,12 @@ use crate::store::{Region, Store};
 /// The peer call by which a region's leader has a store admit a peer: region and peer, 8 bytes each.
 pub const ADMIT: u8 = 16;
 
+/// A peer that lacks more entries than this has not caught up.
+const PENDING_ENTRIES: u64 = 64;
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 const REGISTER_RETRY: Duration = Duration::from_secs(1);
+/// After so many stores that did not answer the rest waits for the next heartbeat.
+const ADMIT_FAILURES_MAX: usize = 4;
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// While nothing changes, a failure is mentioned this often.
 const SAY_EVERY: u32 = 30;
@@ -89,6 +94,8 @@ fn is_final(status: &Status) -> bool {
 /// Heartbeats for as long as the store runs.
 pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
     let mut failures = 0;
+    let mut measuring = tokio::spawn(std::future::ready(()));
+    let mut admitting = tokio::spawn(std::future::ready(()));
     loop {
         match pd.heartbeat(report(&store)).await {
             Ok(response) => {
@@ -96,7 +103,15 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
                     tracing::info!(target: "flaredb_pd_client", "Heartbeat to PD succeeded again, failures={failures}");
                 }
                 failures = 0;
+                let split_bytes = response.region_split_bytes;
                 follow(&store, response);
+                if admitting.is_finished() {
+                    admitting = tokio::spawn(admit_the_silent(store.clone()));
+                }
+                if split_bytes > 0 && measuring.is_finished() {
+                    let store = store.clone();
+                    measuring = tokio::spawn(async move { store.measure(split_bytes).await });
+                }
             }
             Err(status) => {
                 if failures % SAY_EVERY == 0 {
@@ -124,14 +139,20 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         }
         let membership = region.handle.membership();
         let silent = status.followers.iter().filter(|(peer, _, reached)| *peer != status.peer && !reached);
-        let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < status.committed);
+        // Under steady writes a peer that has caught up is always a moment behind.
+        let caught_up = status.committed.saturating_sub(PENDING_ENTRIES);
+        let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < caught_up);
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
+        let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
+        let size = measured.map(|measured| measured.size).unwrap_or_default();
         led.push(pb::RegionReport {
             region: Some(state.describe(region.id())),
             term: status.term,
             down: silent.map(|(peer, ..)| pb::DownPeer { peer_id: peer.0, seconds: 0 }).collect(),
             pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
-            ..pb::RegionReport::default()
+            bytes: size.bytes,
+            keys: size.keys,
+            split_keys: size.cuts,
         });
     }
     let (available, capacity) = node::disk::room(store.folder()).unwrap_or_default();
@@ -179,11 +200,7 @@ async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), Stri
     let change = match step.action {
         Some(pb::step::Action::AddLearner(peer)) => {
             let (node, peer) = (NodeId(peer.store_id), PeerId(peer.id));
-            let mut body = BytesMut::with_capacity(16);
-            body.put_u64_le(region.id().0);
-            body.put_u64_le(peer.0);
-            let asked = store.node.transport().call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
-            asked.and_then(|answer| answer.map_err(|why| format!("store {node} does not admit it: {why}")))?;
+            have_admitted(store, region.id(), node, peer).await?;
             MembershipChange::Add(Member { node, peer, role: MemberRole::Learner, ..Member::default() })
         }
         Some(pb::step::Action::PromoteStore(id)) => MembershipChange::Promote { node: NodeId(id) },
@@ -191,9 +208,51 @@ async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), Stri
         Some(pb::step::Action::TransferToStore(id)) => {
             return region.handle.transfer(Some(NodeId(id))).await.map_err(refused);
         }
+        Some(pb::step::Action::Split(split)) => {
+            let regions = split.at.into_iter().map(|at| flaredb::NewRegion {
+                region_id: at.region_id,
+                start: at.start,
+                peers: at.peers,
+            });
+            let what = flaredb::command::What::Split(flaredb::Split { regions: regions.collect() });
+            let command = flaredb::Command { version: step.version, what: Some(what) };
+            let outcome = region.handle.propose(command.encode_to_vec().into()).await.map_err(refused)?;
+            return if outcome.code == 0 { Ok(()) } else { Err("the region has changed since".to_owned()) };
+        }
         None => return Err("a later version of the placement driver asked for it".to_owned()),
     };
     region.handle.change(change).await.map(drop).map_err(refused)
+}
+
+async fn have_admitted(store: &Store, region: GroupId, node: NodeId, peer: PeerId) -> Result<(), String> {
+    let mut body = BytesMut::with_capacity(16);
+    body.put_u64_le(region.0);
+    body.put_u64_le(peer.0);
+    let asked = store.node.transport().call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
+    asked.and_then(|answer| answer.map_err(|why| format!("store {node} does not admit it: {why}"))).map(drop)
+}
+
+/// Members that are silent are admitted again: a replica that came of a split while its store was away was never made there.
+/// A few at a time; who is down is asked in vain.
+async fn admit_the_silent(store: Arc<Store>) {
+    let mut asked = 0;
+    for region in store.regions() {
+        let status = region.handle.status();
+        if status.role != Role::Leader {
+            continue;
+        }
+        let membership = region.handle.membership();
+        let silent = status.followers.iter().filter(|(peer, _, heard)| *peer != status.peer && !heard);
+        for (peer, ..) in silent {
+            let Some(node) = membership.node_of(*peer) else { continue };
+            if have_admitted(&store, region.id(), node, *peer).await.is_err() {
+                asked += 1;
+            }
+            if asked >= ADMIT_FAILURES_MAX {
+                return;
+            }
+        }
+    }
 }
 
 /// What other stores may ask of this one.

@@ -314,7 +314,12 @@ impl Applying {
         let mut inputs = Vec::new();
         let mut next = first;
         while next <= last {
-            let entries = self.reader.read(next, last, APPLY_BYTES_MAX).map_err(|error| error.to_string())?;
+            let entries = match self.reader.read(next, last, APPLY_BYTES_MAX) {
+                Ok(entries) => entries,
+                // Its log may have gone before.
+                Err(_) if self.group.gone.load(Ordering::SeqCst) => return Ok((inputs, None)),
+                Err(error) => return Err(error.to_string()),
+            };
             let mut applied = Applied::default();
             let begun = clock::now();
             match self.machine.apply(&entries, self.peer, &mut applied) {
@@ -336,7 +341,7 @@ impl Applying {
             self.group.waiters.set_applied(reached);
             engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
             // What a quarantined state comes to is nobody's business.
-            if !engines.health.is_quarantined() {
+            if !engines.health.is_quarantined() && !self.group.differs.load(Ordering::SeqCst) {
                 for (seq, outcome) in applied.outcomes {
                     self.group.waiters.answer(seq, Answer::Outcome(outcome, reached));
                 }
@@ -357,7 +362,7 @@ impl Applying {
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {
-        if engines.health.is_quarantined() {
+        if engines.health.is_quarantined() || self.group.differs.load(Ordering::SeqCst) {
             // What is not to be trusted is not handed on.
             engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
             return Ok(());

@@ -390,6 +390,15 @@ fn tell(event: &Event, group: &Group, shared: &Shared, engines: &Engines) {
                 "Disk stall detected, this node leads no more until a log write returns, duration={stalled_ms}ms code=CF4120"
             );
         }
+        Event::Diverged { index, ours, theirs, .. } if shared.transport.peers() == Peers::OnePerGroup => {
+            group.differs.store(true, Ordering::SeqCst);
+            tracing::error!(
+                target: "chainfire_raft",
+                "This replica differs from most and answers nothing any more, region={} index={index} ours={ours:x} \
+                 theirs={theirs:x} code=CF2003",
+                group.id
+            );
+        }
         Event::Diverged { index, ours, theirs, .. } => {
             let why = format!("its state after entry {index} hashes to {ours:x}, and most have {theirs:x}");
             engines.health.report(Damage::new(What::Differs, why));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use base::{GroupId, NodeId, PeerId, Time};
@@ -22,6 +23,11 @@ pub(crate) struct Group {
     pub membership: ArcSwap<Membership>,
     /// The last difference between replicas that nobody can judge, until somebody takes it.
     pub unclear: ArcSwapOption<Vec<PeerId>>,
+    /// It is about to be taken away, and its log with it.
+    pub gone: AtomicBool,
+    /// Its state is not what most replicas have: nothing is answered from it. A node with one group says more of it
+    /// ([`crate::heal`]).
+    pub differs: AtomicBool,
     /// `None`: nobody asks where time went in this one.
     pub stages: Option<Box<Stages>>,
 }
@@ -34,6 +40,8 @@ impl Group {
             status: ArcSwap::default(),
             membership: ArcSwap::default(),
             unclear: ArcSwapOption::empty(),
+            gone: AtomicBool::new(false),
+            differs: AtomicBool::new(false),
             stages: stages.then(Box::default),
         })
     }

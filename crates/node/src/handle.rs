@@ -61,11 +61,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Whether this node may answer for its state.
-    fn is_sound(&self) -> bool {
-        !self.health.is_quarantined()
-    }
-
     /// Whether this node belongs to a cluster yet; before, nobody could answer.
     fn belongs(&self) -> bool {
         self.identity.load().cluster != ClusterId::default()
@@ -89,7 +84,7 @@ impl GroupHandle {
         &self,
         command: Bytes,
     ) -> impl Future<Output = Result<(Outcome, u64), Refusal>> + Send + 'static {
-        let asked = if self.node.is_sound() {
+        let asked = if self.is_sound() {
             self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline })
         } else {
             Err(Refusal::NoLeader)
@@ -120,7 +115,7 @@ impl GroupHandle {
         &self,
         change: MembershipChange,
     ) -> impl Future<Output = Result<Membership, Refusal>> + Send + 'static {
-        let asked = if self.node.is_sound() {
+        let asked = if self.is_sound() {
             self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline })
         } else {
             Err(Refusal::NoLeader)
@@ -150,7 +145,7 @@ impl GroupHandle {
         let shared = &self.node;
         let now = clock::now();
         let asked = match self.lease_read() {
-            _ if !shared.is_sound() => Err(Refusal::NoLeader),
+            _ if !self.is_sound() => Err(Refusal::NoLeader),
             Some(grant) => Ok(Err(grant)),
             None if !shared.belongs() => Err(Refusal::NoLeader),
             None if shared.held.load(Ordering::Relaxed) => Err(Refusal::Held),
@@ -172,12 +167,12 @@ impl GroupHandle {
 
     /// The grant that a leader with a valid lease can give on the spot.
     pub fn lease_read(&self) -> Option<ReadGrant> {
-        self.group.waiters.lease_grant(clock::now()).filter(|_| self.node.is_sound())
+        self.group.waiters.lease_grant(clock::now()).filter(|_| self.is_sound())
     }
 
     /// Whether a read done under `grant` and finished by now is linearizable.
     pub fn still_valid(&self, grant: &ReadGrant) -> bool {
-        self.node.is_sound() && grant.valid_until.is_none_or(|until| clock::now() < until)
+        self.is_sound() && grant.valid_until.is_none_or(|until| clock::now() < until)
     }
 
     /// As of the last turn.
@@ -298,6 +293,11 @@ impl GroupHandle {
     /// The silence after which a leader is missed, at the earliest.
     pub fn election_timeout(&self) -> Duration {
         self.node.election_timeout
+    }
+
+    /// Whether this node may answer for the group's state.
+    fn is_sound(&self) -> bool {
+        !self.node.health.is_quarantined() && !self.group.differs.load(Ordering::SeqCst)
     }
 
     fn ask(

@@ -142,13 +142,25 @@ impl ManyNode {
             return Err(MachineError::Damaged(why));
         }
         let handle = self.room.declare(create.group, false);
-        self.room.create(create, machine);
+        // One whose state was lost with a power cut, and is made again from what it came of, has voted all the same.
+        let fresh = create.fresh && self.room.store.state(create.group).is_none();
+        self.room.create(CreateGroup { fresh, ..create }, machine);
         Ok(handle)
+    }
+
+    /// Takes away the logs of groups that nothing here knows of. To be called before any group is created.
+    pub fn destroy_others(&self, known: impl Fn(GroupId) -> bool) {
+        self.room.store.groups().into_iter().filter(|group| !known(*group)).for_each(|group| self.room.destroy(group));
     }
 
     /// Takes a group away, with its log. Its state is the caller's to remove, afterwards.
     pub fn destroy(&self, group: GroupId) {
         self.room.destroy(group);
+    }
+
+    /// Has a group's peer on this node ask for votes, if it knows of no leader: nobody need wait for a timeout.
+    pub fn campaign(&self, group: GroupId) {
+        self.room.campaign(group);
     }
 
     pub fn handle(&self, group: GroupId) -> Option<GroupHandle> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{ClusterId, GroupId, NodeId};
-use consensus::{CreateGroup, Host, HostConfig, Input, MachineError, Mark, Membership, Role, StateMachine};
+use consensus::{CreateGroup, Host, HostConfig, MachineError, Mark, Membership, Role, StateMachine};
 use parking_lot::Mutex;
 use storage::seglog::{SegLog, SegLogOptions};
 use storage::{EngineError, LogError, LogStore};
@@ -380,7 +380,7 @@ impl Shell {
 
     /// The founder need not wait until it misses a leader.
     pub fn campaign(&self) {
-        self.room.engines.inbox.push(Input::Campaign { group: GROUP });
+        self.room.campaign(GROUP);
     }
 
     fn set_identity(&self, identity: Identity) {

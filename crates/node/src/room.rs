@@ -126,8 +126,15 @@ impl Room {
         self.engines.inbox.push(Input::Create(create));
     }
 
+    pub fn campaign(&self, id: GroupId) {
+        self.engines.inbox.push(Input::Campaign { group: id });
+    }
+
     /// Takes a group away, with its log. Whoever waits for it is told so.
     pub fn destroy(&self, id: GroupId) {
+        if let Some(group) = self.engines.groups.get(id) {
+            group.gone.store(true, Ordering::SeqCst);
+        }
         self.engines.inbox.push(Input::Destroy { group: id });
     }
 

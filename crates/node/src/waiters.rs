@@ -1,7 +1,7 @@
 //! Who waits for what: clients of proposals by `seq`, readers by `seq` and then by index.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use base::Time;
 use consensus::{LeaderLease, Outcome, Refusal};
@@ -31,6 +31,7 @@ pub struct Waiters {
     applied: AtomicU64,
     committed: AtomicU64,
     lease_until: AtomicU64,
+    closed: AtomicBool,
 }
 
 const SHARDS: usize = 8;
@@ -46,6 +47,7 @@ impl Waiters {
             applied: AtomicU64::new(0),
             committed: AtomicU64::new(0),
             lease_until: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -53,6 +55,10 @@ impl Waiters {
         let (sender, receiver) = oneshot::channel();
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
         self.shard(seq).lock().insert(seq, sender);
+        // Who comes while it is being closed would wait for nobody.
+        if self.closed.load(Ordering::SeqCst) {
+            self.answer(seq, Answer::Refused(Refusal::Stopping));
+        }
         (seq, receiver)
     }
 
@@ -60,6 +66,9 @@ impl Waiters {
         let (sender, receiver) = oneshot::channel();
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
         self.readers.lock().insert(seq, sender);
+        if self.closed.load(Ordering::SeqCst) {
+            self.refuse(seq, Refusal::Stopping);
+        }
         (seq, receiver)
     }
 
@@ -122,6 +131,7 @@ impl Waiters {
 
     /// Ends everything: the node stops.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         for shard in &self.clients {
             for (_, sender) in shard.lock().drain() {
                 let _ = sender.send(Answer::Refused(Refusal::Stopping));

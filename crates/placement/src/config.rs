@@ -17,6 +17,8 @@ pub struct Settings {
     pub node: NodeConfig,
     /// Where stores, clients and people are served.
     pub listen_client: Vec<SocketAddr>,
+    /// Replicas of each region, while no policy says otherwise.
+    pub max_replicas: u32,
     pub log_level: String,
 }
 
@@ -88,6 +90,7 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
             gossip: None,
         },
         listen_client,
+        max_replicas: layers.number("cluster", "max_replicas") as u32,
         log_level: layers.text("log", "level").to_owned(),
     })
 }
@@ -154,6 +157,17 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             kind: Kind::Members,
             default: "[]",
             help: &["Raft addresses of all members, this one among them; empty: this one alone"],
+        },
+        Key {
+            section: "cluster",
+            name: "max_replicas",
+            flag: "max-replicas",
+            kind: Kind::Number { min: 1, max: 9 },
+            default: "3",
+            help: &[
+                "stores that hold each region, while the policy does not say otherwise",
+                "Once a policy was set (POST /pd/api/v1/config/schedule), its max-replicas counts.",
+            ],
         },
         Key {
             section: "network",

@@ -10,7 +10,7 @@
 //!  every second ─▶ stuck operators are ended · plan ─▶ operators begun · emptied stores become tombstones
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,9 +32,9 @@ use crate::{Plan, Policy, View, plan};
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Operators that ended, kept for people.
 const ENDED_MAX: usize = 1000;
-/// A replica that is not among its region's members is taken away only if the region was heard of so lately, in this
-/// term: it may be about to become one.
-const RETIRE_AFTER: Duration = Duration::from_secs(60);
+/// A new leader takes no replica away before this has passed: a step that the one before it has handed out may be about to
+/// make it a member.
+const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
 /// A store that was heard of so lately is alive.
 const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
@@ -43,6 +43,8 @@ const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
 pub struct Leader {
     handle: GroupHandle,
     records: SharedRecords,
+    /// The policy while nobody has set one.
+    defaults: Policy,
     term: Mutex<Option<Term>>,
 }
 
@@ -54,6 +56,8 @@ pub struct Term {
     round: u64,
     next_operator: u64,
     ended: VecDeque<Ended>,
+    /// What comes of the splits under way.
+    splits: BTreeMap<GroupId, pb::SplitStep>,
     began: Time,
 }
 
@@ -67,8 +71,13 @@ pub struct Ended {
 }
 
 impl Leader {
-    pub fn new(handle: GroupHandle, records: SharedRecords) -> Arc<Leader> {
-        Arc::new(Leader { handle, records, term: Mutex::default() })
+    pub fn new(handle: GroupHandle, records: SharedRecords, defaults: Policy) -> Arc<Leader> {
+        Arc::new(Leader { handle, records, defaults, term: Mutex::default() })
+    }
+
+    /// The policy that the records hold.
+    pub fn policy(&self) -> Result<Policy, Status> {
+        policy_of(&self.records.read(), &self.defaults)
     }
 
     pub fn handle(&self) -> &GroupHandle {
@@ -91,7 +100,7 @@ impl Leader {
         }
         let mut known = self.term.lock();
         if known.as_ref().is_none_or(|known| known.number != status.term) {
-            *known = Some(Term::new(status.term, &self.records.read(), self.now())?);
+            *known = Some(Term::new(status.term, &self.records.read(), &self.defaults, self.now())?);
         }
         Ok(MutexGuard::map(known, |known| known.as_mut().expect("just set")))
     }
@@ -108,13 +117,26 @@ impl Leader {
         }
     }
 
+    /// Waits until the records hold all that was replicated before this term; what is heard is held against them.
+    pub async fn settle(&self) -> Result<(), Status> {
+        let term = self.handle.term();
+        if self.term.lock().as_ref().is_some_and(|known| known.number == term) {
+            return Ok(());
+        }
+        self.handle.read().await.map(drop).map_err(of_refusal)
+    }
+
     async fn plan_once(&self) -> Result<(), Status> {
+        self.settle().await?;
         let (planned, emptied) = {
             let mut term = self.term()?;
             let now = self.now();
-            term.follow_policy(&self.records.read())?;
+            term.policy = policy_of(&self.records.read(), &self.defaults)?;
+            for store in self.records.read().stores.values() {
+                term.view.put_store(meta_of(store), now);
+            }
             term.end_stuck(now);
-            (term.plan(now), term.emptied())
+            (term.plan(now), term.emptied(now))
         };
         for store in emptied {
             tracing::info!(target: "placement_store", "Store is empty and removed, store_id={store}");
@@ -126,14 +148,19 @@ impl Leader {
             }
         }
         for operator in planned {
-            let new_peers = operator.stores_added().count() as u32;
-            let mut next = if new_peers > 0 { self.allocate(new_peers).await? } else { 0 };
-            let mut operator = operator;
-            operator.draw_peers(|| {
-                next += 1;
-                PeerId(next - 1)
-            });
+            let ids_wanted = self.term()?.ids_for(&operator);
+            let first = if ids_wanted > 0 { self.allocate(ids_wanted).await? } else { 0 };
             let mut term = self.term()?;
+            // Heartbeats may have come in between.
+            let is_as_planned = term.view.region(operator.region).is_some_and(|region| region.epoch == operator.epoch);
+            if !is_as_planned || term.ids_for(&operator) != ids_wanted {
+                continue;
+            }
+            let mut ids = first..first + u64::from(ids_wanted);
+            let mut draw = move || ids.next().expect("so many were counted");
+            let mut operator = operator;
+            operator.draw_peers(|| PeerId(draw()));
+            term.prepare_split(&operator, draw);
             term.begin(operator, self.now());
         }
         Ok(())
@@ -163,6 +190,7 @@ impl Leader {
     pub async fn register(&self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
         let about = format!("incarnation={:x} addr={}", request.incarnation, request.client_url);
         let asked = request.store_id;
+        self.settle().await?;
         let registered = match self.alive_elsewhere(&request)? {
             Some(address) => Err(Status::new(
                 Code::AlreadyExists,
@@ -191,7 +219,9 @@ impl Leader {
 
     pub async fn heartbeat(&self, request: pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
         let id = NodeId(request.store_id);
+        self.settle().await?;
         self.check_store(&request)?;
+        check_regions(&request)?;
         let changed: Vec<pb::Region> = {
             let records = self.records.read();
             let regions = request.led.iter().filter_map(|report| report.region.as_ref());
@@ -208,6 +238,7 @@ impl Leader {
             stores: records.stores.values().cloned().collect(),
             steps,
             retired: term.retired(&request, &records, now),
+            region_split_bytes: term.policy.split_bytes(),
         })
     }
 
@@ -217,11 +248,15 @@ impl Leader {
         let records = self.records.read();
         let twin = records.stores.values().find(|store| store.incarnation == request.incarnation);
         let twin = twin.filter(|twin| (&twin.client_url, &twin.peer_url) != (&request.client_url, &request.peer_url));
-        let is_heard = |twin: &&pb::Store| {
-            let store = term.view.store(NodeId(twin.id));
-            store.is_some_and(|store| store.reported && store.silent_for(now) < COPY_HEARD_WITHIN)
-        };
-        Ok(twin.filter(is_heard).map(|twin| twin.client_url.clone()))
+        let Some(twin) = twin else { return Ok(None) };
+        let store = term.view.store(NodeId(twin.id));
+        if store.is_some_and(|store| store.reported && store.silent_for(now) < COPY_HEARD_WITHIN) {
+            return Ok(Some(twin.client_url.clone()));
+        }
+        if now.since(term.began) < COPY_HEARD_WITHIN {
+            return Err(Status::unavailable("it is not known yet whether another store has the same data folder"));
+        }
+        Ok(None)
     }
 
     fn check_store(&self, request: &pb::HeartbeatRequest) -> Result<(), Status> {
@@ -241,7 +276,7 @@ impl Leader {
 }
 
 impl Term {
-    fn new(number: u64, records: &Records, now: Time) -> Result<Term, Status> {
+    fn new(number: u64, records: &Records, defaults: &Policy, now: Time) -> Result<Term, Status> {
         let mut view = View::new(now);
         for store in records.stores.values() {
             view.put_store(meta_of(store), now);
@@ -251,23 +286,17 @@ impl Term {
                 tracing::warn!(target: "placement_region", "A region's record was left out, region={} why={why} code=CF8003", region.id);
             }
         }
-        let mut term = Term {
+        Ok(Term {
             number,
             view,
-            policy: Policy::default(),
+            policy: policy_of(records, defaults)?,
             round: 0,
             // Operators of different terms are different ones.
             next_operator: number << 32,
             ended: VecDeque::new(),
+            splits: BTreeMap::new(),
             began: now,
-        };
-        term.follow_policy(records)?;
-        Ok(term)
-    }
-
-    fn follow_policy(&mut self, records: &Records) -> Result<(), Status> {
-        self.policy = policy_of(records)?;
-        Ok(())
+        })
     }
 
     /// Takes a heartbeat in; the steps that the store is to do.
@@ -295,6 +324,7 @@ impl Term {
             let down = reported.down.iter().filter_map(|down| store_of(down.peer_id));
             report.down = down.map(|store| DownPeer { store, since: since(store) }).collect();
             report.pending = reported.pending.iter().filter_map(|peer| store_of(*peer)).collect();
+            report.split_keys = reported.split_keys.iter().map(|key| key.as_ref().into()).collect();
             report.bytes = reported.bytes;
             report.keys = reported.keys;
             let id = report.id;
@@ -321,9 +351,40 @@ impl Term {
                 }
             }
             let step = self.view.flight(id).and_then(InFlight::current_step);
-            steps.extend(step.and_then(|step| step_for(region, step)));
+            let split = self.splits.get(&id);
+            steps.extend(step.and_then(|step| step_for(region, step, split)));
         }
         steps
+    }
+
+    /// How many ids an operator takes: of new peers, and of regions with their peers.
+    fn ids_for(&self, operator: &Operator) -> u32 {
+        let peers = self.view.region(operator.region).map_or(0, |region| region.peers.len());
+        let of_step = |step: &Step| match step {
+            Step::Split { keys } => keys.len() * (1 + peers),
+            _ => 0,
+        };
+        let all = operator.stores_added().count() + operator.steps.iter().map(of_step).sum::<usize>();
+        u32::try_from(all).unwrap_or(u32::MAX)
+    }
+
+    /// Names what is to come of a split.
+    fn prepare_split(&mut self, operator: &Operator, mut draw: impl FnMut() -> u64) {
+        let Some(region) = self.view.region(operator.region) else { return };
+        for step in &operator.steps {
+            let Step::Split { keys } = step else { continue };
+            let at = keys.iter().map(|key| pb::SplitAt {
+                start: Bytes::copy_from_slice(key),
+                region_id: draw(),
+                peers: region
+                    .peers
+                    .iter()
+                    .map(|peer| pb::Peer { id: draw(), store_id: peer.store.0, learner: peer.learner })
+                    .collect(),
+            });
+            let split = pb::SplitStep { at: at.collect() };
+            self.splits.insert(operator.region, split);
+        }
     }
 
     /// Replicas on a store that are members of their regions no more.
@@ -333,14 +394,16 @@ impl Term {
             let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
             let id = GroupId(replica.region_id);
             let heard = self.view.region(id).is_some_and(|region| region.heard.is_some());
-            !member && heard && !self.view.is_busy(id) && now.since(self.began) >= RETIRE_AFTER.min(self.patience())
+            let awaited = self.view.flight(id).is_some_and(|flight| {
+                flight
+                    .operator
+                    .steps
+                    .iter()
+                    .any(|step| matches!(step, Step::AddLearner { peer, .. } if peer.0 == replica.peer_id))
+            });
+            !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
         request.others.iter().filter(is_gone).copied().collect()
-    }
-
-    /// How long a step that was handed out before this term may still take effect.
-    fn patience(&self) -> Duration {
-        Duration::from_secs(15)
     }
 
     fn plan(&mut self, now: Time) -> Vec<Operator> {
@@ -386,6 +449,7 @@ impl Term {
 
     fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
+        self.splits.remove(&flight.operator.region);
         let took = now.since(flight.started);
         tracing::info!(
             target: "placement_schedule",
@@ -403,9 +467,15 @@ impl Term {
     }
 
     /// Stores that were to be emptied and are.
-    fn emptied(&self) -> Vec<NodeId> {
+    fn emptied(&self, now: Time) -> Vec<NodeId> {
+        if !self.view.is_ready(&self.policy, now) {
+            return Vec::new();
+        }
         let offline = self.view.stores().filter(|store| store.meta.state == StoreState::Offline);
-        offline.filter(|store| store.region_count() == 0).map(|store| store.id()).collect()
+        let awaited =
+            |store: NodeId| self.view.flights().any(|flight| flight.operator.stores_added().any(|to| to == store));
+        let empty = offline.filter(|store| store.region_count() == 0 && !awaited(store.id()));
+        empty.map(|store| store.id()).collect()
     }
 
     pub fn ended(&self) -> impl Iterator<Item = &Ended> {
@@ -413,13 +483,28 @@ impl Term {
     }
 }
 
-/// The policy that the records hold.
-pub fn policy_of(records: &Records) -> Result<Policy, Status> {
+/// What makes no sense is not replicated.
+fn check_regions(request: &pb::HeartbeatRequest) -> Result<(), Status> {
+    const KEY_BYTES_MAX: usize = 64 << 10;
+    let good = |region: &pb::Region| {
+        let ordered = region.end.is_empty() || region.start < region.end;
+        let short = region.start.len() <= KEY_BYTES_MAX && region.end.len() <= KEY_BYTES_MAX;
+        let own = region.peers.iter().any(|peer| peer.store_id == request.store_id);
+        ordered && short && own && region.id > 0 && region.peers.len() <= crate::view::PEERS_MAX
+    };
+    let regions = request.led.iter().map(|report| report.region.as_ref());
+    if regions.into_iter().all(|region| region.is_some_and(good)) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument("a region's report makes no sense"))
+}
+
+fn policy_of(records: &Records, defaults: &Policy) -> Result<Policy, Status> {
     if records.policy.is_empty() {
-        return Ok(Policy::default());
+        return Ok(defaults.clone());
     }
     let value = serde_json::from_slice(&records.policy).map_err(|error| Status::internal(error.to_string()))?;
-    Policy::default().merged(&value).map_err(|error| Status::internal(error.to_string()))
+    defaults.merged(&value).map_err(|error| Status::internal(error.to_string()))
 }
 
 pub fn meta_of(store: &pb::Store) -> StoreMeta {
@@ -445,7 +530,7 @@ fn report_of(region: &pb::Region, leader: Option<NodeId>) -> RegionReport {
 }
 
 /// A step as the region's leader is asked for it; `None`: it only has to wait.
-fn step_for(region: &pb::Region, step: &Step) -> Option<pb::Step> {
+fn step_for(region: &pb::Region, step: &Step, split: Option<&pb::SplitStep>) -> Option<pb::Step> {
     let holds = |store: NodeId| region.peers.iter().any(|peer| peer.store_id == store.0);
     let action = match step {
         Step::AddLearner { store, .. } if holds(*store) => return None,
@@ -455,8 +540,9 @@ fn step_for(region: &pb::Region, step: &Step) -> Option<pb::Step> {
         Step::Promote { store } => pb::step::Action::PromoteStore(store.0),
         Step::Remove { store, .. } => pb::step::Action::RemoveStore(store.0),
         Step::TransferLeader { to } => pb::step::Action::TransferToStore(to.0),
+        Step::Split { .. } => pb::step::Action::Split(split?.clone()),
         // Nothing reports what would lead to these yet.
-        Step::LeaveJoint | Step::Split { .. } | Step::Merge { .. } => return None,
+        Step::LeaveJoint | Step::Merge { .. } => return None,
     };
     Some(pb::Step {
         region_id: region.id,

@@ -282,6 +282,12 @@ impl Stage<'_> {
             return Err((FAILED_PRECONDITION, format!("store {id} is gone for good")));
         }
         self.put_store(pb::Store { state: state as i32, ..store.clone() });
+        // One that was to begin the first region, and is gone before it did, leaves that to the next.
+        let founder = self.records.founding.as_ref().map(|founding| founding.store_id);
+        if state == pb::StoreState::Tombstone && founder == Some(id) {
+            self.batch.delete(META, FOUNDING);
+            self.records.founding = None;
+        }
         Ok(())
     }
 }
@@ -342,8 +348,15 @@ impl StateMachine for PlacementMachine {
         }
         let state = write_state(stage.records);
         stage.batch.put(META, STATE, &state);
-        // An error stops the node, and its memory is of no use to anybody then.
-        Ok(self.engine.write(&stage.batch)?)
+        let written = self.engine.write(&stage.batch);
+        if let Err(error) = written {
+            // The same entries may come again: a full disk is waited for.
+            *records = load(&*self.engine.view())?;
+            applied.outcomes.clear();
+            applied.hashes.clear();
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     fn may_wait(&self) -> bool {

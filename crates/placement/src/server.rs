@@ -16,6 +16,7 @@ use storage::Engine;
 use storage::rocks::{RocksEngine, RocksOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::Policy;
 use crate::api::{Api, MemberCalls};
 use crate::config::Settings;
 use crate::leader::Leader;
@@ -41,7 +42,8 @@ pub fn run(settings: Settings) -> Result<(), String> {
     runtime.block_on(serve(settings))
 }
 
-async fn serve(settings: Settings) -> Result<(), String> {
+/// As [`run`], in a runtime that is there.
+pub async fn serve(settings: Settings) -> Result<(), String> {
     let begun = Instant::now();
     let service = Arc::new(Service::from_environment());
     service.status("Opening the data folder");
@@ -75,9 +77,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
     announce::start(&service, &handle, has_state, node.stats(), begun);
     let planning = tokio::spawn({
         let handle = handle.clone();
+        let defaults = Policy { max_replicas: settings.max_replicas, ..Policy::default() };
         async move {
             let records = opened.records().await;
-            let known = Leader::new(handle, records);
+            let known = Leader::new(handle, records, defaults);
             // Nobody else sets it.
             let _ = leader.set(known.clone());
             known.run().await;

@@ -57,6 +57,12 @@ impl WriteBatch {
         self.push(3, family, from, to);
     }
 
+    /// Adds all of another batch behind what is there.
+    pub fn append(&mut self, other: &WriteBatch) {
+        self.bytes.extend_from_slice(&other.bytes);
+        self.count += other.count;
+    }
+
     /// The number of operations.
     pub fn len(&self) -> usize {
         self.count

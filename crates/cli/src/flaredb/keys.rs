@@ -20,7 +20,7 @@ async fn ask<T>(
     call: impl AsyncFn(RawClient<Channel>) -> Result<Response<T>, Status>,
 ) -> Result<T, Failure> {
     let channel = connect(&global.endpoint).await?;
-    let status = match call(RawClient::new(channel.clone())).await {
+    let status = match call(client_of(channel.clone())).await {
         Ok(answer) => return Ok(answer.into_inner()),
         Err(status) => status,
     };
@@ -36,13 +36,17 @@ async fn ask<T>(
     for store in stores {
         match connect(&store.client_url).await {
             Ok(channel) => {
-                let answer = call(RawClient::new(channel)).await;
+                let answer = call(client_of(channel)).await;
                 return answer.map(Response::into_inner).map_err(|why| Failure::of_status(&store.client_url, &why));
             }
             Err(why) => failure = why,
         }
     }
     Err(failure)
+}
+
+fn client_of(channel: Channel) -> RawClient<Channel> {
+    RawClient::new(channel).max_decoding_message_size(rpc::client::RESPONSE_BYTES_MAX)
 }
 
 pub async fn get(global: &Global, key: String, output: &mut Output) -> Result<bool, Failure> {

@@ -23,6 +23,13 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 const REMEMBERED_MAX: usize = 100_000;
 
+/// Whether asking twice is the same as asking once. What changes something is asked again only if it was not heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    Safe,
+    Never,
+}
+
 /// A call under way.
 pub type Asked<T> = BoxFuture<Result<T, tonic::Status>>;
 
@@ -43,6 +50,7 @@ impl Router {
     pub async fn forward<T>(
         &self,
         key: &[u8],
+        repeat: Repeat,
         ask: impl Fn(RawClient<Channel>, pb::Context) -> Asked<T>,
         error_of: impl Fn(&mut T) -> Option<pb::RegionError>,
     ) -> Result<T, Status> {
@@ -65,11 +73,16 @@ impl Router {
             let mut stores = found.stores.clone();
             stores.sort_by_key(|store| store.id != found.leader_store);
             let Some(store) = stores.get(attempt as usize % stores.len().max(1)) else { continue };
-            let asked = async {
-                let channel = self.channel(&store.client_url).await?;
-                ask(RawClient::new(channel), context).await
+            let channel = match self.channel(&store.client_url).await {
+                Ok(channel) => channel,
+                Err(status) => {
+                    failure = format!("store {}: {}", store.id, status.message());
+                    self.forget(key);
+                    continue;
+                }
             };
-            match asked.await {
+            let client = RawClient::new(channel).max_decoding_message_size(rpc::client::RESPONSE_BYTES_MAX);
+            match ask(client, context).await {
                 Ok(mut answer) => match error_of(&mut answer) {
                     None => return Ok(answer),
                     Some(_) => {
@@ -77,6 +90,12 @@ impl Router {
                         self.forget(key);
                     }
                 },
+                Err(status) if status.code() == tonic::Code::Unavailable && repeat == Repeat::Never => {
+                    self.channels.lock().remove(&store.client_url);
+                    self.forget(key);
+                    let why = format!("store {}: {}; it may yet take effect", store.id, status.message());
+                    return Err(Status::new(rpc::Code::DeadlineExceeded, why));
+                }
                 Err(status) if status.code() == tonic::Code::Unavailable => {
                     failure = format!("store {}: {}", store.id, status.message());
                     self.channels.lock().remove(&store.client_url);

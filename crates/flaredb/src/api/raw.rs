@@ -9,7 +9,7 @@ use rpc::client::RawClient;
 use storage::Engine as _;
 use tonic::transport::Channel;
 
-use super::forward::Asked;
+use super::forward::{Asked, Repeat};
 use super::{Api, Missed};
 use crate::region::layout::{self, RAW};
 use crate::region::machine::STALE;
@@ -28,7 +28,7 @@ const TRIES: usize = 8;
 
 /// Forwards a call if its key is not here, and makes of a region's error what its sender can use.
 macro_rules! here_or_there {
-    ($api:expr, $request:expr, $key:expr, $here:ident, $there:ident, $response:ident) => {{
+    ($api:expr, $request:expr, $key:expr, $repeat:ident, $here:ident, $there:ident, $response:ident) => {{
         let routed = $request.context.is_some();
         match $api.$here(&$request).await {
             Ok(response) => Ok(response),
@@ -44,7 +44,9 @@ macro_rules! here_or_there {
                     request.context = Some(context);
                     Box::pin(async move { Ok(client.$there(request).await?.into_inner()) })
                 };
-                $api.router.forward($key, ask, |response: &mut pb::$response| response.error.take()).await
+                $api.router
+                    .forward($key, Repeat::$repeat, ask, |response: &mut pb::$response| response.error.take())
+                    .await
             }
         }
     }};
@@ -53,18 +55,18 @@ macro_rules! here_or_there {
 impl Api {
     pub(super) async fn get(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
         check_key(&request.key)?;
-        here_or_there!(self, request, &request.key, get_here, get, GetResponse)
+        here_or_there!(self, request, &request.key, Safe, get_here, get, GetResponse)
     }
 
     pub(super) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
         check_key(&request.key)?;
         check_value(Some(&request.value))?;
-        here_or_there!(self, request, &request.key, put_here, put, PutResponse)
+        here_or_there!(self, request, &request.key, Never, put_here, put, PutResponse)
     }
 
     pub(super) async fn delete(&self, request: pb::DeleteRequest) -> Result<pb::DeleteResponse, Status> {
         check_key(&request.key)?;
-        here_or_there!(self, request, &request.key, delete_here, delete, DeleteResponse)
+        here_or_there!(self, request, &request.key, Never, delete_here, delete, DeleteResponse)
     }
 
     pub(super) async fn compare_and_swap(
@@ -73,7 +75,7 @@ impl Api {
     ) -> Result<pb::CompareAndSwapResponse, Status> {
         check_key(&request.key)?;
         check_value(request.value.as_ref())?;
-        here_or_there!(self, request, &request.key, swap_here, compare_and_swap, CompareAndSwapResponse)
+        here_or_there!(self, request, &request.key, Never, swap_here, compare_and_swap, CompareAndSwapResponse)
     }
 
     /// Mutations of several regions are done region by region, in the order of their keys.
@@ -107,7 +109,7 @@ impl Api {
     async fn batch_part(&self, request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
         let Some(first) = request.mutations.first() else { return Ok(pb::BatchResponse::default()) };
         let key = first.key.clone();
-        here_or_there!(self, request, &key, batch_here, batch, BatchResponse)
+        here_or_there!(self, request, &key, Never, batch_here, batch, BatchResponse)
     }
 
     /// Answers from one region; where it ends before the range does, the resume key leads on.
@@ -115,7 +117,7 @@ impl Api {
         if !request.end.is_empty() && request.end <= request.start {
             return Ok(pb::ScanResponse::default());
         }
-        here_or_there!(self, request, &request.start, scan_here, scan, ScanResponse)
+        here_or_there!(self, request, &request.start, Safe, scan_here, scan, ScanResponse)
     }
 
     async fn get_here(&self, request: &pb::GetRequest) -> Result<pb::GetResponse, Missed> {
@@ -258,6 +260,11 @@ fn missed(region: &Region, why: Refusal) -> Missed {
         ),
         Refusal::Busy => Status::resource_exhausted(format!("region {}: {why}", region.id())),
         Refusal::TooLarge => Status::invalid_argument(why.to_string()),
+        // Perhaps it had been proposed.
+        Refusal::Stopping => {
+            let why = format!("region {}: {why}, and the request may yet take effect", region.id());
+            Status::new(rpc::Code::DeadlineExceeded, why)
+        }
         why => Status::unavailable(format!("region {}: {why}", region.id())),
     };
     Missed::Failed(status)

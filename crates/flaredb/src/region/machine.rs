@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use base::{GroupId, PeerId, hash};
+use base::{GroupId, NodeId, PeerId, hash};
 use bytes::Bytes;
 use consensus::{
-    Applied, Entry, HASH_EVERY, MachineError, Mark, Outcome, Payload, SnapshotSink, SnapshotSource, StateMachine,
+    Applied, Entry, HASH_EVERY, MachineError, Mark, Member, Membership, Outcome, Payload, SnapshotSink, SnapshotSource,
+    StateMachine,
 };
 use prost::Message as _;
-use proto::flaredb as pb;
+use proto::{flaredb as pb, placement};
 use storage::{Engine, WriteBatch};
 
 use super::layout::{self, RAW, REGION};
@@ -29,14 +31,23 @@ pub struct RegionMachine {
     incoming: PathBuf,
     id: GroupId,
     state: RegionState,
-    cell: RegionCell,
+    cell: Arc<RegionCell>,
     map: Arc<RangeMap>,
+    /// Told of regions that have come of this one.
+    split: SplitSink,
 }
+
+/// Regions that a split has made on this store: each with its peer here. They are in the engine by then.
+pub type SplitSink = Arc<dyn Fn(Vec<(GroupId, PeerId)>) + Send + Sync>;
 
 /// What entries under way have done.
 struct Stage<'a> {
     engine: &'a dyn Engine,
+    local: PeerId,
     batch: WriteBatch,
+    /// What only this store writes, and no other replica: it is not hashed.
+    own: WriteBatch,
+    born: Vec<(GroupId, PeerId)>,
     /// Raw pairs as the batch leaves them.
     written: BTreeMap<Bytes, Option<Bytes>>,
 }
@@ -48,15 +59,16 @@ impl RegionMachine {
         incoming: PathBuf,
         id: GroupId,
         map: Arc<RangeMap>,
+        split: SplitSink,
     ) -> Result<RegionMachine, MachineError> {
         snapshot::roll_forward(&*engine, &incoming, id)?;
         let state = load(&*engine, id)?;
-        let machine = RegionMachine { engine, incoming, id, state, cell: RegionCell::default(), map };
+        let machine = RegionMachine { engine, incoming, id, state, cell: Arc::default(), map, split };
         machine.publish();
         Ok(machine)
     }
 
-    pub fn cell(&self) -> RegionCell {
+    pub fn cell(&self) -> Arc<RegionCell> {
         self.cell.clone()
     }
 
@@ -72,11 +84,11 @@ impl RegionMachine {
 
     fn publish_as(&self, state: RegionState) {
         let after = Arc::new(state);
-        let before = self.cell.swap(after.clone());
+        let before = self.cell.set(after.clone());
         self.map.place(self.id, &before, &after);
     }
 
-    fn execute(&self, stage: &mut Stage<'_>, command: Bytes) -> Result<Outcome, MachineError> {
+    fn execute(&mut self, stage: &mut Stage<'_>, command: Bytes) -> Result<Outcome, MachineError> {
         let refused = |code| Ok(Outcome { code, body: Bytes::new() });
         let Ok(pb::Command { version, what: Some(what) }) = pb::Command::decode(command) else {
             return refused(UNKNOWN);
@@ -84,6 +96,11 @@ impl RegionMachine {
         let covered = match &what {
             pb::command::What::Write(write) => write.mutations.iter().all(|mutation| self.state.covers(&mutation.key)),
             pb::command::What::CompareAndSwap(swap) => self.state.covers(&swap.key),
+            pb::command::What::Split(split) => {
+                let starts = split.regions.iter().map(|region| &region.start);
+                let ascend = starts.clone().zip(starts.clone().skip(1)).all(|(a, b)| a < b);
+                ascend && starts.clone().all(|start| self.state.covers(start) && *start > self.state.start)
+            }
         };
         if version != self.state.version || !covered {
             return refused(STALE);
@@ -105,8 +122,78 @@ impl RegionMachine {
                     stage.set(key, value);
                 }
             }
+            pb::command::What::Split(split) => {
+                if !self.split(stage, split)? {
+                    return refused(STALE);
+                }
+            }
         }
         Ok(Outcome { code: 0, body: outcome.encode_to_vec().into() })
+    }
+}
+
+impl RegionMachine {
+    /// Cuts this region. False: the peers named are not those of its members, and nothing was done.
+    fn split(&mut self, stage: &mut Stage<'_>, split: pb::Split) -> Result<bool, MachineError> {
+        let membership = Membership::decode(&self.state.membership).unwrap_or_default();
+        let member_of = |peer: &placement::Peer| membership.members.get(&NodeId(peer.store_id));
+        let named = |region: &pb::NewRegion| {
+            region.peers.len() == membership.members.len() && region.peers.iter().all(|peer| member_of(peer).is_some())
+        };
+        if split.regions.is_empty() || membership.is_joint() || !split.regions.iter().all(named) {
+            return Ok(false);
+        }
+        let version = self.state.version + split.regions.len() as u64;
+        let ends = split.regions.iter().skip(1).map(|next| next.start.clone()).chain([self.state.end.clone()]);
+        for (region, end) in split.regions.iter().zip(ends) {
+            let id = GroupId(region.region_id);
+            let new_peer = |old: PeerId| {
+                let node = membership.node_of(old)?;
+                region.peers.iter().find(|peer| peer.store_id == node.0).map(|peer| PeerId(peer.id))
+            };
+            let all = |peers: &[PeerId]| peers.iter().filter_map(|peer| new_peer(*peer)).collect();
+            let members = membership.members.iter().map(|(node, member)| {
+                let peer = new_peer(member.peer).unwrap_or(PeerId::NONE);
+                (*node, Member { peer, successor: PeerId::NONE, ..member.clone() })
+            });
+            let born = Membership {
+                members: members.collect(),
+                voters: all(&membership.voters),
+                learners: all(&membership.learners),
+                ..membership.clone()
+            };
+            let state = RegionState {
+                mark: Mark { index: 1, term: 1, hash: hash::START },
+                start: region.start.clone(),
+                end,
+                version,
+                conf_version: self.state.conf_version,
+                membership: born.encode().into(),
+            };
+            // Its place may be taken already, where this replica comes late: by a peer that was added since, or that was and
+            // is gone. What it holds comes from the others then.
+            let own = membership.node_of(stage.local).and_then(|_| new_peer(stage.local));
+            if let Some(own) = own.filter(|own| !own.is_none())
+                && self.is_free_for(id, own)?
+            {
+                stage.own.put(REGION, &layout::state_key(id), &layout::write_state(&state));
+                stage.own.put(REGION, &layout::membership_key(id), &state.membership);
+                stage.own.put(REGION, &layout::peer_key(id), &own.0.to_le_bytes());
+                stage.born.push((id, own));
+            }
+        }
+        self.state.end = split.regions[0].start.clone();
+        self.state.version = version;
+        // What the replicas must agree on.
+        stage.batch.put(REGION, &layout::state_key(self.id), &layout::write_state(&self.state));
+        Ok(true)
+    }
+
+    fn is_free_for(&self, id: GroupId, peer: PeerId) -> Result<bool, MachineError> {
+        let there = self.engine.get(REGION, &layout::peer_key(id))?;
+        let retired =
+            self.engine.get(REGION, &layout::retired_key(id))?.map(|bytes| layout::read_peer(&bytes)).transpose()?;
+        Ok(there.is_none() && retired.is_none_or(|retired| peer > retired))
     }
 }
 
@@ -175,7 +262,7 @@ impl StateMachine for RegionMachine {
     }
 
     fn receiver(&self) -> Result<Box<dyn SnapshotSink>, MachineError> {
-        Ok(Box::new(Receiver::new(&self.incoming, self.id)?))
+        Ok(Box::new(Receiver::new(self.engine.clone(), &self.incoming, self.id)?))
     }
 
     fn install(&mut self, staged: &mut dyn SnapshotSink) -> Result<(), MachineError> {
@@ -196,7 +283,14 @@ impl StateMachine for RegionMachine {
 impl RegionMachine {
     fn apply_all(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError> {
         let engine = self.engine.clone();
-        let mut stage = Stage { engine: &*engine, batch: WriteBatch::new(), written: BTreeMap::new() };
+        let mut stage = Stage {
+            engine: &*engine,
+            local,
+            batch: WriteBatch::new(),
+            own: WriteBatch::new(),
+            born: Vec::new(),
+            written: BTreeMap::new(),
+        };
         let (mut outcomes, mut hashes) = (Vec::new(), Vec::new());
         for entry in entries {
             if entry.index != self.state.mark.index + 1 {
@@ -232,8 +326,14 @@ impl RegionMachine {
             }
         }
         stage.batch.put(REGION, &layout::state_key(self.id), &layout::write_state(&self.state));
-        engine.write(&stage.batch)?;
+        let Stage { mut batch, own, born, .. } = stage;
+        self.cell.written.fetch_add(batch.bytes().len() as u64, Ordering::Relaxed);
+        batch.append(&own);
+        engine.write(&batch)?;
         self.publish();
+        if !born.is_empty() {
+            (self.split)(born);
+        }
         applied.outcomes.append(&mut outcomes);
         applied.hashes.append(&mut hashes);
         Ok(())

@@ -12,6 +12,8 @@
 //! | [`layout`] | where everything lies, and the records' codecs |
 //! | [`machine`] | what commands do |
 //! | [`map`] | which region covers a key |
+//! | [`overlap`] | ranges that belong to others by now |
+//! | [`size`] | how large it is, and where it can be cut |
 //! | [`snapshot`] | a region as a stream, and a received one put in place |
 //!
 //! Invariants
@@ -23,9 +25,12 @@
 pub mod layout;
 pub mod machine;
 pub mod map;
+pub mod overlap;
+pub mod size;
 pub mod snapshot;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
 use base::GroupId;
@@ -53,7 +58,23 @@ pub struct RegionState {
 }
 
 /// What all others see of a region.
-pub type RegionCell = Arc<ArcSwap<RegionState>>;
+#[derive(Default)]
+pub struct RegionCell {
+    state: ArcSwap<RegionState>,
+    /// Bytes put since the region was last measured.
+    pub written: AtomicU64,
+}
+
+impl RegionCell {
+    pub fn state(&self) -> Arc<RegionState> {
+        self.state.load_full()
+    }
+
+    /// Returns what was there before.
+    pub fn set(&self, state: Arc<RegionState>) -> Arc<RegionState> {
+        self.state.swap(state)
+    }
+}
 
 impl RegionState {
     pub fn covers(&self, key: &[u8]) -> bool {

@@ -25,8 +25,8 @@ use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
 use storage::{Engine, EngineError, View, WriteBatch};
 
-use super::RegionState;
 use super::layout::{self, RAW, REGION};
+use super::{RegionState, overlap};
 
 const STATE: &[u8] = b"state";
 const FAMILIES: u8 = 2;
@@ -129,11 +129,12 @@ pub struct Receiver {
     file: BufWriter<File>,
     reader: Reader,
     state: Option<RegionState>,
+    engine: Arc<dyn Engine>,
     finished: bool,
 }
 
 impl Receiver {
-    pub fn new(incoming: &Path, id: GroupId) -> Result<Receiver, MachineError> {
+    pub fn new(engine: Arc<dyn Engine>, incoming: &Path, id: GroupId) -> Result<Receiver, MachineError> {
         fs::create_dir_all(incoming).map_err(failed)?;
         let part = incoming.join(format!("region-{id}.part"));
         let file = OpenOptions::new().create(true).write(true).truncate(true).open(&part).map_err(failed)?;
@@ -145,6 +146,7 @@ impl Receiver {
             file,
             reader: Reader::new(FAMILIES),
             state: None,
+            engine,
             finished: false,
         })
     }
@@ -175,6 +177,11 @@ impl SnapshotSink for Receiver {
         let mark = Mark { index: header.raft_index, term: header.raft_term, hash: header.hash };
         if self.state.as_ref().map(|state| state.mark) != Some(mark) || header.revision != self.id.0 as i64 {
             return Err(bad("its header contradicts its content"));
+        }
+        // Of a region that has been cut since, or of one whose parts are here and will be gone soon: the sender tries again.
+        let others = overlap::others(&*self.engine.view(), self.id)?;
+        if self.state.as_ref().is_some_and(|state| overlap::overlaps(state, &others)) {
+            return Err(bad("its range is another region's here"));
         }
         self.file.flush().map_err(failed)?;
         self.file.get_ref().sync_all().map_err(failed)?;

@@ -85,6 +85,13 @@ impl Api {
 
     /// Answers as the leader: an HTTP code and JSON.
     pub(super) async fn http_here(&self, request: Request) -> (u16, String) {
+        let settled = match self.leader() {
+            Ok(leader) => leader.settle().await,
+            Err(status) => Err(status),
+        };
+        if let Err(status) = settled {
+            return (status.code.http_status(), error_text(&status.message));
+        }
         match pages::answer(self, &request).await {
             Ok(value) => (200, format!("{value:#}\n")),
             Err(PageError::Status(status)) => (status.code.http_status(), error_text(&status.message)),

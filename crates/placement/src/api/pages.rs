@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::Api;
 use super::http::{PageError, Request, bad_request, body_of, not_found};
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
-use crate::leader::{Ended, Term, meta_of, policy_of};
+use crate::leader::{Ended, Term, meta_of};
 use crate::view::{Health, InFlight, Region, Store, StoreState};
 
 type Page = Result<Value, PageError>;
@@ -60,7 +60,7 @@ pub async fn answer(api: &Api, request: &Request) -> Page {
         (_, ["region", "key", key]) if is_get => region_at(api, key.as_bytes()),
         (_, ["operators"]) if is_get => operators(api),
         (_, ["operators", "records"]) if is_get => records(api),
-        (_, ["config", "schedule"]) if is_get => Ok(policy_of(&api.leader()?.records().read())?.to_json()),
+        (_, ["config", "schedule"]) if is_get => Ok(api.leader()?.policy()?.to_json()),
         (&Method::POST, ["config", "schedule"]) => set_policy(api, body_of(request)?).await,
         (_, ["schedulers"]) if is_get => schedulers(api),
         (_, ["explain", "region", id]) if is_get => explain_region(api, number(id)?),
@@ -329,14 +329,14 @@ fn records(api: &Api) -> Page {
 
 async fn set_policy(api: &Api, patch: Value) -> Page {
     let leader = api.leader()?;
-    let policy = policy_of(&leader.records().read())?;
+    let policy = leader.policy()?;
     let merged = policy.merged(&patch).map_err(|why| bad_request(why.to_string()))?.to_json();
     leader.propose(What::SetPolicy(merged.to_string().into())).await?;
     Ok(merged)
 }
 
 fn schedulers(api: &Api) -> Page {
-    let policy = policy_of(&api.leader()?.records().read())?;
+    let policy = api.leader()?.policy()?;
     Ok(policy.schedulers.iter().map(|scheduler| scheduler.name()).collect())
 }
 

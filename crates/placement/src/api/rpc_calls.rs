@@ -37,6 +37,9 @@ pub fn needs_leader(number: u16) -> bool {
 impl Api {
     pub(super) async fn call(&self, number: u16, message: Bytes) -> Result<Bytes, Status> {
         let leader = self.leader()?;
+        if needs_leader(number) {
+            leader.settle().await?;
+        }
         match number {
             REGISTER => encoded(leader.register(checked(decoded(message)?)?).await),
             HEARTBEAT => encoded(leader.heartbeat(decoded(message)?).await),

@@ -5,4 +5,5 @@ mod cluster;
 mod machine;
 mod placement;
 mod raw;
+mod splits;
 mod stores;
