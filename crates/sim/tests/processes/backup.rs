@@ -271,6 +271,8 @@ async fn a_node_without_a_quorum_gives_a_backup_only_to_who_asks_for_a_stale_one
     let full = backups.path().join("full.tar.gz");
     run_client(&cluster, &["snapshot", "save", text(&full)]);
     (1..3).for_each(|index| cluster.kill(index));
+    // A leader may answer for as long as its lease lasts, which is shorter than an election timeout.
+    tokio::time::sleep(Duration::from_secs(1)).await;
 
     let ask = |words: &[&str]| run(&[&["--endpoint", &cluster.endpoint(0), "--timeout", "15s"][..], words].concat());
     let saved = backups.path().join("stale.tar.gz");
