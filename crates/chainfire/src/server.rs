@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
+use node::service::told_to_stop;
 use node::{Node, NodeConfig};
 use node::{announce, restart, stopping};
 use rpc::server::{Server, ServerConfig, Tls};
@@ -224,12 +225,7 @@ fn start_node(
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let listener = TcpListener::bind(address).map_err(|error| {
-        let holder = node::node::holder(address);
-        StartError::new(Cause::Address, format_args!("cannot listen on {address} for clients: {error}{holder}"))
-    })?;
-    listener.set_nonblocking(true).map_err(of_socket)?;
-    Ok(listener)
+    node::service::listen(address).map_err(|why| StartError::new(Cause::Address, why))
 }
 
 fn of_socket(error: std::io::Error) -> StartError {
@@ -246,14 +242,5 @@ async fn wait_for_signal(mut reloader: Reloader, service: &node::service::Servic
             () = &mut told => return,
             _ = hangup.recv() => reloader.reload(service),
         }
-    }
-}
-
-async fn told_to_stop() {
-    let watch = |kind| signal(kind).expect("signals can be watched");
-    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
     }
 }

@@ -1,15 +1,13 @@
 //! A store's process: node, engine, API, supervisor, and an orderly end.
 
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::{ClusterId, NodeId};
 use node::many::ManyNode;
-use node::service::Service;
+use node::service::{Service, listen, told_to_stop};
 use rpc::server::{Server, ServerConfig};
 use storage::rocks::RocksEngine;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{Api, Router};
 use crate::config::Settings;
@@ -80,7 +78,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
     let incoming = settings.node.data_dir.join("incoming");
     let (store, born) = Store::new(node, Arc::new(engine), incoming);
-    store.learn(registered.stores);
+    store.learn(&registered.stores);
     store.node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
     store.reopen().map_err(|error| error.to_string())?;
@@ -134,20 +132,4 @@ async fn serve(settings: Settings) -> Result<(), String> {
     store.node.stop().await;
     tracing::info!(target: "flaredb_service", "Stopped");
     Ok(())
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(address)
-        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", node::node::holder(address)))?;
-    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
-    Ok(listener)
-}
-
-async fn told_to_stop() {
-    let watch = |kind| signal(kind).expect("signals can be watched");
-    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

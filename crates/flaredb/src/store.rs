@@ -60,8 +60,6 @@ pub struct Store {
     incoming: PathBuf,
     map: Arc<RangeMap>,
     regions: RwLock<BTreeMap<GroupId, Region>>,
-    /// All stores of the cluster, as last told.
-    stores: RwLock<BTreeMap<NodeId, pb::Store>>,
     /// Regions come and go one at a time.
     changing: Mutex<()>,
     /// Regions that are being taken away: none of them comes before that is done.
@@ -108,7 +106,6 @@ impl Store {
             incoming,
             map: Arc::default(),
             regions: RwLock::default(),
-            stores: RwLock::default(),
             changing: Mutex::default(),
             going: Mutex::default(),
             reopened: AtomicBool::new(false),
@@ -313,16 +310,10 @@ impl Store {
     }
 
     /// Takes over where the other stores are.
-    pub fn learn(&self, stores: Vec<pb::Store>) {
+    pub fn learn(&self, stores: &[pb::Store]) {
         for store in stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone) {
             self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
         }
-        let standing = stores.into_iter().filter(|store| store.state() != pb::StoreState::Tombstone);
-        *self.stores.write() = standing.map(|store| (NodeId(store.id), store)).collect();
-    }
-
-    pub fn store(&self, id: NodeId) -> Option<pb::Store> {
-        self.stores.read().get(&id).cloned()
     }
 
     /// Reads a raw key as it lies here; whether that may be answered is the caller's business.

@@ -147,8 +147,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         let size = measured.map(|measured| measured.size).unwrap_or_default();
         led.push(pb::RegionReport {
             region: Some(state.describe(region.id())),
-            term: status.term,
-            down: silent.map(|(peer, ..)| pb::DownPeer { peer_id: peer.0, seconds: 0 }).collect(),
+            down: silent.map(|(peer, ..)| peer.0).collect(),
             pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
             bytes: size.bytes,
             keys: size.keys,
@@ -162,7 +161,6 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         region_count: (led.len() + others.len()) as u64,
         leader_count: led.len() as u64,
         slow: store.node.stats().writing_for() >= node::STALL,
-        ..pb::StoreStats::default()
     };
     let (store_id, incarnation) = (identity.node.0, identity.peer.0);
     pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others }
@@ -170,7 +168,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
 
 /// Does what an answer asks for, beside everything else.
 fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
-    store.learn(response.stores);
+    store.learn(&response.stores);
     for pb::Replica { region_id, peer_id } in response.retired {
         let store = store.clone();
         tokio::spawn(async move {

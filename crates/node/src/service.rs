@@ -11,18 +11,41 @@
 //! needs its Raft port anyway has no use.
 
 use std::ffi::{OsStr, OsString};
+use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{self, UnixDatagram};
 use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::node::holder;
 
 /// Status lines are for people.
 const STATUS_BYTES_MAX: usize = 512;
 
+/// A listener for clients. The error says who holds the port, where that can be found out.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", holder(address)))?;
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+/// Until the process is told to end: SIGTERM, or Ctrl-C.
+pub async fn told_to_stop() {
+    let watch = |kind| signal(kind).expect("signals can be watched");
+    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
 /// The way to the service manager.
 #[derive(Debug, Default)]
 pub struct Service {
-    to: Option<(UnixDatagram, SocketAddr)>,
+    to: Option<(UnixDatagram, net::SocketAddr)>,
     watchdog: Option<Duration>,
 }
 
@@ -95,10 +118,10 @@ impl Service {
 }
 
 /// A path, or after `@` a name in the kernel's own space of names.
-fn address(name: &OsStr) -> Option<SocketAddr> {
+fn address(name: &OsStr) -> Option<net::SocketAddr> {
     match name.as_bytes() {
-        [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest).ok(),
-        [b'/', ..] => SocketAddr::from_pathname(name).ok(),
+        [b'@', rest @ ..] => net::SocketAddr::from_abstract_name(rest).ok(),
+        [b'/', ..] => net::SocketAddr::from_pathname(name).ok(),
         _ => None,
     }
 }
@@ -134,7 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let abstract_name = format!("centra-test-{}", std::process::id());
-        let named = SocketAddr::from_abstract_name(&abstract_name).unwrap();
+        let named = net::SocketAddr::from_abstract_name(&abstract_name).unwrap();
         let sockets = [
             (UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap().to_owned()),
             (UnixDatagram::bind_addr(&named).unwrap(), format!("@{abstract_name}")),

@@ -80,10 +80,6 @@ impl Leader {
         policy_of(&self.records.read(), &self.defaults)
     }
 
-    pub fn handle(&self) -> &GroupHandle {
-        &self.handle
-    }
-
     pub fn records(&self) -> &SharedRecords {
         &self.records
     }
@@ -321,7 +317,7 @@ impl Term {
                 let known = before.and_then(|before| before.down.iter().find(|down| down.store == store));
                 known.map_or(now, |down| down.since)
             };
-            let down = reported.down.iter().filter_map(|down| store_of(down.peer_id));
+            let down = reported.down.iter().filter_map(|peer| store_of(*peer));
             report.down = down.map(|store| DownPeer { store, since: since(store) }).collect();
             report.pending = reported.pending.iter().filter_map(|peer| store_of(*peer)).collect();
             report.split_keys = reported.split_keys.iter().map(|key| key.as_ref().into()).collect();

@@ -1,6 +1,5 @@
 //! A member's process: node, records, API, planning, and an orderly end.
 
-use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -8,13 +7,12 @@ use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
 use node::seed::Seed;
-use node::service::Service;
+use node::service::{Service, listen, told_to_stop};
 use node::{Node, announce, restart, stopping};
 use parking_lot::Mutex;
 use rpc::server::{Server, ServerConfig};
 use storage::Engine;
 use storage::rocks::{RocksEngine, RocksOptions};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Policy;
 use crate::api::{Api, MemberCalls};
@@ -172,20 +170,4 @@ fn start_node(settings: &Settings, opened: &Arc<Opened>, calls: &Arc<OnceLock<Ar
     let runtime = tokio::runtime::Handle::current();
     let files = MachineFiles { open, close, damage, seed };
     Node::start(settings.node.clone(), &runtime, files, service, ends).map_err(|error| error.to_string())
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(address)
-        .map_err(|error| format!("cannot listen on {address} for clients: {error}{}", node::node::holder(address)))?;
-    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
-    Ok(listener)
-}
-
-async fn told_to_stop() {
-    let watch = |kind| signal(kind).expect("signals can be watched");
-    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate()), watch(SignalKind::interrupt()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

@@ -412,7 +412,6 @@ impl Api {
                     region_count: store.region_count() as u64,
                     leader_count: store.leader_count() as u64,
                     slow: store.report.slow,
-                    ..pb::StoreStats::default()
                 }),
                 silent_seconds,
             });
