@@ -235,7 +235,8 @@ async fn a_member_is_replaced_at_another_address() {
         assert!(Instant::now() < deadline, "the change does not end");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(promote(&cluster, gone.id).await.unwrap_err().message().ends_with("can only promote a learner member"));
+    let promoted = once_healthy(async || promote(&cluster, gone.id).await).await;
+    assert!(promoted.unwrap_err().message().ends_with("can only promote a learner member"));
     cluster.kill(1);
     while let Err(why) = cluster.client(new).put("with-the-new-one", "1").await {
         assert!(Instant::now() < deadline, "{why:?}");
