@@ -10,6 +10,7 @@
 //! # Beside what `foca` does
 //! * Suspicion at once when nobody listens at a member's address: the kernel says so when its process has died.
 //! * Knocking at members that are down also when no other one is left; `foca` stops all its timers then.
+//! * What changes here is announced to every member, not only to some: news of two that cross would reach neither.
 //! * A member that comes back against an older self with a clock that was ahead gets ahead of it in larger and larger
 //!   steps.
 
@@ -294,6 +295,16 @@ impl Gossip {
         } else {
             let _ = self.core.change_identity(me, &mut *effects);
             self.wake(effects);
+        }
+        self.present(effects);
+    }
+
+    /// Shows the others what this node is now. To `foca` all other messages are for one identity of their receiver, and not
+    /// for what became of it: of two that change at the same time neither would hear the other, and each would suspect it.
+    fn present(&mut self, effects: &mut Effects) {
+        let others: Vec<Identity> = self.core.iter_members().map(|member| member.id().clone()).collect();
+        for other in others {
+            let _ = self.core.announce(other, &mut *effects);
         }
     }
 

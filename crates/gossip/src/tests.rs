@@ -334,6 +334,35 @@ fn what_a_member_says_of_itself_reaches_all_without_a_suspicion() {
     assert!(world.events.iter().all(only), "{:?}", world.events);
 }
 
+/// What members say of themselves crosses: each is told of the others' news at an address that has news itself.
+#[test]
+fn members_that_found_a_cluster_at_the_same_time_suspect_nobody() {
+    for seed in 0..300 {
+        let mut world = World::new(seed);
+        (1..=3).for_each(|node| world.start(node, ClusterId::default()));
+        (2..=3).for_each(|node| world.meet(node, 1));
+        world.run(Duration::from_secs(5));
+        world.events.clear();
+        for role in [Role::Follower, Role::Leader] {
+            let mut nodes = [1, 2, 3];
+            nodes.sort_unstable_by_key(|node| base::rng::mix(seed ^ node ^ role as u64));
+            for node in nodes {
+                world.input(node as u8, vec![Input::Describe(About { role, ..about(node as u8, CLUSTER) })]);
+                let apart = world.rng.below(3_000);
+                world.run(Duration::from_micros(apart));
+            }
+            let apart = world.rng.below(100);
+            world.run(Duration::from_millis(apart));
+        }
+        world.run(Duration::from_secs(6));
+        let bad: Vec<_> = world.events.iter().filter(|(.., event)| event.change != Change::Described).collect();
+        assert!(bad.iter().all(|(.., event)| event.change == Change::Up), "seed {seed}: {bad:?}");
+        for (node, other) in [(1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)] {
+            assert_eq!(world.state(node, other), Some(State::Alive), "seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn who_was_held_up_blames_nobody() {
     for seed in 0..50 {
