@@ -298,7 +298,7 @@ fn signal(process: &Child, number: i32) {
 }
 
 /// The middle bytes of this cluster's addresses: no two clusters of one process, and rarely two of other ones, share them.
-fn network() -> [u8; 2] {
+pub fn network() -> [u8; 2] {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let own = std::process::id();
     [(own % 120) as u8 + 100, NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add((own / 120) as u8)]

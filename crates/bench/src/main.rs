@@ -6,6 +6,7 @@
 //!      ─ open·tls ├─ load ─────┤
 //!      ─ failover ├─ fanout    └─ wire       a gRPC client that costs 3 µs a call
 //!      ─ snapshot │
+//!      ─ regions ──── stores    FlareDB: a placement driver and stores
 //!                 └─ writer    puts at a steady pace, through the death of a leader
 //!      results (docs/benchmarks.json) ── report (docs/benchmarks.md)
 //! ```
@@ -27,10 +28,12 @@ mod open;
 mod procfs;
 mod profile;
 mod progress;
+mod regions;
 mod report;
 mod results;
 mod secure;
 mod snapshot;
+mod stores;
 mod tls;
 mod wire;
 mod workload;
@@ -85,6 +88,8 @@ enum Command {
     Failover(failover::Options),
     /// What a backup does to those who write meanwhile, and to memory
     Snapshot(snapshot::Options),
+    /// What regions cost FlareDB's stores: puts through many of them, ten thousand at rest, a store killed
+    Regions(regions::Options),
     /// Our Raft log beside raft-engine and RocksDB's write-ahead log
     Log(logs::Options),
     /// What mutual TLS on all ports costs: the same puts with it and without, alternating
@@ -129,6 +134,10 @@ async fn run(Arguments { common, command }: Arguments) -> Result<()> {
         Command::Failover(options) => {
             let found = failover::run(&options, &common.systems()?, folder).await?;
             common.keep(|results| results::replace(&mut results.failover, found))?;
+        }
+        Command::Regions(options) => {
+            machine::ensure_on_disk(&common.folder)?;
+            regions::run(&options, &common.folder).await?;
         }
         Command::Snapshot(options) => {
             let ours = Common { system: Some(Kind::Chainfire), ..common };

@@ -1,9 +1,11 @@
 //! `bench snapshot`: what a backup of a large store does to those who write meanwhile, and to memory.
 //!
 //! A cluster is filled with values that do not compress. A writer that does not wait ([`crate::writer`]) puts at a steady
-//! pace; for some seconds alone, then while `chainfire-client snapshot save` makes an archive from one of the nodes, with the
-//! priority that the timer's unit gives it. The figures are the 50th and the 99th percentile of its puts in both
-//! windows, their ratio, and the largest resident memory of client and servers.
+//! pace, while `chainfire-client snapshot save` makes an archive from one of the nodes, with the priority that the timer's
+//! unit gives it. The client is stopped and continued in turn ([`WINDOW`]): disks, compactions and neighbours on the machine
+//! change from minute to minute, and so the writer is measured with the save and without it at the same time. The figures
+//! are the 50th and the 99th percentile of its puts in both kinds of windows, their ratio, and the largest resident memory
+//! of client and servers.
 //!
 //! It concerns Chainfire alone, prints what it found, and keeps nothing.
 
@@ -24,6 +26,10 @@ use crate::{
 };
 
 const SETTLE: Duration = Duration::from_secs(5);
+/// How long the save goes on, and how long it stands still.
+const WINDOW: Duration = Duration::from_secs(4);
+/// After the client was stopped: what the server had begun for it comes to an end.
+const DRAIN: Duration = Duration::from_millis(300);
 const SAMPLE_EVERY: Duration = Duration::from_millis(50);
 /// What `Nice=` in chainfire-backup.service says.
 const NICE: libc::c_int = 10;
@@ -44,8 +50,8 @@ pub struct Options {
     /// Puts in a second, all nodes together
     #[arg(long, default_value_t = 500)]
     pub rate: u64,
-    /// How long the writer is alone, before and after
-    #[arg(long, default_value_t = 20.0)]
+    /// How long the writer is alone before the save, for the server's memory
+    #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
     /// The client; by default the one beside this program
     #[arg(long)]
@@ -105,9 +111,9 @@ async fn measure(options: &Options, cluster: &Cluster, from: usize, client: &Pat
         server_alone = server_alone.max(procfs::resident_bytes(server)?);
         tokio::time::sleep(SAMPLE_EVERY).await;
     }
-    let began = Instant::now();
     let mut child = spawn(options, client, &endpoints[from].address.to_string(), target)?;
     let (mut client_bytes, mut server_bytes) = (0, 0);
+    let (mut saving, mut standing) = (vec![(Instant::now(), None)], Vec::new());
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -116,30 +122,44 @@ async fn measure(options: &Options, cluster: &Cluster, from: usize, client: &Pat
         client_bytes = client_bytes.max(procfs::resident_bytes(child.id()).unwrap_or_default());
         server_bytes = server_bytes.max(procfs::resident_bytes(server)?);
         tokio::time::sleep(SAMPLE_EVERY).await;
+        let (since, until) = saving.last_mut().expect("it began");
+        if since.elapsed() >= WINDOW {
+            *until = Some(Instant::now());
+            signal(&child, libc::SIGSTOP);
+            tokio::time::sleep(DRAIN).await;
+            let from = Instant::now();
+            tokio::time::sleep(WINDOW).await;
+            standing.push((from, Instant::now()));
+            signal(&child, libc::SIGCONT);
+            saving.push((Instant::now(), None));
+        }
     };
     let ended = Instant::now();
     if !status.success() {
         bail!("chainfire-client snapshot save: {status}");
     }
-    tokio::time::sleep(alone).await;
-    let over = Instant::now();
+    tokio::time::sleep(SETTLE).await;
     let puts = writer.stop().await;
-    ensure!(!puts.is_empty(), "nothing was acknowledged");
-    let mut quiet = Histogram::new();
-    quiet.add(&within(&puts, before, began));
-    quiet.add(&within(&puts, ended + SETTLE, over));
+    let saving: Vec<_> = saving.into_iter().map(|(since, until)| (since, until.unwrap_or(ended))).collect();
+    ensure!(!standing.is_empty(), "the save took less than {WINDOW:?}: fill in more");
     Ok(Measured {
-        alone: quiet,
-        during: within(&puts, began, ended),
-        took: ended - began,
+        alone: within(&puts, &standing),
+        during: within(&puts, &saving),
+        took: saving.iter().map(|(since, until)| *until - *since).sum(),
         client_mib: client_bytes as f64 / MIB,
         server_mib: (server_alone as f64 / MIB, server_bytes as f64 / MIB),
     })
 }
 
-fn within(puts: &[Acknowledged], from: Instant, to: Instant) -> Histogram {
+fn signal(child: &Child, signal: libc::c_int) {
+    // SAFETY: it is a child of ours that was not waited for: the number is nobody else's.
+    unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+}
+
+fn within(puts: &[Acknowledged], windows: &[(Instant, Instant)]) -> Histogram {
     let mut latencies = Histogram::new();
-    puts.iter().filter(|put| put.sent >= from && put.sent < to).for_each(|put| latencies.record(put.at - put.sent));
+    let inside = |put: &&Acknowledged| windows.iter().any(|(from, to)| put.sent >= *from && put.sent < *to);
+    puts.iter().filter(inside).for_each(|put| latencies.record(put.at - put.sent));
     latencies
 }
 

@@ -12,12 +12,15 @@ use proto::etcdserverpb::{
     request_op,
 };
 
+use proto::flaredb;
+
 use crate::wire::BODY_BYTES_MAX;
 
 pub const RANGE: &str = "/etcdserverpb.KV/Range";
 pub const PUT: &str = "/etcdserverpb.KV/Put";
 pub const TXN: &str = "/etcdserverpb.KV/Txn";
 pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub const RAW_PUT: &str = "/centra.flaredb.v1.Raw/Put";
 pub const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// Puts in one transaction of the loader: below etcd's limit of 128 operations.
@@ -76,6 +79,8 @@ pub enum Workload {
     Txn,
     /// A linearizable count of the whole key space.
     Count,
+    /// A put to FlareDB's raw keys.
+    RawPut,
 }
 
 impl Workload {
@@ -88,6 +93,7 @@ impl Workload {
             Workload::Range(keys) => format!("range of {keys}"),
             Workload::Txn => "txn".into(),
             Workload::Count => "count".into(),
+            Workload::RawPut => "raw put".into(),
         }
     }
 
@@ -96,6 +102,7 @@ impl Workload {
             Workload::Put => PUT,
             Workload::Get { .. } | Workload::Range(_) | Workload::Count => RANGE,
             Workload::Txn => TXN,
+            Workload::RawPut => RAW_PUT,
         }
     }
 
@@ -104,6 +111,10 @@ impl Workload {
         out.clear();
         let encoded = match self {
             Workload::Put => space.put(rng.below(space.keys), rng).encode(out),
+            Workload::RawPut => {
+                let (key, value) = (space.key(rng.below(space.keys)), space.value(rng));
+                flaredb::PutRequest { context: None, key, value }.encode(out)
+            }
             Workload::Get { serializable } => {
                 RangeRequest { key: space.key(rng.below(space.keys)), serializable, ..Default::default() }.encode(out)
             }
@@ -135,6 +146,7 @@ impl Workload {
     pub fn check(self, space: &KeySpace, answer: &[u8]) -> Result<()> {
         let found = match self {
             Workload::Put => return ensure_revision(PutResponse::decode(answer)?.header.map(|h| h.revision)),
+            Workload::RawPut => return Ok(flaredb::PutResponse::decode(answer).map(drop)?),
             Workload::Txn => {
                 let answer = TxnResponse::decode(answer)?;
                 ensure!(answer.succeeded, "the compare of a transaction did not hold");

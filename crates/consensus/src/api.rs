@@ -220,6 +220,9 @@ pub struct HostConfig {
     pub learners_max: usize,
     /// A write of the log that takes longer than this counts as stalled.
     pub disk_stall: Duration,
+    /// Groups that had nothing to do for this long sleep (`sleep`): for hosts with many. Without it none does, and nodes do not
+    /// tell one another that they are there. All hosts of a cluster should agree.
+    pub sleep_after: Option<Duration>,
 }
 
 impl HostConfig {
@@ -241,6 +244,7 @@ impl HostConfig {
             log_bytes_kept: 64 << 20,
             learners_max: 8,
             disk_stall: Duration::from_secs(2),
+            sleep_after: None,
         }
     }
 

@@ -155,7 +155,8 @@ impl Group {
     /// intervals, and would call the living dead for a moment.
     pub fn heard_of(&self, peer: PeerId) -> bool {
         let patience = self.config.election_timeout();
-        peer == self.peer || self.heard.get(&peer).is_some_and(|heard| self.now.since(*heard) < patience)
+        let heard = || self.heard.get(&peer).is_some_and(|heard| self.now.since(*heard) < patience);
+        peer == self.peer || self.is_vouched_for(peer).unwrap_or_else(heard)
     }
 
     fn caught_up(&self, peer: PeerId) -> bool {

@@ -18,12 +18,14 @@ use crate::check;
 use crate::disk::Stall;
 use crate::entry::Commands;
 use crate::hashes::Hashes;
+use crate::liveness::Liveness;
 use crate::log::{LogReader, LogView};
 use crate::machine::Mark;
 use crate::membership::{ChangeRecord, Membership, MembershipChange};
 use crate::proposals::{Proposal, Proposals, What};
 use crate::reads::{Read, Reads};
 use crate::ready::{Effects, Held, Installing};
+use crate::sleep::Asleep;
 use crate::timing::Timing;
 use crate::wire::{Body, Message};
 
@@ -52,7 +54,7 @@ pub(crate) struct Group {
     last_subtick: Time,
     pub last_round: Time,
     /// Before this, votes are refused to everyone but a leader's chosen heir.
-    vote_guard_until: Time,
+    pub vote_guard_until: Time,
     /// What the leader last said no to is not sent again before this.
     pub forward_not_before: Time,
     /// (term, leader, role) as last reported.
@@ -73,6 +75,15 @@ pub(crate) struct Group {
     /// Snapshots being built for or sent to peers: the index the log must be kept from.
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
     pub hashes: Hashes,
+    /// Its members are others than the host knows.
+    pub moved: bool,
+    pub asleep: Option<Asleep>,
+    /// When something was last asked of it, or changed.
+    pub stirred: Time,
+    /// When it last woke, or began.
+    pub woken: Time,
+    /// When the leader was last called, because it said nothing.
+    pub called: Time,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +165,7 @@ impl Group {
             reads: Reads::new(seed),
             transfers: Vec::new(),
             now,
-            last_subtick: now,
+            last_subtick: timing.aligned(now),
             last_round: Time::ZERO,
             vote_guard_until: if *fresh { now } else { now + timing.vote_guard },
             forward_not_before: Time::ZERO,
@@ -170,6 +181,11 @@ impl Group {
             stall: Stall::default(),
             snapshots: BTreeMap::new(),
             hashes: Hashes::default(),
+            moved: true,
+            asleep: None,
+            stirred: now,
+            woken: now,
+            called: now,
             config,
         };
         group.pin_election_timeout();
@@ -209,6 +225,7 @@ impl Group {
     }
 
     pub fn propose(&mut self, seq: u64, what: What, deadline: Time, effects: &mut Effects) {
+        self.stir();
         let (size, bounded) = match &what {
             What::Command(command) => (command.len(), true),
             What::Change(change) => (0, change.is_within_bounds()),
@@ -232,6 +249,7 @@ impl Group {
     }
 
     pub fn read(&mut self, seq: u64, deadline: Time, effects: &mut Effects) {
+        self.stir();
         if self.hashes.is_quarantined() {
             effects.refuse(self.id, vec![seq], Refusal::NoLeader);
         } else if self.reads.len() >= self.config.reads_max {
@@ -250,7 +268,7 @@ impl Group {
         }
     }
 
-    pub fn message(&mut self, message: Message, effects: &mut Effects) {
+    pub fn message(&mut self, message: Message, liveness: &Liveness, effects: &mut Effects) {
         if message.to != self.peer || self.is_silent() {
             return;
         }
@@ -265,6 +283,13 @@ impl Group {
                 self.contacts.pop_first();
             }
             self.contacts.insert(from, message.from_node);
+        }
+        let calls = matches!(
+            message.body,
+            Body::Forward { .. } | Body::ForwardChange { .. } | Body::ForwardTransfer { .. } | Body::ReadQuery { .. }
+        );
+        if calls {
+            self.stir();
         }
         match message.body {
             Body::Raft(raft) => self.raft_message(from, *raft, effects),
@@ -288,20 +313,23 @@ impl Group {
             Body::ReadAnswer { context, index } => self.read_answer(from, context, index, effects),
             Body::HashReport { index, hash, version } => self.hash_reported(from, index, hash, version, effects),
             Body::HashVerdict { index, hash, version } => self.hash_judged(from, index, hash, version, effects),
+            Body::Sleep { term, commit } => self.told_to_sleep(from, term, commit, liveness),
+            // That it came has woken the group. The other is from node to node.
+            Body::Wake | Body::Alive { .. } => {}
         }
-    }
-
-    pub fn tick_due(&self, now: Time) -> bool {
-        now >= self.next_tick()
     }
 
     pub fn next_tick(&self) -> Time {
         self.last_subtick + self.timing.subtick
     }
 
-    pub fn tick(&mut self, now: Time, effects: &mut Effects) {
-        self.now = now;
-        let subticks = self.timing.subticks(self.last_subtick, now);
+    /// No tick is due for the time before.
+    pub fn align_ticks(&mut self) {
+        self.last_subtick = self.timing.aligned(self.now);
+    }
+
+    pub fn tick(&mut self, effects: &mut Effects) {
+        let subticks = self.timing.subticks(self.last_subtick, self.now);
         self.last_subtick = self.last_subtick + self.timing.subtick * u32::try_from(subticks).unwrap_or(u32::MAX);
         self.tend_hashes(effects);
         if self.is_silent() {
@@ -327,6 +355,8 @@ impl Group {
         self.expire(effects);
         if self.is_leader() {
             self.tend_membership();
+        } else {
+            self.call_leader(effects);
         }
     }
 

@@ -49,6 +49,11 @@ impl Hashes {
         self.quarantined.is_some()
     }
 
+    /// Whether a comparison has still to come to an end.
+    pub fn are_open(&self) -> bool {
+        self.quarantined.is_some() || self.unclear.is_some()
+    }
+
     /// Whether this replica's state may become another's.
     pub fn may_spread(&self) -> bool {
         self.quarantined.is_none() && self.unclear.is_none_or(|(_, told)| told)

@@ -18,7 +18,8 @@
 //! inputs · `ready` what follows in the same turn: order of messages, disk and commits · `change` membership and
 //! leadership · `hashes` replicas compared, and a quarantine · `proposals`, `reads` who waits for what, and the leader's
 //! lease · [`log`] the log as raft sees it · `check` raft messages before they are believed · `disk` a disk that stands
-//! still, or is full · [`entry`], [`membership`], [`wire`] what is written and said · [`machine`] what is applied to ·
+//! still, or is full · `sleep`, `liveness` groups that have nothing to do, and nodes that vouch for one another ·
+//! [`entry`], [`membership`], [`wire`] what is written and said · [`machine`] what is applied to ·
 //! [`timing`] patience · [`recover`] a replica alone, offline.
 //!
 //! # Invariants
@@ -27,7 +28,8 @@
 //!    a voter that heard a leader refuses votes for that long, whatever raft thinks (`group`).
 //! 3. A read context is used once (`reads`).
 //! 4. One membership change at a time, learner first (`change`).
-//! 5. A group stands still while a snapshot is put in place; state first, then the log (`ready`).
+//! 5. A group that sleeps has no lease, and answers nothing before it woke (`sleep`).
+//! 6. A group stands still while a snapshot is put in place; state first, then the log (`ready`).
 //!
 //! # Left out, and why
 //! No clock and no randomness: time comes with the turn, election timeouts are a pure function of (seed, peer, term).
@@ -42,6 +44,7 @@ pub mod entry;
 mod group;
 mod hashes;
 pub mod host;
+mod liveness;
 pub mod log;
 pub mod machine;
 pub mod membership;
@@ -49,6 +52,7 @@ mod proposals;
 mod reads;
 mod ready;
 pub mod recover;
+mod sleep;
 pub mod timing;
 pub mod wire;
 

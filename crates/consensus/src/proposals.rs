@@ -42,6 +42,10 @@ impl Proposals {
         self.waiting.len() + self.in_flight.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -63,6 +63,18 @@ impl Reads {
         self.waiting.len() + rounds.sum::<usize>() + queries.sum::<usize>()
     }
 
+    /// Whether nobody waits for anything.
+    pub fn is_idle(&self) -> bool {
+        let rounds = self.rounds.values().all(|round| round.local.is_empty() && round.remote.is_empty());
+        self.waiting.is_empty() && self.remote_waiting.is_empty() && self.queries.is_empty() && rounds
+    }
+
+    /// The lease ends, and no round that is under way brings it back. Nobody waits for one.
+    pub fn forget_rounds(&mut self) {
+        self.rounds.clear();
+        self.lease_from = None;
+    }
+
     pub fn push_remote(&mut self, peer: PeerId, context: u64) -> bool {
         let room = self.remote_waiting.len() < REMOTE_WAITING_MAX;
         if room {

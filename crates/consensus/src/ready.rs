@@ -14,6 +14,7 @@ use storage::{GroupWrite, LogEntry};
 use crate::api::{Event, Output, Refusal};
 use crate::entry::{CommandsBuilder, EntryData};
 use crate::group::{Group, SnapshotOut, snapshot_mark};
+use crate::liveness::Liveness;
 use crate::log::{KIND_NORMAL, from_raft};
 use crate::machine::Mark;
 use crate::membership::{ChangeRecord, Membership};
@@ -106,6 +107,7 @@ impl Group {
         self.log.set_hard(hard);
         self.log.set_conf(membership.conf_state());
         self.membership = membership;
+        self.moved = true;
         self.applied = mark.index;
         self.durable = mark.index;
         self.compact_to = None;
@@ -132,6 +134,7 @@ impl Group {
             return;
         }
         self.known = (term, leader, role);
+        self.stir();
         if term != known_term || (role == StateRole::Leader) != (known_role == StateRole::Leader) {
             for (peer, context) in self.reads.reset() {
                 self.send(peer, Body::ReadAnswer { context, index: None }, effects);
@@ -326,6 +329,7 @@ impl Group {
             }
         }
         self.raw.advance_apply_to(last);
+        self.stir();
         effects.out.push(Output::Committed { group: self.id, first, last });
     }
 
@@ -372,6 +376,7 @@ impl Group {
         {
             self.proposals.committed(seq);
         }
+        self.moved = true;
         self.log.membership_committed(index, self.membership.encode().into(), done);
         effects.event(Event::Membership { group: self.id, index, membership: self.membership.clone() });
     }
@@ -446,9 +451,9 @@ impl Group {
     }
 
     /// A staged snapshot and the message that came with it.
-    pub fn snapshot_received(&mut self, message: Message, staged: u64, effects: &mut Effects) {
+    pub fn snapshot_received(&mut self, message: Message, staged: u64, liveness: &Liveness, effects: &mut Effects) {
         let busy = self.installing.is_some();
-        self.message(message, effects);
+        self.message(message, liveness, effects);
         self.observe(effects);
         self.drain_readies(effects);
         match &self.installing {

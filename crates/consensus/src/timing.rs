@@ -52,6 +52,14 @@ impl Timing {
         self.election_subticks + (draw % self.spread_subticks as u64) as usize
     }
 
+    /// The last moment at which groups tick. It is the same for all of a host, so that they tick in the same turn, and another
+    /// one on every host.
+    pub fn aligned(&self, now: Time) -> Time {
+        let subtick = self.subtick.as_nanos().max(1) as u64;
+        let offset = mix(self.seed) % subtick;
+        Time::from_nanos((now.as_nanos().saturating_sub(offset) / subtick * subtick + offset).min(now.as_nanos()))
+    }
+
     /// Whole subticks between two points.
     pub fn subticks(&self, from: Time, to: Time) -> u64 {
         (to.since(from).as_nanos() / self.subtick.as_nanos().max(1)) as u64

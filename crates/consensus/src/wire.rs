@@ -51,6 +51,13 @@ pub enum Body {
     HashReport { index: u64, hash: u64, version: u8 },
     /// From the leader to a peer that reported something else: what a majority of the voters has come to.
     HashVerdict { index: u64, hash: u64, version: u8 },
+    /// From node to node, of no group and no peer: the sender is there, in this life of it (`liveness`).
+    Alive { life: u64 },
+    /// From the leader of `term`, with all entries up to `commit` in place: nothing more comes until something happens
+    /// (`sleep`).
+    Sleep { term: u64, commit: u64 },
+    /// To the leader, which has said nothing for long: it sleeps, and the sender does not.
+    Wake,
 }
 
 impl Message {
@@ -89,6 +96,9 @@ impl Message {
                 out.put_u64_le(*hash);
                 out.put_u8(*version);
             }
+            Body::Alive { life } => out.put_u64_le(*life),
+            Body::Sleep { term, commit } => [*term, *commit].into_iter().for_each(|number| out.put_u64_le(number)),
+            Body::Wake => {}
         }
         out.freeze()
     }
@@ -147,6 +157,18 @@ impl Message {
                     Body::HashVerdict { index, hash, version }
                 }
             }
+            10 => {
+                exactly(8)?;
+                Body::Alive { life: bytes.get_u64_le() }
+            }
+            11 => {
+                exactly(16)?;
+                Body::Sleep { term: bytes.get_u64_le(), commit: bytes.get_u64_le() }
+            }
+            12 => {
+                exactly(0)?;
+                Body::Wake
+            }
             _ => return None,
         };
         Some(Message { group, from, from_node, to, body })
@@ -163,6 +185,9 @@ impl Message {
             Body::ReadAnswer { .. } => 7,
             Body::HashReport { .. } => 8,
             Body::HashVerdict { .. } => 9,
+            Body::Alive { .. } => 10,
+            Body::Sleep { .. } => 11,
+            Body::Wake => 12,
         }
     }
 

@@ -99,6 +99,9 @@ fn messages() -> Vec<Message> {
         Body::ReadAnswer { context: 7, index: Some(3) },
         Body::HashReport { index: 256, hash: 1, version: 1 },
         Body::HashVerdict { index: 512, hash: 2, version: 1 },
+        Body::Alive { life: 9 },
+        Body::Sleep { term: 3, commit: 17 },
+        Body::Wake,
     ];
     let message = |body| Message { group: GROUP, from: PeerId(12), from_node: NodeId(2), to: OWN, body };
     rafts.chain(others).map(message).collect()

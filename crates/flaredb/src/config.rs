@@ -14,6 +14,8 @@ use storage::rocks::RocksOptions;
 
 /// Entries of each region that are kept in memory.
 const REGION_CACHE_BYTES: usize = 1 << 20;
+/// Regions that had nothing to do for so long sleep: long enough that one that is used now and then keeps its lease.
+const SLEEP_AFTER: Duration = Duration::from_secs(3);
 /// Where the placement driver of a store on its own is served, if its address is the store's.
 const STANDALONE_PORTS_APART: u16 = 10;
 
@@ -89,6 +91,7 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
     };
     let data_dir = if standalone.is_some() { data_dir.join("store") } else { data_dir };
     let host = HostConfig {
+        sleep_after: Some(SLEEP_AFTER),
         tick_interval: Duration::from_millis(layers.number("raft", "tick_interval_ms")),
         election_intervals: layers.number("raft", "election_ticks") as u32,
         // For each of many regions.

@@ -19,6 +19,8 @@ use crate::failure::Failure;
 
 /// Shorter waits are put off.
 const PACE_STEP: Duration = Duration::from_millis(2);
+/// What a stream that fell behind its pace may make up for.
+const PACE_BURST: Duration = Duration::from_millis(100);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +59,14 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// When so many bytes may have been taken, after the beginning.
-    fn due(self, bytes: u64) -> Duration {
-        match self.mib_per_second {
+    /// When the next bytes are due, `bytes` having been taken now that those before were due at `due`. A stream that stood
+    /// still does not make up for it in a burst.
+    fn after(self, due: Instant, now: Instant, bytes: usize) -> Instant {
+        let span = match self.mib_per_second {
             0 => Duration::ZERO,
             rate => Duration::from_secs_f64(bytes as f64 / (f64::from(rate) * f64::from(1 << 20))),
-        }
+        };
+        due.max(now.checked_sub(PACE_BURST).unwrap_or(now)) + span
     }
 }
 
@@ -114,7 +118,7 @@ async fn receive_from(
     let mut reader = Reader::new(FAMILIES);
     // The digest of all before is the last thing in the stream, wherever the chunks are cut.
     let mut last: Vec<u8> = Vec::new();
-    let (mut written, began) = (0, Instant::now());
+    let (mut written, mut due) = (0, Instant::now());
     // One for all: what comes while nobody listens is lost.
     let mut stopped = std::pin::pin!(stopped());
     loop {
@@ -135,7 +139,8 @@ async fn receive_from(
             progress.expect(written + remaining);
         }
         progress.advance(blob.len() as u64);
-        let early = pace.due(written).saturating_sub(began.elapsed());
+        due = pace.after(due, Instant::now(), blob.len());
+        let early = due.saturating_duration_since(Instant::now());
         if early > PACE_STEP {
             tokio::select! {
                 () = tokio::time::sleep(early) => {}
@@ -198,5 +203,24 @@ pub async fn stopped() {
             }
         }
         Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_stood_still_does_not_make_up_for_it() {
+        let pace = Pace { mib_per_second: 10 };
+        let began = Instant::now();
+        let mut due = began;
+        for _ in 0..10 {
+            due = pace.after(due, began, 1 << 20);
+        }
+        assert_eq!(due - began, Duration::from_secs(1));
+        let later = began + Duration::from_secs(60);
+        assert_eq!(pace.after(due, later, 1 << 20), later);
+        assert_eq!(Pace { mib_per_second: 0 }.after(due, began, 1 << 30), due);
     }
 }

@@ -1,0 +1,210 @@
+//! A placement driver and FlareDB stores under test: processes on this machine, each with a loopback address of its own and
+//! a folder that goes away with them.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::cluster::network;
+use crate::wire::Endpoint;
+
+const CLIENT_PORT: u16 = 2379;
+const RAFT_PORT: u16 = 2380;
+const PD_PLACE: u8 = 11;
+const STORES_FROM: u8 = 21;
+/// Nothing that is waited for here takes longer.
+const PATIENCE: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(200);
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+pub struct Stores {
+    pd: Process,
+    pub stores: Vec<Process>,
+    folder: TempDir,
+}
+
+pub struct Process {
+    name: String,
+    address: Ipv4Addr,
+    child: Option<Child>,
+}
+
+impl Stores {
+    /// Starts a placement driver and so many empty stores from the programs beside this one, in a folder below `parent`, and
+    /// waits until the first region has its replicas.
+    pub async fn start(count: u8, parent: &Path) -> Result<Stores> {
+        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(parent).context("a folder for the data")?;
+        let [third, second] = network();
+        let process =
+            |name: String, place| Process { name, address: Ipv4Addr::new(127, third, second, place), child: None };
+        let mut cluster = Stores {
+            pd: process("pd".to_owned(), PD_PLACE),
+            stores: (0..count).map(|index| process(format!("store{}", index + 1), STORES_FROM + index)).collect(),
+            folder,
+        };
+        let at = format!("1={}:{RAFT_PORT}", cluster.pd.address);
+        let folder = cluster.folder.path().to_owned();
+        cluster.pd.spawn(
+            "placement-driver",
+            &folder,
+            &["--node-id=1".to_owned(), format!("--initial-members={at}")],
+        )?;
+        let pd = format!("--pd-addr={}:{CLIENT_PORT}", cluster.pd.address);
+        for (index, store) in cluster.stores.iter_mut().enumerate() {
+            store.spawn("flaredb", &folder, &[format!("--store-id={}", index + 1), pd.clone()])?;
+        }
+        let replicas = usize::from(count.min(3));
+        cluster
+            .until("the first region is replicated", async |cluster| cluster.regions_with(replicas).await == 1)
+            .await?;
+        Ok(cluster)
+    }
+
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let endpoint = |store: &Process| Endpoint { address: (store.address, CLIENT_PORT).into(), tls: None };
+        self.stores.iter().map(endpoint).collect()
+    }
+
+    /// Of the stores that run.
+    pub fn process_ids(&self) -> Vec<u32> {
+        self.stores.iter().filter_map(|store| store.child.as_ref()).map(Child::id).collect()
+    }
+
+    pub fn pd_process_id(&self) -> Option<u32> {
+        self.pd.child.as_ref().map(Child::id)
+    }
+
+    /// Regions that have so many voters, all caught up, and a leader, by the placement driver's knowledge.
+    async fn regions_with(&self, voters: usize) -> usize {
+        let Ok(page) = self.page("GET", "regions", None).await else { return 0 };
+        let whole = |region: &&Value| {
+            let peers = region["peers"].as_array().map_or(0, Vec::len);
+            let pending = region["pending_peers"].as_array().is_some_and(|pending| !pending.is_empty());
+            peers == voters && region["leader"].is_object() && !pending
+        };
+        page["regions"].as_array().into_iter().flatten().filter(whole).count()
+    }
+
+    /// Splits the first region at these keys, which must ascend and lie in it.
+    pub async fn split(&mut self, keys: &[Vec<u8>]) -> Result<()> {
+        let hex = |key: &Vec<u8>| key.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
+        let page = self.page("GET", "regions", None).await?;
+        let first = page["regions"].as_array().into_iter().flatten().min_by_key(|region| region["id"].as_u64());
+        let id = first.and_then(|region| region["id"].as_u64()).context("there is no region")?;
+        let keys: Vec<String> = keys.iter().map(hex).collect();
+        let body = serde_json::json!({ "name": "split-region", "region_id": id, "keys": keys });
+        let until = Instant::now() + PATIENCE;
+        // One at a time: the one before may not have been told to the placement driver yet.
+        while let Err(why) = self.page("POST", "operators", Some(&body)).await {
+            ensure!(Instant::now() < until, "splitting: {why}");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// The sum of a metric over the stores that run.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let mut sum = 0.0;
+        for store in self.stores.iter().filter(|store| store.child.is_some()) {
+            let page = fetch(store.address, "GET", "/metrics", None).await?;
+            let text = String::from_utf8_lossy(&page);
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+            sum += line.with_context(|| format!("{} has no {name}", store.name))?.trim().parse::<f64>()?;
+        }
+        Ok(sum)
+    }
+
+    /// Asks again and again until it holds.
+    pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut(&Stores) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self).await {
+            if Instant::now() > deadline {
+                bail!("it never came: {what}\n{}", self.last_words());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, index: usize) -> Result<()> {
+        if let Some(mut child) = self.stores[index].child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    async fn page(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let answer = fetch(self.pd.address, method, &format!("/pd/api/v1/{path}"), body).await?;
+        let value: Value = serde_json::from_slice(&answer).with_context(|| format!("{method} {path}: no JSON"))?;
+        match value.get("error") {
+            None => Ok(value),
+            Some(why) => bail!("{method} {path}: {why}"),
+        }
+    }
+
+    fn last_words(&self) -> String {
+        let of = |process: &Process| {
+            let text = fs::read_to_string(self.folder.path().join(format!("{}.log", process.name))).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            format!("{}:\n{}\n", process.name, lines[lines.len().saturating_sub(4)..].join("\n"))
+        };
+        self.stores.iter().chain([&self.pd]).map(of).collect()
+    }
+}
+
+impl Process {
+    fn spawn(&mut self, program: &str, folder: &Path, flags: &[String]) -> Result<()> {
+        let log = File::options().create(true).append(true).open(folder.join(format!("{}.log", self.name)))?;
+        let program: PathBuf = std::env::current_exe()?.with_file_name(program);
+        let child = Command::new(&program)
+            .arg(format!("--data-dir={}", folder.join(&self.name).display()))
+            .arg(format!("--api-addr={}:{CLIENT_PORT}", self.address))
+            .arg(format!("--raft-addr={}:{RAFT_PORT}", self.address))
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        self.child = Some(child);
+        Ok(())
+    }
+}
+
+impl Drop for Stores {
+    fn drop(&mut self) {
+        for child in self.stores.iter_mut().chain([&mut self.pd]).filter_map(|process| process.child.as_mut()) {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// One request over a connection of its own; the body of the answer, whatever its status.
+async fn fetch(address: Ipv4Addr, method: &str, path: &str, body: Option<&Value>) -> Result<Vec<u8>> {
+    let once = async {
+        let mut connection = TcpStream::connect((address, CLIENT_PORT)).await?;
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {address}:{CLIENT_PORT}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        connection.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await?;
+        let mut answer = Vec::new();
+        connection.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+        let head = answer.windows(4).position(|end| end == b"\r\n\r\n").context("no answer")?;
+        Ok(answer.split_off(head + 4))
+    };
+    tokio::time::timeout(Duration::from_secs(30), once).await.context("no answer in 30 s")?
+}
