@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use consensus::Role;
-use storage::Engine as _;
 
 use crate::store::Store;
 

@@ -1,6 +1,7 @@
 //! The placement driver as a store sees it: somewhere to ask, at one of several addresses. Whoever answers is asked again;
 //! after a failure the next one is.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,17 @@ use tonic::{Code, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a store asks the placement driver for by itself.
+pub trait Placement: Send + Sync {
+    /// In words.
+    fn addresses(&self) -> String;
+    fn register(&self, request: pb::RegisterRequest) -> Asked<'_, pb::RegisterResponse>;
+    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asked<'_, pb::HeartbeatResponse>;
+}
+
+/// A question under way.
+pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Status>> + Send + 'a>>;
 
 /// Cheap to share by reference.
 pub struct PdClient {
@@ -27,26 +39,6 @@ impl PdClient {
     pub fn new(addresses: Vec<String>) -> PdClient {
         assert!(!addresses.is_empty(), "the configuration has one");
         PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default() }
-    }
-
-    pub fn addresses(&self) -> String {
-        self.addresses.join(", ")
-    }
-
-    pub async fn register(&self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
-        self.ask(|mut client| {
-            let request = request.clone();
-            Box::pin(async move { client.register(request).await })
-        })
-        .await
-    }
-
-    pub async fn heartbeat(&self, request: pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
-        self.ask(|mut client| {
-            let request = request.clone();
-            Box::pin(async move { client.heartbeat(request).await })
-        })
-        .await
     }
 
     pub async fn get_region(&self, request: pb::GetRegionRequest) -> Result<pb::GetRegionResponse, Status> {
@@ -89,6 +81,26 @@ impl PdClient {
         let channel = connected.map_err(|why| Status::unavailable(format!("{address}: {why}")))?;
         *self.channel.lock() = Some(channel.clone());
         Ok(channel)
+    }
+}
+
+impl Placement for PdClient {
+    fn addresses(&self) -> String {
+        self.addresses.join(", ")
+    }
+
+    fn register(&self, request: pb::RegisterRequest) -> Asked<'_, pb::RegisterResponse> {
+        Box::pin(self.ask(move |mut client| {
+            let request = request.clone();
+            Box::pin(async move { client.register(request).await })
+        }))
+    }
+
+    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asked<'_, pb::HeartbeatResponse> {
+        Box::pin(self.ask(move |mut client| {
+            let request = request.clone();
+            Box::pin(async move { client.heartbeat(request).await })
+        }))
     }
 }
 

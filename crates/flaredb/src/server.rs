@@ -11,7 +11,7 @@ use storage::rocks::RocksEngine;
 
 use crate::api::{Api, Router};
 use crate::config::Settings;
-use crate::pd::PdClient;
+use crate::pd::{PdClient, Placement};
 use crate::region::layout::FAMILIES;
 use crate::store::Store;
 use crate::supervisor::{self, About, StoreCalls};
@@ -59,6 +59,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     };
     let runtime = tokio::runtime::Handle::current();
     let node = ManyNode::open(settings.node.clone(), &runtime, Arc::new(fatal)).map_err(|error| error.to_string())?;
+    let node = Arc::new(node);
     let engine =
         RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage).map_err(|error| error.to_string())?;
 
@@ -72,21 +73,16 @@ async fn serve(settings: Settings) -> Result<(), String> {
         labels: settings.labels.iter().cloned().collect(),
     };
     let registered = tokio::select! {
-        registered = supervisor::register(&pd, &about, identity.peer, identity.cluster) => registered?,
+        registered = supervisor::register(&*node, &*pd, &about) => registered?,
         () = told_to_stop() => return Ok(()),
     };
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
     let incoming = settings.node.data_dir.join("incoming");
-    let (store, born) = Store::new(node, Arc::new(engine), incoming);
+    let (store, born) = Store::new(node.clone(), Arc::new(engine), incoming);
     store.learn(&registered.stores);
-    store.node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
+    node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
-    store.reopen().map_err(|error| error.to_string())?;
-    tokio::spawn(store.clone().attend_births(born));
-    if let Some(region) = registered.found {
-        store.found(&region).map_err(|error| error.to_string())?;
-        tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
-    }
+    store.begin(born, registered.found.as_ref()).map_err(|error| error.to_string())?;
 
     let api = Arc::new(Api { store: store.clone(), router: Router::new(pd.clone()) });
     let config = ServerConfig {
@@ -129,7 +125,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     };
     let _ = tokio::time::timeout(Duration::from_secs(10), drained).await;
     drop(server);
-    store.node.stop().await;
+    node.stop().await;
     tracing::info!(target: "flaredb_service", "Stopped");
     Ok(())
 }

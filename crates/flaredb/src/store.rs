@@ -3,7 +3,8 @@
 //! | question | answered by |
 //! |---|---|
 //! | which region has this key | [`Store::region_at`] |
-//! | how does a region come here, and go | [`Store::found`], [`Store::admit`], [`Store::retire`] |
+//! | how does a region come here, and go | [`Store::begin`], [`Store::admit`], [`Store::retire`] |
+//! | on what does it stand | [`node::ground`]: its node, in a process; a simulated one elsewhere |
 //! | what is told to the placement driver, and done for it | [`crate::supervisor`] |
 //! | what do clients get | [`crate::api`] |
 //!
@@ -18,13 +19,12 @@ use std::time::Duration;
 use base::{ClusterId, GroupId, NodeId, PeerId};
 use bytes::Bytes;
 use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachine as _};
-use node::GroupHandle;
-use node::many::ManyNode;
+use node::{Ground, Replicated};
 use parking_lot::{Mutex, RwLock};
 use proto::placement as pb;
-use storage::rocks::RocksEngine;
 use storage::{Engine, WriteBatch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use crate::region::layout::{self, RAW, REGION, Record};
 use crate::region::overlap;
@@ -39,7 +39,7 @@ const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A region on this store.
 #[derive(Clone)]
 pub struct Region {
-    pub handle: GroupHandle,
+    pub handle: Arc<dyn Replicated>,
     pub peer: PeerId,
     pub cell: Arc<RegionCell>,
 }
@@ -55,8 +55,8 @@ impl Region {
 }
 
 pub struct Store {
-    pub node: ManyNode,
-    pub engine: Arc<RocksEngine>,
+    pub node: Arc<dyn Ground>,
+    pub engine: Arc<dyn Engine>,
     incoming: PathBuf,
     map: Arc<RangeMap>,
     regions: RwLock<BTreeMap<GroupId, Region>>,
@@ -97,8 +97,12 @@ pub enum AdmitError {
 }
 
 impl Store {
-    /// The other end of the births goes to [`Store::attend_births`].
-    pub fn new(node: ManyNode, engine: Arc<RocksEngine>, incoming: PathBuf) -> (Arc<Store>, UnboundedReceiver<Birth>) {
+    /// The other end of the births goes to [`Store::begin`].
+    pub fn new(
+        node: Arc<dyn Ground>,
+        engine: Arc<dyn Engine>,
+        incoming: PathBuf,
+    ) -> (Arc<Store>, UnboundedReceiver<Birth>) {
         let (births, born) = unbounded_channel();
         let store = Store {
             node,
@@ -115,9 +119,25 @@ impl Store {
         (Arc::new(store), born)
     }
 
+    /// What a store does first once its node runs: puts on what was here before, and begins the cluster's first region if it
+    /// was asked to.
+    pub fn begin(
+        self: &Arc<Self>,
+        born: UnboundedReceiver<Birth>,
+        found: Option<&pb::Region>,
+    ) -> Result<(), AdmitError> {
+        self.reopen()?;
+        self.node.spawn(Box::pin(self.clone().attend_births(born)));
+        if let Some(region) = found {
+            self.found(region)?;
+            tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
+        }
+        Ok(())
+    }
+
     /// Puts regions on the node that have come of others, for as long as the store runs. One whose parent is led here asks
     /// for votes at once.
-    pub async fn attend_births(self: Arc<Self>, mut born: UnboundedReceiver<Birth>) {
+    async fn attend_births(self: Arc<Self>, mut born: UnboundedReceiver<Birth>) {
         while let Some(Birth { parent, regions }) = born.recv().await {
             for (id, peer) in regions {
                 if let Err(error) = self.bear(id, peer) {
@@ -158,8 +178,10 @@ impl Store {
             }
             region.cell.written.fetch_sub(written, Ordering::Relaxed);
             let (store, version) = (self.clone(), state.version);
-            let walked = move || size::measure(&*store.engine.view(), &state, split_bytes);
-            match tokio::task::spawn_blocking(walked).await {
+            let (found, walked) = oneshot::channel();
+            let walk = move || drop(found.send(size::measure(&*store.engine.view(), &state, split_bytes)));
+            self.node.aside(Box::new(walk)).await;
+            match walked.await {
                 Ok(Ok(size)) => drop(self.sizes.lock().insert(id, Measured { version, size })),
                 Ok(Err(why)) => {
                     tracing::warn!(target: "flaredb_storage", "A region was not measured, region={id} why={why} code=CF8508");
@@ -188,7 +210,7 @@ impl Store {
     }
 
     /// Puts all regions on the node that were there before, and finishes what was about to go.
-    pub fn reopen(&self) -> Result<(), MachineError> {
+    fn reopen(&self) -> Result<(), MachineError> {
         let view = self.engine.view();
         let (mut peers, mut stated) = (BTreeMap::new(), BTreeSet::new());
         let mut walk = view.scan(REGION, &[], None);
@@ -204,7 +226,7 @@ impl Store {
         drop(walk);
         drop(view);
         // Also logs without records: of what was taken away, or came of a split that a power cut undid.
-        self.node.destroy_others(|region| peers.contains_key(&region));
+        self.node.destroy_others(&|region| peers.contains_key(&region));
         for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
             self.clear(region, &machine::load(&*self.engine, region)?)?;
         }
@@ -217,7 +239,7 @@ impl Store {
     }
 
     /// The first region of a cluster begins here. Nothing is done if it is here already.
-    pub fn found(&self, region: &pb::Region) -> Result<(), AdmitError> {
+    fn found(&self, region: &pb::Region) -> Result<(), AdmitError> {
         let _one = self.changing.lock();
         let id = GroupId(region.id);
         let own = region.peers.iter().find(|peer| peer.store_id == self.id().0);
@@ -287,7 +309,7 @@ impl Store {
         drop(handle);
         // The machine has the other one.
         while Arc::strong_count(&cell) > 1 {
-            tokio::time::sleep(GONE_LOOK_EVERY).await;
+            self.node.sleep(GONE_LOOK_EVERY).await;
         }
         let _one = self.changing.lock();
         let state = cell.set(Arc::default());
@@ -339,13 +361,12 @@ impl Store {
     }
 
     fn machine(&self, id: GroupId) -> Result<RegionMachine, MachineError> {
-        let engine: Arc<dyn Engine> = self.engine.clone();
         let births = self.births.clone();
         let split = move |regions| {
             // Whoever listens stops with the store.
             let _ = births.send(Birth { parent: id, regions });
         };
-        RegionMachine::open(engine, self.incoming.clone(), id, self.map.clone(), Arc::new(split))
+        RegionMachine::open(self.engine.clone(), self.incoming.clone(), id, self.map.clone(), Arc::new(split))
     }
 
     fn keep_peer(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {

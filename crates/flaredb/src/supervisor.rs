@@ -12,17 +12,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base::{ClusterId, GroupId, NodeId, PeerId};
+use base::{GroupId, NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Member, MemberRole, MembershipChange, Refusal, Role};
+use node::Ground;
 use node::transport::{CallFuture, CallService, Caller, Standing};
 use prost::Message as _;
 use proto::{flaredb, placement as pb};
 use tonic::{Code, Status};
 
-use crate::pd::PdClient;
+use crate::pd::Placement;
 use crate::store::{Region, Store};
 
 /// The peer call by which a region's leader has a store admit a peer: region and peer, 8 bytes each.
@@ -49,20 +51,16 @@ pub struct About {
 }
 
 /// Asks until the placement driver takes this store in. The error is final: it never will.
-pub async fn register(
-    pd: &PdClient,
-    about: &About,
-    incarnation: PeerId,
-    cluster: ClusterId,
-) -> Result<pb::RegisterResponse, String> {
+pub async fn register(node: &dyn Ground, pd: &dyn Placement, about: &About) -> Result<pb::RegisterResponse, String> {
+    let identity = node.identity();
     let request = pb::RegisterRequest {
         store_id: about.store_id,
-        incarnation: incarnation.0,
+        incarnation: identity.peer.0,
         client_url: about.client_url.clone(),
         peer_url: about.peer_url.clone(),
         labels: about.labels.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_id: cluster.0,
+        cluster_id: identity.cluster.0,
     };
     let mut failures = 0;
     loop {
@@ -83,7 +81,7 @@ pub async fn register(
                 failures += 1;
             }
         }
-        tokio::time::sleep(REGISTER_RETRY).await;
+        node.sleep(REGISTER_RETRY).await;
     }
 }
 
@@ -92,10 +90,9 @@ fn is_final(status: &Status) -> bool {
 }
 
 /// Heartbeats for as long as the store runs.
-pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
+pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     let mut failures = 0;
-    let mut measuring = tokio::spawn(std::future::ready(()));
-    let mut admitting = tokio::spawn(std::future::ready(()));
+    let (measuring, admitting) = (Alone::default(), Alone::default());
     loop {
         match pd.heartbeat(report(&store)).await {
             Ok(response) => {
@@ -105,12 +102,10 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
                 failures = 0;
                 let split_bytes = response.region_split_bytes;
                 follow(&store, response);
-                if admitting.is_finished() {
-                    admitting = tokio::spawn(admit_the_silent(store.clone()));
-                }
-                if split_bytes > 0 && measuring.is_finished() {
-                    let store = store.clone();
-                    measuring = tokio::spawn(async move { store.measure(split_bytes).await });
+                admitting.begin(&*store.node, admit_the_silent(store.clone()));
+                if split_bytes > 0 {
+                    let measured = store.clone();
+                    measuring.begin(&*store.node, async move { measured.measure(split_bytes).await });
                 }
             }
             Err(status) => {
@@ -124,7 +119,33 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
                 failures += 1;
             }
         }
-        tokio::time::sleep(HEARTBEAT_EVERY).await;
+        store.node.sleep(HEARTBEAT_EVERY).await;
+    }
+}
+
+/// Tasks of which one runs at a time.
+#[derive(Default)]
+struct Alone(Arc<AtomicBool>);
+
+impl Alone {
+    /// Nothing, while the last one is not done.
+    fn begin(&self, node: &dyn Ground, task: impl Future<Output = ()> + Send + 'static) {
+        if self.0.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let running = Running(self.0.clone());
+        node.spawn(Box::pin(async move {
+            let _running = running;
+            task.await;
+        }));
+    }
+}
+
+struct Running(Arc<AtomicBool>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 }
 
@@ -154,7 +175,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
             split_keys: size.cuts,
         });
     }
-    let (available, capacity) = node::disk::room(store.folder()).unwrap_or_default();
+    let (available, capacity) = store.node.room().unwrap_or_default();
     let stats = pb::StoreStats {
         capacity_bytes: capacity,
         available_bytes: available,
@@ -170,12 +191,12 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
 fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     store.learn(&response.stores);
     for pb::Replica { region_id, peer_id } in response.retired {
-        let store = store.clone();
-        tokio::spawn(async move {
-            if let Err(error) = store.retire(GroupId(region_id), PeerId(peer_id)).await {
+        let retiring = store.clone();
+        store.node.spawn(Box::pin(async move {
+            if let Err(error) = retiring.retire(GroupId(region_id), PeerId(peer_id)).await {
                 tracing::error!(target: "flaredb_storage", "A region's peer was not removed, region={region_id} why={error} code=CF8503");
             }
-        });
+        }));
     }
     for step in response.steps {
         let Some(region) = store.region(GroupId(step.region_id)) else { continue };
@@ -183,13 +204,13 @@ fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
         if (state.conf_version, state.version) != (step.conf_version, step.version) {
             continue;
         }
-        let store = store.clone();
-        tokio::spawn(async move {
+        let taking = store.clone();
+        store.node.spawn(Box::pin(async move {
             let id = region.id();
-            if let Err(why) = take(&store, &region, step).await {
+            if let Err(why) = take(&taking, &region, step).await {
                 tracing::warn!(target: "flaredb_raft", "A step of an operator was not done, region={id} why={why} code=CF8504");
             }
-        });
+        }));
     }
 }
 
@@ -226,7 +247,7 @@ async fn have_admitted(store: &Store, region: GroupId, node: NodeId, peer: PeerI
     let mut body = BytesMut::with_capacity(16);
     body.put_u64_le(region.0);
     body.put_u64_le(peer.0);
-    let asked = store.node.transport().call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
+    let asked = store.node.call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
     asked.and_then(|answer| answer.map_err(|why| format!("store {node} does not admit it: {why}"))).map(drop)
 }
 

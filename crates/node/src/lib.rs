@@ -13,7 +13,7 @@
 //! # Rooms
 //! [`driver`] and [`applier`] the three threads · [`handle`] what floor 5 holds in its hands · [`group`] what the threads share
 //! of each group, with [`waiters`], who waits for what ·
-//! [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
+//! [`ground`] what programs stand on, as traits · [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
 //! (back) to it · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what
 //! becomes of a damaged member, with [`standin`], [`roster`] and [`rebuilds`] · [`seed`] a state to begin with ·
@@ -35,6 +35,7 @@ pub mod disk;
 pub(crate) mod driver;
 pub(crate) mod founding;
 pub mod gossip;
+pub mod ground;
 pub(crate) mod group;
 pub mod handle;
 pub mod heal;
@@ -66,6 +67,7 @@ pub(crate) mod waiters;
 pub use driver::{DriverStats, STALL};
 pub use founding::FIRST_METHOD;
 pub use gossip::GossipOptions;
+pub use ground::{Ground, Later, Replicated};
 pub use handle::{GroupHandle, ReadGrant};
 pub use identity::{Folder, Identity, IdentityError};
 pub use node::{InitialMember, Node, NodeConfig, StartError};

@@ -12,7 +12,7 @@
 //! Left out so far: going on after damage. A damaged log or state stops the node, which says what to do.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +108,11 @@ impl ManyNode {
             listener: Mutex::new(Some(listener)),
             listening: Mutex::default(),
         })
+    }
+
+    /// Its data folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Who the folder is: its node and cluster are zero until [`ManyNode::begin`]. `peer` is its incarnation.

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Refusal, Role};
-use node::GroupHandle;
+use node::Replicated;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
 use proto::placement as pb;
@@ -41,7 +41,7 @@ const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
 
 /// One per member; only the leader's has anything in it. Whoever needs both locks takes the term's before the records'.
 pub struct Leader {
-    handle: GroupHandle,
+    handle: Arc<dyn Replicated>,
     records: SharedRecords,
     /// The policy while nobody has set one.
     defaults: Policy,
@@ -71,7 +71,8 @@ pub struct Ended {
 }
 
 impl Leader {
-    pub fn new(handle: GroupHandle, records: SharedRecords, defaults: Policy) -> Arc<Leader> {
+    pub fn new(handle: impl Replicated + 'static, records: SharedRecords, defaults: Policy) -> Arc<Leader> {
+        let handle = Arc::new(handle);
         Arc::new(Leader { handle, records, defaults, term: Mutex::default() })
     }
 
@@ -122,7 +123,8 @@ impl Leader {
         self.handle.read().await.map(drop).map_err(of_refusal)
     }
 
-    async fn plan_once(&self) -> Result<(), Status> {
+    /// One round of it.
+    pub async fn plan_once(&self) -> Result<(), Status> {
         self.settle().await?;
         let (planned, emptied) = {
             let mut term = self.term()?;

@@ -6,7 +6,6 @@ use prost::Message as _;
 use proto::flaredb as pb;
 use rpc::Status;
 use rpc::client::RawClient;
-use storage::Engine as _;
 use tonic::transport::Channel;
 
 use super::forward::{Asked, Repeat};
@@ -53,23 +52,23 @@ macro_rules! here_or_there {
 }
 
 impl Api {
-    pub(super) async fn get(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
+    pub async fn get(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
         check_key(&request.key)?;
         here_or_there!(self, request, &request.key, Safe, get_here, get, GetResponse)
     }
 
-    pub(super) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
+    pub async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
         check_key(&request.key)?;
         check_value(Some(&request.value))?;
         here_or_there!(self, request, &request.key, Never, put_here, put, PutResponse)
     }
 
-    pub(super) async fn delete(&self, request: pb::DeleteRequest) -> Result<pb::DeleteResponse, Status> {
+    pub async fn delete(&self, request: pb::DeleteRequest) -> Result<pb::DeleteResponse, Status> {
         check_key(&request.key)?;
         here_or_there!(self, request, &request.key, Never, delete_here, delete, DeleteResponse)
     }
 
-    pub(super) async fn compare_and_swap(
+    pub async fn compare_and_swap(
         &self,
         request: pb::CompareAndSwapRequest,
     ) -> Result<pb::CompareAndSwapResponse, Status> {
@@ -79,7 +78,7 @@ impl Api {
     }
 
     /// Mutations of several regions are done region by region, in the order of their keys.
-    pub(super) async fn batch(&self, mut request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
+    pub async fn batch(&self, mut request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
         if request.mutations.len() > MUTATIONS_MAX {
             return Err(Status::invalid_argument(format!("a batch holds at most {MUTATIONS_MAX} mutations")));
         }
@@ -113,7 +112,7 @@ impl Api {
     }
 
     /// Answers from one region; where it ends before the range does, the resume key leads on.
-    pub(super) async fn scan(&self, request: pb::ScanRequest) -> Result<pb::ScanResponse, Status> {
+    pub async fn scan(&self, request: pb::ScanRequest) -> Result<pb::ScanResponse, Status> {
         if !request.end.is_empty() && request.end <= request.start {
             return Ok(pb::ScanResponse::default());
         }
