@@ -11,6 +11,7 @@
 //! | [`api`] | what clients get |
 //! | [`region`] | a region: its state machine, its records, its snapshot |
 //! | [`store`] | which regions are here, and how they come and go |
+//! | [`load`] | what the regions carry, and which are to be cut for it |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`metrics`] | its numbers |
@@ -19,6 +20,7 @@
 
 pub mod api;
 pub mod config;
+pub mod load;
 pub mod metrics;
 pub mod pd;
 pub mod region;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base::{ClusterId, GroupId, NodeId, PeerId};
+use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachine as _};
 use node::{Ground, Replicated};
@@ -26,6 +26,7 @@ use storage::{Engine, WriteBatch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use crate::load::{Load, Seen};
 use crate::region::layout::{self, RAW, REGION, Record};
 use crate::region::overlap;
 use crate::region::size::{self, Size};
@@ -68,6 +69,7 @@ pub struct Store {
     reopened: AtomicBool,
     births: UnboundedSender<Birth>,
     sizes: Mutex<BTreeMap<GroupId, Measured>>,
+    pub load: Load,
 }
 
 /// Regions that have come of another one, each with its peer here.
@@ -115,6 +117,7 @@ impl Store {
             reopened: AtomicBool::new(false),
             births,
             sizes: Mutex::default(),
+            load: Load::default(),
         };
         (Arc::new(store), born)
     }
@@ -190,6 +193,19 @@ impl Store {
                 Err(_) => return,
             }
         }
+    }
+
+    /// Takes down what the regions carry. `limits`: what is too much for one that is led here.
+    pub fn observe_load(&self, limits: pb::LoadSplit, now: Time) {
+        let regions: Vec<_> = self.regions().into_iter().map(|region| (region.state(), region)).collect();
+        let seen = regions.iter().map(|(state, region)| Seen {
+            id: region.id(),
+            version: state.version,
+            start: &state.start,
+            led: region.handle.is_leader(),
+            traffic: &region.cell.traffic,
+        });
+        self.load.observe(seen, limits, now);
     }
 
     pub fn measured(&self, id: GroupId) -> Option<Measured> {

@@ -92,8 +92,11 @@ fn is_final(status: &Status) -> bool {
 /// Heartbeats for as long as the store runs.
 pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     let mut failures = 0;
+    // What is too much for one region; nothing is, before the placement driver has said so.
+    let mut limits = pb::LoadSplit::default();
     let (measuring, admitting) = (Alone::default(), Alone::default());
     loop {
+        store.observe_load(limits, node::clock::now());
         match pd.heartbeat(report(&store)).await {
             Ok(response) => {
                 if failures > 0 {
@@ -101,6 +104,7 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
                 }
                 failures = 0;
                 let split_bytes = response.region_split_bytes;
+                limits = response.load_split.unwrap_or_default();
                 follow(&store, response);
                 admitting.begin(&*store.node, admit_the_silent(store.clone()));
                 if split_bytes > 0 {
@@ -166,13 +170,22 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
         let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
         let size = measured.map(|measured| measured.size).unwrap_or_default();
+        let split_keys = if size.cuts.is_empty() {
+            store.load.cut(region.id(), state.version).into_iter().collect()
+        } else {
+            size.cuts
+        };
+        let pending: Vec<(PeerId, u64)> =
+            behind.map(|(peer, known, _)| (*peer, *known)).filter(|(peer, _)| is_member(*peer)).collect();
         led.push(pb::RegionReport {
             region: Some(state.describe(region.id())),
             down: silent.map(|(peer, ..)| peer.0).collect(),
-            pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
+            pending_progress: pending.iter().map(|(_, known)| known).sum(),
+            pending: pending.into_iter().map(|(peer, _)| peer.0).collect(),
             bytes: size.bytes,
             keys: size.keys,
-            split_keys: size.cuts,
+            split_keys,
+            rates: Some(store.load.rates(region.id())),
         });
     }
     let (available, capacity) = store.node.room().unwrap_or_default();
@@ -182,6 +195,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         region_count: (led.len() + others.len()) as u64,
         leader_count: led.len() as u64,
         slow: store.node.stats().writing_for() >= node::STALL,
+        rates: Some(store.load.total()),
     };
     let (store_id, incarnation) = (identity.node.0, identity.peer.0);
     pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others }

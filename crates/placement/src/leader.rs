@@ -26,7 +26,7 @@ use rpc::{Code, Status};
 
 use crate::machine::{self, Records, SharedRecords};
 use crate::model::{Epoch, Operator, Peer, Step};
-use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreReport, StoreState};
+use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
 use crate::{Plan, Policy, View, plan};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +58,8 @@ pub struct Term {
     ended: VecDeque<Ended>,
     /// What comes of the splits under way.
     splits: BTreeMap<GroupId, pb::SplitStep>,
+    /// How far the replicas that are behind have come, in regions with an operator.
+    caught_up: BTreeMap<GroupId, u64>,
     began: Time,
 }
 
@@ -146,20 +148,66 @@ impl Leader {
             }
         }
         for operator in planned {
-            let ids_wanted = self.term()?.ids_for(&operator);
-            let first = if ids_wanted > 0 { self.allocate(ids_wanted).await? } else { 0 };
-            let mut term = self.term()?;
-            // Heartbeats may have come in between.
-            let is_as_planned = term.view.region(operator.region).is_some_and(|region| region.epoch == operator.epoch);
-            if !is_as_planned || term.ids_for(&operator) != ids_wanted {
-                continue;
+            // What has changed meanwhile is planned anew in the next round.
+            self.begin(operator).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins an operator, if the region is still as it was planned for; its number.
+    pub async fn begin(&self, mut operator: Operator) -> Result<Option<u64>, Status> {
+        let ids_wanted = self.term()?.ids_for(&operator);
+        let first = if ids_wanted > 0 { self.allocate(ids_wanted).await? } else { 0 };
+        let mut term = self.term()?;
+        // Heartbeats may have come in between.
+        let is_as_planned = term.view.region(operator.region).is_some_and(|region| region.epoch == operator.epoch);
+        if !is_as_planned || term.ids_for(&operator) != ids_wanted {
+            return Ok(None);
+        }
+        let mut ids = first..first + u64::from(ids_wanted);
+        let mut draw = move || ids.next().expect("so many were counted");
+        operator.draw_peers(|| PeerId(draw()));
+        term.prepare_split(&operator, draw);
+        Ok(term.begin(operator, self.now()))
+    }
+
+    /// Ends the operator of a region because people want it; what it was.
+    pub fn cancel(&self, region: GroupId) -> Result<Option<InFlight>, Status> {
+        let mut term = self.term()?;
+        let flight = term.view.end(region);
+        term.end(flight.clone(), "cancelled: asked for by people", self.now());
+        Ok(flight)
+    }
+
+    /// Replicates a change of the policy, which is made of what the policy is by then; what it is now.
+    pub async fn change_policy<E: From<Status>>(
+        &self,
+        change: impl Fn(Policy) -> Result<Policy, E>,
+    ) -> Result<Policy, E> {
+        const TRIES: usize = 8;
+        for _ in 0..TRIES {
+            let from = self.records.read().policy.clone();
+            let policy = change(self.policy()?)?;
+            let to = policy.to_json().to_string().into();
+            match self.propose(What::ChangePolicy(pb::ChangePolicy { from, to })).await {
+                Ok(_) => {
+                    self.term()?.policy = self.policy()?;
+                    return Ok(policy);
+                }
+                Err(status) if status.message == machine::POLICY_CHANGED => {}
+                Err(status) => return Err(status.into()),
             }
-            let mut ids = first..first + u64::from(ids_wanted);
-            let mut draw = move || ids.next().expect("so many were counted");
-            let mut operator = operator;
-            operator.draw_peers(|| PeerId(draw()));
-            term.prepare_split(&operator, draw);
-            term.begin(operator, self.now());
+        }
+        Err(Status::unavailable(machine::POLICY_CHANGED).into())
+    }
+
+    /// Replicates what people want of a store.
+    pub async fn set_store(&self, set: pb::SetStore) -> Result<(), Status> {
+        let id = set.store_id;
+        self.propose(What::SetStore(set)).await?;
+        let mut term = self.term()?;
+        if let Some(record) = self.records.read().stores.get(&id) {
+            term.view.put_store(meta_of(record), self.now());
         }
         Ok(())
     }
@@ -237,6 +285,11 @@ impl Leader {
             steps,
             retired: term.retired(&request, &records, now),
             region_split_bytes: term.policy.split_bytes(),
+            load_split: Some(pb::LoadSplit {
+                requests_per_sec: term.policy.load_split_requests_per_sec,
+                bytes_per_sec: term.policy.load_split_bytes_per_sec,
+                time_ms: term.policy.load_split_time.as_millis() as u64,
+            }),
         })
     }
 
@@ -293,6 +346,7 @@ impl Term {
             next_operator: number << 32,
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
+            caught_up: BTreeMap::new(),
             began: now,
         })
     }
@@ -304,6 +358,7 @@ impl Term {
             capacity_bytes: stats.capacity_bytes,
             available_bytes: stats.available_bytes,
             slow: stats.slow,
+            rates: store_rates(stats.rates.unwrap_or_default()),
             ..StoreReport::default()
         };
         // A store that has registered is known; one that has not was refused before.
@@ -325,6 +380,10 @@ impl Term {
             report.split_keys = reported.split_keys.iter().map(|key| key.as_ref().into()).collect();
             report.bytes = reported.bytes;
             report.keys = reported.keys;
+            let rates = reported.rates.unwrap_or_default();
+            (report.read_bytes_per_sec, report.read_keys_per_sec) = (rates.read_bytes, rates.read_keys);
+            (report.write_bytes_per_sec, report.write_keys_per_sec) = (rates.write_bytes, rates.write_keys);
+            report.requests_per_sec = rates.requests;
             let id = report.id;
             match self.view.report_region(report, now) {
                 Ok(heard) => {
@@ -346,6 +405,12 @@ impl Term {
                 Err(why) => {
                     tracing::debug!(target: "placement_region", "A region's report was left out, region={id} why={why}");
                     continue;
+                }
+            }
+            if self.view.flight(id).is_some() {
+                let before = self.caught_up.insert(id, reported.pending_progress);
+                if before.is_some_and(|before| before < reported.pending_progress) {
+                    self.view.note_progress(id, now);
                 }
             }
             let step = self.view.flight(id).and_then(InFlight::current_step);
@@ -413,7 +478,7 @@ impl Term {
         operators
     }
 
-    fn begin(&mut self, operator: Operator, now: Time) {
+    fn begin(&mut self, operator: Operator, now: Time) -> Option<u64> {
         let (region, cause, reason) = (operator.region, operator.cause, operator.reason.clone());
         let id = self.next_operator;
         match self.view.begin(id, operator, now) {
@@ -424,9 +489,11 @@ impl Term {
                     "Operator begun, operator={id:x} region={region} cause={} reason={reason}",
                     cause.name()
                 );
+                Some(id)
             }
             Err(why) => {
                 tracing::info!(target: "placement_schedule", "failed to schedule operator, region={region} why={why}");
+                None
             }
         }
     }
@@ -435,19 +502,45 @@ impl Term {
         let stuck: Vec<GroupId> = self.view.stuck(&self.policy, now).map(|flight| flight.operator.region).collect();
         for region in stuck {
             let flight = self.view.end(region);
-            let step = flight.as_ref().and_then(|flight| flight.current_step()).map(ToString::to_string);
+            let step = flight.as_ref().and_then(InFlight::current_step);
             let outcome = format!(
-                "cancelled: no progress for {} s with the step: {}",
+                "cancelled: no progress for {} s with the step: {}{}",
                 self.policy.operator_no_progress_timeout.as_secs(),
-                step.unwrap_or_default()
+                step.map(ToString::to_string).unwrap_or_default(),
+                step.and_then(|step| self.why_stuck(region, step, now))
+                    .map(|why| format!("; {why}"))
+                    .unwrap_or_default()
             );
+            tracing::warn!(target: "placement_schedule", "An operator is given up, region={region} why={outcome} code=CF8004");
             self.end(flight, &outcome, now);
         }
+    }
+
+    /// What the step waits for, as far as it shows.
+    fn why_stuck(&self, region: GroupId, step: &Step, now: Time) -> Option<String> {
+        let region = self.view.region(region)?;
+        let silent = |id: NodeId| {
+            let silent = self.view.store(id).map(|store| store.silent_for(now))?;
+            (silent >= self.policy.store_disconnected_time)
+                .then(|| format!("store {id} was last heard of {} s ago", silent.as_secs()))
+        };
+        let leader = region.leader.map_or_else(|| Some("the region has no leader".to_owned()), silent);
+        leader.or_else(|| match step {
+            Step::AddLearner { store, .. } | Step::Promote { store } if region.peer(*store).is_none() => {
+                Some(silent(*store).unwrap_or_else(|| format!("store {store} does not admit the replica")))
+            }
+            Step::AddLearner { store, .. } | Step::Promote { store } | Step::TransferLeader { to: store } => {
+                let behind = || format!("the replica in store {store} has not caught up");
+                silent(*store).or_else(|| (!region.is_well_in(*store)).then(behind))
+            }
+            _ => None,
+        })
     }
 
     fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
         self.splits.remove(&flight.operator.region);
+        self.caught_up.remove(&flight.operator.region);
         let took = now.since(flight.started);
         tracing::info!(
             target: "placement_schedule",
@@ -460,7 +553,7 @@ impl Term {
         if self.ended.len() == ENDED_MAX {
             self.ended.pop_front();
         }
-        let ended_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let ended_unix_s = unix_s();
         self.ended.push_back(Ended { flight, ended_unix_s, took, outcome: outcome.to_owned() });
     }
 
@@ -502,7 +595,20 @@ fn policy_of(records: &Records, defaults: &Policy) -> Result<Policy, Status> {
         return Ok(defaults.clone());
     }
     let value = serde_json::from_slice(&records.policy).map_err(|error| Status::internal(error.to_string()))?;
-    defaults.merged(&value).map_err(|error| Status::internal(error.to_string()))
+    let mut policy = defaults.merged(&value).map_err(|error| Status::internal(error.to_string()))?;
+    policy.end_pauses(unix_s());
+    Ok(policy)
+}
+
+/// Seconds since 1970.
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Those that people have set before those that it brings along.
+pub fn labels_of(store: &pb::Store) -> BTreeMap<String, String> {
+    let both = store.labels.iter().chain(&store.labels_set);
+    both.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 pub fn meta_of(store: &pb::Store) -> StoreMeta {
@@ -511,7 +617,25 @@ pub fn meta_of(store: &pb::Store) -> StoreMeta {
         pb::StoreState::Offline => StoreState::Offline,
         pb::StoreState::Tombstone => StoreState::Tombstone,
     };
-    StoreMeta { state, labels: store.labels.clone(), ..StoreMeta::new(NodeId(store.id)) }
+    StoreMeta {
+        state,
+        labels: labels_of(store),
+        leader_weight: store.leader_weight.unwrap_or(1.0),
+        region_weight: store.region_weight.unwrap_or(1.0),
+        add_limit: store.add_limit,
+        remove_limit: store.remove_limit,
+        ..StoreMeta::new(NodeId(store.id))
+    }
+}
+
+fn store_rates(rates: pb::Rates) -> StoreRates {
+    StoreRates {
+        read_bytes: rates.read_bytes,
+        read_keys: rates.read_keys,
+        write_bytes: rates.write_bytes,
+        write_keys: rates.write_keys,
+        requests: rates.requests,
+    }
 }
 
 fn report_of(region: &pb::Region, leader: Option<NodeId>) -> RegionReport {

@@ -58,6 +58,9 @@ pub const FAILED_PRECONDITION: u32 = 2;
 pub const NOT_FOUND: u32 = 3;
 pub const UNKNOWN: u32 = 4;
 
+/// Whoever wanted to change the policy makes his change of what it is by now.
+pub const POLICY_CHANGED: &str = "the policy has changed meanwhile";
+
 /// All records, as of the last applied entry.
 #[derive(Default)]
 pub struct Records {
@@ -150,6 +153,15 @@ impl Stage<'_> {
                 self.records.policy = policy;
                 Ok(Vec::new())
             }
+            Some(What::SetStore(set)) => self.set_store(set).map(|()| Vec::new()),
+            Some(What::ChangePolicy(change)) if change.from != self.records.policy => {
+                Err((FAILED_PRECONDITION, POLICY_CHANGED.to_owned()))
+            }
+            Some(What::ChangePolicy(pb::ChangePolicy { to, .. })) => {
+                self.batch.put(META, POLICY, &to);
+                self.records.policy = to;
+                Ok(Vec::new())
+            }
             None => Err((UNKNOWN, "a later version proposed it".to_owned())),
         };
         match done {
@@ -203,6 +215,8 @@ impl Stage<'_> {
             return Err((ALREADY_EXISTS, why));
         }
         let state = known.map_or(pb::StoreState::Up, pb::Store::state);
+        // What people have set stays.
+        let kept = known.cloned().unwrap_or_default();
         let id = if id == 0 { self.free_store_id() } else { id };
         let store = pb::Store {
             id,
@@ -212,6 +226,7 @@ impl Stage<'_> {
             labels: request.labels,
             state: state as i32,
             version: request.version,
+            ..kept
         };
         self.put_store(store);
         if self.records.regions.is_empty() && self.records.founding.is_none() {
@@ -272,6 +287,30 @@ impl Stage<'_> {
         }
         self.batch.put(REGION, &region.id.to_be_bytes(), &region.encode_to_vec());
         self.records.put_region(region);
+    }
+
+    fn set_store(&mut self, set: pb::SetStore) -> Result<(), Refused> {
+        let id = set.store_id;
+        let Some(known) = self.records.stores.get(&id) else {
+            return Err((NOT_FOUND, format!("there is no store {id}")));
+        };
+        if known.state() == pb::StoreState::Tombstone {
+            return Err((FAILED_PRECONDITION, format!("store {id} is gone for good")));
+        }
+        let mut store = known.clone();
+        if set.clear_limits {
+            (store.add_limit, store.remove_limit) = (None, None);
+        }
+        store.leader_weight = set.leader_weight.or(store.leader_weight);
+        store.region_weight = set.region_weight.or(store.region_weight);
+        store.add_limit = set.add_limit.or(store.add_limit);
+        store.remove_limit = set.remove_limit.or(store.remove_limit);
+        store.labels_set.extend(set.labels);
+        for label in &set.labels_removed {
+            store.labels_set.remove(label);
+        }
+        self.put_store(store);
+        Ok(())
     }
 
     fn set_state(&mut self, id: u64, state: pb::StoreState) -> Result<(), Refused> {

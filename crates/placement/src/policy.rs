@@ -13,15 +13,17 @@
 //! | `region-report-timeout` | 3m | age of a region's last report beyond which it is left alone |
 //! | `operator-no-progress-timeout` | 10m | an operator without progress for so long is given up |
 //! | `region-split-size`, `max-merge-region-size`, `max-merge-region-keys`, `split-merge-interval` | 1024, 64, 500000, 1h | what is large, small, and how long a region rests after a split |
+//! | `load-split-requests-per-sec`, `load-split-bytes-per-sec`, `load-split-time` | 3000, 30 MiB, 10s | a region that carries one of them for so long is split, however small it is; 0: never for that |
 //! | `high-space-ratio`, `low-space-ratio` | 0.7, 0.8 | used share of a disk from which it counts as filling, as full |
 //! | `…-schedule-limit` | leader 4, region 2048, replica 64, merge 8, hot-region 4, split 64 | operators in flight |
 //! | `max-snapshot-count`, `max-pending-peer-count` | 64, 64 | per store |
 //! | `store-add-limit`, `store-remove-limit` | 15, 15 | replicas per store and minute |
 //! | `snap-io-max-bytes-per-sec` | 100 MiB | what a store gives to snapshots; estimates rest on it |
 //! | `schedulers` | all four | `balance-leader-scheduler`, … (the suffix may be left out) |
+//! | `paused-schedulers` | none | schedulers that rest until a time, in seconds since 1970 |
 //! | `evict-leader-stores` | none | stores that give up their leaders |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -58,6 +60,10 @@ pub struct Policy {
     pub max_merge_region_keys: u64,
     #[serde(with = "span")]
     pub split_merge_interval: Duration,
+    pub load_split_requests_per_sec: u64,
+    pub load_split_bytes_per_sec: u64,
+    #[serde(with = "span")]
+    pub load_split_time: Duration,
     pub high_space_ratio: f64,
     pub low_space_ratio: f64,
     pub leader_schedule_limit: u32,
@@ -75,6 +81,8 @@ pub struct Policy {
     /// Bytes per second and store.
     pub snap_io_max_bytes_per_sec: u64,
     pub schedulers: BTreeSet<Scheduler>,
+    /// Until when, in seconds since 1970. Whoever plans by the policy has removed what is over ([`Policy::end_pauses`]).
+    pub paused_schedulers: BTreeMap<Scheduler, u64>,
     /// Store ids.
     pub evict_leader_stores: BTreeSet<u64>,
 }
@@ -92,6 +100,9 @@ impl Default for Policy {
             max_merge_region_size: 64,
             max_merge_region_keys: 500_000,
             split_merge_interval: Duration::from_secs(3600),
+            load_split_requests_per_sec: 3000,
+            load_split_bytes_per_sec: 30 * MIB,
+            load_split_time: Duration::from_secs(10),
             high_space_ratio: 0.7,
             low_space_ratio: 0.8,
             leader_schedule_limit: 4,
@@ -106,10 +117,14 @@ impl Default for Policy {
             store_remove_limit: 15,
             snap_io_max_bytes_per_sec: 100 * MIB,
             schedulers: Scheduler::ALL.into(),
+            paused_schedulers: BTreeMap::new(),
             evict_leader_stores: BTreeSet::new(),
         }
     }
 }
+
+/// The name under which stores give up their leaders, beside the [`Scheduler`]s.
+pub const EVICT_LEADER: &str = "evict-leader-scheduler";
 
 /// What moves things about for the sake of balance. Checkers, which repair, cannot be turned off; a limit of zero
 /// stops them.
@@ -216,6 +231,10 @@ impl Policy {
         within("operator-no-progress-timeout", self.operator_no_progress_timeout.as_secs(), 10, day)?;
         within("split-merge-interval", self.split_merge_interval.as_secs(), 0, 365 * day)?;
 
+        within("load-split-requests-per-sec", self.load_split_requests_per_sec, 0, 1 << 40)?;
+        within("load-split-bytes-per-sec", self.load_split_bytes_per_sec, 0, 1 << 40)?;
+        within("load-split-time", self.load_split_time.as_secs(), 2, day)?;
+
         within("region-split-size", self.region_split_size, 1, 1 << 20)?;
         within("max-merge-region-size", self.max_merge_region_size, 0, 1 << 20)?;
         let apart = self.max_merge_region_size.saturating_mul(4) <= self.region_split_size;
@@ -258,8 +277,28 @@ impl Policy {
         self.max_merge_region_size * MIB
     }
 
+    /// Whether two regions that carry so much together would be split for it again, or nearly.
+    pub fn is_much(&self, requests_per_sec: u64, bytes_per_sec: u64) -> bool {
+        let near = |value: u64, limit: u64| limit > 0 && value >= limit / 2;
+        near(requests_per_sec, self.load_split_requests_per_sec) || near(bytes_per_sec, self.load_split_bytes_per_sec)
+    }
+
     pub fn is_on(&self, scheduler: Scheduler) -> bool {
-        self.schedulers.contains(&scheduler)
+        self.why_off(scheduler).is_none()
+    }
+
+    /// Why a scheduler does nothing, in words.
+    pub fn why_off(&self, scheduler: Scheduler) -> Option<String> {
+        if !self.schedulers.contains(&scheduler) {
+            return Some(format!("{scheduler} is off"));
+        }
+        let until = self.paused_schedulers.get(&scheduler)?;
+        Some(format!("{scheduler} is paused until {until} (seconds since 1970)"))
+    }
+
+    /// Pauses that are over at `unix_s` are forgotten.
+    pub fn end_pauses(&mut self, unix_s: u64) {
+        self.paused_schedulers.retain(|_, until| *until > unix_s);
     }
 
     pub fn evicts_leaders_of(&self, store: NodeId) -> bool {
@@ -409,6 +448,18 @@ mod tests {
         check(json!({"location-labels": "a,a"}), "each label once");
         check(json!({"schedulers": ["shuffle"]}), "unknown scheduler `shuffle`");
         check(json!({"low-space-ratio": 0.95, "high-space-ratio": 0.9}), "");
+    }
+
+    #[test]
+    fn a_paused_scheduler_rests_until_the_pause_is_over() {
+        let mut policy = Policy::default().merged(&json!({"paused-schedulers": {"balance-leader": 1000}})).unwrap();
+        assert_eq!(policy.merged(&policy.to_json()).unwrap(), policy, "what is written reads back");
+        assert!(!policy.is_on(Scheduler::BalanceLeader) && policy.is_on(Scheduler::BalanceRegion));
+        assert!(policy.why_off(Scheduler::BalanceLeader).unwrap().contains("paused until 1000"));
+        policy.end_pauses(999);
+        assert!(!policy.is_on(Scheduler::BalanceLeader));
+        policy.end_pauses(1000);
+        assert_eq!(policy, Policy::default());
     }
 
     #[test]

@@ -120,7 +120,13 @@ impl Api {
     }
 
     async fn get_here(&self, request: &pb::GetRequest) -> Result<pb::GetResponse, Missed> {
-        let value = self.read(&request.key, request.context.as_ref(), |_| self.store.get(&request.key)).await?;
+        let get = |region: &Region| {
+            let value = self.store.get(&request.key)?;
+            let bytes = request.key.len() + value.as_ref().map_or(0, Bytes::len);
+            region.cell.traffic.read(&request.key, &request.key, 1, bytes as u64);
+            Ok(value)
+        };
+        let value = self.read(&request.key, request.context.as_ref(), get).await?;
         Ok(pb::GetResponse { error: None, value })
     }
 
@@ -150,6 +156,8 @@ impl Api {
             walk.advance();
         }
         walk.status()?;
+        let last = pairs.last().map_or(&request.start, |pair| &pair.key);
+        region.cell.traffic.read(&request.start, last, pairs.len() as u64, bytes as u64);
         if resume.is_none() && ends_first {
             resume = Some(state.end.clone());
         }

@@ -42,6 +42,7 @@ pub type SplitSink = Arc<dyn Fn(Vec<(GroupId, PeerId)>) + Send + Sync>;
 
 /// What entries under way have done.
 struct Stage<'a> {
+    cell: &'a RegionCell,
     engine: &'a dyn Engine,
     local: PeerId,
     batch: WriteBatch,
@@ -206,6 +207,7 @@ impl Stage<'_> {
     }
 
     fn set(&mut self, key: Bytes, value: Option<Bytes>) {
+        self.cell.traffic.write(&key, (key.len() + value.as_ref().map_or(0, Bytes::len)) as u64);
         let raw = layout::raw_key(&key);
         match &value {
             Some(value) => self.batch.put(RAW, &raw, value),
@@ -282,8 +284,9 @@ impl StateMachine for RegionMachine {
 
 impl RegionMachine {
     fn apply_all(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError> {
-        let engine = self.engine.clone();
+        let (engine, cell) = (self.engine.clone(), self.cell.clone());
         let mut stage = Stage {
+            cell: &cell,
             engine: &*engine,
             local,
             batch: WriteBatch::new(),

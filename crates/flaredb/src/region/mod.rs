@@ -13,8 +13,10 @@
 //! | [`machine`] | what commands do |
 //! | [`map`] | which region covers a key |
 //! | [`overlap`] | ranges that belong to others by now |
+//! | [`sample`] | which keys it is asked for, and where that load could be divided |
 //! | [`size`] | how large it is, and where it can be cut |
 //! | [`snapshot`] | a region as a stream, and a received one put in place |
+//! | [`traffic`] | what clients do to it here, in numbers |
 //!
 //! Invariants
 //! 1. A command is done only if the region is of the version with which the command was checked, and covers its keys: a
@@ -26,8 +28,10 @@ pub mod layout;
 pub mod machine;
 pub mod map;
 pub mod overlap;
+pub mod sample;
 pub mod size;
 pub mod snapshot;
+pub mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -63,6 +67,7 @@ pub struct RegionCell {
     state: ArcSwap<RegionState>,
     /// Bytes put since the region was last measured.
     pub written: AtomicU64,
+    pub traffic: traffic::Traffic,
 }
 
 impl RegionCell {

@@ -3,9 +3,14 @@
 //! Any member answers. What only the leader knows, a member that does not lead asks of it by a peer call ([`FORWARD`]): the
 //! whole request goes there, and the whole answer comes back.
 
+mod hotspot;
 mod http;
+mod leadership;
+mod operators;
 mod pages;
 mod rpc_calls;
+mod schedulers;
+mod store_settings;
 
 use std::sync::{Arc, OnceLock};
 

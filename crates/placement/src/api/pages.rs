@@ -8,33 +8,53 @@ use proto::placement::command::What;
 use rpc::Status;
 use serde_json::{Map, Value, json};
 
-use super::Api;
 use super::http::{PageError, Request, bad_request, body_of, not_found};
+use super::{Api, hotspot, leadership, operators, schedulers, store_settings};
+use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
-use crate::leader::{Ended, Term, meta_of};
-use crate::view::{Health, InFlight, Region, Store, StoreState};
+use crate::leader::{Term, labels_of, meta_of};
+use crate::view::{Health, Region, Store, StoreState};
 
-type Page = Result<Value, PageError>;
+pub type Page = Result<Value, PageError>;
 
-/// What can be asked for, for people who ask for nothing.
+/// What can be asked for: for people who ask for nothing, and to tell a wrong method from a wrong path.
 const PAGES: &[&str] = &[
     "GET health",
     "GET members",
+    "GET leader",
+    "POST leader/resign",
+    "POST leader/transfer/{name or id}",
     "GET status",
     "GET version",
     "GET stores",
+    "GET stores/limit",
     "GET store/{id}",
     "DELETE store/{id}",
     "POST store/{id}/state?state=Up",
+    "POST store/{id}/weight",
+    "GET store/{id}/limit",
+    "POST store/{id}/limit",
+    "DELETE store/{id}/limit",
+    "POST store/{id}/label",
+    "DELETE store/{id}/label/{name}",
     "GET stats/region",
     "GET regions",
     "GET region/id/{id}",
     "GET region/key/{key}",
+    "GET hotspot/regions/read",
+    "GET hotspot/regions/write",
+    "GET hotspot/stores",
     "GET operators",
+    "POST operators",
     "GET operators/records",
+    "GET operators/{region id}",
+    "DELETE operators/{region id}",
     "GET config/schedule",
     "POST config/schedule",
     "GET schedulers",
+    "POST schedulers",
+    "POST schedulers/{name}",
+    "DELETE schedulers/{name}",
     "GET explain/region/{id}",
     "GET explain/store/{id}",
     "GET explain/removal/{store id}",
@@ -43,32 +63,82 @@ const PAGES: &[&str] = &[
 
 pub async fn answer(api: &Api, request: &Request) -> Page {
     let parts: Vec<&str> = request.path.split('/').collect();
-    let is_get = matches!(request.method, Method::GET | Method::HEAD);
-    match (&request.method, &parts[..]) {
-        (_, [""]) if is_get => Ok(json!({ "pages": PAGES })),
-        (_, ["version"]) if is_get => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
-        (_, ["members"]) if is_get => Ok(members(api)),
-        (_, ["health"]) if is_get => Ok(health(api)),
-        (_, ["status"]) if is_get => status(api),
-        (_, ["stores"]) if is_get => stores(api),
-        (_, ["store", id]) if is_get => store(api, number(id)?),
+    let method = if request.method == Method::HEAD { &Method::GET } else { &request.method };
+    if *method == Method::GET { get(api, &parts, request) } else { change(api, method, &parts, request).await }
+}
+
+fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
+    match parts {
+        [""] => Ok(json!({ "pages": PAGES })),
+        ["version"] => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
+        ["members"] => Ok(members(api)),
+        ["leader"] => Ok(members(api)["leader"].take()),
+        ["health"] => Ok(health(api)),
+        ["status"] => status(api),
+        ["stores"] => stores(api),
+        ["stores", "limit"] => store_settings::limits(api),
+        ["store", id] => store(api, number(id)?),
+        ["store", id, "limit"] => store_settings::limit(api, number(id)?),
+        ["stats", "region"] => region_stats(api),
+        ["regions"] => regions(api),
+        ["region", "id", id] => region(api, number(id)?),
+        ["region", "key", key] => region_at(api, key.as_bytes()),
+        ["hotspot", "regions", "read"] => hotspot::regions(api, hotspot::Kind::Read),
+        ["hotspot", "regions", "write"] => hotspot::regions(api, hotspot::Kind::Write),
+        ["hotspot", "stores"] => hotspot::stores(api),
+        ["operators"] => operators::under_way(api),
+        ["operators", "records"] => operators::records(api, &request.query),
+        ["operators", region] => operators::of_region(api, number(region)?),
+        ["config", "schedule"] => Ok(api.leader()?.policy()?.to_json()),
+        ["schedulers"] => schedulers::list(api, &request.query),
+        ["explain", "region", id] => explain_region(api, number(id)?),
+        ["explain", "store", id] => explain_store(api, number(id)?),
+        ["explain", "removal", id] => explain_removal(api, number(id)?),
+        _ => Err(no_such_page(&Method::GET, parts)),
+    }
+}
+
+async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -> Page {
+    let body = || body_of(request);
+    match (method, parts) {
+        (&Method::POST, ["leader", "resign"]) => leadership::resign(api).await,
+        (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, name).await,
         (&Method::DELETE, ["store", id]) => remove_store(api, number(id)?).await,
         (&Method::POST, ["store", id, "state"]) => set_state(api, number(id)?, &request.query).await,
-        (_, ["stats", "region"]) if is_get => region_stats(api),
-        (_, ["regions"]) if is_get => regions(api),
-        (_, ["region", "id", id]) if is_get => region(api, number(id)?),
-        (_, ["region", "key", key]) if is_get => region_at(api, key.as_bytes()),
-        (_, ["operators"]) if is_get => operators(api),
-        (_, ["operators", "records"]) if is_get => records(api),
-        (_, ["config", "schedule"]) if is_get => Ok(api.leader()?.policy()?.to_json()),
-        (&Method::POST, ["config", "schedule"]) => set_policy(api, body_of(request)?).await,
-        (_, ["schedulers"]) if is_get => schedulers(api),
-        (_, ["explain", "region", id]) if is_get => explain_region(api, number(id)?),
-        (_, ["explain", "store", id]) if is_get => explain_store(api, number(id)?),
-        (_, ["explain", "removal", id]) if is_get => explain_removal(api, number(id)?),
-        (&Method::POST, ["explain", "policy"]) => explain_policy(api, &body_of(request)?),
-        _ => Err(not_found(format!("there is no {} {}; see /pd/api/v1/", request.method, request.path))),
+        (&Method::POST, ["store", id, "weight"]) => store_settings::set_weight(api, number(id)?, &body()?).await,
+        (&Method::POST, ["store", id, "limit"]) => store_settings::set_limit(api, number(id)?, &body()?).await,
+        (&Method::DELETE, ["store", id, "limit"]) => store_settings::clear_limit(api, number(id)?).await,
+        (&Method::POST, ["store", id, "label"]) => store_settings::set_labels(api, number(id)?, &body()?).await,
+        (&Method::DELETE, ["store", id, "label", name]) => store_settings::remove_label(api, number(id)?, name).await,
+        (&Method::POST, ["operators"]) => operators::add(api, &body()?).await,
+        (&Method::DELETE, ["operators", region]) => operators::cancel(api, number(region)?),
+        (&Method::POST, ["config", "schedule"]) => set_policy(api, body()?).await,
+        (&Method::POST, ["schedulers"]) => schedulers::add(api, &body()?).await,
+        (&Method::POST, ["schedulers", name]) => schedulers::pause(api, name, &body()?).await,
+        (&Method::DELETE, ["schedulers", name]) => schedulers::remove(api, name).await,
+        (&Method::POST, ["explain", "policy"]) => explain_policy(api, &body()?),
+        _ => Err(no_such_page(method, parts)),
     }
+}
+
+fn no_such_page(method: &Method, parts: &[&str]) -> PageError {
+    let path = parts.join("/");
+    let fits = |pattern: &str| {
+        let pattern = pattern.split('?').next().unwrap_or_default().split('/');
+        pattern.clone().count() == parts.len()
+            && pattern.zip(parts).all(|(wanted, part)| wanted == *part || wanted.starts_with('{'))
+    };
+    let others: Vec<&str> = PAGES
+        .iter()
+        .filter_map(|page| page.split_once(' '))
+        .filter(|(_, path)| fits(path))
+        .map(|(method, _)| method)
+        .collect();
+    if others.is_empty() {
+        return not_found(format!("there is no {method} {path}; see /pd/api/v1/"));
+    }
+    let why = format!("{path} takes {}, not {method}", others.join(" and "));
+    PageError::Http(StatusCode::METHOD_NOT_ALLOWED, why)
 }
 
 fn number(text: &str) -> Result<u64, PageError> {
@@ -87,7 +157,7 @@ fn members(api: &Api) -> Value {
     };
     let all: Vec<Value> = membership.members.values().map(member).collect();
     let leader = membership.members.get(&status.leader_node).map(member);
-    json!({ "members": all, "leader": leader })
+    json!({ "members": all, "leader": leader, "etcd_leader": leader })
 }
 
 fn health(api: &Api) -> Value {
@@ -131,7 +201,8 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
     };
     // A store that this leader has not heard of: never zero, because tools divide by it.
     let (capacity, available) = (store.report.capacity_bytes.max(1), store.report.available_bytes);
-    let labels: Vec<Value> = record.labels.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
+    let labels: Vec<Value> =
+        labels_of(record).iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     json!({
         "id": record.id,
         "state": state,
@@ -147,6 +218,9 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         "region_count": store.region_count(),
         "leader_count": store.leader_count(),
         "slow": store.report.slow,
+        "leader_weight": store.meta.leader_weight,
+        "region_weight": store.meta.region_weight,
+        "rates": hotspot::store_rates(store.report.rates),
         "store": {
             "id": record.id,
             "address": record.client_url,
@@ -158,7 +232,10 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
             "capacity": capacity,
             "available": available,
             "leader_count": store.leader_count(),
+            "leader_weight": store.meta.leader_weight,
             "region_count": store.region_count(),
+            "region_weight": store.meta.region_weight,
+            "region_size": store.region_bytes() >> 20,
         },
     })
 }
@@ -271,6 +348,12 @@ fn region_value(region: &Region) -> Value {
         "down_peers": region.down.iter().map(|down| down.store.0).collect::<Vec<_>>(),
         "approximate_size": region.bytes >> 20,
         "approximate_keys": region.keys,
+        "read_bytes_per_sec": region.read_bytes_per_sec,
+        "read_keys_per_sec": region.read_keys_per_sec,
+        "write_bytes_per_sec": region.write_bytes_per_sec,
+        "write_keys_per_sec": region.write_keys_per_sec,
+        "requests_per_sec": region.requests_per_sec,
+        "hot": region.is_hot(),
     })
 }
 
@@ -290,54 +373,9 @@ fn region_at(api: &Api, key: &[u8]) -> Page {
     term.view.region_at(key).map(region_value).ok_or_else(|| not_found("no region covers the key yet"))
 }
 
-fn flight_value(flight: &InFlight, now: base::Time) -> Value {
-    let operator = &flight.operator;
-    json!({
-        "id": flight.id,
-        "region_id": operator.region.0,
-        "cause": operator.cause.name(),
-        "reason": operator.reason,
-        "steps": operator.steps.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "step": flight.step,
-        "seconds": now.since(flight.started).as_secs(),
-        "seconds_without_progress": now.since(flight.progressed).as_secs(),
-    })
-}
-
-fn operators(api: &Api) -> Page {
-    let leader = api.leader()?;
-    let (term, now) = (leader.term()?, leader.now());
-    Ok(term.view.flights().map(|flight| flight_value(flight, now)).collect())
-}
-
-/// Operators that ended, the last one first.
-fn records(api: &Api) -> Page {
-    let leader = api.leader()?;
-    let now = leader.now();
-    let value = |ended: &Ended| {
-        let mut value = flight_value(&ended.flight, now);
-        if let Value::Object(fields) = &mut value {
-            fields.remove("seconds_without_progress");
-            fields.insert("seconds".to_owned(), json!(ended.took.as_secs_f64()));
-            fields.insert("ended_unix_seconds".to_owned(), json!(ended.ended_unix_s));
-            fields.insert("outcome".to_owned(), json!(ended.outcome));
-        }
-        value
-    };
-    Ok(leader.term()?.ended().map(value).collect())
-}
-
 async fn set_policy(api: &Api, patch: Value) -> Page {
-    let leader = api.leader()?;
-    let policy = leader.policy()?;
-    let merged = policy.merged(&patch).map_err(|why| bad_request(why.to_string()))?.to_json();
-    leader.propose(What::SetPolicy(merged.to_string().into())).await?;
-    Ok(merged)
-}
-
-fn schedulers(api: &Api) -> Page {
-    let policy = api.leader()?.policy()?;
-    Ok(policy.schedulers.iter().map(|scheduler| scheduler.name()).collect())
+    let merged = |policy: Policy| policy.merged(&patch).map_err(|why| bad_request(why.to_string()));
+    Ok(api.leader()?.change_policy(merged).await?.to_json())
 }
 
 fn explain_region(api: &Api, id: u64) -> Page {
@@ -412,6 +450,7 @@ impl Api {
                     region_count: store.region_count() as u64,
                     leader_count: store.leader_count() as u64,
                     slow: store.report.slow,
+                    ..pb::StoreStats::default()
                 }),
                 silent_seconds,
             });
@@ -473,10 +512,22 @@ impl Api {
         family("flaredb_store_regions", "Replicas of regions on the store.", per_store(&regions));
         let leaders = |store: &Store| store.leader_count() as f64;
         family("flaredb_store_leaders", "Regions led by the store.", per_store(&leaders));
+        let requests = |store: &Store| store.report.rates.requests as f64;
+        family(
+            "flaredb_store_requests_per_second",
+            "Reads and single writes, replicas' included.",
+            per_store(&requests),
+        );
+        let read = |store: &Store| store.report.rates.read_bytes as f64;
+        family("flaredb_store_read_bytes_per_second", "Read for clients by the store.", per_store(&read));
+        let written = |store: &Store| store.report.rates.write_bytes as f64;
+        family("flaredb_store_write_bytes_per_second", "Written to replicas on the store.", per_store(&written));
         let pending = term.view.regions().map(|region| region.pending.len()).sum::<usize>() as f64;
         let help = "Replicas that have not caught up with their leaders.";
         family("flaredb_pending_peers", help, one(pending));
         family("flaredb_pending_peers_total", help, one(pending));
+        let hot = term.view.regions().filter(|region| region.is_hot()).count() as f64;
+        family("flaredb_hot_regions", "Regions that carry far more than the average.", one(hot));
         family("flaredb_regions", "Regions of the cluster.", one(term.view.region_count() as f64));
         family("placement_operators", "Operators under way.", one(term.view.flights().count() as f64));
         out

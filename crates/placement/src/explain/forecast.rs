@@ -123,7 +123,7 @@ pub fn remove_store(view: &View, policy: &Policy, store: NodeId, now: Time) -> O
         targets: places.fit() as u64,
         room_bytes: places.room_bytes(&round),
         blocked: blocked.list(),
-        estimate: estimate(policy, replicas, bytes, Some(1), places.fit() as u64),
+        estimate: estimate(policy, replicas, bytes, Some(removed_per_minute(&round, Some(store))), &places, &round),
     })
 }
 
@@ -163,8 +163,8 @@ pub fn change_policy(view: &View, old: &Policy, new: &Policy, now: Time) -> Poli
     }
     forecast.blocked = blocked.list();
     let moved = forecast.regions.contains_key(Cause::Spread.name());
-    let sources = moved.then(|| view.stores().count() as u64);
-    forecast.estimate = estimate(new, forecast.replicas, forecast.bytes, sources, places.fit() as u64);
+    let sources = moved.then(|| removed_per_minute(&after, None));
+    forecast.estimate = estimate(new, forecast.replicas, forecast.bytes, sources, &places, &after);
     forecast
 }
 
@@ -178,6 +178,12 @@ impl Places {
 
     fn fit(&self) -> usize {
         self.0.iter().filter(|against| against.is_none()).count()
+    }
+
+    /// Replicas that these may take in.
+    fn added_per_minute(&self, round: &Round<'_>) -> u64 {
+        let fit = round.stores().iter().zip(&self.0).filter(|(_, against)| against.is_none());
+        fit.map(|(store, _)| u64::from(store.add_limit(round.policy))).sum()
     }
 
     fn room_bytes(&self, round: &Round<'_>) -> u64 {
@@ -218,8 +224,22 @@ fn changed(old: &Policy, new: &Policy) -> Vec<String> {
     names.iter().filter(|(name, value)| old.get(name) != Some(value)).map(|(name, _)| name.clone()).collect()
 }
 
-/// `sources`: stores that replicas are taken from; `None` when none is taken.
-fn estimate(policy: &Policy, replicas: u64, bytes: u64, sources: Option<u64>, targets: u64) -> Estimate {
+/// Replicas that may be taken from one store, or from all.
+fn removed_per_minute(round: &Round<'_>, of: Option<NodeId>) -> u64 {
+    let stores = round.stores().iter().filter(|store| of.is_none_or(|of| store.id() == of));
+    stores.map(|store| u64::from(store.remove_limit(round.policy))).sum()
+}
+
+/// `removed`: replicas that may be taken away per minute; `None` when none is taken.
+fn estimate(
+    policy: &Policy,
+    replicas: u64,
+    bytes: u64,
+    removed: Option<u64>,
+    places: &Places,
+    round: &Round<'_>,
+) -> Estimate {
+    let targets = places.fit() as u64;
     if replicas == 0 {
         return Estimate::default();
     }
@@ -227,12 +247,12 @@ fn estimate(policy: &Policy, replicas: u64, bytes: u64, sources: Option<u64>, ta
     let rate = policy.snap_io_max_bytes_per_sec.max(1);
     let each_s = bytes / replicas / rate + OVERHEAD_S;
     let mut bounds = vec![
-        (at(targets * u64::from(policy.store_add_limit)), "store-add-limit"),
+        (at(places.added_per_minute(round)), "store-add-limit"),
         (bytes / (targets.max(1) * rate), "snap-io-max-bytes-per-sec"),
         ((replicas * each_s).div_ceil(u64::from(policy.replica_schedule_limit).max(1)), "replica-schedule-limit"),
     ];
-    if let Some(sources) = sources {
-        bounds.push((at(sources * u64::from(policy.store_remove_limit)), "store-remove-limit"));
+    if let Some(removed) = removed {
+        bounds.push((at(removed), "store-remove-limit"));
     }
     let (seconds, bound_by) = bounds.into_iter().max_by_key(|(seconds, _)| *seconds).unwrap_or_default();
     Estimate { seconds, bound_by }

@@ -23,6 +23,17 @@ pub struct StoreExplanation {
     pub leaders: u64,
     pub replicas: u64,
     pub replica_bytes: u64,
+    /// Share of leaders and of bytes that it takes, beside a store of weight 1.
+    pub leader_weight: f64,
+    pub region_weight: f64,
+    /// Replicas per minute that it may take in, and that may be taken from it.
+    pub add_limit: u32,
+    pub remove_limit: u32,
+    /// Bytes per second: of the regions led here, and written to the replicas here.
+    pub led_flow_bytes_per_sec: u64,
+    pub write_flow_bytes_per_sec: u64,
+    /// Why a scheduler does nothing.
+    pub schedulers_at_rest: Vec<String>,
     /// Its score and the average of the stores that are up, in MiB; balance moves replicas from high to low.
     pub score_mib: u64,
     pub average_score_mib: u64,
@@ -79,6 +90,13 @@ pub fn explain(view: &View, policy: &Policy, store: NodeId, now: Time) -> Option
         leaders: here.store.leader_count() as u64,
         replicas: here.store.region_count() as u64,
         replica_bytes: here.store.region_bytes(),
+        leader_weight: here.store.meta.leader_weight,
+        region_weight: here.store.meta.region_weight,
+        add_limit: here.add_limit(policy),
+        remove_limit: here.remove_limit(policy),
+        led_flow_bytes_per_sec: here.store.led_flow_bytes_per_sec(),
+        write_flow_bytes_per_sec: here.store.write_flow_bytes_per_sec(),
+        schedulers_at_rest: Scheduler::ALL.into_iter().filter_map(|scheduler| policy.why_off(scheduler)).collect(),
         score_mib: mib(here.region_score(0, 0)),
         average_score_mib: mib(average),
         tolerance_mib: mib(balance_region::tolerance(&round)),
@@ -97,8 +115,8 @@ pub fn explain(view: &View, policy: &Policy, store: NodeId, now: Time) -> Option
 
 fn balance(round: &Round<'_>, here: &StoreNow<'_>, average: f64) -> String {
     let (score, tolerance) = (here.region_score(0, 0), balance_region::tolerance(round));
-    if !round.policy.is_on(Scheduler::BalanceRegion) {
-        return format!("{} is off", Scheduler::BalanceRegion);
+    if let Some(why) = round.policy.why_off(Scheduler::BalanceRegion) {
+        return why;
     }
     if let Some(blocker) = round.limit(Cause::BalanceRegion) {
         return blocker.to_string();
@@ -157,6 +175,16 @@ impl fmt::Display for StoreExplanation {
         writeln!(f, "disk: {available:.1} of {capacity:.1} GiB available")?;
         let (leaders, replicas, bytes) = (self.leaders, self.replicas, gib(self.replica_bytes));
         writeln!(f, "holds: {replicas} replicas of {bytes:.1} GiB, {leaders} of them lead")?;
+        let Self { leader_weight, region_weight, add_limit, remove_limit, .. } = self;
+        writeln!(
+            f,
+            "weights: leaders {leader_weight}, regions {region_weight}; a minute: {add_limit} replicas in, {remove_limit} out"
+        )?;
+        let (led, written) = (self.led_flow_bytes_per_sec >> 10, self.write_flow_bytes_per_sec >> 10);
+        writeln!(f, "load: leads {led} KiB/s, is written {written} KiB/s")?;
+        for why in &self.schedulers_at_rest {
+            writeln!(f, "note: {why}")?;
+        }
         writeln!(f, "under way: {} replicas arrive, {} leave", self.arriving, self.leaving)?;
         if self.against_replicas.is_empty() {
             writeln!(f, "takes replicas")?;

@@ -202,7 +202,7 @@ fn pending_peers(round: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {
 }
 
 fn add_rate(round: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {
-    let (per_minute, max) = (store.adds_lately, round.policy.store_add_limit);
+    let (per_minute, max) = (store.adds_lately, store.add_limit(round.policy));
     (per_minute >= max).then_some(Rejection::AddRate { per_minute, max })
 }
 

@@ -23,6 +23,7 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
             && !other.is_hot()
             && other.split_keys.is_empty()
             && other.bytes + region.bytes <= round.policy.split_bytes() / 2
+            && !carry_much(round, region, other)
     };
     let Some(into) = [before, behind].into_iter().flatten().filter(fits).min_by_key(|other| (other.bytes, other.id))
     else {
@@ -53,6 +54,15 @@ fn is_small_and_at_rest(round: &Round<'_>, region: &Region) -> bool {
         && !region.is_hot()
         && round.now.since(region.version_since) >= round.policy.split_merge_interval
         && round.is_sound(region)
+}
+
+/// Together they would be split again for their load.
+fn carry_much(round: &Round<'_>, region: &Region, other: &Region) -> bool {
+    let bytes = |region: &Region| region.read_bytes_per_sec.saturating_add(region.write_bytes_per_sec);
+    round.policy.is_much(
+        region.requests_per_sec.saturating_add(other.requests_per_sec),
+        bytes(region).saturating_add(bytes(other)),
+    )
 }
 
 /// Steps that bring the region's replicas into the neighbour's stores, one at a time.
@@ -95,6 +105,9 @@ pub fn obstacle(round: &Round<'_>, region: &Region) -> Option<String> {
     }
     match round.view.neighbours(region) {
         (None, None) => Some("small, but it has no neighbour".to_owned()),
-        _ => None,
+        (before, behind) => {
+            let busy = before.into_iter().chain(behind).all(|other| carry_much(round, region, other));
+            busy.then(|| "small, but with either neighbour it would carry so much that it is split again".to_owned())
+        }
     }
 }

@@ -17,6 +17,7 @@
 //! `need` says what a region lacks, from the region and the stores alone; `check` turns the need into an operator or a
 //! [`Blocker`]. [`crate::explain`] calls both.
 
+pub mod admin;
 pub mod balance_leader;
 pub mod balance_region;
 pub mod domain;

@@ -167,6 +167,15 @@ impl StoreNow<'_> {
         self.store.pending_peers().max(self.arriving)
     }
 
+    /// Replicas per minute that it may take in, and that may be taken from it.
+    pub fn add_limit(&self, policy: &Policy) -> u32 {
+        self.store.meta.add_limit.unwrap_or(policy.store_add_limit)
+    }
+
+    pub fn remove_limit(&self, policy: &Policy) -> u32 {
+        self.store.meta.remove_limit.unwrap_or(policy.store_remove_limit)
+    }
+
     pub fn is_up(&self) -> bool {
         self.state == StoreState::Up && self.health == Health::Connected
     }
@@ -379,13 +388,9 @@ impl<'a> Round<'a> {
 
     /// Whether the replica may be taken from the store at this pace. A store that is down feels nothing.
     pub fn may_leave(&self, store: NodeId) -> Result<(), Blocker> {
-        let max = self.policy.store_remove_limit;
-        match self.store(store) {
-            Some(now) if now.removes_lately >= max && !matches!(now.health, Health::Down(_)) => {
-                Err(Blocker::RemoveRate { store: store.0, max })
-            }
-            _ => Ok(()),
-        }
+        let Some(now) = self.store(store).filter(|now| !matches!(now.health, Health::Down(_))) else { return Ok(()) };
+        let max = now.remove_limit(self.policy);
+        if now.removes_lately >= max { Err(Blocker::RemoveRate { store: store.0, max }) } else { Ok(()) }
     }
 
     /// The best store for a replica, and those that were passed over.

@@ -14,12 +14,18 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
         return Err(blocker);
     }
     let parts = region.split_keys.len() + 1;
+    let why = if region.bytes >= round.policy.split_bytes() {
+        format!("it holds {} MiB", region.bytes / MIB)
+    } else {
+        let kib = region.read_bytes_per_sec.saturating_add(region.write_bytes_per_sec) >> 10;
+        format!("it carries {} requests and {kib} KiB per second", region.requests_per_sec)
+    };
     Ok(Some(Operator {
         region: region.id,
         epoch: region.epoch,
         cause: Cause::Split,
         steps: vec![Step::Split { keys: region.split_keys.to_vec() }],
-        reason: format!("its leader asks for {parts} parts; it holds {} MiB", region.bytes / MIB),
+        reason: format!("its leader asks for {parts} parts; {why}"),
         rejected: Vec::new(),
     }))
 }

@@ -16,6 +16,8 @@ pub struct InFlight {
     pub progressed: Time,
     /// Index of the step under way; the number of steps when all are done.
     pub step: usize,
+    /// When each of the steps before it was seen done.
+    pub done: Vec<Time>,
 }
 
 impl InFlight {
@@ -26,6 +28,12 @@ impl InFlight {
     /// No progress for longer than the policy allows. Time since the start says nothing: large replicas take long.
     pub fn is_stuck(&self, policy: &Policy, now: Time) -> bool {
         now.since(self.progressed) >= policy.operator_no_progress_timeout
+    }
+
+    /// How long each step took that is done.
+    pub fn took(&self) -> Vec<std::time::Duration> {
+        let begun = std::iter::once(self.started).chain(self.done.iter().copied());
+        self.done.iter().zip(begun).map(|(done, begun)| done.since(begun)).collect()
     }
 
     pub(super) fn advance(&mut self, region: &Region, now: Time) -> Progress {
@@ -44,6 +52,7 @@ impl InFlight {
             return Progress::Same;
         }
         self.step = step;
+        self.done.resize(step, now);
         self.progressed = now;
         if step == self.operator.steps.len() { Progress::Finished } else { Progress::Step(step) }
     }

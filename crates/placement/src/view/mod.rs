@@ -28,9 +28,10 @@ use base::{GroupId, NodeId, Time};
 
 pub use flight::{InFlight, Progress};
 pub use region::{
-    DownPeer, HOT_FLOW_FACTOR, HOT_FLOW_MIN, HOT_REPORTS_MIN, PEERS_MAX, Region, RegionReport, SPLIT_KEYS_MAX, Urgency,
+    DownPeer, HOT_FLOW_FACTOR, HOT_FLOW_MIN, HOT_REPORTS_MIN, PEERS_MAX, REQUEST_BYTES, Region, RegionReport,
+    SPLIT_KEYS_MAX, Urgency,
 };
-pub use store::{Health, REGION_WEIGHT_MIN_BYTES, Store, StoreMeta, StoreReport, StoreState};
+pub use store::{Health, REGION_WEIGHT_MIN_BYTES, Store, StoreMeta, StoreRates, StoreReport, StoreState};
 
 use crate::model::{Epoch, Key, Operator, Step};
 use crate::policy::Policy;
@@ -188,7 +189,10 @@ impl View {
                 store.note_remove(now);
             }
         }
-        self.flights.insert(operator.region, InFlight { id, operator, started: now, progressed: now, step });
+        self.flights.insert(
+            operator.region,
+            InFlight { id, operator, started: now, progressed: now, step, done: vec![now; step] },
+        );
         Ok(())
     }
 
@@ -413,8 +417,10 @@ impl View {
             self.hot.insert(region.id);
         }
         region.keys = report.keys;
-        let new = (report.bytes, report.read_bytes_per_sec, report.write_bytes_per_sec);
-        if (region.bytes, region.read_bytes_per_sec, region.write_bytes_per_sec) == new {
+        (region.read_keys_per_sec, region.write_keys_per_sec) = (report.read_keys_per_sec, report.write_keys_per_sec);
+        let new = (report.bytes, report.read_bytes_per_sec, report.write_bytes_per_sec, report.requests_per_sec);
+        let known = (region.bytes, region.read_bytes_per_sec, region.write_bytes_per_sec, region.requests_per_sec);
+        if known == new {
             return;
         }
         self.total_bytes = store::shifted(self.total_bytes, region.bytes, -1).saturating_add(report.bytes);
@@ -424,7 +430,7 @@ impl View {
                 store.count_figures(region, -1);
             }
         }
-        (region.bytes, region.read_bytes_per_sec, region.write_bytes_per_sec) = new;
+        (region.bytes, region.read_bytes_per_sec, region.write_bytes_per_sec, region.requests_per_sec) = new;
         self.total_flow = self.total_flow.saturating_add(region.flow());
         for peer in &region.peers {
             if let Some(store) = self.stores.get_mut(&peer.store) {
@@ -473,7 +479,7 @@ impl View {
 }
 
 fn is_hot(report: &RegionReport, total_flow: u64, regions: usize) -> bool {
-    let flow = report.read_bytes_per_sec.saturating_add(report.write_bytes_per_sec);
+    let flow = region::flow(report.read_bytes_per_sec, report.write_bytes_per_sec, report.requests_per_sec);
     let average = total_flow / (regions.max(1) as u64);
     flow >= HOT_FLOW_MIN && (flow >= average.saturating_mul(HOT_FLOW_FACTOR) || regions < HOT_FLOW_FACTOR as usize)
 }

@@ -18,6 +18,14 @@ pub const HOT_FLOW_MIN: u64 = 256 << 10;
 /// A hot region carries so many times what regions carry on average.
 pub const HOT_FLOW_FACTOR: u64 = 4;
 
+/// A request costs as much as so many bytes, however few it carries.
+pub const REQUEST_BYTES: u64 = 256;
+
+/// What bytes and requests per second come to.
+pub(super) fn flow(read_bytes: u64, write_bytes: u64, requests: u64) -> u64 {
+    read_bytes.saturating_add(write_bytes).saturating_add(requests.saturating_mul(REQUEST_BYTES))
+}
+
 /// A replica that does not answer its leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DownPeer {
@@ -43,6 +51,10 @@ pub struct RegionReport {
     pub keys: u64,
     pub read_bytes_per_sec: u64,
     pub write_bytes_per_sec: u64,
+    pub read_keys_per_sec: u64,
+    pub write_keys_per_sec: u64,
+    /// Reads and single writes.
+    pub requests_per_sec: u64,
     /// Where it wants to be split: ascending, within the region.
     pub split_keys: Vec<Key>,
 }
@@ -63,6 +75,9 @@ pub struct Region {
     pub keys: u64,
     pub read_bytes_per_sec: u64,
     pub write_bytes_per_sec: u64,
+    pub read_keys_per_sec: u64,
+    pub write_keys_per_sec: u64,
+    pub requests_per_sec: u64,
     pub split_keys: Box<[Key]>,
     /// The last report; `None` while it is only known from PD's own state.
     pub heard: Option<Time>,
@@ -102,6 +117,9 @@ impl Region {
             keys: report.keys,
             read_bytes_per_sec: report.read_bytes_per_sec,
             write_bytes_per_sec: report.write_bytes_per_sec,
+            read_keys_per_sec: report.read_keys_per_sec,
+            write_keys_per_sec: report.write_keys_per_sec,
+            requests_per_sec: report.requests_per_sec,
             split_keys: report.split_keys.into(),
             heard,
             version_since,
@@ -125,6 +143,9 @@ impl Region {
             keys: self.keys,
             read_bytes_per_sec: self.read_bytes_per_sec,
             write_bytes_per_sec: self.write_bytes_per_sec,
+            read_keys_per_sec: self.read_keys_per_sec,
+            write_keys_per_sec: self.write_keys_per_sec,
+            requests_per_sec: self.requests_per_sec,
             split_keys: self.split_keys.to_vec(),
         }
     }
@@ -151,9 +172,14 @@ impl Region {
         self.down.iter().find(|down| down.store == store).map(|down| now.since(down.since))
     }
 
-    /// Bytes per second, read and written.
+    /// Bytes per second, read and written; each request counts [`REQUEST_BYTES`] besides.
     pub fn flow(&self) -> u64 {
-        self.read_bytes_per_sec.saturating_add(self.write_bytes_per_sec)
+        flow(self.read_bytes_per_sec, self.write_bytes_per_sec, self.requests_per_sec)
+    }
+
+    /// Reports in a row, six at most, in which it carried much.
+    pub fn hot_degree(&self) -> u8 {
+        self.hot_reports
     }
 
     /// What it counts for where bytes are balanced.

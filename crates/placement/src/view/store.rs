@@ -42,11 +42,22 @@ pub struct StoreMeta {
     /// Share of leaders and of bytes that it takes, beside a store of weight 1. Above zero.
     pub leader_weight: f64,
     pub region_weight: f64,
+    /// Replicas per minute that it takes in, and that are taken from it; `None`: as the policy says.
+    pub add_limit: Option<u32>,
+    pub remove_limit: Option<u32>,
 }
 
 impl StoreMeta {
     pub fn new(id: NodeId) -> StoreMeta {
-        StoreMeta { id, state: StoreState::Up, labels: BTreeMap::new(), leader_weight: 1.0, region_weight: 1.0 }
+        StoreMeta {
+            id,
+            state: StoreState::Up,
+            labels: BTreeMap::new(),
+            leader_weight: 1.0,
+            region_weight: 1.0,
+            add_limit: None,
+            remove_limit: None,
+        }
     }
 
     pub fn label(mut self, key: &str, value: &str) -> StoreMeta {
@@ -65,6 +76,17 @@ pub struct StoreReport {
     pub receiving_snapshots: u32,
     /// Its disk answers slowly.
     pub slow: bool,
+    pub rates: StoreRates,
+}
+
+/// Per second: what it has read for clients, and written to the replicas on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreRates {
+    pub read_bytes: u64,
+    pub read_keys: u64,
+    pub write_bytes: u64,
+    pub write_keys: u64,
+    pub requests: u64,
 }
 
 /// How long ago a store was last heard of, in words.
