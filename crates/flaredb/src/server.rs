@@ -72,10 +72,18 @@ async fn serve(settings: Settings) -> Result<(), String> {
         labels: settings.labels.iter().cloned().collect(),
     };
     let registered = tokio::select! {
-        registered = supervisor::register(&pd, &about, identity.peer, identity.cluster) => registered?,
+        registered = supervisor::register(&pd, &about, &identity) => registered?,
         () = told_to_stop() => return Ok(()),
     };
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
+    if ![NodeId::default(), id].contains(&identity.node) || ![NodeId::default(), id].contains(&settings.node.node) {
+        tracing::warn!(
+            target: "flaredb_pd_client",
+            "The store_id of the configuration is a lost store's, and this one has another, store_id={id} configured={} \
+             code=CF8520",
+            settings.node.node
+        );
+    }
     let incoming = settings.node.data_dir.join("incoming");
     let (store, born) = Store::new(node, Arc::new(engine), incoming);
     store.learn(&registered.stores);

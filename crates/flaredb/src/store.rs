@@ -311,7 +311,8 @@ impl Store {
 
     /// Takes over where the other stores are.
     pub fn learn(&self, stores: &[pb::Store]) {
-        for store in stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone) {
+        let known = |store: &&pb::Store| store.state() != pb::StoreState::Tombstone && !store.peer_url.is_empty();
+        for store in stores.iter().filter(known) {
             self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
         }
     }

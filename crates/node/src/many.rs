@@ -115,9 +115,13 @@ impl ManyNode {
         **self.room.shared.identity.load()
     }
 
-    /// The folder is this node's in this cluster from now on; the threads start, and the port answers.
+    /// The folder is this node's in this cluster from now on, also where it was to be another one; the threads start, and
+    /// the port answers.
     pub fn begin(&self, cluster: ClusterId, node: NodeId, service: Arc<dyn CallService>) -> Result<(), StartError> {
-        let identity = Identity { cluster, node, voted: true, ..self.identity() };
+        let before = self.identity();
+        let renamed = before.node != NodeId::default() && before.node != node;
+        let wished = if renamed { before.node } else { before.wished };
+        let identity = Identity { cluster, node, voted: true, wished, ..before };
         self.folder.save(&identity)?;
         self.room.shared.identity.store(Arc::new(identity));
         let transport = self.transport();

@@ -42,11 +42,20 @@ pub struct StoreMeta {
     /// Share of leaders and of bytes that it takes, beside a store of weight 1. Above zero.
     pub leader_weight: f64,
     pub region_weight: f64,
+    /// Another store has its place: it is down, however short its silence.
+    pub lost: bool,
 }
 
 impl StoreMeta {
     pub fn new(id: NodeId) -> StoreMeta {
-        StoreMeta { id, state: StoreState::Up, labels: BTreeMap::new(), leader_weight: 1.0, region_weight: 1.0 }
+        StoreMeta {
+            id,
+            state: StoreState::Up,
+            labels: BTreeMap::new(),
+            leader_weight: 1.0,
+            region_weight: 1.0,
+            lost: false,
+        }
     }
 
     pub fn label(mut self, key: &str, value: &str) -> StoreMeta {
@@ -130,6 +139,7 @@ impl Store {
 
     pub fn health(&self, now: Time, policy: &Policy) -> Health {
         match now.since(self.heard) {
+            silent if self.meta.lost => Health::Down(silent),
             silent if silent >= policy.max_store_down_time => Health::Down(silent),
             silent if silent >= policy.store_disconnected_time => Health::Disconnected(silent),
             _ => Health::Connected,
