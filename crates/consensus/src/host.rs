@@ -14,6 +14,7 @@ use crate::machine::Mark;
 use crate::membership::Membership;
 use crate::proposals::What;
 use crate::ready::{Effects, Held};
+use crate::totals::Totals;
 
 /// A persist under way.
 struct Persisting {
@@ -29,6 +30,9 @@ pub struct Host {
     persists: VecDeque<Persisting>,
     persist_number: u64,
     generation: u64,
+    totals: Arc<Totals>,
+    /// Where shedding goes on.
+    shed_from: GroupId,
     now: Time,
     /// By the last turn.
     touched: BTreeSet<GroupId>,
@@ -43,6 +47,8 @@ impl Host {
             persists: VecDeque::new(),
             persist_number: 0,
             generation: 0,
+            totals: Arc::default(),
+            shed_from: GroupId::default(),
             now,
             touched: BTreeSet::new(),
         }
@@ -89,7 +95,22 @@ impl Host {
         }
         self.touched = touched;
         self.persist(&mut effects);
+        if self.totals.cached_bytes() > self.config.cache_bytes_max_all {
+            self.shed();
+        }
         effects.out
+    }
+
+    /// Has groups let go of entries in memory, in turn, until half of what all may have is free.
+    fn shed(&mut self) {
+        let from = self.shed_from;
+        for (id, group) in self.groups.range(from..).chain(self.groups.range(..from)) {
+            if self.totals.cached_bytes() <= self.config.cache_bytes_max_all / 2 {
+                break;
+            }
+            self.shed_from = GroupId(id.0.wrapping_add(1));
+            group.log.shed();
+        }
     }
 
     /// The groups that the last turn had to do with: of the others, status and lease are what they were.
@@ -153,6 +174,7 @@ impl Host {
                 if let Some(mut gone) = self.groups.remove(&group) {
                     gone.close(effects);
                 }
+                self.totals.set_groups(self.groups.len());
                 effects.writes.push(GroupWrite { group, destroy: true, ..GroupWrite::default() });
             }
             Input::Hold { group, held } => {
@@ -222,8 +244,17 @@ impl Host {
     fn create(&mut self, create: &CreateGroup, effects: &mut Effects) {
         assert!(!self.groups.contains_key(&create.group), "a group is created once");
         self.generation += 1;
-        let group = Group::open(create, self.generation, self.config, self.store.clone(), self.now, effects);
+        let group = Group::open(
+            create,
+            self.generation,
+            self.config,
+            self.store.clone(),
+            self.totals.clone(),
+            self.now,
+            effects,
+        );
         self.groups.insert(create.group, group);
+        self.totals.set_groups(self.groups.len());
     }
 
     fn persisted(&mut self, number: u64, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {

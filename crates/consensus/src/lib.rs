@@ -50,6 +50,7 @@ mod reads;
 mod ready;
 pub mod recover;
 pub mod timing;
+mod totals;
 pub mod wire;
 
 pub use api::{CreateGroup, Event, GroupStatus, HostConfig, Input, LeaderLease, Output, Refusal, Role};

@@ -13,11 +13,13 @@
 //! | [`store`] | which regions are here, and how they come and go |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
+//! | [`blocking`] | what waits for the disk |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: merges; time series, which will be another kind of content of a region.
 
 pub mod api;
+pub mod blocking;
 pub mod config;
 pub mod metrics;
 pub mod pd;

@@ -198,7 +198,7 @@ fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     }
 }
 
-async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), String> {
+async fn take(store: &Arc<Store>, region: &Region, step: pb::Step) -> Result<(), String> {
     let refused = |why: Refusal| why.to_string();
     let change = match step.action {
         Some(pb::step::Action::AddLearner(peer)) => {
@@ -264,19 +264,24 @@ pub struct StoreCalls(pub Arc<Store>);
 
 impl CallService for StoreCalls {
     fn call(&self, caller: &Caller, method: u8, mut body: Bytes) -> CallFuture {
-        let answer = match method {
+        match method {
             ADMIT if body.len() == 24 && caller.standing == Standing::Member => {
                 let (region, peer) = (GroupId(body.get_u64_le()), PeerId(body.get_u64_le()));
                 if NodeId(body.get_u64_le()) != self.0.id() {
                     return Box::pin(std::future::ready(Err(Refusal::UnknownMember)));
                 }
-                self.0.admit(region, peer).map(|()| Bytes::new()).map_err(|why| {
-                    tracing::warn!(target: "flaredb_raft", "Did not admit a region's peer, region={region} peer={peer} why={why} code=CF8505");
-                    Refusal::UnknownMember
+                let store = self.0.clone();
+                Box::pin(async move {
+                    store.admit(region, peer).await.map(|()| Bytes::new()).map_err(|why| {
+                        tracing::warn!(
+                            target: "flaredb_raft",
+                            "Did not admit a region's peer, region={region} peer={peer} why={why} code=CF8505"
+                        );
+                        Refusal::UnknownMember
+                    })
                 })
             }
-            _ => Err(Refusal::NoGroup),
-        };
-        Box::pin(std::future::ready(answer))
+            _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
+        }
     }
 }

@@ -47,6 +47,8 @@ pub struct ManyConfig {
     pub advertise_peer: String,
     pub host: HostConfig,
     pub request_timeout: Duration,
+    /// Snapshots that are sent at a time, and that are received.
+    pub snapshots_max: usize,
     /// Without it, nodes talk in the clear, and on loopback only.
     pub tls: Option<TlsOptions>,
 }
@@ -98,6 +100,7 @@ impl ManyNode {
             request_timeout: config.request_timeout,
             election_timeout: config.host.election_timeout(),
             gossip: SharedView::default(),
+            snapshots_max: config.snapshots_max,
             runtime,
         });
         Ok(ManyNode {
