@@ -198,7 +198,7 @@ pub struct HostConfig {
     /// One heartbeat per interval; elections after `election_intervals` of silence.
     pub tick_interval: Duration,
     pub election_intervals: u32,
-    /// Proposals waiting for their commit, in all.
+    /// Proposals waiting for their commit, of all groups together.
     pub proposals_max: usize,
     pub proposal_bytes_max: usize,
     /// Commands are packed into entries of at most this size (a larger command gets its own).
@@ -207,16 +207,20 @@ pub struct HostConfig {
     pub reads_max: usize,
     /// Committed entries that the state machine may lag behind before proposals are refused.
     pub apply_lag_entries_max: u64,
-    /// Entries kept in memory for followers and the applier.
+    /// Entries of a group kept in memory for followers and the applier …
     pub cache_bytes_max: usize,
+    /// … and of all groups together.
+    pub cache_bytes_max_all: usize,
     /// Messages in flight to one follower, and the size of each (a larger entry gets its own): together what a connection
     /// that stands still leaves in memory.
     pub inflight_messages_max: usize,
     pub message_bytes_max: u64,
     /// Log entries kept behind the durable index for followers that lag.
     pub log_entries_kept: u64,
-    /// … but no more than this many bytes of them (four times as many while a follower needs a snapshot).
+    /// … but no more than this many bytes of them (four times as many while a follower needs a snapshot) …
     pub log_bytes_kept: u64,
+    /// … and no more than a group's share of this.
+    pub log_bytes_kept_all: u64,
     pub learners_max: usize,
     /// A write of the log that takes longer than this counts as stalled.
     pub disk_stall: Duration,
@@ -238,10 +242,12 @@ impl HostConfig {
             reads_max: 50_000,
             apply_lag_entries_max: 5_000,
             cache_bytes_max: 32 << 20,
+            cache_bytes_max_all: 128 << 20,
             inflight_messages_max: 64,
             message_bytes_max: 256 << 10,
             log_entries_kept: 10_000,
             log_bytes_kept: 64 << 20,
+            log_bytes_kept_all: 2 << 30,
             learners_max: 8,
             disk_stall: Duration::from_secs(2),
             sleep_after: None,

@@ -27,6 +27,7 @@ use crate::reads::{Read, Reads};
 use crate::ready::{Effects, Held, Installing};
 use crate::sleep::Asleep;
 use crate::timing::Timing;
+use crate::totals::Totals;
 use crate::wire::{Body, Message};
 
 /// Peers remembered that are no members.
@@ -48,6 +49,7 @@ pub(crate) struct Group {
     /// When this peer last became the leader.
     pub leader_since: Time,
     pub proposals: Proposals,
+    pub totals: Arc<Totals>,
     pub reads: Reads,
     pub transfers: Vec<Transfer>,
     pub now: Time,
@@ -101,13 +103,14 @@ impl Group {
         generation: u64,
         config: HostConfig,
         store: Arc<dyn LogStore>,
+        totals: Arc<Totals>,
         now: Time,
         effects: &mut Effects,
     ) -> Group {
         let CreateGroup { group: id, peer, mark, membership, fresh } = create;
         let timing = Timing::new(&config);
         let conf = membership.conf_state();
-        let log = LogReader::open(*id, store, conf, config.cache_bytes_max);
+        let log = LogReader::open(*id, store, conf, config.cache_bytes_max, totals.clone());
         let mut hard = log.hard();
         let mut held = 0;
         // Also where the log goes on beyond the mark, but with entries of another past: those were never committed.
@@ -161,7 +164,8 @@ impl Group {
             membership: membership.clone(),
             heard: BTreeMap::new(),
             leader_since: now,
-            proposals: Proposals::default(),
+            proposals: Proposals::new(totals.clone()),
+            totals,
             reads: Reads::new(seed),
             transfers: Vec::new(),
             now,
@@ -230,12 +234,13 @@ impl Group {
             What::Command(command) => (command.len(), true),
             What::Change(change) => (0, change.is_within_bounds()),
         };
+        let (open, open_bytes) = self.totals.proposals();
         let refusal = if self.hashes.is_quarantined() {
             Some(Refusal::NoLeader)
         } else if !bounded || size > crate::wire::MESSAGE_BYTES_MAX / 4 {
             Some(Refusal::TooLarge)
-        } else if self.proposals.len() >= self.config.proposals_max
-            || self.proposals.bytes() + size > self.config.proposal_bytes_max
+        } else if open >= self.config.proposals_max
+            || open_bytes + size > self.config.proposal_bytes_max
             || self.committed().saturating_sub(self.applied) > self.config.apply_lag_entries_max
         {
             Some(Refusal::Busy)
@@ -370,9 +375,10 @@ impl Group {
     pub fn durable(&mut self, index: u64) {
         self.durable = self.durable.max(index);
         let by_count = self.log.last().saturating_sub(self.config.log_entries_kept);
-        let by_size = self.log.index_for_bytes(self.config.log_bytes_kept);
+        let bytes_kept = self.config.log_bytes_kept.min(self.totals.share_of(self.config.log_bytes_kept_all));
+        let by_size = self.log.index_for_bytes(bytes_kept);
         let mut cut = self.durable.min(self.applied).min(by_count.max(by_size));
-        let far = self.log.index_for_bytes(self.config.log_bytes_kept.saturating_mul(4));
+        let far = self.log.index_for_bytes(bytes_kept.saturating_mul(4));
         if let Some(needed) = self.snapshots.values().map(|out| out.index).min() {
             cut = cut.min(needed.max(far));
         }

@@ -19,6 +19,7 @@ use crate::membership::Membership;
 use crate::proposals::What;
 use crate::ready::{Effects, Held};
 use crate::sleep::Waking;
+use crate::totals::Totals;
 use crate::wire::{Body, Message};
 
 /// A persist under way.
@@ -50,6 +51,9 @@ pub struct Host {
     persists: VecDeque<Persisting>,
     persist_number: u64,
     generation: u64,
+    totals: Arc<Totals>,
+    /// Where shedding goes on.
+    shed_from: GroupId,
     now: Time,
     /// By the last turn.
     touched: BTreeSet<GroupId>,
@@ -68,6 +72,8 @@ impl Host {
             persists: VecDeque::new(),
             persist_number: 0,
             generation: 0,
+            totals: Arc::default(),
+            shed_from: GroupId::default(),
             now,
             touched: BTreeSet::new(),
         }
@@ -106,7 +112,22 @@ impl Host {
         }
         self.touched = touched;
         self.persist(&mut effects);
+        if self.totals.cached_bytes() > self.config.cache_bytes_max_all {
+            self.shed();
+        }
         effects.out
+    }
+
+    /// Has groups let go of entries in memory, in turn, until half of what all may have is free.
+    fn shed(&mut self) {
+        let from = self.shed_from;
+        for (id, hosted) in self.groups.range(from..).chain(self.groups.range(..from)) {
+            if self.totals.cached_bytes() <= self.config.cache_bytes_max_all / 2 {
+                break;
+            }
+            self.shed_from = GroupId(id.0.wrapping_add(1));
+            hosted.group.log.shed();
+        }
     }
 
     /// The groups that the last turn had to do with: of the others, status and lease are what they were.
@@ -229,6 +250,7 @@ impl Host {
                     }
                     self.liveness.place(group, &gone.nodes, &[], self.now);
                 }
+                self.totals.set_groups(self.groups.len());
                 effects.writes.push(GroupWrite { group, destroy: true, ..GroupWrite::default() });
             }
             Input::Hold { group, held } => {
@@ -306,8 +328,17 @@ impl Host {
     fn create(&mut self, create: &CreateGroup, effects: &mut Effects) {
         assert!(!self.groups.contains_key(&create.group), "a group is created once");
         self.generation += 1;
-        let group = Group::open(create, self.generation, self.config, self.store.clone(), self.now, effects);
+        let group = Group::open(
+            create,
+            self.generation,
+            self.config,
+            self.store.clone(),
+            self.totals.clone(),
+            self.now,
+            effects,
+        );
         self.groups.insert(create.group, Hosted { group, tick: None, nodes: Vec::new() });
+        self.totals.set_groups(self.groups.len());
     }
 
     fn persisted(&mut self, number: u64, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {

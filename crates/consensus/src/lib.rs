@@ -54,6 +54,7 @@ mod ready;
 pub mod recover;
 mod sleep;
 pub mod timing;
+mod totals;
 pub mod wire;
 
 pub use api::{CreateGroup, Event, GroupStatus, HostConfig, Input, LeaderLease, Output, Refusal, Role};

@@ -9,6 +9,9 @@
 //! * indexes in the cache have no gaps, and the last is the log's last;
 //! * an entry that is not synced is never evicted;
 //! * nothing at or below the start is ever given out.
+//!
+//! What all groups of a host keep is bounded too: the host counts it ([`Totals`]), and has groups let go of what is synced
+//! ([`LogReader::shed`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,20 +26,28 @@ use storage::{LogEntry, LogError, LogStore};
 
 use crate::entry::EntryData;
 use crate::machine::{Entry, Payload};
+use crate::totals::Totals;
 
 /// What [`LogEntry::kind`] means here: the raft crate's entry types.
 pub const KIND_NORMAL: u8 = 0;
 pub const KIND_CONF_CHANGE: u8 = 2;
 
 /// Sizes of the log are remembered once per this many bytes, for cutting it by size.
-const SIZE_MARK_BYTES: u64 = 1 << 20;
+const SIZE_MARK_BYTES: u64 = 64 << 10;
 
 /// Shared by the host, the raft crate and the applier.
 pub struct LogReader {
     group: GroupId,
     store: Arc<dyn LogStore>,
     cache_bytes_max: usize,
+    totals: Arc<Totals>,
     state: Mutex<State>,
+}
+
+impl Drop for LogReader {
+    fn drop(&mut self) {
+        self.totals.cached(self.state.get_mut().cache_bytes, 0);
+    }
 }
 
 #[derive(Default)]
@@ -65,6 +76,7 @@ impl LogReader {
         store: Arc<dyn LogStore>,
         conf: ConfState,
         cache_bytes_max: usize,
+        totals: Arc<Totals>,
     ) -> Arc<LogReader> {
         let log = store.state(group).unwrap_or_default();
         let state = State {
@@ -76,7 +88,7 @@ impl LogReader {
             conf,
             ..State::default()
         };
-        Arc::new(LogReader { group, store, cache_bytes_max, state: Mutex::new(state) })
+        Arc::new(LogReader { group, store, cache_bytes_max, totals, state: Mutex::new(state) })
     }
 
     /// Committed entries `first..=last`, as many as fit in `bytes_max`, at least one.
@@ -125,6 +137,7 @@ impl LogReader {
     pub(crate) fn append(&self, entries: &[LogEntry]) {
         let Some(first) = entries.first() else { return };
         let mut state = self.state.lock();
+        let before = state.cache_bytes;
         assert!(first.index > state.start.index && first.index <= state.last + 1, "the log has no gaps");
         state.cut_suffix(first.index);
         for entry in entries {
@@ -141,6 +154,15 @@ impl LogReader {
             state.last_term = entry.term;
         }
         state.evict(self.cache_bytes_max);
+        self.totals.cached(before, state.cache_bytes);
+    }
+
+    /// Lets go of all that can be read from the store.
+    pub(crate) fn shed(&self) {
+        let mut state = self.state.lock();
+        let before = state.cache_bytes;
+        state.evict(0);
+        self.totals.cached(before, state.cache_bytes);
     }
 
     pub(crate) fn set_hard(&self, hard: HardState) {
@@ -155,7 +177,9 @@ impl LogReader {
     pub(crate) fn synced(&self, index: u64) {
         let mut state = self.state.lock();
         state.synced = state.synced.max(index.min(state.last));
+        let before = state.cache_bytes;
         state.evict(self.cache_bytes_max);
+        self.totals.cached(before, state.cache_bytes);
     }
 
     /// The log begins after `start`, empty.
@@ -166,6 +190,7 @@ impl LogReader {
         state.last_term = start.term;
         state.synced = start.index;
         state.cache.clear();
+        self.totals.cached(state.cache_bytes, 0);
         state.cache_bytes = 0;
         state.sizes.clear();
         state.memberships.clear();
@@ -179,9 +204,11 @@ impl LogReader {
         if index > state.start.index {
             assert!(index <= state.last, "only what exists is cut");
             state.start = LogStart { index, term };
+            let before = state.cache_bytes;
             while state.cache.front().is_some_and(|entry| entry.index <= index) {
                 state.pop_front();
             }
+            self.totals.cached(before, state.cache_bytes);
             while state.sizes.front().is_some_and(|(at, _)| *at <= index) {
                 state.sizes.pop_front();
             }

@@ -119,7 +119,8 @@ pub trait StateMachine: Send {
     fn receiver(&self) -> Result<Box<dyn SnapshotSink>, MachineError>;
 
     /// Puts a staged snapshot in place, crash-safely; afterwards `mark` and `membership` are the snapshot's. After
-    /// [`storage::EngineError::Held`] all is as before, and the same may be tried again.
+    /// [`storage::EngineError::Held`] all is as before, and the same may be tried again; so it may after
+    /// [`storage::EngineError::NoSpace`]. It may take long, and other machines go on meanwhile.
     fn install(&mut self, staged: &mut dyn SnapshotSink) -> Result<(), MachineError>;
 }
 

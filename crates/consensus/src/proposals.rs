@@ -7,12 +7,14 @@
 //! open at its deadline is refused; only what was in flight has an unknown outcome.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use base::Time;
 use bytes::Bytes;
 
 use crate::api::Refusal;
 use crate::membership::MembershipChange;
+use crate::totals::Totals;
 
 #[derive(Clone, Debug)]
 pub(crate) enum What {
@@ -27,17 +29,21 @@ pub(crate) struct Proposal {
     pub deadline: Time,
 }
 
-#[derive(Default)]
 pub(crate) struct Proposals {
     waiting: VecDeque<Proposal>,
     in_flight: BTreeMap<u64, (u64, Proposal)>,
     bytes: usize,
+    totals: Arc<Totals>,
     /// No open deadline is earlier than this.
     earliest: Option<Time>,
 }
 
 impl Proposals {
-    /// Proposals open in all.
+    pub fn new(totals: Arc<Totals>) -> Proposals {
+        Proposals { waiting: VecDeque::new(), in_flight: BTreeMap::new(), bytes: 0, totals, earliest: None }
+    }
+
+    /// Proposals open in this group.
     pub fn len(&self) -> usize {
         self.waiting.len() + self.in_flight.len()
     }
@@ -46,16 +52,13 @@ impl Proposals {
         self.len() == 0
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     pub fn push(&mut self, proposal: Proposal) {
         self.bytes += proposal.bytes();
+        self.totals.proposed((0, 0), (1, proposal.bytes()));
         self.earliest = Some(self.earliest.map_or(proposal.deadline, |time| time.min(proposal.deadline)));
         self.waiting.push_back(proposal);
     }
@@ -77,7 +80,7 @@ impl Proposals {
     /// An entry with this one is committed.
     pub fn committed(&mut self, seq: u64) {
         if let Some((_, proposal)) = self.in_flight.remove(&seq) {
-            self.bytes -= proposal.bytes();
+            self.ended(1, proposal.bytes());
         }
     }
 
@@ -105,7 +108,7 @@ impl Proposals {
             if why == Refusal::NoLeader {
                 again.push_back(proposal);
             } else {
-                self.bytes -= proposal.bytes();
+                self.ended(1, proposal.bytes());
                 ended.push(*seq);
             }
         }
@@ -117,13 +120,13 @@ impl Proposals {
     /// its outcome unknown.
     pub fn lose_sight(&mut self) -> Vec<u64> {
         let in_flight = std::mem::take(&mut self.in_flight);
-        self.bytes -= in_flight.values().map(|(_, proposal)| proposal.bytes()).sum::<usize>();
+        self.ended(in_flight.len(), in_flight.values().map(|(_, proposal)| proposal.bytes()).sum());
         in_flight.into_keys().collect()
     }
 
     /// Ends everything.
     pub fn drain(&mut self) -> Vec<u64> {
-        self.bytes = 0;
+        self.ended(self.len(), self.bytes);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|proposal| proposal.seq);
         waiting.chain(std::mem::take(&mut self.in_flight).into_keys()).collect()
     }
@@ -152,10 +155,23 @@ impl Proposals {
             }
             keep
         });
-        self.bytes -= bytes;
+        self.ended(never_sent.len() + unknown.len(), bytes);
         let open = self.waiting.iter().chain(self.in_flight.values().map(|(_, proposal)| proposal));
         self.earliest = open.map(|proposal| proposal.deadline).min();
         (never_sent, unknown)
+    }
+}
+
+impl Proposals {
+    fn ended(&mut self, count: usize, bytes: usize) {
+        self.bytes -= bytes;
+        self.totals.proposed((count, bytes), (0, 0));
+    }
+}
+
+impl Drop for Proposals {
+    fn drop(&mut self) {
+        self.totals.proposed((self.len(), self.bytes), (0, 0));
     }
 }
 

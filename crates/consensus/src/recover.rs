@@ -43,7 +43,7 @@ pub fn replay(
         return Err(RecoverError::Gap { state: from, log: log.start.index });
     }
     let last = log.last.min(through);
-    let reader = LogReader::open(group, store, ConfState::default(), 0);
+    let reader = LogReader::open(group, store, ConfState::default(), 0, Arc::default());
     let mut next = from + 1;
     while next <= last {
         let entries = reader.read(next, last, BYTES_MAX)?;

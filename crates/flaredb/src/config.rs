@@ -96,6 +96,8 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
         election_intervals: layers.number("raft", "election_ticks") as u32,
         // For each of many regions.
         cache_bytes_max: REGION_CACHE_BYTES,
+        cache_bytes_max_all: layers.number("raft", "cache_size") as usize,
+        log_bytes_kept_all: layers.number("raft", "log_size"),
         ..HostConfig::new(node, node::clock::random_u64())
     };
     let advertise_client = format!("http://{}", listen_client.first().expect("the key takes one at least"));
@@ -106,6 +108,7 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
             listen_peer,
             advertise_peer: listen_peer.to_string(),
             request_timeout: Duration::from_secs(5) + host.election_timeout() * 2,
+            snapshots_max: layers.number("raft", "max_snapshots") as usize,
             host,
             tls: None,
         },
@@ -248,6 +251,33 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             kind: Kind::Number { min: 3, max: 1000 },
             default: "10",
             help: &["a leader that was silent for so many heartbeats is replaced"],
+        },
+        Key {
+            section: "raft",
+            name: "cache_size",
+            flag: "raft-cache-size",
+            kind: Kind::Bytes { min: 1 << 20, max: 1 << 40 },
+            default: "\"128MiB\"",
+            help: &["bytes of log entries that are kept in memory for followers, of all regions together"],
+        },
+        Key {
+            section: "raft",
+            name: "log_size",
+            flag: "raft-log-size",
+            kind: Kind::Bytes { min: 64 << 20, max: 1 << 44 },
+            default: "\"2GiB\"",
+            help: &[
+                "bytes of log that are kept for followers that lag, of all regions together",
+                "A follower that lacks more is sent the whole region.",
+            ],
+        },
+        Key {
+            section: "raft",
+            name: "max_snapshots",
+            flag: "max-snapshots",
+            kind: Kind::Number { min: 1, max: 1024 },
+            default: "8",
+            help: &["regions that are sent to other stores at a time, and received from them; others wait"],
         },
         Key {
             section: "storage",

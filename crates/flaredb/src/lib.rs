@@ -14,11 +14,13 @@
 //! | [`load`] | what the regions carry, and which are to be cut for it |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
+//! | [`blocking`] | what waits for the disk |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: merges; time series, which will be another kind of content of a region.
 
 pub mod api;
+pub mod blocking;
 pub mod config;
 pub mod load;
 pub mod metrics;

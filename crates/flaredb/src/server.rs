@@ -77,6 +77,14 @@ async fn serve(settings: Settings) -> Result<(), String> {
         () = told_to_stop() => return Ok(()),
     };
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
+    if ![NodeId::default(), id].contains(&identity.node) || ![NodeId::default(), id].contains(&settings.node.node) {
+        tracing::warn!(
+            target: "flaredb_pd_client",
+            "The store_id of the configuration is a lost store's, and this one has another, store_id={id} configured={} \
+             code=CF8520",
+            settings.node.node
+        );
+    }
     let incoming = settings.node.data_dir.join("incoming");
     let (store, born) = Store::new(node.clone(), Arc::new(engine), incoming);
     store.learn(&registered.stores);

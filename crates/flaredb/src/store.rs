@@ -22,10 +22,10 @@ use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachin
 use node::{Ground, Replicated};
 use parking_lot::{Mutex, RwLock};
 use proto::placement as pb;
-use storage::{Engine, WriteBatch};
+use storage::{Engine, EngineError, WriteBatch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
 
+use crate::blocking::Blocking;
 use crate::load::{Load, Seen};
 use crate::region::layout::{self, RAW, REGION, Record};
 use crate::region::overlap;
@@ -36,6 +36,11 @@ use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, machine, s
 const MEASURED_PER_SPLIT: u64 = 16;
 /// How often it is looked whether a retired region's machine is gone.
 const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a region that the disk had no room for is tried again.
+const ROOM_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Reads that wait for the disk at a time, and regions that come or go.
+const READS_MAX: usize = 64;
+const CHORES_MAX: usize = 4;
 
 /// A region on this store.
 #[derive(Clone)]
@@ -70,6 +75,9 @@ pub struct Store {
     births: UnboundedSender<Birth>,
     sizes: Mutex<BTreeMap<GroupId, Measured>>,
     pub load: Load,
+    /// Reads, and what regions' coming and going takes.
+    pub reads: Blocking,
+    chores: Blocking,
 }
 
 /// Regions that have come of another one, each with its peer here.
@@ -106,6 +114,10 @@ impl Store {
         incoming: PathBuf,
     ) -> (Arc<Store>, UnboundedReceiver<Birth>) {
         let (births, born) = unbounded_channel();
+        let [reads, chores] = [READS_MAX, CHORES_MAX].map(|pieces_max| {
+            let node = node.clone();
+            Blocking::new(pieces_max, move |work| node.aside(work))
+        });
         let store = Store {
             node,
             engine,
@@ -118,6 +130,8 @@ impl Store {
             births,
             sizes: Mutex::default(),
             load: Load::default(),
+            reads,
+            chores,
         };
         (Arc::new(store), born)
     }
@@ -143,7 +157,8 @@ impl Store {
     async fn attend_births(self: Arc<Self>, mut born: UnboundedReceiver<Birth>) {
         while let Some(Birth { parent, regions }) = born.recv().await {
             for (id, peer) in regions {
-                if let Err(error) = self.bear(id, peer) {
+                let store = self.clone();
+                if let Err(error) = self.chores.run(move || store.bear(id, peer)).await {
                     // It is in the engine: the next start puts it on.
                     tracing::error!(
                         target: "flaredb_raft",
@@ -181,16 +196,11 @@ impl Store {
             }
             region.cell.written.fetch_sub(written, Ordering::Relaxed);
             let (store, version) = (self.clone(), state.version);
-            let (found, walked) = oneshot::channel();
-            let walk = move || drop(found.send(size::measure(&*store.engine.view(), &state, split_bytes)));
-            self.node.aside(Box::new(walk)).await;
-            match walked.await {
-                Ok(Ok(size)) => drop(self.sizes.lock().insert(id, Measured { version, size })),
-                Ok(Err(why)) => {
+            match self.chores.run(move || size::measure(&*store.engine.view(), &state, split_bytes)).await {
+                Ok(size) => drop(self.sizes.lock().insert(id, Measured { version, size })),
+                Err(why) => {
                     tracing::warn!(target: "flaredb_storage", "A region was not measured, region={id} why={why} code=CF8508");
                 }
-                // The store stops.
-                Err(_) => return,
             }
         }
     }
@@ -226,7 +236,7 @@ impl Store {
     }
 
     /// Puts all regions on the node that were there before, and finishes what was about to go.
-    fn reopen(&self) -> Result<(), MachineError> {
+    fn reopen(self: &Arc<Self>) -> Result<(), MachineError> {
         let view = self.engine.view();
         let (mut peers, mut stated) = (BTreeMap::new(), BTreeSet::new());
         let mut walk = view.scan(REGION, &[], None);
@@ -244,14 +254,62 @@ impl Store {
         // Also logs without records: of what was taken away, or came of a split that a power cut undid.
         self.node.destroy_others(&|region| peers.contains_key(&region));
         for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
-            self.clear(region, &machine::load(&*self.engine, region)?)?;
+            match self.clear(region, &machine::load(&*self.engine, region)?) {
+                // The next start finds it again.
+                Err(MachineError::Engine(EngineError::NoSpace(why))) => {
+                    tracing::warn!(
+                        target: "flaredb_storage",
+                        "What a region left here was not removed, region={region} why={why} code=CF8521"
+                    );
+                }
+                cleared => cleared?,
+            }
         }
+        let mut late = Vec::new();
         for (region, peer) in peers {
-            let machine = self.machine(region)?;
-            self.put_on(region, peer, machine, false)?;
+            match self.machine(region) {
+                Err(MachineError::Engine(EngineError::NoSpace(why))) => {
+                    tracing::error!(
+                        target: "flaredb_storage",
+                        "A received region waits to be put in place, region={region} why=no space left: {why} code=CF8522"
+                    );
+                    self.going.lock().insert(region);
+                    late.push((region, peer));
+                }
+                machine => self.put_on(region, peer, machine?, false)?,
+            }
         }
         self.reopened.store(true, Ordering::SeqCst);
+        if !late.is_empty() {
+            self.node.spawn(Box::pin(self.clone().wait_for_room(late)));
+        }
         Ok(())
+    }
+
+    /// Puts regions on that were being received when the disk was full. Until there is room they are not here, and no other
+    /// peers of them are.
+    async fn wait_for_room(self: Arc<Self>, late: Vec<(GroupId, PeerId)>) {
+        for (region, peer) in late {
+            loop {
+                self.node.sleep(ROOM_LOOK_EVERY).await;
+                let store = self.clone();
+                let put = move || store.machine(region).and_then(|machine| store.put_on(region, peer, machine, false));
+                match self.chores.run(put).await {
+                    Ok(()) => {
+                        self.going.lock().remove(&region);
+                        break;
+                    }
+                    Err(MachineError::Engine(EngineError::NoSpace(_))) => {}
+                    Err(why) => {
+                        tracing::error!(
+                            target: "flaredb_storage",
+                            "A received region was not put in place, region={region} why={why} code=CF8523"
+                        );
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     /// The first region of a cluster begins here. Nothing is done if it is here already.
@@ -274,7 +332,12 @@ impl Store {
     }
 
     /// A peer is about to be added to a region by its leader, which will fill it. Asking again does no harm.
-    pub fn admit(&self, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
+    pub async fn admit(self: &Arc<Self>, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
+        let store = self.clone();
+        self.chores.run(move || store.take_in(id, peer)).await
+    }
+
+    fn take_in(&self, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
         let _one = self.changing.lock();
         if !self.reopened.load(Ordering::SeqCst) || self.going.lock().contains(&id) {
             return Err(AdmitError::NotYet);
@@ -300,7 +363,7 @@ impl Store {
     }
 
     /// A peer that is no member of its region any more goes, with its pairs, and never comes back.
-    pub async fn retire(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
+    pub async fn retire(self: &Arc<Self>, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
         let Some(region) = self.region(id).filter(|region| region.peer == peer) else { return Ok(()) };
         if !self.going.lock().insert(id) {
             return Ok(());
@@ -310,14 +373,14 @@ impl Store {
         gone
     }
 
-    async fn take_away(&self, id: GroupId, region: Region) -> Result<(), MachineError> {
+    async fn take_away(self: &Arc<Self>, id: GroupId, region: Region) -> Result<(), MachineError> {
         let peer = region.peer;
         // Decided first: a start in the middle of it goes on with it.
         let mut batch = WriteBatch::new();
         batch.delete(REGION, &layout::peer_key(id));
         batch.put(REGION, &layout::retired_key(id), &peer.0.to_le_bytes());
-        self.engine.write(&batch)?;
-        self.engine.flush()?;
+        let engine = self.engine.clone();
+        self.chores.run(move || engine.write(&batch).and_then(|()| engine.flush()).map_err(MachineError::from)).await?;
         self.regions.write().remove(&id);
         self.sizes.lock().remove(&id);
         self.node.destroy(id);
@@ -327,10 +390,14 @@ impl Store {
         while Arc::strong_count(&cell) > 1 {
             self.node.sleep(GONE_LOOK_EVERY).await;
         }
-        let _one = self.changing.lock();
-        let state = cell.set(Arc::default());
-        self.map.place(id, &state, &RegionState::default());
-        self.clear(id, &state)?;
+        let store = self.clone();
+        let cleared = move || {
+            let _one = store.changing.lock();
+            let state = cell.set(Arc::default());
+            store.map.place(id, &state, &RegionState::default());
+            store.clear(id, &state)
+        };
+        self.chores.run(cleared).await?;
         tracing::info!(target: "flaredb_raft", "Removed a region's peer from this store, region={id} peer={peer}");
         Ok(())
     }
@@ -349,14 +416,20 @@ impl Store {
 
     /// Takes over where the other stores are.
     pub fn learn(&self, stores: &[pb::Store]) {
-        for store in stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone) {
+        let known = |store: &&pb::Store| store.state() != pb::StoreState::Tombstone && !store.peer_url.is_empty();
+        for store in stores.iter().filter(known) {
             self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
         }
     }
 
     /// Reads a raw key as it lies here; whether that may be answered is the caller's business.
-    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
-        Ok(self.engine.get(RAW, &layout::raw_key(key))?)
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
+        let key = layout::raw_key(key);
+        if let Some(found) = self.engine.get_in_memory(RAW, &key)? {
+            return Ok(found);
+        }
+        let engine = self.engine.clone();
+        self.reads.run(move || engine.get(RAW, &key).map_err(MachineError::from)).await
     }
 
     /// Removes what is left of a region that is gone. Its range may be of long ago: what lies in another region by now is

@@ -8,7 +8,8 @@
 //! Without a placement driver everything goes on as it stands.
 //!
 //! A peer that a leader adds must be there before it can be filled: the leader's store asks the other one to admit it
-//! ([`ADMIT`]), and proposes the change only then.
+//! ([`ADMIT`]), and proposes the change only then. It names the store that it means: at the address of one that is lost
+//! another may answer, and a peer that has voted elsewhere must not be made there out of nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,13 +28,15 @@ use tonic::{Code, Status};
 use crate::pd::Placement;
 use crate::store::{Region, Store};
 
-/// The peer call by which a region's leader has a store admit a peer: region and peer, 8 bytes each.
+/// The peer call by which a region's leader has a store admit a peer: region, peer and store, 8 bytes each.
 pub const ADMIT: u8 = 16;
 
 /// A peer that lacks more entries than this has not caught up.
 const PENDING_ENTRIES: u64 = 64;
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 const REGISTER_RETRY: Duration = Duration::from_secs(1);
+/// Who has this store's id or address may be its own earlier life, and is missed only after a while.
+const TAKEN_FOR: Duration = Duration::from_secs(30);
 /// After so many stores that did not answer the rest waits for the next heartbeat.
 const ADMIT_FAILURES_MAX: usize = 4;
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,12 +64,14 @@ pub async fn register(node: &dyn Ground, pd: &dyn Placement, about: &About) -> R
         labels: about.labels.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_id: identity.cluster.0,
+        any_id: !identity.voted,
+        silent_stores: Vec::new(),
     };
     let mut failures = 0;
     loop {
         match pd.register(request.clone()).await {
             Ok(response) => return Ok(response),
-            Err(status) if is_final(&status) => {
+            Err(status) if is_final(&status, REGISTER_RETRY * failures) => {
                 return Err(format!("failed to register with PD at {}: {}", pd.addresses(), status.message()));
             }
             Err(status) => {
@@ -85,8 +90,11 @@ pub async fn register(node: &dyn Ground, pd: &dyn Placement, about: &About) -> R
     }
 }
 
-fn is_final(status: &Status) -> bool {
-    matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition | Code::InvalidArgument)
+fn is_final(status: &Status, waited: Duration) -> bool {
+    match status.code() {
+        Code::AlreadyExists => waited >= TAKEN_FOR,
+        code => matches!(code, Code::FailedPrecondition | Code::InvalidArgument),
+    }
 }
 
 /// Heartbeats for as long as the store runs.
@@ -96,7 +104,7 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     let mut limits = pb::LoadSplit::default();
     let (measuring, admitting) = (Alone::default(), Alone::default());
     loop {
-        store.observe_load(limits, node::clock::now());
+        store.observe_load(limits, store.node.now());
         match pd.heartbeat(report(&store)).await {
             Ok(response) => {
                 if failures > 0 {
@@ -228,7 +236,7 @@ fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     }
 }
 
-async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), String> {
+async fn take(store: &Arc<Store>, region: &Region, step: pb::Step) -> Result<(), String> {
     let refused = |why: Refusal| why.to_string();
     let change = match step.action {
         Some(pb::step::Action::AddLearner(peer)) => {
@@ -258,9 +266,10 @@ async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), Stri
 }
 
 async fn have_admitted(store: &Store, region: GroupId, node: NodeId, peer: PeerId) -> Result<(), String> {
-    let mut body = BytesMut::with_capacity(16);
+    let mut body = BytesMut::with_capacity(24);
     body.put_u64_le(region.0);
     body.put_u64_le(peer.0);
+    body.put_u64_le(node.0);
     let asked = store.node.call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
     asked.and_then(|answer| answer.map_err(|why| format!("store {node} does not admit it: {why}"))).map(drop)
 }
@@ -293,16 +302,24 @@ pub struct StoreCalls(pub Arc<Store>);
 
 impl CallService for StoreCalls {
     fn call(&self, caller: &Caller, method: u8, mut body: Bytes) -> CallFuture {
-        let answer = match method {
-            ADMIT if body.len() == 16 && caller.standing == Standing::Member => {
+        match method {
+            ADMIT if body.len() == 24 && caller.standing == Standing::Member => {
                 let (region, peer) = (GroupId(body.get_u64_le()), PeerId(body.get_u64_le()));
-                self.0.admit(region, peer).map(|()| Bytes::new()).map_err(|why| {
-                    tracing::warn!(target: "flaredb_raft", "Did not admit a region's peer, region={region} peer={peer} why={why} code=CF8505");
-                    Refusal::UnknownMember
+                if NodeId(body.get_u64_le()) != self.0.id() {
+                    return Box::pin(std::future::ready(Err(Refusal::UnknownMember)));
+                }
+                let store = self.0.clone();
+                Box::pin(async move {
+                    store.admit(region, peer).await.map(|()| Bytes::new()).map_err(|why| {
+                        tracing::warn!(
+                            target: "flaredb_raft",
+                            "Did not admit a region's peer, region={region} peer={peer} why={why} code=CF8505"
+                        );
+                        Refusal::UnknownMember
+                    })
                 })
             }
-            _ => Err(Refusal::NoGroup),
-        };
-        Box::pin(std::future::ready(answer))
+            _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
+        }
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //!  driver ──Work──▶ applier ─▶ StateMachine::apply ─┬─ outcomes ─▶ waiting clients
-//!  (does little work itself, under the same lock)   └─ Applied, Durable, SnapshotBuilt, Installed ─▶ driver
+//!  (does little work itself, under the same lock)   └─ Applied, Durable, SnapshotBuilt ─▶ driver
+//!                       └──a machine and its snapshot──▶ installer ─▶ StateMachine::install ─▶ Installed ─▶ driver
 //! ```
+//! While a snapshot is put in place its machine is the installer's, and the other groups go on.
+//!
+//! One engine holds the states of all groups of a node: it is flushed once for all of them.
 
-use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use base::{GroupId, PeerId};
-use bytes::Bytes;
-use consensus::{Applied, Input, LogReader, MachineError, Mark, Membership, SnapshotSink, StateMachine};
+use base::{GroupId, NodeId, PeerId};
+use consensus::{Applied, Input, LogReader, MachineError, Mark, Membership, Role, SnapshotSink, StateMachine};
 use parking_lot::{Mutex, MutexGuard};
 use storage::EngineError;
 use tokio::sync::oneshot;
@@ -23,6 +25,7 @@ use crate::driver::{Engines, FULL_RETRY};
 use crate::group::Group;
 use crate::heal::{Damage, What};
 use crate::inbox::Inbox;
+use crate::slots::{Receiving, Sending, Slot, Slots};
 use crate::waiters::Answer;
 
 /// Bytes of entries applied in one go.
@@ -32,8 +35,14 @@ const DURABLE_EVERY: Duration = Duration::from_secs(2);
 /// So many entries, or such a time, without the engine flushing by itself, and it is told to.
 const FLUSH_ENTRIES: u64 = 100_000;
 const FLUSH_EVERY: Duration = Duration::from_secs(60);
+/// Between two of these at least.
+const FLUSH_PAUSE: Duration = Duration::from_secs(5);
+/// Groups that are asked how far they are durable before others may come in between.
+const ASKED_AT_ONCE: usize = 64;
 /// A snapshot that was built and never sent is let go of after this.
-const SOURCE_KEPT: Duration = Duration::from_secs(60);
+const SOURCE_KEPT: Duration = Duration::from_secs(15);
+/// Snapshots that may wait to be built; whoever is turned away is asked for again.
+const BUILDS_WAITING_MAX: usize = 100_000;
 /// How long readers have before a snapshot is tried to be put in place again.
 const INSTALL_RETRY: Duration = Duration::from_secs(1);
 
@@ -51,8 +60,13 @@ pub(crate) enum Work {
         group: GroupId,
         to: PeerId,
     },
+    /// One of the snapshots on their way out has come to its end.
+    NextSnapshot,
     Receiver {
         group: GroupId,
+        /// The peer that it is for, and whose node sends it.
+        to: PeerId,
+        from: (PeerId, NodeId),
         reply: oneshot::Sender<Option<Box<dyn SnapshotSink>>>,
     },
     Install {
@@ -68,30 +82,17 @@ struct Applying {
     reader: Arc<LogReader>,
     machine: Box<dyn StateMachine>,
     durable: u64,
-    flushed: Instant,
-    flushing: Arc<AtomicBool>,
+    /// Since when something applied has not been durable.
+    behind_since: Option<Instant>,
     /// Held by the snapshot that is being received or waits to be put in place.
     receiving: Arc<()>,
 }
 
-/// A snapshot on its way in. The machine takes one at a time: another one begun would undo it.
-struct Receiving {
+/// A machine that is to become what a snapshot is.
+struct Install {
+    group: GroupId,
+    applying: Applying,
     sink: Box<dyn SnapshotSink>,
-    _alone: Arc<()>,
-}
-
-impl SnapshotSink for Receiving {
-    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
-        self.sink.write(chunk)
-    }
-
-    fn finish(&mut self) -> Result<Mark, MachineError> {
-        self.sink.finish()
-    }
-
-    fn as_any(&mut self) -> &mut dyn Any {
-        self.sink.as_any()
-    }
 }
 
 /// The state machines and the work that waits for them. The applier's thread does it, or the driver when there is little.
@@ -101,12 +102,30 @@ pub(crate) struct Applier {
     open: AtomicUsize,
     machines: Mutex<HashMap<GroupId, Box<dyn StateMachine>>>,
     groups: Mutex<HashMap<GroupId, Applying>>,
+    installs: Inbox<Install>,
+    /// Snapshots on their way out, and in.
+    sending: Arc<Slots>,
+    receiving: Arc<Slots>,
+    flushing: Arc<AtomicBool>,
+    flushed: Mutex<Instant>,
 }
 
 impl Applier {
-    /// `work` may also be filled from elsewhere.
-    pub fn new(work: Arc<Inbox<Work>>) -> Applier {
-        Applier { work, open: AtomicUsize::new(0), machines: Mutex::default(), groups: Mutex::default() }
+    /// `work` may also be filled from elsewhere. So many snapshots at a time are sent, and so many received; others wait, or
+    /// are asked for again.
+    pub fn new(work: Arc<Inbox<Work>>, snapshots_max: usize) -> Applier {
+        let freed = work.clone();
+        Applier {
+            work,
+            open: AtomicUsize::new(0),
+            machines: Mutex::default(),
+            groups: Mutex::default(),
+            installs: Inbox::default(),
+            sending: Slots::new(snapshots_max, move || freed.push(Work::NextSnapshot)),
+            receiving: Slots::new(snapshots_max, || {}),
+            flushing: Arc::default(),
+            flushed: Mutex::new(Instant::now()),
+        }
     }
 
     /// The state machine of a group that is about to be created.
@@ -163,10 +182,12 @@ impl Applier {
     pub fn run(&self, engines: &Engines) {
         let mut asked = Instant::now();
         let mut next_snapshot = 0;
+        let mut builds = VecDeque::new();
         let mut more = false;
         loop {
             let taken = self.work.take(if more { Duration::ZERO } else { Duration::from_millis(200) });
-            let counted = taken.iter().filter(|work| !matches!(work, Work::Receiver { .. } | Work::Stop)).count();
+            let from_elsewhere = |work: &&Work| matches!(work, Work::Receiver { .. } | Work::NextSnapshot | Work::Stop);
+            let counted = taken.len() - taken.iter().filter(from_elsewhere).count();
             for work in coalesce(taken) {
                 let result = match work {
                     Work::Stop => return stop(&mut self.groups.lock()),
@@ -179,20 +200,25 @@ impl Applier {
                         Ok(())
                     }
                     Work::Apply { group, first, last } => self.apply_all(group, first, last, engines),
-                    Work::BuildSnapshot { group, to } => {
-                        next_snapshot += 1;
-                        let groups = self.groups.lock();
-                        groups.get(&group).map_or(Ok(()), |applying| applying.build(group, to, next_snapshot, engines))
+                    Work::BuildSnapshot { group, to } if builds.len() >= BUILDS_WAITING_MAX => {
+                        engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
+                        Ok(())
                     }
-                    Work::Receiver { group, reply } => {
+                    Work::BuildSnapshot { group, to } => {
+                        builds.push_back((group, to));
+                        self.build(&mut builds, &mut next_snapshot, engines)
+                    }
+                    Work::NextSnapshot => self.build(&mut builds, &mut next_snapshot, engines),
+                    Work::Receiver { group, to, from, reply } => {
                         let groups = self.groups.lock();
                         let roomy = !engines.held.load(Ordering::Relaxed);
-                        let sink = groups.get(&group).filter(|_| roomy).and_then(Applying::receiver);
+                        let applying = groups.get(&group).filter(|applying| roomy && applying.takes(to, from));
+                        let sink = applying.and_then(|applying| applying.receiver(&self.receiving));
                         // The stream may have ended meanwhile.
                         let _ = reply.send(sink);
                         Ok(())
                     }
-                    Work::Install { group, staged } => self.install(group, staged, engines),
+                    Work::Install { group, staged } => self.hand_over(group, staged, engines),
                 };
                 if let Err(error) = result {
                     return (engines.fatal)(error);
@@ -205,41 +231,140 @@ impl Applier {
             };
             if asked.elapsed() >= DURABLE_EVERY {
                 asked = Instant::now();
-                engines.sources.lock().retain(|_, (built, _)| built.elapsed() < SOURCE_KEPT);
-                for (group, applying) in self.groups.lock().iter_mut() {
-                    if let Err(error) = applying.durable(*group, engines) {
-                        return (engines.fatal)(error);
-                    }
+                let old: Vec<_> =
+                    engines.sources.lock().extract_if(|_, (built, _)| built.elapsed() >= SOURCE_KEPT).collect();
+                drop(old);
+                if let Err(error) = self.see_what_is_durable(engines) {
+                    return (engines.fatal)(error);
                 }
             }
         }
     }
 
-    /// Puts a snapshot in place, however long readers keep it waiting.
-    fn install(&self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
-        let Some(mut sink) = engines.staged.lock().remove(&staged) else {
+    /// Builds snapshots that wait, as many as may be on their way.
+    fn build(
+        &self,
+        waiting: &mut VecDeque<(GroupId, PeerId)>,
+        number: &mut u64,
+        engines: &Engines,
+    ) -> Result<(), String> {
+        while !waiting.is_empty()
+            && let Some(slot) = self.sending.take()
+        {
+            let Some((group, to)) = waiting.pop_front() else { break };
+            let groups = self.groups.lock();
+            let Some(applying) = groups.get(&group) else { continue };
+            if applying.group.status.load().role != Role::Leader {
+                // What it has waited for is over. Should it not be, it is asked for again.
+                engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
+                continue;
+            }
+            *number += 1;
+            applying.build(group, to, *number, slot, engines)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the machines how far they are durable, and has the engine flushed if that is long behind.
+    fn see_what_is_durable(&self, engines: &Engines) -> Result<(), String> {
+        let is_behind = |applying: &Applying| applying.machine.mark().index > applying.durable;
+        let behind: Vec<GroupId> =
+            self.groups.lock().iter().filter(|(_, applying)| is_behind(applying)).map(|(group, _)| *group).collect();
+        let mut flusher = None;
+        for some in behind.chunks(ASKED_AT_ONCE) {
+            let mut groups = self.groups.lock();
+            for group in some {
+                let Some(applying) = groups.get_mut(group) else { continue };
+                if applying.see_what_is_durable(*group, engines)? {
+                    flusher.get_or_insert_with(|| applying.machine.flusher());
+                }
+            }
+            MutexGuard::unlock_fair(groups);
+        }
+        let Some(flusher) = flusher.filter(|_| self.flushed.lock().elapsed() >= FLUSH_PAUSE) else { return Ok(()) };
+        if self.flushing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        *self.flushed.lock() = Instant::now();
+        let (flushing, fatal) = (self.flushing.clone(), engines.fatal.clone());
+        std::thread::spawn(move || {
+            match flusher() {
+                // The log keeps what is not flushed; the next turn comes when there is room.
+                Ok(()) | Err(MachineError::Engine(EngineError::NoSpace(_))) => {}
+                Err(error) => fatal(error.to_string()),
+            }
+            flushing.store(false, Ordering::SeqCst);
+        });
+        Ok(())
+    }
+
+    /// Leaves a machine to the installer; all that it was to apply before is done.
+    fn hand_over(&self, group: GroupId, staged: u64, engines: &Engines) -> Result<(), String> {
+        let Some(sink) = engines.staged.lock().remove(&staged) else {
             return Err("a staged snapshot vanished".to_owned());
         };
-        // They hold views of the state that is about to go, and a node that is behind has no use for them.
-        engines.sources.lock().clear();
+        let mut groups = self.groups.lock();
+        let Some(applying) = groups.remove(&group) else { return Ok(()) };
+        if groups.is_empty() {
+            // They hold views of the state that is about to go, and a node that is behind has no use for them.
+            let old = std::mem::take(&mut *engines.sources.lock());
+            drop(old);
+        }
+        self.installs.push(Install { group, applying, sink });
+        Ok(())
+    }
+
+    /// Puts snapshots in place, one after the other, until told to stop.
+    pub fn run_installs(&self, engines: &Engines) {
         while !engines.stop.load(Ordering::Relaxed) {
-            let mut groups = self.groups.lock();
-            let Some(applying) = groups.get_mut(&group) else { break };
-            match applying.machine.install(&mut *sink) {
-                Ok(()) => {
-                    applying.installed(group, engines);
-                    break;
+            for install in self.installs.take(Duration::from_millis(200)) {
+                if let Err(error) = self.install(install, engines) {
+                    return (engines.fatal)(error);
                 }
+            }
+        }
+    }
+
+    /// However long readers or a full disk keep it waiting.
+    fn install(&self, install: Install, engines: &Engines) -> Result<(), String> {
+        let Install { group, mut applying, mut sink } = install;
+        let mut said = false;
+        loop {
+            if engines.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            match applying.machine.install(&mut *sink) {
+                Ok(()) => break,
                 Err(MachineError::Engine(EngineError::Held)) => {
                     tracing::warn!(
                         target: "chainfire_storage",
                         "A received state waits to be put in place, why=a reader has not let go of the old one code=CF4012"
                     );
                 }
-                Err(error) => return Err(error.to_string()),
+                Err(MachineError::Engine(EngineError::NoSpace(why))) => {
+                    if !said {
+                        tracing::error!(
+                            target: "chainfire_storage",
+                            "A received state waits to be put in place, why=no space left: {why} code=CF4016"
+                        );
+                    }
+                    said = true;
+                }
+                Err(error) => {
+                    if let MachineError::Damaged(_) = &error {
+                        engines.health.report(Damage::new(What::State, &error));
+                    }
+                    return Err(error.to_string());
+                }
             }
-            drop(groups);
             std::thread::sleep(INSTALL_RETRY);
+        }
+        drop(sink);
+        let mut groups = self.groups.lock();
+        // What takes it away comes behind this, or has been here and found nothing.
+        if !applying.group.gone.load(Ordering::SeqCst) {
+            applying.installed(group, engines);
+            groups.insert(group, applying);
         }
         Ok(())
     }
@@ -265,16 +390,8 @@ impl Applier {
         let machine = machines.lock().remove(&id).expect("a machine is given before its group is created");
         let index = machine.mark().index;
         group.waiters.set_applied(index);
-        let applying = Applying {
-            group,
-            peer,
-            reader,
-            machine,
-            durable: index,
-            flushed: Instant::now(),
-            flushing: Arc::default(),
-            receiving: Arc::default(),
-        };
+        let applying =
+            Applying { group, peer, reader, machine, durable: index, behind_since: None, receiving: Arc::default() };
         self.groups.lock().insert(id, applying);
     }
 }
@@ -352,16 +469,25 @@ impl Applying {
         Ok((inputs, None))
     }
 
-    /// `None` while another snapshot is on its way in; the sender tries again.
-    fn receiver(&self) -> Option<Box<dyn SnapshotSink>> {
+    /// Whether a snapshot for that peer, from that one, is this replica's business. A sender that it does not know may have
+    /// become a member since.
+    fn takes(&self, to: PeerId, (from, node): (PeerId, NodeId)) -> bool {
+        let owner = self.group.membership.load().node_of(from);
+        to == self.peer && owner.is_none_or(|owner| owner == node)
+    }
+
+    /// `None` while another snapshot is on its way in, or too many are; the sender tries again. The machine takes one at a
+    /// time: another one begun would undo it.
+    fn receiver(&self, slots: &Arc<Slots>) -> Option<Box<dyn SnapshotSink>> {
         if Arc::strong_count(&self.receiving) > 1 {
             return None;
         }
+        let slot = slots.take()?;
         let sink = self.machine.receiver().ok()?;
-        Some(Box::new(Receiving { sink, _alone: self.receiving.clone() }))
+        Some(Box::new(Receiving::new(sink, self.receiving.clone(), slot)))
     }
 
-    fn build(&self, group: GroupId, to: PeerId, snapshot: u64, engines: &Engines) -> Result<(), String> {
+    fn build(&self, group: GroupId, to: PeerId, snapshot: u64, slot: Slot, engines: &Engines) -> Result<(), String> {
         if engines.health.is_quarantined() || self.group.differs.load(Ordering::SeqCst) {
             // What is not to be trusted is not handed on.
             engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
@@ -370,7 +496,7 @@ impl Applying {
         let source = self.machine.snapshot().map_err(|error| error.to_string())?;
         let mark = source.mark();
         let membership = Membership::decode(&source.membership()).unwrap_or_default();
-        engines.sources.lock().insert(snapshot, (Instant::now(), source));
+        engines.sources.lock().insert(snapshot, (Instant::now(), Box::new(Sending::new(source, slot))));
         engines.inbox.push(Input::SnapshotBuilt { group, to, snapshot, mark, membership });
         Ok(())
     }
@@ -387,29 +513,20 @@ impl Applying {
         engines.inbox.push(Input::Installed { group, mark, membership });
     }
 
-    fn durable(&mut self, group: GroupId, engines: &Engines) -> Result<(), String> {
+    /// Whether it is high time for a flush.
+    fn see_what_is_durable(&mut self, group: GroupId, engines: &Engines) -> Result<bool, String> {
         let durable = self.machine.durable().map_err(|error| error.to_string())?;
         if durable > self.durable {
             self.durable = durable;
-            self.flushed = Instant::now();
+            self.behind_since = None;
             engines.inbox.push(Input::Durable { group, index: durable });
         }
         let behind = self.machine.mark().index - durable;
-        let due = behind >= FLUSH_ENTRIES || (behind > 0 && self.flushed.elapsed() >= FLUSH_EVERY);
-        if due && !self.flushing.swap(true, Ordering::SeqCst) {
-            self.flushed = Instant::now();
-            let flusher = self.machine.flusher();
-            let flushing = self.flushing.clone();
-            let fatal = engines.fatal.clone();
-            std::thread::spawn(move || {
-                match flusher() {
-                    // The log keeps what is not flushed; the next turn comes when there is room.
-                    Ok(()) | Err(MachineError::Engine(EngineError::NoSpace(_))) => {}
-                    Err(error) => fatal(error.to_string()),
-                }
-                flushing.store(false, Ordering::SeqCst);
-            });
+        if behind == 0 {
+            self.behind_since = None;
+            return Ok(false);
         }
-        Ok(())
+        let since = self.behind_since.get_or_insert_with(Instant::now);
+        Ok(behind >= FLUSH_ENTRIES || since.elapsed() >= FLUSH_EVERY)
     }
 }

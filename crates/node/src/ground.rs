@@ -76,6 +76,8 @@ pub trait Ground: Send + Sync {
     fn stats(&self) -> Arc<DriverStats>;
     /// Of the data folder's file system: bytes free, and in all.
     fn room(&self) -> Option<(u64, u64)>;
+    /// On a clock that only goes forward.
+    fn now(&self) -> Time;
     fn spawn(&self, task: Later<()>);
     fn sleep(&self, span: Duration) -> Later<()>;
     /// Does what takes long where it holds nobody up.
@@ -170,6 +172,10 @@ impl Ground for ManyNode {
 
     fn room(&self) -> Option<(u64, u64)> {
         crate::disk::room(self.folder())
+    }
+
+    fn now(&self) -> Time {
+        crate::clock::now()
     }
 
     fn spawn(&self, task: Later<()>) {

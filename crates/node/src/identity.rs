@@ -8,6 +8,7 @@
 //! | `peer` | this incarnation's peer id, hexadecimal |
 //! | `cluster` | the cluster, hexadecimal; 0 until one was founded or joined |
 //! | `voted` | whether this incarnation may have voted or acknowledged anything |
+//! | `wished` | the id that the configuration gives the node, where that one is another's; absent otherwise |
 //!
 //! It is a normal file and not a dot file, so that emptying the folder by `rm -rf DIR/*` takes it along.
 
@@ -35,6 +36,7 @@ pub struct Identity {
     pub peer: PeerId,
     pub cluster: ClusterId,
     pub voted: bool,
+    pub wished: NodeId,
 }
 
 /// A data folder in use by this process.
@@ -123,11 +125,11 @@ impl Folder {
             self.save(&identity)?;
             return Ok(identity);
         };
-        let named = node != NodeId::default() && identity.node != NodeId::default();
+        let named = ![NodeId::default(), identity.wished].contains(&node) && identity.node != NodeId::default();
         if named && identity.node != node {
             return Err(IdentityError::OtherNode { path: self.path.clone(), ours: node, theirs: identity.node });
         }
-        Ok(Identity { node: if named { node } else { NodeId(identity.node.0.max(node.0)) }, ..identity })
+        Ok(Identity { node: if identity.node == NodeId::default() { node } else { identity.node }, ..identity })
     }
 
     /// Replaces the identity, durably and at once.
@@ -135,8 +137,11 @@ impl Folder {
         let write = || -> io::Result<()> {
             let temporary = self.path.join(TEMPORARY);
             let mut file = File::create(&temporary)?;
-            let Identity { node, peer, cluster, voted } = identity;
+            let Identity { node, peer, cluster, voted, wished } = identity;
             write!(file, "node = {node}\npeer = \"{peer}\"\ncluster = \"{cluster}\"\nvoted = {voted}\n")?;
+            if *wished != NodeId::default() {
+                writeln!(file, "wished = {wished}")?;
+            }
             file.sync_all()?;
             fs::rename(&temporary, self.path.join(FILE))?;
             File::open(&self.path)?.sync_all()
@@ -309,6 +314,7 @@ fn parse(text: &str) -> Result<Identity, String> {
             "peer" => identity.peer = PeerId(hex()?),
             "cluster" => identity.cluster = ClusterId(hex()?),
             "voted" => identity.voted = value == "true",
+            "wished" => identity.wished = NodeId(value.parse().map_err(|error| format!("wished: {error}"))?),
             other => return Err(format!("unknown key `{other}`")),
         }
     }
@@ -346,6 +352,10 @@ mod tests {
         assert_eq!(folder.identity(NodeId(3)).unwrap(), first);
         assert_eq!(folder.identity(NodeId(0)).unwrap(), first);
         assert!(matches!(folder.identity(NodeId(4)), Err(IdentityError::OtherNode { .. })));
+        folder.save(&Identity { wished: NodeId(7), ..first }).unwrap();
+        assert_eq!(folder.identity(NodeId(7)).unwrap().node, NodeId(3), "what it is goes before what it was to be");
+        assert!(matches!(folder.identity(NodeId(4)), Err(IdentityError::OtherNode { .. })));
+        folder.save(&first).unwrap();
         assert!(matches!(Folder::open(dir.path(), SEED), Err(IdentityError::InUse { .. })));
         fs::create_dir(dir.path().join("raft")).unwrap();
         let second = folder.reincarnate(&first).unwrap();

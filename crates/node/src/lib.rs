@@ -57,6 +57,7 @@ pub(crate) mod room;
 pub mod roster;
 pub mod seed;
 pub mod service;
+mod slots;
 pub mod stages;
 pub(crate) mod standin;
 pub mod stopping;

@@ -47,6 +47,8 @@ pub struct ManyConfig {
     pub advertise_peer: String,
     pub host: HostConfig,
     pub request_timeout: Duration,
+    /// Snapshots that are sent at a time, and that are received.
+    pub snapshots_max: usize,
     /// Without it, nodes talk in the clear, and on loopback only.
     pub tls: Option<TlsOptions>,
 }
@@ -98,6 +100,7 @@ impl ManyNode {
             request_timeout: config.request_timeout,
             election_timeout: config.host.election_timeout(),
             gossip: SharedView::default(),
+            snapshots_max: config.snapshots_max,
             runtime,
         });
         Ok(ManyNode {
@@ -120,9 +123,13 @@ impl ManyNode {
         **self.room.shared.identity.load()
     }
 
-    /// The folder is this node's in this cluster from now on; the threads start, and the port answers.
+    /// The folder is this node's in this cluster from now on, also where it was to be another one; the threads start, and
+    /// the port answers.
     pub fn begin(&self, cluster: ClusterId, node: NodeId, service: Arc<dyn CallService>) -> Result<(), StartError> {
-        let identity = Identity { cluster, node, voted: true, ..self.identity() };
+        let before = self.identity();
+        let renamed = before.node != NodeId::default() && before.node != node;
+        let wished = if renamed { before.node } else { before.wished };
+        let identity = Identity { cluster, node, voted: true, wished, ..before };
         self.folder.save(&identity)?;
         self.room.shared.identity.store(Arc::new(identity));
         let transport = self.transport();

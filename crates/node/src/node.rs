@@ -58,6 +58,9 @@ pub struct NodeConfig {
     pub gossip: Option<GossipOptions>,
 }
 
+/// Snapshots that are sent at a time, one to each member that needs it.
+const SNAPSHOTS_MAX: usize = 8;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitialMember {
     pub node: NodeId,
@@ -206,6 +209,7 @@ impl Node {
             request_timeout: config.request_timeout,
             election_timeout: config.host.election_timeout(),
             gossip: gossip.clone(),
+            snapshots_max: SNAPSHOTS_MAX,
             runtime,
         });
         let handle = room.declare(GROUP, true);

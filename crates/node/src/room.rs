@@ -55,6 +55,8 @@ pub(crate) struct Fittings<'a> {
     pub request_timeout: Duration,
     pub election_timeout: Duration,
     pub gossip: SharedView,
+    /// On their way out at a time, and on their way in.
+    pub snapshots_max: usize,
     pub runtime: &'a tokio::runtime::Handle,
 }
 
@@ -97,7 +99,13 @@ impl Room {
             held: engines.held.clone(),
             health,
         });
-        Room { shared, engines, store, applier: Arc::new(Applier::new(work)), threads: Mutex::default() }
+        Room {
+            shared,
+            engines,
+            store,
+            applier: Arc::new(Applier::new(work, fittings.snapshots_max)),
+            threads: Mutex::default(),
+        }
     }
 
     /// A handle for a group that may come. `stages`: whether it is noted where its commands' time goes.
@@ -168,6 +176,8 @@ impl Room {
         start("log-writer", Box::new(move || driver::write_log(store.as_ref(), &log, &engines)));
         let (engines, applier) = (self.engines.clone(), self.applier.clone());
         start("applier", Box::new(move || applier.run(&engines)));
+        let (engines, applier) = (self.engines.clone(), self.applier.clone());
+        start("installer", Box::new(move || applier.run_installs(&engines)));
     }
 
     /// Ends the threads, and with them all that this node says to others.

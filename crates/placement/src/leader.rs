@@ -38,6 +38,8 @@ const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
 /// A store that was heard of so lately is alive.
 const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
+/// One that was not for so long gives its address to a newcomer.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// One per member; only the leader's has anything in it. Whoever needs both locks takes the term's before the records'.
 pub struct Leader {
@@ -233,10 +235,11 @@ impl Leader {
         Err(Status::new(code, String::from_utf8_lossy(&outcome.body).into_owned()))
     }
 
-    pub async fn register(&self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
+    pub async fn register(&self, mut request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
         let about = format!("incarnation={:x} addr={}", request.incarnation, request.client_url);
         let asked = request.store_id;
         self.settle().await?;
+        request.silent_stores = self.silent()?;
         let registered = match self.alive_elsewhere(&request)? {
             Some(address) => Err(Status::new(
                 Code::AlreadyExists,
@@ -254,11 +257,20 @@ impl Leader {
         let response =
             pb::RegisterResponse::decode(body).map_err(|_| Status::internal("an outcome of a later version"))?;
         tracing::info!(target: "placement_store", "Registered a store, store_id={} {about}", response.store_id);
-        if let Ok(mut term) = self.term()
-            && let Some(store) = self.records.read().stores.get(&response.store_id)
-        {
+        for lost in response.stores.iter().filter(|store| store.replaced_by == response.store_id) {
+            tracing::warn!(
+                target: "placement_store",
+                "A silent store has lost its place, and what it holds is made anew, store_id={} replaced_by={} code=CF8010",
+                lost.id,
+                lost.replaced_by
+            );
+        }
+        if let Ok(mut term) = self.term() {
             let now = self.now();
-            term.view.put_store(meta_of(store), now);
+            for store in self.records.read().stores.values() {
+                term.view.put_store(meta_of(store), now);
+            }
+            term.view.hear_store(NodeId(response.store_id), now);
         }
         Ok(response)
     }
@@ -293,6 +305,13 @@ impl Leader {
         })
     }
 
+    /// Stores that this leader has not heard of for long.
+    fn silent(&self) -> Result<Vec<u64>, Status> {
+        let (term, now) = (self.term()?, self.now());
+        let silent = term.view.stores().filter(|store| store.silent_for(now) >= SILENT_AFTER);
+        Ok(silent.map(|store| store.id().0).collect())
+    }
+
     /// Where a store with the same data folder has been heard of lately, if that is not where this one is.
     fn alive_elsewhere(&self, request: &pb::RegisterRequest) -> Result<Option<String>, Status> {
         let (term, now) = (self.term()?, self.now());
@@ -319,6 +338,14 @@ impl Leader {
             )),
             Some(store) if store.state() == pb::StoreState::Tombstone => {
                 Err(Status::new(Code::FailedPrecondition, format!("store {} was removed", request.store_id)))
+            }
+            Some(store) if store.replaced_by != 0 => {
+                let why = format!(
+                    "store {} was silent, and store {} has its place and address since; start it anew, under addresses of its \
+                     own, and it is taken in again",
+                    request.store_id, store.replaced_by
+                );
+                Err(Status::new(Code::FailedPrecondition, why))
             }
             Some(_) => Ok(()),
             None => Err(Status::new(Code::NotFound, format!("there is no store {}", request.store_id))),
@@ -624,6 +651,7 @@ pub fn meta_of(store: &pb::Store) -> StoreMeta {
         region_weight: store.region_weight.unwrap_or(1.0),
         add_limit: store.add_limit,
         remove_limit: store.remove_limit,
+        lost: store.replaced_by != 0,
         ..StoreMeta::new(NodeId(store.id))
     }
 }

@@ -15,6 +15,9 @@
 //! Invariants
 //! 1. An id is given out once, whatever it is for: stores, regions and peers draw from one sequence.
 //! 2. A store id belongs to one incarnation of one data folder, and an address to one store that is not a tombstone.
+//!    An empty data folder never goes on under the id of one that is lost: regions may have members there that have voted,
+//!    also such as were not reported yet, and what asks for them by that id must not be answered out of nothing. It comes in
+//!    under an id of its own and takes the address ([`Stage::displace`]); the replicas of the lost one are made anew.
 //! 3. A region's record never goes back to an earlier epoch.
 
 use std::collections::BTreeMap;
@@ -192,32 +195,48 @@ impl Stage<'_> {
             }
             (asked, _) => asked,
         };
-        let known = self.records.stores.get(&id);
-        if let Some(known) = known {
-            if known.state() == pb::StoreState::Tombstone {
-                return Err((FAILED_PRECONDITION, format!("store {id} was removed; start with an empty data folder")));
+        let is_silent = |store: u64| request.silent_stores.contains(&store);
+        let is_there = |other: &pb::Store| other.client_url == request.client_url || other.peer_url == request.peer_url;
+        let mut known = self.records.stores.get(&id);
+        if let Some(other) = known.filter(|known| known.incarnation != request.incarnation) {
+            let lost = other.replaced_by != 0 || is_silent(id) && is_there(other);
+            if !request.any_id || !lost {
+                return Err(taken(other, is_silent(id)));
             }
-            if known.incarnation != request.incarnation {
-                let why = format!(
-                    "duplicate store_id {id}: it belongs to another data folder, of the store at {}; take another store_id, \
-                     or remove that store first",
-                    known.client_url
-                );
-                return Err((ALREADY_EXISTS, why));
-            }
+            known = None;
         }
-        let others = self.records.stores.values();
-        let mut others = others.filter(|other| other.id != id && other.state() != pb::StoreState::Tombstone);
-        let same_address =
-            |other: &&pb::Store| other.client_url == request.client_url || other.peer_url == request.peer_url;
-        if let Some(other) = others.find(same_address) {
-            let why = format!("duplicate address: store {} is at {} / {}", other.id, other.client_url, other.peer_url);
+        if known.is_some_and(|known| known.state() == pb::StoreState::Tombstone) {
+            return Err((FAILED_PRECONDITION, format!("store {id} was removed; start with an empty data folder")));
+        }
+        let others = self.records.stores.values().filter(|other| known.is_none_or(|known| known.id != other.id));
+        let others = others.filter(|other| other.state() != pb::StoreState::Tombstone && is_there(other));
+        let in_the_way: Vec<u64> = others.map(|other| other.id).collect();
+        if let Some(other) = in_the_way.iter().find(|other| !is_silent(**other)) {
+            let other = &self.records.stores[other];
+            let why = match known.filter(|known| known.replaced_by != 0) {
+                Some(known) => format!(
+                    "store {} is at {} / {}, and has the place of store {} since that one fell silent; start this one under \
+                     addresses of its own, and it is taken in again",
+                    other.id, other.client_url, other.peer_url, known.id
+                ),
+                None => {
+                    format!("duplicate address: store {} is at {} / {}", other.id, other.client_url, other.peer_url)
+                }
+            };
             return Err((ALREADY_EXISTS, why));
         }
-        let state = known.map_or(pb::StoreState::Up, pb::Store::state);
+        let state = match known {
+            Some(known) if !known.given_up => known.state(),
+            _ => pb::StoreState::Up,
+        };
         // What people have set stays.
         let kept = known.cloned().unwrap_or_default();
-        let id = if id == 0 { self.free_store_id() } else { id };
+        let id = match known.map(|known| known.id) {
+            Some(id) => id,
+            None if id == 0 || self.records.stores.contains_key(&id) => self.free_store_id(),
+            None => id,
+        };
+        in_the_way.into_iter().for_each(|other| self.displace(other, id));
         let store = pb::Store {
             id,
             incarnation: request.incarnation,
@@ -226,6 +245,8 @@ impl Stage<'_> {
             labels: request.labels,
             state: state as i32,
             version: request.version,
+            replaced_by: 0,
+            given_up: false,
             ..kept
         };
         self.put_store(store);
@@ -240,6 +261,24 @@ impl Stage<'_> {
             found: found.and_then(|founding| founding.region.clone()),
             stores: self.records.stores.values().cloned().collect(),
         })
+    }
+
+    /// A silent store gives its addresses to another one. What it holds is made anew elsewhere; should it come back as it
+    /// was, it may, under other addresses.
+    fn displace(&mut self, id: u64, by: u64) {
+        let Some(store) = self.records.stores.get(&id).cloned() else { return };
+        let (client_url, peer_url) = (String::new(), String::new());
+        let mut store = pb::Store { client_url, peer_url, replaced_by: by, ..store };
+        if store.state() == pb::StoreState::Up {
+            (store.state, store.given_up) = (pb::StoreState::Offline as i32, true);
+        }
+        // The first region may lie there and nowhere else, and another one is begun: it never comes back.
+        if self.records.founding.as_ref().is_some_and(|founding| founding.store_id == id) {
+            store.state = pb::StoreState::Tombstone as i32;
+            self.batch.delete(META, FOUNDING);
+            self.records.founding = None;
+        }
+        self.put_store(store);
     }
 
     /// Stores that name themselves may have taken what comes next.
@@ -320,7 +359,12 @@ impl Stage<'_> {
         if store.state() == pb::StoreState::Tombstone {
             return Err((FAILED_PRECONDITION, format!("store {id} is gone for good")));
         }
-        self.put_store(pb::Store { state: state as i32, ..store.clone() });
+        if state == pb::StoreState::Up && store.replaced_by != 0 {
+            let why =
+                format!("store {id} was silent, and store {} has its place; start it anew first", store.replaced_by);
+            return Err((FAILED_PRECONDITION, why));
+        }
+        self.put_store(pb::Store { state: state as i32, given_up: false, ..store.clone() });
         // One that was to begin the first region, and is gone before it did, leaves that to the next.
         let founder = self.records.founding.as_ref().map(|founding| founding.store_id);
         if state == pb::StoreState::Tombstone && founder == Some(id) {
@@ -329,6 +373,24 @@ impl Stage<'_> {
         }
         Ok(())
     }
+}
+
+/// Why a data folder cannot be a store that another one is.
+fn taken(other: &pb::Store, silent: bool) -> Refused {
+    let pb::Store { id, client_url, .. } = other;
+    let duplicate = format!("duplicate store_id {id}: it belongs to another data folder, of the store at {client_url}");
+    if other.state() == pb::StoreState::Tombstone || other.replaced_by != 0 {
+        let why = format!("store_id {id} was another data folder's, and is not used again; take another one");
+        return (FAILED_PRECONDITION, why);
+    }
+    if !silent {
+        return (ALREADY_EXISTS, format!("{duplicate}; take another store_id, or remove that store first"));
+    }
+    let why = format!(
+        "{duplicate}, which is silent; if that one is lost, start this one with another store_id and remove store {id}, and \
+         what it held is made anew (an empty data folder at the same address takes its place by itself)"
+    );
+    (FAILED_PRECONDITION, why)
 }
 
 impl StateMachine for PlacementMachine {

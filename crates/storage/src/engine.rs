@@ -57,6 +57,11 @@ pub trait Engine: Send + Sync {
     /// Reads one key as of the last write.
     fn get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
 
+    /// As [`Engine::get`], if that takes no look at the disk; `None`: it may.
+    fn get_in_memory(&self, family: FamilyId, key: &[u8]) -> Result<Option<Option<Bytes>>, EngineError> {
+        self.get(family, key).map(Some)
+    }
+
     /// Makes everything written before the call durable. Writes go on meanwhile.
     fn flush(&self) -> Result<(), EngineError>;
 

@@ -192,6 +192,10 @@ impl Engine for RocksEngine {
         self.store()?.get(family, key)
     }
 
+    fn get_in_memory(&self, family: FamilyId, key: &[u8]) -> Result<Option<Option<Bytes>>, EngineError> {
+        self.store()?.get_in_memory(family, key)
+    }
+
     fn flush(&self) -> Result<(), EngineError> {
         let store = self.store()?;
         let watermark = self.watermark.load(Ordering::Acquire);

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use base::GroupId;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::{flaredb as pb, placement};
@@ -22,6 +23,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 const REMEMBERED_MAX: usize = 100_000;
+/// The placement driver's word on a region without a leader counts for so long, and is waited for so long.
+const WORD_COUNTS: Duration = Duration::from_millis(500);
+const WORD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whether asking twice is the same as asking once. What changes something is asked again only if it was not heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +43,13 @@ pub struct Router {
     /// By the region's start.
     known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
     channels: Mutex<HashMap<String, Channel>>,
+    /// What the placement driver last said of regions that have no leader here, and when; nothing: it said nothing.
+    words: Mutex<HashMap<GroupId, (Instant, Option<placement::Region>)>>,
 }
 
 impl Router {
     pub fn new(pd: Arc<PdClient>) -> Router {
-        Router { pd, known: Mutex::default(), channels: Mutex::default() }
+        Router { pd, known: Mutex::default(), channels: Mutex::default(), words: Mutex::default() }
     }
 
     /// Asks a store that has the key, and another one if it has not.
@@ -120,6 +126,24 @@ impl Router {
             }
         };
         Ok((!end.is_empty()).then_some(end))
+    }
+
+    /// The region that has a key by now, as the placement driver knows it, for one who knows it as `region`.
+    pub async fn ask(&self, region: GroupId, key: &[u8]) -> Option<placement::Region> {
+        if let Some((at, word)) = self.words.lock().get(&region)
+            && at.elapsed() < WORD_COUNTS
+        {
+            return word.clone();
+        }
+        let request = placement::GetRegionRequest { key: Bytes::copy_from_slice(key) };
+        let asked = tokio::time::timeout(WORD_WITHIN, self.pd.get_region(request)).await;
+        let word = asked.ok().and_then(Result::ok).and_then(|found| found.region);
+        let mut words = self.words.lock();
+        if words.len() >= REMEMBERED_MAX {
+            words.clear();
+        }
+        words.insert(region, (Instant::now(), word.clone()));
+        word
     }
 
     async fn find(&self, key: &[u8]) -> Result<placement::GetRegionResponse, tonic::Status> {

@@ -12,7 +12,7 @@ use super::forward::{Asked, Repeat};
 use super::{Api, Missed};
 use crate::region::layout::{self, RAW};
 use crate::region::machine::STALE;
-use crate::store::Region;
+use crate::store::{Region, Store};
 
 /// The longest key, and the largest value.
 pub const KEY_BYTES_MAX: usize = 16 << 10;
@@ -22,6 +22,8 @@ const ROWS_DEFAULT: u32 = 1000;
 const ROWS_MAX: u32 = 100_000;
 const BYTES_DEFAULT: u32 = 1 << 20;
 const BYTES_MAX: u32 = 32 << 20;
+/// What a scan looks at, values that are not wanted included.
+const WALKED_BYTES_MAX: usize = 64 << 20;
 /// A lease may end, and a region may split, while a request is under way; then it is tried again.
 const TRIES: usize = 8;
 
@@ -120,8 +122,8 @@ impl Api {
     }
 
     async fn get_here(&self, request: &pb::GetRequest) -> Result<pb::GetResponse, Missed> {
-        let get = |region: &Region| {
-            let value = self.store.get(&request.key)?;
+        let get = async |region: Region| {
+            let value = self.store.get(&request.key).await?;
             let bytes = request.key.len() + value.as_ref().map_or(0, Bytes::len);
             region.cell.traffic.read(&request.key, &request.key, 1, bytes as u64);
             Ok(value)
@@ -131,37 +133,14 @@ impl Api {
     }
 
     async fn scan_here(&self, request: &pb::ScanRequest) -> Result<pb::ScanResponse, Missed> {
-        self.read(&request.start, request.context.as_ref(), |region| self.scan_region(region, request)).await
-    }
-
-    fn scan_region(&self, region: &Region, request: &pb::ScanRequest) -> Result<pb::ScanResponse, MachineError> {
-        let rows_max = if request.rows_max == 0 { ROWS_DEFAULT } else { request.rows_max.min(ROWS_MAX) } as usize;
-        let bytes_max = if request.bytes_max == 0 { BYTES_DEFAULT } else { request.bytes_max.min(BYTES_MAX) } as usize;
-        let state = region.state();
-        let ends_first = !state.end.is_empty() && (request.end.is_empty() || state.end < request.end);
-        let end = if ends_first { &state.end } else { &request.end };
-        let view = self.store.engine.view();
-        let mut walk = view.scan(RAW, &layout::raw_key(&request.start), Some(&layout::raw_end(end)));
-        let (mut pairs, mut bytes) = (Vec::new(), 0);
-        let mut resume = None;
-        while walk.valid() {
-            let key = Bytes::copy_from_slice(layout::client_key(walk.key()));
-            if pairs.len() >= rows_max || bytes >= bytes_max {
-                resume = Some(key);
-                break;
+        let scan = |region: Region| {
+            let (store, request) = (self.store.clone(), request.clone());
+            async move {
+                let walked = store.clone();
+                store.reads.run(move || scan_region(&walked, &region, &request)).await
             }
-            let value = if request.keys_only { Bytes::new() } else { Bytes::copy_from_slice(walk.value()) };
-            bytes += key.len() + value.len();
-            pairs.push(pb::Pair { key, value });
-            walk.advance();
-        }
-        walk.status()?;
-        let last = pairs.last().map_or(&request.start, |pair| &pair.key);
-        region.cell.traffic.read(&request.start, last, pairs.len() as u64, bytes as u64);
-        if resume.is_none() && ends_first {
-            resume = Some(state.end.clone());
-        }
-        Ok(pb::ScanResponse { error: None, pairs, resume })
+        };
+        self.read(&request.start, request.context.as_ref(), scan).await
     }
 
     async fn put_here(&self, request: &pb::PutRequest) -> Result<pb::PutResponse, Missed> {
@@ -197,20 +176,26 @@ impl Api {
     }
 
     /// Reads from the region that covers a key, linearizably.
-    async fn read<T>(
+    async fn read<T, R: Future<Output = Result<T, MachineError>>>(
         &self,
         key: &[u8],
         context: Option<&pb::Context>,
-        read: impl Fn(&Region) -> Result<T, MachineError>,
+        read: impl Fn(Region) -> R,
     ) -> Result<T, Missed> {
         for _ in 0..TRIES {
             let region = self.region(key, context)?;
-            let grant = region.handle.read().await.map_err(|why| missed(&region, why))?;
+            if self.is_elsewhere(&region, key).await {
+                return Err(not_here());
+            }
+            let grant = match region.handle.read().await {
+                Ok(grant) => grant,
+                Err(why) => return Err(self.missed(&region, key, why).await),
+            };
             let before = region.state();
             if !before.covers(key) {
                 continue;
             }
-            let found = read(&region).map_err(|error| Status::internal(error.to_string()))?;
+            let found = read(region.clone()).await.map_err(|error| Status::internal(error.to_string()))?;
             if region.handle.still_valid(&grant) && region.state().version == before.version {
                 return Ok(found);
             }
@@ -227,8 +212,13 @@ impl Api {
         for _ in 0..TRIES {
             let region = self.region(key, context)?;
             let command = pb::Command { version: region.state().version, what: Some(what.clone()) };
-            let proposed = region.handle.propose(command.encode_to_vec().into()).await;
-            let outcome = proposed.map_err(|why| missed(&region, why))?;
+            if self.is_elsewhere(&region, key).await {
+                return Err(not_here());
+            }
+            let outcome = match region.handle.propose(command.encode_to_vec().into()).await {
+                Ok(outcome) => outcome,
+                Err(why) => return Err(self.missed(&region, key, why).await),
+            };
             match outcome.code {
                 0 => {
                     let told = pb::Outcome::decode(outcome.body);
@@ -254,13 +244,72 @@ impl Api {
             _ => Ok(region),
         }
     }
+
+    /// Whether this replica is one no more: its region has gone on without it, as it knows itself, or as the placement driver
+    /// says while it hears of no leader.
+    async fn is_elsewhere(&self, region: &Region, key: &[u8]) -> bool {
+        if region.handle.membership().by_peer(region.peer).is_none() {
+            return true;
+        }
+        if !region.handle.status().leader.is_none() {
+            return false;
+        }
+        let Some(known) = self.router.ask(region.id(), key).await else { return false };
+        let state = region.state();
+        let member = known.peers.iter().any(|peer| peer.id == region.peer.0);
+        let later = known.version > state.version || known.conf_version > state.conf_version;
+        later && (known.id != region.id().0 || !member)
+    }
+
+    /// What was refused was not done; where another replica may do it, it is asked.
+    async fn missed(&self, region: &Region, key: &[u8], why: Refusal) -> Missed {
+        match why {
+            Refusal::NoGroup | Refusal::Held => not_here(),
+            // It knows one, and may not answer for its state.
+            Refusal::NoLeader if !region.handle.status().leader.is_none() => not_here(),
+            Refusal::NoLeader if self.is_elsewhere(region, key).await => not_here(),
+            why => Missed::Failed(failure(region, why)),
+        }
+    }
 }
 
-fn missed(region: &Region, why: Refusal) -> Missed {
-    let status = match why {
-        Refusal::NoGroup => {
-            return Missed::Region(pb::RegionError { why: Some(pb::region_error::Why::NotHere(true)) });
+fn not_here() -> Missed {
+    Missed::Region(pb::RegionError { why: Some(pb::region_error::Why::NotHere(true)) })
+}
+
+fn scan_region(store: &Store, region: &Region, request: &pb::ScanRequest) -> Result<pb::ScanResponse, MachineError> {
+    let rows_max = if request.rows_max == 0 { ROWS_DEFAULT } else { request.rows_max.min(ROWS_MAX) } as usize;
+    let bytes_max = if request.bytes_max == 0 { BYTES_DEFAULT } else { request.bytes_max.min(BYTES_MAX) } as usize;
+    let state = region.state();
+    let ends_first = !state.end.is_empty() && (request.end.is_empty() || state.end < request.end);
+    let end = if ends_first { &state.end } else { &request.end };
+    let view = store.engine.view();
+    let mut walk = view.scan(RAW, &layout::raw_key(&request.start), Some(&layout::raw_end(end)));
+    let (mut pairs, mut bytes, mut walked) = (Vec::new(), 0, 0);
+    let mut resume = None;
+    while walk.valid() {
+        let key = Bytes::copy_from_slice(layout::client_key(walk.key()));
+        if pairs.len() >= rows_max || bytes >= bytes_max || walked >= WALKED_BYTES_MAX {
+            resume = Some(key);
+            break;
         }
+        walked += key.len() + walk.value().len();
+        let value = if request.keys_only { Bytes::new() } else { Bytes::copy_from_slice(walk.value()) };
+        bytes += key.len() + value.len();
+        pairs.push(pb::Pair { key, value });
+        walk.advance();
+    }
+    walk.status()?;
+    let last = pairs.last().map_or(&request.start, |pair| &pair.key);
+    region.cell.traffic.read(&request.start, last, pairs.len() as u64, bytes as u64);
+    if resume.is_none() && ends_first {
+        resume = Some(state.end.clone());
+    }
+    Ok(pb::ScanResponse { error: None, pairs, resume })
+}
+
+fn failure(region: &Region, why: Refusal) -> Status {
+    match why {
         Refusal::TimedOut => Status::new(
             rpc::Code::DeadlineExceeded,
             format!("region {}: the request timed out, and may yet take effect", region.id()),
@@ -273,8 +322,7 @@ fn missed(region: &Region, why: Refusal) -> Missed {
             Status::new(rpc::Code::DeadlineExceeded, why)
         }
         why => Status::unavailable(format!("region {}: {why}", region.id())),
-    };
-    Missed::Failed(status)
+    }
 }
 
 fn check_key(key: &[u8]) -> Result<(), Status> {

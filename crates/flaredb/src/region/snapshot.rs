@@ -10,7 +10,8 @@
 //!                                                 ▼
 //!                                               removed                                  (done)
 //! ```
-//! A start that finds a `.whole` file does the second half again, which comes to the same.
+//! A start that finds a `.whole` file does the second half again, which comes to the same; and so does whoever found no room
+//! on the disk in the middle of it.
 //!
 //! Left out so far: table files that are taken over as they are. Pairs are written as any others.
 
@@ -131,6 +132,7 @@ pub struct Receiver {
     state: Option<RegionState>,
     engine: Arc<dyn Engine>,
     finished: bool,
+    decided: bool,
 }
 
 impl Receiver {
@@ -148,6 +150,7 @@ impl Receiver {
             state: None,
             engine,
             finished: false,
+            decided: false,
         })
     }
 
@@ -156,8 +159,13 @@ impl Receiver {
         if !self.finished {
             return Err(bad("it is not complete"));
         }
+        if self.decided {
+            return Ok(());
+        }
         fs::rename(&self.part, &self.whole).map_err(failed)?;
-        sync_folder_of(&self.whole)
+        sync_folder_of(&self.whole)?;
+        self.decided = true;
+        Ok(())
     }
 }
 

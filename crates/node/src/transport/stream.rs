@@ -21,7 +21,6 @@ const BUFFER_BYTES: usize = 1 << 20;
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Making a large snapshot durable takes its time.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(600);
-const STAGED_MAX: usize = 4;
 
 impl Transport {
     pub(crate) fn send_snapshot(
@@ -54,9 +53,17 @@ impl Transport {
         if !self.is_of(caller, &message) {
             return Err(invalid("a snapshot of another peer than the one that greeted"));
         }
+        let Body::Raft(raft) = &message.body else { return Err(invalid("a snapshot with another message")) };
+        let announced = raft.get_snapshot().get_metadata().clone();
+        let members = announced.get_conf_state();
+        let all = [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next];
+        if ![message.to, message.from].iter().all(|peer| all.iter().any(|peers| peers.contains(&peer.0))) {
+            return Err(invalid("a snapshot between peers of which one is no member"));
+        }
         let (reply, sink) = oneshot::channel();
-        self.0.work.push(Work::Receiver { group: message.group, reply });
-        let no_sink = || io::Error::other("there is no such group here, or another snapshot is on its way in");
+        let (group, to, from) = (message.group, message.to, (message.from, message.from_node));
+        self.0.work.push(Work::Receiver { group, to, from, reply });
+        let no_sink = || io::Error::other("there is no such peer here, or enough snapshots are on their way in");
         let mut sink = sink.blocking_recv().ok().flatten().ok_or_else(no_sink)?;
         let failed = |error: consensus::MachineError| io::Error::other(error.to_string());
         loop {
@@ -67,18 +74,11 @@ impl Transport {
             sink.write(chunk).map_err(failed)?;
         }
         let mark = sink.finish().map_err(failed)?;
-        let Body::Raft(raft) = &message.body else { return Err(invalid("a snapshot with another message")) };
-        let announced = raft.get_snapshot().get_metadata();
         if (announced.index, announced.term) != (mark.index, mark.term) {
             return Err(invalid("a snapshot that is not the one announced"));
         }
         let id = clock::random_u64();
-        let mut staged = self.0.staged.lock();
-        if staged.len() >= STAGED_MAX {
-            return Err(io::Error::other("too many snapshots are staged"));
-        }
-        staged.insert(id, sink);
-        drop(staged);
+        self.0.staged.lock().insert(id, sink);
         self.0.inbox.push(Input::SnapshotReceived { message, staged: id });
         frame::write(reader.get_mut(), &[0])
     }

@@ -7,6 +7,7 @@ use rpc::server::Method;
 use rpc::{Code, Status};
 
 use super::Api;
+use crate::machine::Records;
 
 const REGISTER: u16 = 0;
 const HEARTBEAT: u16 = 1;
@@ -63,7 +64,7 @@ impl Api {
         let records = leader.records().read();
         let region = records.region_at(key);
         let region = region.ok_or_else(|| Status::new(Code::NotFound, "no region covers the key yet"))?;
-        let stores = region.peers.iter().filter_map(|peer| records.stores.get(&peer.store_id)).cloned().collect();
+        let stores = stores_of(&records, region);
         let led_by = term.view.region(base::GroupId(region.id)).and_then(|region| region.leader);
         Ok(pb::GetRegionResponse { region: Some(region.clone()), leader_store: led_by.unwrap_or_default().0, stores })
     }
@@ -83,10 +84,16 @@ impl Api {
                 .and_then(|known| known.leader)
                 .unwrap_or_default()
                 .0,
-            stores: region.peers.iter().filter_map(|peer| records.stores.get(&peer.store_id)).cloned().collect(),
+            stores: stores_of(&records, region),
         });
         Ok(pb::ScanRegionsResponse { regions: regions.collect() })
     }
+}
+
+/// Those that can be asked.
+fn stores_of(records: &Records, region: &pb::Region) -> Vec<pb::Store> {
+    let stores = region.peers.iter().filter_map(|peer| records.stores.get(&peer.store_id));
+    stores.filter(|store| !store.client_url.is_empty()).cloned().collect()
 }
 
 /// A store's words end up in logs and JSON.

@@ -121,6 +121,13 @@ impl View {
         Ok(())
     }
 
+    /// A store has shown a sign of life.
+    pub fn hear_store(&mut self, store: NodeId, now: Time) {
+        if let Some(store) = self.stores.get_mut(&store) {
+            store.heard = now;
+        }
+    }
+
     /// A region as PD's own state has it: known, not heard of.
     pub fn restore_region(&mut self, report: RegionReport) -> Result<Heard, ReportError> {
         self.take_in(report, None, self.started)

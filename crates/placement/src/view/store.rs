@@ -45,6 +45,8 @@ pub struct StoreMeta {
     /// Replicas per minute that it takes in, and that are taken from it; `None`: as the policy says.
     pub add_limit: Option<u32>,
     pub remove_limit: Option<u32>,
+    /// Another store has its place: it is down, however short its silence.
+    pub lost: bool,
 }
 
 impl StoreMeta {
@@ -57,6 +59,7 @@ impl StoreMeta {
             region_weight: 1.0,
             add_limit: None,
             remove_limit: None,
+            lost: false,
         }
     }
 
@@ -152,6 +155,7 @@ impl Store {
 
     pub fn health(&self, now: Time, policy: &Policy) -> Health {
         match now.since(self.heard) {
+            silent if self.meta.lost => Health::Down(silent),
             silent if silent >= policy.max_store_down_time => Health::Down(silent),
             silent if silent >= policy.store_disconnected_time => Health::Disconnected(silent),
             _ => Health::Connected,

@@ -1,6 +1,7 @@
 //! FlareDB as processes: a placement driver, stores, and clients through the public API.
 
 mod cluster;
+mod lost;
 #[path = "../common/machine.rs"]
 mod machine;
 mod placement;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use rust_rocksdb::{ColumnFamily, DB, DBRawIterator, ReadOptions, ReadTier, Snapshot};
+use rust_rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, ReadTier, Snapshot};
 
 use super::events::Events;
 use super::{failed, options::Blueprint};
@@ -20,6 +20,7 @@ pub(super) struct Store {
     handles: Vec<&'static ColumnFamily>,
     latest: ReadOptions,
     persisted: ReadOptions,
+    in_memory: ReadOptions,
     events: Arc<Events>,
     /// It is about to be replaced, and waits for its views to go.
     outdated: AtomicBool,
@@ -38,7 +39,10 @@ impl Store {
         let handles = handles.collect();
         let mut persisted = ReadOptions::default();
         persisted.set_read_tier(ReadTier::Persisted);
-        Store { handles, latest: ReadOptions::default(), persisted, events, outdated: AtomicBool::new(false), db }
+        let mut in_memory = ReadOptions::default();
+        in_memory.set_read_tier(ReadTier::BlockCache);
+        let (latest, outdated) = (ReadOptions::default(), AtomicBool::new(false));
+        Store { handles, latest, persisted, in_memory, events, outdated, db }
     }
 
     pub fn family(&self, family: FamilyId) -> &ColumnFamily {
@@ -55,6 +59,15 @@ impl Store {
 
     pub fn get_persisted(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         self.get_with(family, key, &self.persisted)
+    }
+
+    /// `None`: it may lie in a table of which not all that is needed is in memory.
+    pub fn get_in_memory(&self, family: FamilyId, key: &[u8]) -> Result<Option<Option<Bytes>>, EngineError> {
+        match self.db.get_pinned_cf_opt(&self.family(family), key, &self.in_memory) {
+            Ok(found) => Ok(Some(found.map(|pinned| Bytes::copy_from_slice(&pinned)))),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            Err(error) => Err(self.events.noted(failed(error))),
+        }
     }
 
     /// Ends all reading in views, or lets it begin again.
