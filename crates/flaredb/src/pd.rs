@@ -1,10 +1,13 @@
 //! The placement driver as a store sees it: somewhere to ask, at one of several addresses. Whoever answers is asked again;
 //! after a failure the next one is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
+use placement::router::{Asked, Locate};
 use proto::placement as pb;
 use rpc::client::PlacementClient;
 use rpc::server::BoxFuture;
@@ -49,14 +52,6 @@ impl PdClient {
         .await
     }
 
-    pub async fn get_region(&self, request: pb::GetRegionRequest) -> Result<pb::GetRegionResponse, Status> {
-        self.ask(|mut client| {
-            let request = request.clone();
-            Box::pin(async move { client.get_region(request).await })
-        })
-        .await
-    }
-
     /// Asks each address once at most, until one answers.
     async fn ask<T>(
         &self,
@@ -89,6 +84,18 @@ impl PdClient {
         let channel = connected.map_err(|why| Status::unavailable(format!("{address}: {why}")))?;
         *self.channel.lock() = Some(channel.clone());
         Ok(channel)
+    }
+}
+
+impl Locate for PdClient {
+    fn region_at(self: Arc<Self>, key: Bytes) -> Asked<pb::GetRegionResponse> {
+        Box::pin(async move {
+            self.ask(|mut client| {
+                let request = pb::GetRegionRequest { key: key.clone() };
+                Box::pin(async move { client.get_region(request).await })
+            })
+            .await
+        })
     }
 }
 
