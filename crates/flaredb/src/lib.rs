@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  clients ─▶ api ─┬─ a region here covers the key ─▶ node (propose, read) ─▶ region::RegionMachine ─▶ engine
-//!                  └─ none does ─▶ api::forward ─▶ another store
+//!                  └─ none does ─▶ placement::router ─▶ another store
 //!  placement driver ◀─ heartbeats, steps ─▶ supervisor ─▶ store: regions come and go, members change
 //! ```
 //!

@@ -2,10 +2,13 @@
 //! after a failure the next one is.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
+use placement::router::{Asked, Locate};
 use proto::placement as pb;
 use rpc::client::PlacementClient;
 use rpc::server::BoxFuture;
@@ -19,12 +22,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 pub trait Placement: Send + Sync {
     /// In words.
     fn addresses(&self) -> String;
-    fn register(&self, request: pb::RegisterRequest) -> Asked<'_, pb::RegisterResponse>;
-    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asked<'_, pb::HeartbeatResponse>;
+    fn register(&self, request: pb::RegisterRequest) -> Asking<'_, pb::RegisterResponse>;
+    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asking<'_, pb::HeartbeatResponse>;
 }
 
 /// A question under way.
-pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Status>> + Send + 'a>>;
+pub type Asking<'a, T> = Pin<Box<dyn Future<Output = Result<T, Status>> + Send + 'a>>;
 
 /// Cheap to share by reference.
 pub struct PdClient {
@@ -39,14 +42,6 @@ impl PdClient {
     pub fn new(addresses: Vec<String>) -> PdClient {
         assert!(!addresses.is_empty(), "the configuration has one");
         PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default() }
-    }
-
-    pub async fn get_region(&self, request: pb::GetRegionRequest) -> Result<pb::GetRegionResponse, Status> {
-        self.ask(|mut client| {
-            let request = request.clone();
-            Box::pin(async move { client.get_region(request).await })
-        })
-        .await
     }
 
     /// Asks each address once at most, until one answers.
@@ -89,18 +84,30 @@ impl Placement for PdClient {
         self.addresses.join(", ")
     }
 
-    fn register(&self, request: pb::RegisterRequest) -> Asked<'_, pb::RegisterResponse> {
+    fn register(&self, request: pb::RegisterRequest) -> Asking<'_, pb::RegisterResponse> {
         Box::pin(self.ask(move |mut client| {
             let request = request.clone();
             Box::pin(async move { client.register(request).await })
         }))
     }
 
-    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asked<'_, pb::HeartbeatResponse> {
+    fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asking<'_, pb::HeartbeatResponse> {
         Box::pin(self.ask(move |mut client| {
             let request = request.clone();
             Box::pin(async move { client.heartbeat(request).await })
         }))
+    }
+}
+
+impl Locate for PdClient {
+    fn region_at(self: Arc<Self>, key: Bytes) -> Asked<pb::GetRegionResponse> {
+        Box::pin(async move {
+            self.ask(|mut client| {
+                let request = pb::GetRegionRequest { key: key.clone() };
+                Box::pin(async move { client.get_region(request).await })
+            })
+            .await
+        })
     }
 }
 

@@ -21,7 +21,7 @@
 //! cluster that carries operators out, for figures and for tests.
 //!
 //! Around these: [`machine`] what the members agree on, with [`snapshot`] · [`leader`] what the leading one has heard, and its
-//! rounds · [`api`] gRPC and HTTP · [`config`], [`server`] the program.
+//! rounds · [`router`] the way to the store that has a key · [`api`] gRPC and HTTP · [`config`], [`server`] the program.
 //!
 //! # Invariants
 //! 1. The same view, policy, time and round number give the same plan: no clock, no randomness, no order of a hash table.
@@ -45,6 +45,7 @@ pub mod machine;
 pub mod model;
 pub mod plan;
 pub mod policy;
+pub mod router;
 pub mod scale;
 pub mod server;
 pub mod snapshot;

@@ -51,7 +51,7 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     let node = start_node(&settings, &opened, &calls)?;
     let handle = node.handle();
     let leader: Arc<OnceLock<Arc<Leader>>> = Arc::default();
-    let api = Arc::new(Api { leader: leader.clone(), handle: handle.clone() });
+    let api = Api::new(leader.clone(), handle.clone());
     // Set once: it was made just now.
     let _ = calls.set(api.clone());
     let config = ServerConfig {

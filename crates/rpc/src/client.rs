@@ -33,7 +33,7 @@ pub use stubs::v3electionpb::election_client::ElectionClient;
 pub use stubs::v3lockpb::lock_client::LockClient;
 
 pub use connector::{Connection, Connector, connect as connect_stream};
-pub use page::page;
+pub use page::{PageAnswer, exchange, page};
 pub use tls::{Tls, TlsFiles};
 
 /// The largest answer a client of ours takes. Servers do not limit what they send.

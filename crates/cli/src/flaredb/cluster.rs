@@ -1,6 +1,6 @@
 //! What concerns the cluster, asked of the placement driver.
 
-use cli::failure::{Failure, Kind};
+use cli::failure::Failure;
 use cli::format;
 use cli::output::{Format, Output};
 use proto::placement as pb;
@@ -8,9 +8,9 @@ use rpc::client::PlacementClient;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{Global, connect};
-
-const ASK_PD: &str = "is that the placement driver? its address is `pd_addr` in flaredb.toml";
+use crate::args::Global;
+use crate::connect;
+use crate::pd::ASK_PD;
 
 /// Whether all is well.
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
@@ -97,16 +97,4 @@ fn as_json(status: &pb::ClusterStatusResponse) -> Value {
         "stores": status.stores.iter().map(store).collect::<Vec<_>>(),
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
     })
-}
-
-/// Prints a page of the placement driver; its JSON is made to be read.
-pub async fn page(endpoint: &str, path: &str, output: &mut Output) -> Result<bool, Failure> {
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let asked = rpc::client::page(&url, &format!("/pd/api/v1/{path}"), None).await;
-    let text = asked.map_err(|why| Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD))?;
-    match (output.format_of_lines(), serde_json::from_slice::<Value>(&text)) {
-        (Format::Json, Ok(value)) => output.json(&value)?,
-        _ => output.line(text.trim_ascii_end())?,
-    }
-    Ok(true)
 }

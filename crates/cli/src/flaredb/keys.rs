@@ -5,44 +5,21 @@ use cli::failure::Failure;
 use cli::format;
 use cli::output::{Format, Output};
 use proto::flaredb as pb;
-use proto::placement::GetRegionRequest;
-use rpc::client::{PlacementClient, RawClient};
+use rpc::client::RawClient;
 use serde_json::json;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
-use super::{Global, connect};
+use crate::args::Global;
+use crate::connect;
 
-/// Asks the endpoint, and if that is a placement driver, the store that it names.
+/// Asks the endpoint: a store or a placement driver, both know the way.
 async fn ask<T>(
     global: &Global,
-    key: &[u8],
     call: impl AsyncFn(RawClient<Channel>) -> Result<Response<T>, Status>,
 ) -> Result<T, Failure> {
-    let channel = connect(&global.endpoint).await?;
-    let status = match call(client_of(channel.clone())).await {
-        Ok(answer) => return Ok(answer.into_inner()),
-        Err(status) => status,
-    };
-    if status.code() != Code::Unimplemented {
-        return Err(Failure::of_status(&global.endpoint, &status));
-    }
-    let request = GetRegionRequest { key: Bytes::copy_from_slice(key) };
-    let found = PlacementClient::new(channel).get_region(request).await;
-    let found = found.map_err(|status| Failure::of_status(&global.endpoint, &status))?.into_inner();
-    let mut stores = found.stores;
-    stores.sort_by_key(|store| store.id != found.leader_store);
-    let mut failure = Failure::new(cli::failure::Kind::Refused, "the placement driver names no store for this key");
-    for store in stores {
-        match connect(&store.client_url).await {
-            Ok(channel) => {
-                let answer = call(client_of(channel)).await;
-                return answer.map(Response::into_inner).map_err(|why| Failure::of_status(&store.client_url, &why));
-            }
-            Err(why) => failure = why,
-        }
-    }
-    Err(failure)
+    let answer = call(client_of(connect(&global.endpoint).await?)).await;
+    answer.map(Response::into_inner).map_err(|status| Failure::of_status(&global.endpoint, &status))
 }
 
 fn client_of(channel: Channel) -> RawClient<Channel> {
@@ -51,7 +28,7 @@ fn client_of(channel: Channel) -> RawClient<Channel> {
 
 pub async fn get(global: &Global, key: String, output: &mut Output) -> Result<bool, Failure> {
     let request = pb::GetRequest { context: None, key: key.clone().into() };
-    let answer = ask(global, key.as_bytes(), async |mut client| client.get(request.clone()).await).await?;
+    let answer = ask(global, async |mut client| client.get(request.clone()).await).await?;
     let Some(value) = answer.value else { return Ok(false) };
     match output.format_of_lines() {
         Format::Json => {
@@ -64,7 +41,7 @@ pub async fn get(global: &Global, key: String, output: &mut Output) -> Result<bo
 
 pub async fn put(global: &Global, key: String, value: String, output: &mut Output) -> Result<bool, Failure> {
     let request = pb::PutRequest { context: None, key: key.clone().into(), value: value.into() };
-    ask(global, key.as_bytes(), async |mut client| client.put(request.clone()).await).await?;
+    ask(global, async |mut client| client.put(request.clone()).await).await?;
     match output.format_of_lines() {
         Format::Json => output.json(&json!({}))?,
         _ => output.line("OK")?,
@@ -74,7 +51,7 @@ pub async fn put(global: &Global, key: String, value: String, output: &mut Outpu
 
 pub async fn delete(global: &Global, key: String, output: &mut Output) -> Result<bool, Failure> {
     let request = pb::DeleteRequest { context: None, key: key.clone().into() };
-    let answer = ask(global, key.as_bytes(), async |mut client| client.delete(request.clone()).await).await?;
+    let answer = ask(global, async |mut client| client.delete(request.clone()).await).await?;
     let deleted = u8::from(answer.existed);
     match output.format_of_lines() {
         Format::Json => output.json(&json!({ "deleted": deleted }))?,
@@ -103,7 +80,7 @@ pub async fn scan(
             bytes_max: 0,
             keys_only,
         };
-        let answer = ask(global, &start, async |mut client| client.scan(request.clone()).await).await?;
+        let answer = ask(global, async |mut client| client.scan(request.clone()).await).await?;
         left -= answer.pairs.len().min(left);
         for pb::Pair { key, value } in answer.pairs {
             match output.format() {

@@ -1,143 +1,105 @@
 //! `flaredb-client`: FlareDB from the command line. A client of the public APIs only.
 //!
-//! Keys are asked of any endpoint: a store finds the way itself, and a placement driver says which store to ask. What
+//! Keys are asked of any endpoint: a store and a placement driver both pass requests on to the store that has the key. What
 //! concerns the cluster is asked of the placement driver.
 
+//!
+//! [`args`] parses a command → [`keys`] asks over gRPC, all others ask the placement driver's pages ([`pd`]) → [`show`].
+
+mod args;
 mod cluster;
+mod drain;
 mod keys;
+mod manual;
+mod operators;
+mod pd;
+mod show;
+mod stores;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
 use cli::failure::Failure;
-use cli::format::parse_duration;
-use cli::output::{Format, Output};
+use cli::output::Output;
 use tonic::transport::Channel;
 
-/// FlareDB from the command line
-#[derive(Parser)]
-#[command(name = "flaredb-client", version, arg_required_else_help = true)]
-struct Cli {
-    #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    command: Command,
-}
+use args::{Cli, Command, Explain, Global, Operators, Regions, Schedulers, Stores};
+use drain::Drained;
+use pd::Pages;
 
-#[derive(clap::Args, Clone)]
-struct Global {
-    /// A store, or for what concerns the cluster the placement driver
-    #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
-    endpoint: String,
-    /// How answers are shown [default: table on a terminal, simple otherwise]
-    #[arg(short = 'o', long, global = true, env = "FLAREDB_OUTPUT")]
-    output: Option<Format>,
-    /// How long a command may take
-    #[arg(long, value_name = "DURATION", global = true, value_parser = parse_duration, env = "FLAREDB_TIMEOUT", default_value = "30s")]
-    timeout: Duration,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Stores, members of the placement driver, and whether all is well (exit code 1: it is not)
-    ClusterStatus,
-    /// Print the value of a key (exit code 1: there is none)
-    Get { key: String },
-    /// Write a key
-    Put { key: String, value: String },
-    /// Delete a key; says whether it was there
-    #[command(visible_alias = "del")]
-    Delete { key: String },
-    /// Print pairs in the order of their keys
-    Scan {
-        /// The first key
-        #[arg(default_value = "")]
-        start: String,
-        /// Where to end, exclusive
-        #[arg(default_value = "")]
-        end: String,
-        /// Only keys that begin like this
-        #[arg(long, conflicts_with_all = ["start", "end"])]
-        prefix: Option<String>,
-        /// At most so many
-        #[arg(long, default_value_t = 1000)]
-        limit: usize,
-        #[arg(long)]
-        keys_only: bool,
-    },
-    /// The stores, as the placement driver's page shows them
-    Stores,
-    /// The regions
-    Regions,
-    /// Operators under way; with --ended those that are over
-    Operators {
-        #[arg(long)]
-        ended: bool,
-    },
-    /// The schedulers that are on
-    Schedulers,
-    /// What is wanted for a region or a store, and what stands in the way
-    Explain {
-        #[command(subcommand)]
-        what: Explain,
-    },
-}
-
-#[derive(Subcommand)]
-enum Explain {
-    Region { id: u64 },
-    Store { id: u64 },
-}
+/// As a shell reports a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
-            let endpoint = cli.global.endpoint.clone();
+            let (endpoint, timeout) = (cli.global.endpoint.clone(), cli.global.timeout);
+            let watches = matches!(cli.command, Command::Drain(_));
             let run = run(cli.command, &cli.global);
-            tokio::time::timeout(cli.global.timeout, run).await.unwrap_or_else(|_| Err(Failure::timed_out(&endpoint)))
+            // A drain takes as long as it takes; its questions have the time-out each.
+            if watches {
+                return run.await;
+            }
+            tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| Err(Failure::timed_out(&endpoint)))
         }),
         Err(error) => Err(Failure::local(format!("cannot start: {error}"))),
     };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(failure) => failure.report(),
-    }
+    result.unwrap_or_else(|failure| failure.report())
 }
 
-/// Whether what was asked for is there, or well.
-async fn run(command: Command, global: &Global) -> Result<bool, Failure> {
+/// Exit code 1: what was asked for is not there, or not well.
+async fn run(command: Command, global: &Global) -> Result<ExitCode, Failure> {
     let mut output = Output::new(global.output);
-    let endpoint = &global.endpoint;
-    let done = match command {
-        Command::ClusterStatus => cluster::status(global, &mut output).await?,
-        Command::Get { key } => keys::get(global, key, &mut output).await?,
-        Command::Put { key, value } => keys::put(global, key, value, &mut output).await?,
-        Command::Delete { key } => keys::delete(global, key, &mut output).await?,
+    let output = &mut output;
+    let pages = &Pages::new(global);
+    let mut done = true;
+    match command {
+        Command::Completion { shell } => manual::completion(shell)?,
+        Command::Man { dir, markdown } => manual::run(dir, markdown)?,
+        Command::ClusterStatus => done = cluster::status(global, output).await?,
+        Command::Get { key } => done = keys::get(global, key, output).await?,
+        Command::Put { key, value } => done = keys::put(global, key, value, output).await?,
+        Command::Delete { key } => done = keys::delete(global, key, output).await?,
         Command::Scan { start, end, prefix, limit, keys_only } => {
             let (start, end) = match prefix {
                 Some(prefix) => (prefix.clone().into_bytes(), keys::end_of_prefix(prefix.as_bytes())),
                 None => (start.into_bytes(), end.into_bytes()),
             };
-            keys::scan(global, start, end, limit, keys_only, &mut output).await?
+            done = keys::scan(global, start, end, limit, keys_only, output).await?;
         }
-        Command::Stores => cluster::page(endpoint, "stores", &mut output).await?,
-        Command::Regions => cluster::page(endpoint, "regions", &mut output).await?,
-        Command::Operators { ended: false } => cluster::page(endpoint, "operators", &mut output).await?,
-        Command::Operators { ended: true } => cluster::page(endpoint, "operators/records", &mut output).await?,
-        Command::Schedulers => cluster::page(endpoint, "schedulers", &mut output).await?,
-        Command::Explain { what: Explain::Region { id } } => {
-            cluster::page(endpoint, &format!("explain/region/{id}"), &mut output).await?
+        Command::Stores { what } => stores::run(pages, what.unwrap_or(Stores::List), output).await?,
+        Command::Regions { what } => {
+            stores::regions(pages, what.unwrap_or(Regions::List { limit: 1000 }), output).await?;
         }
-        Command::Explain { what: Explain::Store { id } } => {
-            cluster::page(endpoint, &format!("explain/store/{id}"), &mut output).await?
+        Command::Operators { ended: true, .. } => operators::ended(pages, output).await?,
+        Command::Operators { what, .. } => operators::run(pages, what.unwrap_or(Operators::List), output).await?,
+        Command::Schedulers { what } => {
+            operators::schedulers(pages, what.unwrap_or(Schedulers::List), output).await?;
         }
-    };
+        Command::Policy { what } => operators::policy(pages, what, output).await?,
+        Command::Pd { what } => operators::members(pages, what, output).await?,
+        Command::Explain { what } => {
+            let path = match what {
+                Explain::Region { id } => format!("explain/region/{id}"),
+                Explain::Store { id } => format!("explain/store/{id}"),
+                Explain::Removal { store } => format!("explain/removal/{store}"),
+            };
+            show::text(output, &pages.get(&path).await?)?;
+        }
+        Command::Drain(args) => match drain::run(pages, &args, output).await? {
+            Drained::Done => {}
+            Drained::Refused => done = false,
+            Drained::Interrupted => {
+                output.flush()?;
+                return Ok(INTERRUPTED.into());
+            }
+        },
+    }
     output.flush()?;
-    Ok(done)
+    Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn connect(endpoint: &str) -> Result<Channel, Failure> {

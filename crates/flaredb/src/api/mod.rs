@@ -5,10 +5,9 @@
 //! applied all that was committed when the request came ([`node::GroupHandle::read`]), a write is proposed and goes to the
 //! leader by Raft's own way → the region is looked at again afterwards: what it gave away meanwhile is not answered for.
 //!
-//! A key that lies elsewhere is asked for elsewhere ([`forward`]), once: a request that comes with a context was routed by
+//! A key that lies elsewhere is asked for elsewhere ([`Router`]), once: a request that comes with a context was routed by
 //! whoever sent it, and is told where it should have gone instead.
 
-mod forward;
 mod pages;
 mod raw;
 
@@ -20,7 +19,7 @@ use proto::flaredb as pb;
 use rpc::Status;
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 
-pub use forward::Router;
+pub use placement::router::Router;
 pub use raw::VALUE_BYTES_MAX;
 
 use crate::store::Store;

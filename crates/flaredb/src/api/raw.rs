@@ -8,7 +8,8 @@ use rpc::Status;
 use rpc::client::RawClient;
 use tonic::transport::Channel;
 
-use super::forward::{Asked, Repeat};
+use placement::router::{Asked, Repeat};
+
 use super::{Api, Missed};
 use crate::region::layout::{self, RAW};
 use crate::region::machine::STALE;
@@ -95,7 +96,10 @@ impl Api {
         request.mutations.sort_by(|a, b| a.key.cmp(&b.key));
         let mut rest = request.mutations;
         while let Some(first) = rest.first() {
-            let end = self.router.end_of_region(&self.store, &first.key).await?;
+            let end = match self.store.region_at(&first.key) {
+                Some(region) => Some(region.state().end.clone()).filter(|end| !end.is_empty()),
+                None => self.router.end_of_region(&first.key).await?,
+            };
             let many = match &end {
                 Some(end) => rest.partition_point(|mutation| mutation.key < *end).max(1),
                 None => rest.len(),

@@ -1,13 +1,16 @@
 //! What stores, clients and people get of the placement driver: gRPC and, under `/pd/api/v1`, plain HTTP, on one port.
 //!
 //! Any member answers. What only the leader knows, a member that does not lead asks of it by a peer call ([`FORWARD`]): the
-//! whole request goes there, and the whole answer comes back.
+//! whole request goes there, and the whole answer comes back. Raw keys are no business of the placement driver: requests for
+//! them are passed on to the store that has them (`raw`).
 
+mod catalogue;
 mod hotspot;
 mod http;
 mod leadership;
 mod operators;
 mod pages;
+mod raw;
 mod rpc_calls;
 mod schedulers;
 mod store_settings;
@@ -21,6 +24,7 @@ use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, Resp
 use rpc::{Code, Status};
 
 use crate::leader::{Leader, of_refusal};
+use crate::router::Router;
 
 /// The peer call that carries a request to the leader. In: 1 byte kind (0 gRPC, 1 HTTP), then the request. Out: 4 bytes code
 /// (gRPC's, or HTTP's), then the answer or the error's text.
@@ -33,9 +37,28 @@ const HTTP: u8 = 1;
 pub struct Api {
     pub leader: Arc<OnceLock<Arc<Leader>>>,
     pub handle: node::GroupHandle,
+    router: Router,
 }
 
 impl Api {
+    pub fn new(leader: Arc<OnceLock<Arc<Leader>>>, handle: node::GroupHandle) -> Arc<Api> {
+        Arc::new_cyclic(|api| Api { leader, handle, router: Router::new(Arc::new(raw::Own(api.clone()))) })
+    }
+
+    /// Answers a gRPC call here, or has the leader answer it.
+    async fn answer(&self, number: u16, message: Bytes) -> Result<Bytes, Status> {
+        if self.handle.is_leader() || !rpc_calls::needs_leader(number) {
+            return self.call(number, message).await;
+        }
+        let mut request = BytesMut::with_capacity(2 + message.len());
+        request.put_u16_le(number);
+        request.put_slice(&message);
+        match self.forward(GRPC, request.freeze()).await? {
+            (0, body) => Ok(body),
+            (code, why) => Err(Status::new(Code::from_number(code), String::from_utf8_lossy(&why).into_owned())),
+        }
+    }
+
     /// `None` while this member belongs to no cluster.
     fn leader(&self) -> Result<&Arc<Leader>, Status> {
         self.leader.get().ok_or_else(|| Status::unavailable("this member of the placement driver waits for the others"))
@@ -77,22 +100,13 @@ impl Api {
 
 impl Service for Api {
     fn resolve(&self, path: &str) -> Option<Method> {
-        rpc_calls::resolve(path)
+        rpc_calls::resolve(path).or_else(|| raw::resolve(path))
     }
 
     fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
         let api = self.clone();
         Answer::later(async move {
-            if api.handle.is_leader() || !rpc_calls::needs_leader(number) {
-                return api.call(number, message).await;
-            }
-            let mut request = BytesMut::with_capacity(2 + message.len());
-            request.put_u16_le(number);
-            request.put_slice(&message);
-            match api.forward(GRPC, request.freeze()).await? {
-                (0, body) => Ok(body),
-                (code, why) => Err(Status::new(Code::from_number(code), String::from_utf8_lossy(&why).into_owned())),
-            }
+            if number >= raw::FIRST { api.raw(number, message).await } else { api.answer(number, message).await }
         })
     }
 

@@ -9,57 +9,13 @@ use rpc::Status;
 use serde_json::{Map, Value, json};
 
 use super::http::{PageError, Request, bad_request, body_of, not_found};
-use super::{Api, hotspot, leadership, operators, schedulers, store_settings};
+use super::{Api, catalogue, hotspot, leadership, operators, schedulers, store_settings};
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
 use crate::leader::{Term, labels_of, meta_of};
 use crate::view::{Health, Region, Store, StoreState};
 
 pub type Page = Result<Value, PageError>;
-
-/// What can be asked for: for people who ask for nothing, and to tell a wrong method from a wrong path.
-const PAGES: &[&str] = &[
-    "GET health",
-    "GET members",
-    "GET leader",
-    "POST leader/resign",
-    "POST leader/transfer/{name or id}",
-    "GET status",
-    "GET version",
-    "GET stores",
-    "GET stores/limit",
-    "GET store/{id}",
-    "DELETE store/{id}",
-    "POST store/{id}/state?state=Up",
-    "POST store/{id}/weight",
-    "GET store/{id}/limit",
-    "POST store/{id}/limit",
-    "DELETE store/{id}/limit",
-    "POST store/{id}/label",
-    "DELETE store/{id}/label/{name}",
-    "GET stats/region",
-    "GET regions",
-    "GET region/id/{id}",
-    "GET region/key/{key}",
-    "GET hotspot/regions/read",
-    "GET hotspot/regions/write",
-    "GET hotspot/stores",
-    "GET operators",
-    "POST operators",
-    "GET operators/records",
-    "GET operators/{region id}",
-    "DELETE operators/{region id}",
-    "GET config/schedule",
-    "POST config/schedule",
-    "GET schedulers",
-    "POST schedulers",
-    "POST schedulers/{name}",
-    "DELETE schedulers/{name}",
-    "GET explain/region/{id}",
-    "GET explain/store/{id}",
-    "GET explain/removal/{store id}",
-    "POST explain/policy",
-];
 
 pub async fn answer(api: &Api, request: &Request) -> Page {
     let parts: Vec<&str> = request.path.split('/').collect();
@@ -69,7 +25,7 @@ pub async fn answer(api: &Api, request: &Request) -> Page {
 
 fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
     match parts {
-        [""] => Ok(json!({ "pages": PAGES })),
+        [""] => Ok(catalogue::all()),
         ["version"] => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
         ["members"] => Ok(members(api)),
         ["leader"] => Ok(members(api)["leader"].take()),
@@ -82,7 +38,7 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
         ["stats", "region"] => region_stats(api),
         ["regions"] => regions(api),
         ["region", "id", id] => region(api, number(id)?),
-        ["region", "key", key] => region_at(api, key.as_bytes()),
+        ["region", "key", key] => region_at(api, &unescaped(key)?),
         ["hotspot", "regions", "read"] => hotspot::regions(api, hotspot::Kind::Read),
         ["hotspot", "regions", "write"] => hotspot::regions(api, hotspot::Kind::Write),
         ["hotspot", "stores"] => hotspot::stores(api),
@@ -94,7 +50,7 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
         ["explain", "region", id] => explain_region(api, number(id)?),
         ["explain", "store", id] => explain_store(api, number(id)?),
         ["explain", "removal", id] => explain_removal(api, number(id)?),
-        _ => Err(no_such_page(&Method::GET, parts)),
+        _ => Err(catalogue::no_such_page(&Method::GET, parts)),
     }
 }
 
@@ -102,43 +58,45 @@ async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -
     let body = || body_of(request);
     match (method, parts) {
         (&Method::POST, ["leader", "resign"]) => leadership::resign(api).await,
-        (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, name).await,
+        (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, &name_of(name)?).await,
         (&Method::DELETE, ["store", id]) => remove_store(api, number(id)?).await,
         (&Method::POST, ["store", id, "state"]) => set_state(api, number(id)?, &request.query).await,
         (&Method::POST, ["store", id, "weight"]) => store_settings::set_weight(api, number(id)?, &body()?).await,
         (&Method::POST, ["store", id, "limit"]) => store_settings::set_limit(api, number(id)?, &body()?).await,
         (&Method::DELETE, ["store", id, "limit"]) => store_settings::clear_limit(api, number(id)?).await,
         (&Method::POST, ["store", id, "label"]) => store_settings::set_labels(api, number(id)?, &body()?).await,
-        (&Method::DELETE, ["store", id, "label", name]) => store_settings::remove_label(api, number(id)?, name).await,
+        (&Method::DELETE, ["store", id, "label", name]) => {
+            store_settings::remove_label(api, number(id)?, &name_of(name)?).await
+        }
         (&Method::POST, ["operators"]) => operators::add(api, &body()?).await,
         (&Method::DELETE, ["operators", region]) => operators::cancel(api, number(region)?),
         (&Method::POST, ["config", "schedule"]) => set_policy(api, body()?).await,
         (&Method::POST, ["schedulers"]) => schedulers::add(api, &body()?).await,
-        (&Method::POST, ["schedulers", name]) => schedulers::pause(api, name, &body()?).await,
-        (&Method::DELETE, ["schedulers", name]) => schedulers::remove(api, name).await,
+        (&Method::POST, ["schedulers", name]) => schedulers::pause(api, &name_of(name)?, &body()?).await,
+        (&Method::DELETE, ["schedulers", name]) => schedulers::remove(api, &name_of(name)?).await,
         (&Method::POST, ["explain", "policy"]) => explain_policy(api, &body()?),
-        _ => Err(no_such_page(method, parts)),
+        _ => Err(catalogue::no_such_page(method, parts)),
     }
 }
 
-fn no_such_page(method: &Method, parts: &[&str]) -> PageError {
-    let path = parts.join("/");
-    let fits = |pattern: &str| {
-        let pattern = pattern.split('?').next().unwrap_or_default().split('/');
-        pattern.clone().count() == parts.len()
-            && pattern.zip(parts).all(|(wanted, part)| wanted == *part || wanted.starts_with('{'))
-    };
-    let others: Vec<&str> = PAGES
-        .iter()
-        .filter_map(|page| page.split_once(' '))
-        .filter(|(_, path)| fits(path))
-        .map(|(method, _)| method)
-        .collect();
-    if others.is_empty() {
-        return not_found(format!("there is no {method} {path}; see /pd/api/v1/"));
+/// A part of a path, in which any byte may be written as `%XX`.
+fn unescaped(part: &str) -> Result<Vec<u8>, PageError> {
+    let wrong = || bad_request(format!("`{}`: two hexadecimal digits stand behind %", part.escape_debug()));
+    let mut bytes = part.bytes();
+    let mut out = Vec::with_capacity(part.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16)).ok_or_else(wrong);
+        out.push((digit()? << 4 | digit()?) as u8);
     }
-    let why = format!("{path} takes {}, not {method}", others.join(" and "));
-    PageError::Http(StatusCode::METHOD_NOT_ALLOWED, why)
+    Ok(out)
+}
+
+fn name_of(part: &str) -> Result<String, PageError> {
+    String::from_utf8(unescaped(part)?).map_err(|_| bad_request("a name is text"))
 }
 
 fn number(text: &str) -> Result<u64, PageError> {
@@ -378,12 +336,19 @@ async fn set_policy(api: &Api, patch: Value) -> Page {
     Ok(api.leader()?.change_policy(merged).await?.to_json())
 }
 
+/// The value, and in its field `text` the same for people.
+fn with_text(explained: &(impl serde::Serialize + std::fmt::Display)) -> Page {
+    let mut value = serde_json::to_value(explained).map_err(|error| Status::internal(error.to_string()))?;
+    value["text"] = explained.to_string().into();
+    Ok(value)
+}
+
 fn explain_region(api: &Api, id: u64) -> Page {
     let leader = api.leader()?;
     let (term, now) = (leader.term()?, leader.now());
     let explained = crate::explain::region::explain(&term.view, &term.policy, GroupId(id), now);
     let explained = explained.ok_or_else(|| not_found(format!("there is no region {id}")))?;
-    serde_json::to_value(explained).map_err(|error| Status::internal(error.to_string()).into())
+    with_text(&explained)
 }
 
 fn explain_store(api: &Api, id: u64) -> Page {
@@ -391,7 +356,7 @@ fn explain_store(api: &Api, id: u64) -> Page {
     let (term, now) = (leader.term()?, leader.now());
     let explained = crate::explain::store::explain(&term.view, &term.policy, NodeId(id), now);
     let explained = explained.ok_or_else(|| not_found(format!("there is no store {id}")))?;
-    serde_json::to_value(explained).map_err(|error| Status::internal(error.to_string()).into())
+    with_text(&explained)
 }
 
 /// What removing a store would mean; nothing is changed.
@@ -400,7 +365,7 @@ fn explain_removal(api: &Api, id: u64) -> Page {
     let (term, now) = (leader.term()?, leader.now());
     let forecast = forecast::remove_store(&term.view, &term.policy, NodeId(id), now);
     let forecast = forecast.ok_or_else(|| not_found(format!("there is no store {id}")))?;
-    serde_json::to_value(forecast).map_err(|error| Status::internal(error.to_string()).into())
+    with_text(&forecast)
 }
 
 /// What a change of the policy would mean; nothing is changed.
@@ -409,7 +374,7 @@ fn explain_policy(api: &Api, patch: &Value) -> Page {
     let (term, now) = (leader.term()?, leader.now());
     let merged = term.policy.merged(patch).map_err(|why| bad_request(why.to_string()))?;
     let forecast = forecast::change_policy(&term.view, &term.policy, &merged, now);
-    serde_json::to_value(forecast).map_err(|error| Status::internal(error.to_string()).into())
+    with_text(&forecast)
 }
 
 impl Api {

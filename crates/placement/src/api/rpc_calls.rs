@@ -11,7 +11,7 @@ use crate::machine::Records;
 
 const REGISTER: u16 = 0;
 const HEARTBEAT: u16 = 1;
-const GET_REGION: u16 = 2;
+pub const GET_REGION: u16 = 2;
 const SCAN_REGIONS: u16 = 3;
 const ALLOCATE_IDS: u16 = 4;
 const CLUSTER_STATUS: u16 = 5;
@@ -112,7 +112,7 @@ fn checked(request: pb::RegisterRequest) -> Result<pb::RegisterRequest, Status> 
     Ok(request)
 }
 
-fn decoded<T: Message + Default>(message: Bytes) -> Result<T, Status> {
+pub fn decoded<T: Message + Default>(message: Bytes) -> Result<T, Status> {
     T::decode(message).map_err(|_| Status::invalid_argument("the request cannot be decoded"))
 }
 

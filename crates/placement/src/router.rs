@@ -1,5 +1,5 @@
-//! Requests for keys that lie elsewhere. The placement driver says where; the answer is remembered until it turns out to be
-//! wrong.
+//! Requests for raw keys that lie elsewhere, passed on by a store or by the placement driver itself. The placement driver
+//! says where; the answer is remembered until it turns out to be wrong.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -14,9 +14,6 @@ use rpc::Status;
 use rpc::client::RawClient;
 use rpc::server::BoxFuture;
 use tonic::transport::Channel;
-
-use crate::pd::PdClient;
-use crate::store::Store;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Tries before a request is given up, and the pause after a failed one.
@@ -37,9 +34,14 @@ pub enum Repeat {
 /// A call under way.
 pub type Asked<T> = BoxFuture<Result<T, tonic::Status>>;
 
+/// Whoever knows where keys lie.
+pub trait Locate: Send + Sync {
+    fn region_at(self: Arc<Self>, key: Bytes) -> Asked<placement::GetRegionResponse>;
+}
+
 /// Where keys lie, as far as is known.
 pub struct Router {
-    pd: Arc<PdClient>,
+    pd: Arc<dyn Locate>,
     /// By the region's start.
     known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
     channels: Mutex<HashMap<String, Channel>>,
@@ -48,7 +50,7 @@ pub struct Router {
 }
 
 impl Router {
-    pub fn new(pd: Arc<PdClient>) -> Router {
+    pub fn new(pd: Arc<dyn Locate>) -> Router {
         Router { pd, known: Mutex::default(), channels: Mutex::default(), words: Mutex::default() }
     }
 
@@ -117,15 +119,9 @@ impl Router {
     }
 
     /// Where the region that covers a key ends; `None`: nowhere.
-    pub async fn end_of_region(&self, store: &Store, key: &[u8]) -> Result<Option<Bytes>, Status> {
-        let end = match store.region_at(key) {
-            Some(region) => region.state().end.clone(),
-            None => {
-                let found = self.find(key).await.map_err(|status| Status::unavailable(status.message().to_owned()))?;
-                found.region.unwrap_or_default().end
-            }
-        };
-        Ok((!end.is_empty()).then_some(end))
+    pub async fn end_of_region(&self, key: &[u8]) -> Result<Option<Bytes>, Status> {
+        let found = self.find(key).await.map_err(|status| Status::unavailable(status.message().to_owned()))?;
+        Ok(found.region.map(|region| region.end).filter(|end| !end.is_empty()))
     }
 
     /// The region that has a key by now, as the placement driver knows it, for one who knows it as `region`.
@@ -135,8 +131,8 @@ impl Router {
         {
             return word.clone();
         }
-        let request = placement::GetRegionRequest { key: Bytes::copy_from_slice(key) };
-        let asked = tokio::time::timeout(WORD_WITHIN, self.pd.get_region(request)).await;
+        let asking = self.pd.clone().region_at(Bytes::copy_from_slice(key));
+        let asked = tokio::time::timeout(WORD_WITHIN, asking).await;
         let word = asked.ok().and_then(Result::ok).and_then(|found| found.region);
         let mut words = self.words.lock();
         if words.len() >= REMEMBERED_MAX {
@@ -150,7 +146,7 @@ impl Router {
         if let Some(known) = self.known_at(key) {
             return Ok(known);
         }
-        let found = self.pd.get_region(placement::GetRegionRequest { key: Bytes::copy_from_slice(key) }).await?;
+        let found = self.pd.clone().region_at(Bytes::copy_from_slice(key)).await?;
         if let Some(region) = &found.region {
             let mut known = self.known.lock();
             if known.len() >= REMEMBERED_MAX {

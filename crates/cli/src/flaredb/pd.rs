@@ -1,0 +1,86 @@
+//! The placement driver's pages, asked.
+
+use cli::failure::{Failure, Kind};
+use serde_json::Value;
+
+use crate::args::Global;
+
+pub const ASK_PD: &str = "is that the placement driver? its address is `pd_addr` in flaredb.toml";
+
+/// The pages behind an endpoint.
+pub struct Pages<'a> {
+    endpoint: &'a str,
+    timeout: std::time::Duration,
+}
+
+/// Why a page was not to be had.
+pub struct Refused {
+    /// HTTP's; zero: there was no answer.
+    pub code: u16,
+    pub failure: Failure,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Failure {
+        refused.failure
+    }
+}
+
+impl Pages<'_> {
+    pub fn new(global: &Global) -> Pages<'_> {
+        Pages { endpoint: &global.endpoint, timeout: global.timeout }
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Value, Refused> {
+        self.ask("GET", path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Refused> {
+        self.ask("POST", path, Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Result<Value, Refused> {
+        self.ask("DELETE", path, None).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
+        let endpoint = self.endpoint;
+        let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+        let (path, body) = (format!("/pd/api/v1/{path}"), body.map(Value::to_string).unwrap_or_default());
+        let silent = |failure| Refused { code: 0, failure };
+        let asked = rpc::client::exchange(&url, method, &path, body.as_bytes(), None);
+        let answer = tokio::time::timeout(self.timeout, asked).await;
+        let answer = answer
+            .map_err(|_| silent(Failure::timed_out(endpoint)))?
+            .map_err(|why| silent(Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD)))?;
+        let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
+        let refused = |kind, text: &str| {
+            let failure = Failure::new(kind, format!("{endpoint}: {text}"));
+            Refused { code: answer.code, failure }
+        };
+        match (answer.code, value) {
+            (200..300, Some(value)) => Ok(value),
+            (code, Some(value)) if value["error"].is_string() => {
+                let why = value["error"].as_str().unwrap_or_default();
+                let kind = match code {
+                    503 if why.contains("no leader") => Kind::NoLeader,
+                    503 => Kind::Unreachable,
+                    504 => Kind::TimedOut,
+                    _ => Kind::Refused,
+                };
+                Err(refused(kind, why))
+            }
+            _ => {
+                let mut refused = refused(Kind::Refused, &format!("the server answers `{}`", answer.line));
+                refused.failure = refused.failure.advise(ASK_PD);
+                Err(refused)
+            }
+        }
+    }
+}
+
+/// One part of a path, safe to put there.
+pub fn escaped(part: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte);
+    part.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
