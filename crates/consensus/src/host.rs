@@ -160,6 +160,16 @@ impl Host {
                     found.paused = held;
                 }
             }
+            Input::HoldChanges { group, held } => {
+                if let Some(found) = self.groups.get_mut(&group) {
+                    found.changes_held = held;
+                }
+            }
+            Input::Vouch { group, index, term } => {
+                if let Some(found) = touch(&mut self.groups, touched, group) {
+                    found.vouch(index, term);
+                }
+            }
             Input::Unreachable { node } => self.groups.values_mut().for_each(|group| group.unreachable(node)),
             Input::Unsent(message) => {
                 if let Some(group) = touch(&mut self.groups, touched, message.group) {

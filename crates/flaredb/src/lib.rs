@@ -11,14 +11,16 @@
 //! | [`api`] | what clients get |
 //! | [`region`] | a region: its state machine, its records, its snapshot |
 //! | [`store`] | which regions are here, and how they come and go |
+//! | [`merging`] | how a region's leader brings a merge to its end |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`metrics`] | its numbers |
 //!
-//! Left out so far: merges; time series, which will be another kind of content of a region.
+//! Left out so far: time series, which will be another kind of content of a region.
 
 pub mod api;
 pub mod config;
+pub mod merging;
 pub mod metrics;
 pub mod pd;
 pub mod region;

@@ -11,6 +11,7 @@ use storage::rocks::RocksEngine;
 
 use crate::api::{Api, Router};
 use crate::config::Settings;
+use crate::merging;
 use crate::pd::PdClient;
 use crate::region::layout::FAMILIES;
 use crate::store::Store;
@@ -77,12 +78,12 @@ async fn serve(settings: Settings) -> Result<(), String> {
     };
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
     let incoming = settings.node.data_dir.join("incoming");
-    let (store, born) = Store::new(node, Arc::new(engine), incoming);
+    let (store, news) = Store::new(node, Arc::new(engine), incoming);
     store.learn(&registered.stores);
     store.node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
     store.reopen().map_err(|error| error.to_string())?;
-    tokio::spawn(store.clone().attend_births(born));
+    tokio::spawn(store.clone().attend(news));
     if let Some(region) = registered.found {
         store.found(&region).map_err(|error| error.to_string())?;
         tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
@@ -103,6 +104,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         let server = server.clone();
         serving.push(tokio::spawn(async move { server.serve(listener).await }));
     }
+    let merging = tokio::spawn(merging::attend(store.clone(), pd.clone()));
     let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
     service.ready();
     service.status(&format!("Store {id} of cluster {cluster} serves"));
@@ -121,6 +123,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     tracing::info!(target: "flaredb_service", "Stopping");
     service.stopping();
     supervising.abort();
+    merging.abort();
     server.stop();
     let drained = async {
         for listener in serving {

@@ -19,22 +19,26 @@ use base::{ClusterId, GroupId, NodeId, PeerId};
 use bytes::Bytes;
 use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachine as _};
 use node::GroupHandle;
-use node::many::ManyNode;
+use node::many::{Controls, ManyNode};
 use parking_lot::{Mutex, RwLock};
 use proto::placement as pb;
 use storage::rocks::RocksEngine;
 use storage::{Engine, WriteBatch};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::region::layout::{self, RAW, REGION, Record};
+use crate::region::machine::{self, Happened};
 use crate::region::overlap;
 use crate::region::size::{self, Size};
-use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, machine, snapshot};
+use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, snapshot};
 
 /// A region is measured again when this part of what is too large was written.
 const MEASURED_PER_SPLIT: u64 = 16;
 /// How often it is looked whether a retired region's machine is gone.
 const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// When the engine could not be flushed, it is tried again after this.
+const FLUSH_RETRY: Duration = Duration::from_secs(5);
 
 /// A region on this store.
 #[derive(Clone)]
@@ -66,20 +70,27 @@ pub struct Store {
     going: Mutex<BTreeSet<GroupId>>,
     /// Whether those of an earlier life are on the node again.
     reopened: AtomicBool,
-    births: UnboundedSender<Birth>,
+    news: UnboundedSender<News>,
+    controls: Controls,
     sizes: Mutex<BTreeMap<GroupId, Measured>>,
+    /// Stores that are not gone for good, as the placement driver last said.
+    stores: Mutex<BTreeSet<NodeId>>,
+    /// There is a merge to be attended to ([`crate::merging`]).
+    pub merges: Notify,
 }
 
-/// Regions that have come of another one, each with its peer here.
-pub struct Birth {
-    parent: GroupId,
-    regions: Vec<(GroupId, PeerId)>,
+/// What a region's machine has done that the store is to follow up.
+pub struct News {
+    region: GroupId,
+    what: Happened,
 }
 
 /// How large a region was found to be, and when that was.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
     pub version: u64,
+    /// What was too large then.
+    split_bytes: u64,
     pub size: Size,
 }
 
@@ -97,10 +108,11 @@ pub enum AdmitError {
 }
 
 impl Store {
-    /// The other end of the births goes to [`Store::attend_births`].
-    pub fn new(node: ManyNode, engine: Arc<RocksEngine>, incoming: PathBuf) -> (Arc<Store>, UnboundedReceiver<Birth>) {
-        let (births, born) = unbounded_channel();
+    /// The other end of the news goes to [`Store::attend`].
+    pub fn new(node: ManyNode, engine: Arc<RocksEngine>, incoming: PathBuf) -> (Arc<Store>, UnboundedReceiver<News>) {
+        let (news, heard) = unbounded_channel();
         let store = Store {
+            controls: node.controls(),
             node,
             engine,
             incoming,
@@ -109,31 +121,81 @@ impl Store {
             changing: Mutex::default(),
             going: Mutex::default(),
             reopened: AtomicBool::new(false),
-            births,
+            news,
             sizes: Mutex::default(),
+            stores: Mutex::default(),
+            merges: Notify::new(),
         };
-        (Arc::new(store), born)
+        (Arc::new(store), heard)
     }
 
-    /// Puts regions on the node that have come of others, for as long as the store runs. One whose parent is led here asks
-    /// for votes at once.
-    pub async fn attend_births(self: Arc<Self>, mut born: UnboundedReceiver<Birth>) {
-        while let Some(Birth { parent, regions }) = born.recv().await {
-            for (id, peer) in regions {
-                if let Err(error) = self.bear(id, peer) {
-                    // It is in the engine: the next start puts it on.
-                    tracing::error!(
-                        target: "flaredb_raft",
-                        "A region that has come of a split was not put on, region={id} why={error} code=CF8507"
-                    );
-                    continue;
+    /// Puts regions on the node that have come of others, and takes away those that have become part of others, for as long
+    /// as the store runs.
+    pub async fn attend(self: Arc<Self>, mut heard: UnboundedReceiver<News>) {
+        while let Some(News { region, what }) = heard.recv().await {
+            match what {
+                Happened::Born(regions) => self.put_on_born(region, regions),
+                Happened::Taken { source, peer } => {
+                    tracing::info!(target: "flaredb_raft", "Merged regions, region={source} into={region} peer={peer}");
+                    let store = self.clone();
+                    tokio::spawn(async move { store.bury(source, peer).await });
                 }
-                tracing::info!(target: "flaredb_raft", "Split a region, region={parent} new_region={id} peer={peer}");
-                if self.region(parent).is_some_and(|parent| parent.handle.is_leader()) {
-                    self.node.campaign(id);
-                }
+                Happened::Frozen(_) | Happened::Behind { .. } => unreachable!("the node was told, not the store"),
             }
         }
+    }
+
+    /// A region whose parent is led here asks for votes at once.
+    fn put_on_born(&self, parent: GroupId, regions: Vec<(GroupId, PeerId)>) {
+        for (id, peer) in regions {
+            if let Err(error) = self.bear(id, peer) {
+                // It is in the engine: the next start puts it on.
+                tracing::error!(
+                    target: "flaredb_raft",
+                    "A region that has come of a split was not put on, region={id} why={error} code=CF8507"
+                );
+                continue;
+            }
+            tracing::info!(target: "flaredb_raft", "Split a region, region={parent} new_region={id} peer={peer}");
+            if self.region(parent).is_some_and(|parent| parent.handle.is_leader()) {
+                self.node.campaign(id);
+            }
+        }
+    }
+
+    /// Takes away what is left of a region's peer that has become part of another one: its log and its place on the node. Not
+    /// before that is on disk: a power cut brings the region back as it was, and it needs its log then.
+    async fn bury(self: Arc<Self>, id: GroupId, peer: PeerId) {
+        let Some(region) = self.region(id).filter(|region| region.peer == peer) else { return };
+        if !self.going.lock().insert(id) {
+            // It is taken away already, its range being nobody's business there any more.
+            return;
+        }
+        self.regions.write().remove(&id);
+        self.sizes.lock().remove(&id);
+        loop {
+            let engine = self.engine.clone();
+            match tokio::task::spawn_blocking(move || engine.flush()).await {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        target: "flaredb_storage",
+                        "A merge is not on disk yet, and what is left of the region stays, region={id} why={error} code=CF8510"
+                    );
+                    tokio::time::sleep(FLUSH_RETRY).await;
+                }
+                // The store stops.
+                Err(_) => return,
+            }
+        }
+        self.node.destroy(id);
+        let Region { cell, handle, .. } = region;
+        drop(handle);
+        while Arc::strong_count(&cell) > 1 {
+            tokio::time::sleep(GONE_LOOK_EVERY).await;
+        }
+        snapshot::forget(&self.incoming, id);
+        self.going.lock().remove(&id);
     }
 
     fn bear(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
@@ -150,7 +212,8 @@ impl Store {
     pub async fn measure(self: &Arc<Self>, split_bytes: u64) {
         for region in self.regions().into_iter().filter(|region| region.handle.is_leader()) {
             let (id, state) = (region.id(), region.state());
-            let known = self.measured(id).filter(|known| known.version == state.version);
+            let known = self.measured(id);
+            let known = known.filter(|known| (known.version, known.split_bytes) == (state.version, split_bytes));
             let written = region.cell.written.load(Ordering::Relaxed);
             let due = known.is_none_or(|_| written >= split_bytes / MEASURED_PER_SPLIT);
             if state.version == 0 || !due {
@@ -160,7 +223,7 @@ impl Store {
             let (store, version) = (self.clone(), state.version);
             let walked = move || size::measure(&*store.engine.view(), &state, split_bytes);
             match tokio::task::spawn_blocking(walked).await {
-                Ok(Ok(size)) => drop(self.sizes.lock().insert(id, Measured { version, size })),
+                Ok(Ok(size)) => drop(self.sizes.lock().insert(id, Measured { version, split_bytes, size })),
                 Ok(Err(why)) => {
                     tracing::warn!(target: "flaredb_storage", "A region was not measured, region={id} why={why} code=CF8508");
                 }
@@ -189,6 +252,28 @@ impl Store {
 
     /// Puts all regions on the node that were there before, and finishes what was about to go.
     pub fn reopen(&self) -> Result<(), MachineError> {
+        // A snapshot may take the place of another region's peer.
+        for region in self.on_disk()?.0.into_keys() {
+            snapshot::roll_forward(&*self.engine, &self.incoming, region)?;
+        }
+        let (peers, stated) = self.on_disk()?;
+        // Also logs without records: of what was taken away, or came of a split that a power cut undid.
+        self.node.destroy_others(|region| peers.contains_key(&region));
+        for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
+            self.clear(region, &machine::load(&*self.engine, region)?)?;
+        }
+        // All of them are open before the first one applies anything: it may take another one in.
+        let open = |(region, peer)| Ok((region, peer, self.machine(region)?));
+        let machines = peers.into_iter().map(open).collect::<Result<Vec<_>, MachineError>>()?;
+        for (region, peer, machine) in machines {
+            self.put_on(region, peer, machine, false)?;
+        }
+        self.reopened.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The peers that are here, and the regions of which there is a state.
+    fn on_disk(&self) -> Result<(BTreeMap<GroupId, PeerId>, BTreeSet<GroupId>), MachineError> {
         let view = self.engine.view();
         let (mut peers, mut stated) = (BTreeMap::new(), BTreeSet::new());
         let mut walk = view.scan(REGION, &[], None);
@@ -201,19 +286,7 @@ impl Store {
             walk.advance();
         }
         walk.status()?;
-        drop(walk);
-        drop(view);
-        // Also logs without records: of what was taken away, or came of a split that a power cut undid.
-        self.node.destroy_others(|region| peers.contains_key(&region));
-        for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
-            self.clear(region, &machine::load(&*self.engine, region)?)?;
-        }
-        for (region, peer) in peers {
-            let machine = self.machine(region)?;
-            self.put_on(region, peer, machine, false)?;
-        }
-        self.reopened.store(true, Ordering::SeqCst);
-        Ok(())
+        Ok((peers, stated))
     }
 
     /// The first region of a cluster begins here. Nothing is done if it is here already.
@@ -238,7 +311,7 @@ impl Store {
     /// A peer is about to be added to a region by its leader, which will fill it. Asking again does no harm.
     pub fn admit(&self, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
         let _one = self.changing.lock();
-        if !self.reopened.load(Ordering::SeqCst) || self.going.lock().contains(&id) {
+        if !self.is_open() || self.going.lock().contains(&id) {
             return Err(AdmitError::NotYet);
         }
         if let Some(region) = self.region(id) {
@@ -297,6 +370,28 @@ impl Store {
         Ok(())
     }
 
+    /// Whether all regions of an earlier life are on the node again.
+    pub fn is_open(&self) -> bool {
+        self.reopened.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing is left of a peer here that could come back, not even after a power cut.
+    pub fn is_gone(&self, id: GroupId, peer: PeerId) -> Result<bool, MachineError> {
+        let is_peer = |bytes: Bytes| Ok::<bool, MachineError>(layout::read_peer(&bytes)? == peer);
+        if self.going.lock().contains(&id) {
+            return Ok(false);
+        }
+        let durable = self.engine.durable_get(REGION, &layout::peer_key(id))?.map(is_peer).transpose()?;
+        let present = self.engine.get(REGION, &layout::peer_key(id))?.map(is_peer).transpose()?;
+        Ok(durable != Some(true) && present != Some(true) && self.region(id).is_none_or(|region| region.peer != peer))
+    }
+
+    /// Whether a store may come back some day.
+    pub fn may_come_back(&self, node: NodeId) -> bool {
+        let stores = self.stores.lock();
+        stores.is_empty() || stores.contains(&node)
+    }
+
     pub fn region(&self, id: GroupId) -> Option<Region> {
         self.regions.read().get(&id).cloned()
     }
@@ -311,9 +406,11 @@ impl Store {
 
     /// Takes over where the other stores are.
     pub fn learn(&self, stores: &[pb::Store]) {
-        for store in stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone) {
+        let stores = stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone);
+        for store in stores.clone() {
             self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
         }
+        *self.stores.lock() = stores.map(|store| NodeId(store.id)).collect();
     }
 
     /// Reads a raw key as it lies here; whether that may be answered is the caller's business.
@@ -334,18 +431,21 @@ impl Store {
         }
         batch.delete(REGION, &layout::state_key(id));
         batch.delete(REGION, &layout::membership_key(id));
+        batch.delete(REGION, &layout::lacking_key(id));
         self.engine.write(&batch)?;
         Ok(self.engine.flush()?)
     }
 
     fn machine(&self, id: GroupId) -> Result<RegionMachine, MachineError> {
         let engine: Arc<dyn Engine> = self.engine.clone();
-        let births = self.births.clone();
-        let split = move |regions| {
+        let (news, controls) = (self.news.clone(), self.controls.clone());
+        let sink = move |happened| match happened {
+            Happened::Frozen(frozen) => controls.hold_changes(id, frozen),
+            Happened::Behind { source, index, term } => controls.vouch(source, index, term),
             // Whoever listens stops with the store.
-            let _ = births.send(Birth { parent: id, regions });
+            what => drop(news.send(News { region: id, what })),
         };
-        RegionMachine::open(engine, self.incoming.clone(), id, self.map.clone(), Arc::new(split))
+        RegionMachine::open(engine, self.incoming.clone(), id, self.map.clone(), Arc::new(sink))
     }
 
     fn keep_peer(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
@@ -360,7 +460,8 @@ impl Store {
             .ok_or_else(|| MachineError::Damaged("the stored membership of a region".to_owned()))?;
         let cell = machine.cell();
         let create = CreateGroup { group: id, peer, mark: machine.mark(), membership, fresh };
-        let handle = self.node.create(create, Box::new(machine))?;
+        let frozen = cell.state().frozen.is_some();
+        let handle = self.node.create(create, Box::new(machine), frozen)?;
         self.regions.write().insert(id, Region { handle, peer, cell });
         Ok(())
     }

@@ -22,6 +22,7 @@ use prost::Message as _;
 use proto::{flaredb, placement as pb};
 use tonic::{Code, Status};
 
+use crate::merging;
 use crate::pd::PdClient;
 use crate::store::{Region, Store};
 
@@ -144,11 +145,13 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < caught_up);
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
         let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
-        let size = measured.map(|measured| measured.size).unwrap_or_default();
+        let size = measured.as_ref().map(|measured| measured.size.clone()).unwrap_or_default();
         led.push(pb::RegionReport {
             region: Some(state.describe(region.id())),
             down: silent.map(|(peer, ..)| peer.0).collect(),
             pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
+            measured: measured.is_some(),
+            frozen: state.frozen.is_some(),
             bytes: size.bytes,
             keys: size.keys,
             split_keys: size.cuts,
@@ -195,6 +198,10 @@ fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
 
 async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), String> {
     let refused = |why: Refusal| why.to_string();
+    let is_merge = matches!(step.action, Some(pb::step::Action::Merge(_)));
+    if region.state().frozen.is_some() && !is_merge {
+        return Err("the region is being merged".to_owned());
+    }
     let change = match step.action {
         Some(pb::step::Action::AddLearner(peer)) => {
             let (node, peer) = (NodeId(peer.store_id), PeerId(peer.id));
@@ -217,6 +224,7 @@ async fn take(store: &Store, region: &Region, step: pb::Step) -> Result<(), Stri
             let outcome = region.handle.propose(command.encode_to_vec().into()).await.map_err(refused)?;
             return if outcome.code == 0 { Ok(()) } else { Err("the region has changed since".to_owned()) };
         }
+        Some(pb::step::Action::Merge(merge)) => return merging::begin(store, region, step.version, &merge).await,
         None => return Err("a later version of the placement driver asked for it".to_owned()),
     };
     region.handle.change(change).await.map(drop).map_err(refused)
@@ -265,6 +273,9 @@ impl CallService for StoreCalls {
                     tracing::warn!(target: "flaredb_raft", "Did not admit a region's peer, region={region} peer={peer} why={why} code=CF8505");
                     Refusal::UnknownMember
                 })
+            }
+            merging::FROZEN | merging::VERDICT | merging::GONE if caller.standing == Standing::Member => {
+                return Box::pin(merging::answer(self.0.clone(), method, body));
             }
             _ => Err(Refusal::NoGroup),
         };

@@ -3,6 +3,7 @@
 mod cluster;
 #[path = "../common/machine.rs"]
 mod machine;
+mod merges;
 mod placement;
 mod raw;
 mod splits;
