@@ -58,6 +58,11 @@ pub enum Input {
     Unsent(Message),
     /// Take no new entries from the leader until told otherwise: the disk has no room for them. A leader takes no notice.
     Hold { group: GroupId, held: bool },
+    /// Propose no membership change until told otherwise: somebody counts on the members as they are.
+    HoldChanges { group: GroupId, held: bool },
+    /// It is known from elsewhere that this entry is committed, and with it all before it. Nothing comes of it where this
+    /// peer does not have it on disk.
+    Vouch { group: GroupId, index: u64, term: u64 },
 }
 
 /// How a group starts on a host: from what its state machine holds; its log is read from the log store.

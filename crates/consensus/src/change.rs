@@ -78,6 +78,10 @@ impl Group {
         if self.raw.raft.has_pending_conf() || self.committed() < self.change_barrier {
             return Err(Refusal::ChangeInFlight);
         }
+        // What the state machine has yet to see of earlier terms may hold changes.
+        if self.changes_held || self.applied < self.raw.raft.pending_conf_index {
+            return Err(Refusal::ChangeInFlight);
+        }
         let step = self.membership.plan(&record.change, self.config.learners_max)?;
         if let MembershipChange::Arrive { node, .. } = record.change
             && let Some(member) = self.membership.members.get(&node)

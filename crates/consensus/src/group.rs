@@ -69,6 +69,8 @@ pub(crate) struct Group {
     pub durable: u64,
     /// No membership change is proposed before this index is committed.
     pub change_barrier: u64,
+    /// No membership change is proposed at all.
+    pub changes_held: bool,
     pub compact_to: Option<u64>,
     pub installing: Option<Installing>,
     /// New entries are not taken: there is no room for them (`disk.rs`).
@@ -179,6 +181,7 @@ impl Group {
             applied: mark.index,
             durable: mark.index,
             change_barrier: 0,
+            changes_held: false,
             compact_to: None,
             installing: None,
             paused: false,
@@ -369,6 +372,14 @@ impl Group {
         self.applied = self.applied.max(index);
         self.log.applied(index);
         self.hashed(hashes, effects);
+    }
+
+    /// See [`crate::Input::Vouch`].
+    pub fn vouch(&mut self, index: u64, term: u64) {
+        let log = &mut self.raw.raft.raft_log;
+        if self.installing.is_none() && index <= log.persisted && self.log.term_of(index) == Ok(term) {
+            log.commit_to(index);
+        }
     }
 
     /// The state up to `index` is durable: decides how far the log is cut.

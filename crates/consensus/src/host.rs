@@ -258,6 +258,16 @@ impl Host {
                     found.group.paused = held;
                 }
             }
+            Input::HoldChanges { group, held } => {
+                if let Some(found) = self.groups.get_mut(&group) {
+                    found.group.changes_held = held;
+                }
+            }
+            Input::Vouch { group, index, term } => {
+                if let Some(found) = touch(&mut self.groups, touched, group, self.now) {
+                    found.vouch(index, term);
+                }
+            }
             Input::Unreachable { node } => self.groups.values_mut().for_each(|hosted| hosted.group.unreachable(node)),
             Input::Unsent(message) => {
                 if let Some(group) = touch(&mut self.groups, touched, message.group, self.now) {

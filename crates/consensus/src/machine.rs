@@ -92,8 +92,15 @@ pub trait StateMachine: Send {
     /// The group is founded: keeps the membership and the mark durably before anything is applied.
     fn found(&mut self, mark: Mark, membership: Bytes) -> Result<(), MachineError>;
 
-    /// Applies entries; `applied.outcomes` gets only what `local` proposed.
+    /// Applies entries; `applied.outcomes` gets only what `local` proposed. After [`storage::EngineError::Held`] all is as
+    /// before: the entries wait for what happens in another group of this node, and come again.
     fn apply(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError>;
+
+    /// Whether the state is what the entries say, as far as the machine itself can know. If not, nothing is answered from it
+    /// and nothing handed on.
+    fn is_sound(&self) -> bool {
+        true
+    }
 
     /// Whether `apply` may have to wait for the disk. To be asked by who must not wait.
     fn may_wait(&self) -> bool {

@@ -12,17 +12,19 @@
 //! | [`region`] | a region: its state machine, its records, its snapshot |
 //! | [`store`] | which regions are here, and how they come and go |
 //! | [`load`] | what the regions carry, and which are to be cut for it |
+//! | [`merging`] | how a region's leader brings a merge to its end |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`blocking`] | what waits for the disk |
 //! | [`metrics`] | its numbers |
 //!
-//! Left out so far: merges; time series, which will be another kind of content of a region.
+//! Left out so far: time series, which will be another kind of content of a region.
 
 pub mod api;
 pub mod blocking;
 pub mod config;
 pub mod load;
+pub mod merging;
 pub mod metrics;
 pub mod pd;
 pub mod region;

@@ -11,6 +11,7 @@ use storage::rocks::RocksEngine;
 
 use crate::api::{Api, Router};
 use crate::config::Settings;
+use crate::merging;
 use crate::pd::{PdClient, Placement};
 use crate::region::layout::FAMILIES;
 use crate::store::Store;
@@ -86,11 +87,11 @@ async fn serve(settings: Settings) -> Result<(), String> {
         );
     }
     let incoming = settings.node.data_dir.join("incoming");
-    let (store, born) = Store::new(node.clone(), Arc::new(engine), incoming);
+    let (store, news) = Store::new(node.clone(), Arc::new(engine), incoming);
     store.learn(&registered.stores);
     node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
-    store.begin(born, registered.found.as_ref()).map_err(|error| error.to_string())?;
+    store.begin(news, registered.found.as_ref()).map_err(|error| error.to_string())?;
 
     let api = Arc::new(Api { store: store.clone(), router: Router::new(pd.clone()) });
     let config = ServerConfig {
@@ -107,6 +108,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         let server = server.clone();
         serving.push(tokio::spawn(async move { server.serve(listener).await }));
     }
+    let merging = tokio::spawn(merging::attend(store.clone(), pd.clone()));
     let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
     service.ready();
     service.status(&format!("Store {id} of cluster {cluster} serves"));
@@ -125,6 +127,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     tracing::info!(target: "flaredb_service", "Stopping");
     service.stopping();
     supervising.abort();
+    merging.abort();
     server.stop();
     let drained = async {
         for listener in serving {

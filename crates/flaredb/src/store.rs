@@ -19,18 +19,20 @@ use std::time::Duration;
 use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachine as _};
-use node::{Ground, Replicated};
+use node::{Controls, Ground, Replicated};
 use parking_lot::{Mutex, RwLock};
 use proto::placement as pb;
 use storage::{Engine, EngineError, WriteBatch};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::blocking::Blocking;
 use crate::load::{Load, Seen};
 use crate::region::layout::{self, RAW, REGION, Record};
+use crate::region::machine::{self, Happened};
 use crate::region::overlap;
 use crate::region::size::{self, Size};
-use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, machine, snapshot};
+use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, snapshot};
 
 /// A region is measured again when this part of what is too large was written.
 const MEASURED_PER_SPLIT: u64 = 16;
@@ -41,6 +43,8 @@ const ROOM_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Reads that wait for the disk at a time, and regions that come or go.
 const READS_MAX: usize = 64;
 const CHORES_MAX: usize = 4;
+/// When the engine could not be flushed, it is tried again after this.
+const FLUSH_RETRY: Duration = Duration::from_secs(5);
 
 /// A region on this store.
 #[derive(Clone)]
@@ -72,24 +76,31 @@ pub struct Store {
     going: Mutex<BTreeSet<GroupId>>,
     /// Whether those of an earlier life are on the node again.
     reopened: AtomicBool,
-    births: UnboundedSender<Birth>,
+    news: UnboundedSender<News>,
+    controls: Arc<dyn Controls>,
     sizes: Mutex<BTreeMap<GroupId, Measured>>,
     pub load: Load,
     /// Reads, and what regions' coming and going takes.
     pub reads: Blocking,
     chores: Blocking,
+    /// Stores that are not gone for good, as the placement driver last said.
+    stores: Mutex<BTreeSet<NodeId>>,
+    /// There is a merge to be attended to ([`crate::merging`]).
+    pub merges: Notify,
 }
 
-/// Regions that have come of another one, each with its peer here.
-pub struct Birth {
-    parent: GroupId,
-    regions: Vec<(GroupId, PeerId)>,
+/// What a region's machine has done that the store is to follow up.
+pub struct News {
+    region: GroupId,
+    what: Happened,
 }
 
 /// How large a region was found to be, and when that was.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
     pub version: u64,
+    /// What was too large then.
+    split_bytes: u64,
     pub size: Size,
 }
 
@@ -107,18 +118,19 @@ pub enum AdmitError {
 }
 
 impl Store {
-    /// The other end of the births goes to [`Store::begin`].
+    /// The other end of the news goes to [`Store::begin`].
     pub fn new(
         node: Arc<dyn Ground>,
         engine: Arc<dyn Engine>,
         incoming: PathBuf,
-    ) -> (Arc<Store>, UnboundedReceiver<Birth>) {
-        let (births, born) = unbounded_channel();
+    ) -> (Arc<Store>, UnboundedReceiver<News>) {
+        let (news, heard) = unbounded_channel();
         let [reads, chores] = [READS_MAX, CHORES_MAX].map(|pieces_max| {
             let node = node.clone();
             Blocking::new(pieces_max, move |work| node.aside(work))
         });
         let store = Store {
+            controls: node.controls(),
             node,
             engine,
             incoming,
@@ -127,24 +139,26 @@ impl Store {
             changing: Mutex::default(),
             going: Mutex::default(),
             reopened: AtomicBool::new(false),
-            births,
+            news,
             sizes: Mutex::default(),
             load: Load::default(),
             reads,
             chores,
+            stores: Mutex::default(),
+            merges: Notify::new(),
         };
-        (Arc::new(store), born)
+        (Arc::new(store), heard)
     }
 
     /// What a store does first once its node runs: puts on what was here before, and begins the cluster's first region if it
     /// was asked to.
     pub fn begin(
         self: &Arc<Self>,
-        born: UnboundedReceiver<Birth>,
+        heard: UnboundedReceiver<News>,
         found: Option<&pb::Region>,
     ) -> Result<(), AdmitError> {
         self.reopen()?;
-        self.node.spawn(Box::pin(self.clone().attend_births(born)));
+        self.node.spawn(Box::pin(self.clone().attend(heard)));
         if let Some(region) = found {
             self.found(region)?;
             tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
@@ -152,26 +166,71 @@ impl Store {
         Ok(())
     }
 
-    /// Puts regions on the node that have come of others, for as long as the store runs. One whose parent is led here asks
-    /// for votes at once.
-    async fn attend_births(self: Arc<Self>, mut born: UnboundedReceiver<Birth>) {
-        while let Some(Birth { parent, regions }) = born.recv().await {
-            for (id, peer) in regions {
-                let store = self.clone();
-                if let Err(error) = self.chores.run(move || store.bear(id, peer)).await {
-                    // It is in the engine: the next start puts it on.
-                    tracing::error!(
-                        target: "flaredb_raft",
-                        "A region that has come of a split was not put on, region={id} why={error} code=CF8507"
-                    );
-                    continue;
+    /// Puts regions on the node that have come of others, and takes away those that have become part of others, for as long
+    /// as the store runs.
+    async fn attend(self: Arc<Self>, mut heard: UnboundedReceiver<News>) {
+        while let Some(News { region, what }) = heard.recv().await {
+            match what {
+                Happened::Born(regions) => self.put_on_born(region, regions).await,
+                Happened::Taken { source, peer } => {
+                    tracing::info!(target: "flaredb_raft", "Merged regions, region={source} into={region} peer={peer}");
+                    self.node.spawn(Box::pin(self.clone().bury(source, peer)));
                 }
-                tracing::info!(target: "flaredb_raft", "Split a region, region={parent} new_region={id} peer={peer}");
-                if self.region(parent).is_some_and(|parent| parent.handle.is_leader()) {
-                    self.node.campaign(id);
+                Happened::Frozen(_) | Happened::Behind { .. } => unreachable!("the node was told, not the store"),
+            }
+        }
+    }
+
+    /// A region whose parent is led here asks for votes at once.
+    async fn put_on_born(self: &Arc<Self>, parent: GroupId, regions: Vec<(GroupId, PeerId)>) {
+        for (id, peer) in regions {
+            let store = self.clone();
+            if let Err(error) = self.chores.run(move || store.bear(id, peer)).await {
+                // It is in the engine: the next start puts it on.
+                tracing::error!(
+                    target: "flaredb_raft",
+                    "A region that has come of a split was not put on, region={id} why={error} code=CF8507"
+                );
+                continue;
+            }
+            tracing::info!(target: "flaredb_raft", "Split a region, region={parent} new_region={id} peer={peer}");
+            if self.region(parent).is_some_and(|parent| parent.handle.is_leader()) {
+                self.node.campaign(id);
+            }
+        }
+    }
+
+    /// Takes away what is left of a region's peer that has become part of another one: its log and its place on the node. Not
+    /// before that is on disk: a power cut brings the region back as it was, and it needs its log then.
+    async fn bury(self: Arc<Self>, id: GroupId, peer: PeerId) {
+        let Some(region) = self.region(id).filter(|region| region.peer == peer) else { return };
+        if !self.going.lock().insert(id) {
+            // It is taken away already, its range being nobody's business there any more.
+            return;
+        }
+        self.regions.write().remove(&id);
+        self.sizes.lock().remove(&id);
+        loop {
+            let engine = self.engine.clone();
+            match self.chores.run(move || engine.flush().map_err(MachineError::from)).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(
+                        target: "flaredb_storage",
+                        "A merge is not on disk yet, and what is left of the region stays, region={id} why={error} code=CF8510"
+                    );
+                    self.node.sleep(FLUSH_RETRY).await;
                 }
             }
         }
+        self.node.destroy(id);
+        let Region { cell, handle, .. } = region;
+        drop(handle);
+        while Arc::strong_count(&cell) > 1 {
+            self.node.sleep(GONE_LOOK_EVERY).await;
+        }
+        snapshot::forget(&self.incoming, id);
+        self.going.lock().remove(&id);
     }
 
     fn bear(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
@@ -188,7 +247,8 @@ impl Store {
     pub async fn measure(self: &Arc<Self>, split_bytes: u64) {
         for region in self.regions().into_iter().filter(|region| region.handle.is_leader()) {
             let (id, state) = (region.id(), region.state());
-            let known = self.measured(id).filter(|known| known.version == state.version);
+            let known = self.measured(id);
+            let known = known.filter(|known| (known.version, known.split_bytes) == (state.version, split_bytes));
             let written = region.cell.written.load(Ordering::Relaxed);
             let due = known.is_none_or(|_| written >= split_bytes / MEASURED_PER_SPLIT);
             if state.version == 0 || !due {
@@ -197,7 +257,7 @@ impl Store {
             region.cell.written.fetch_sub(written, Ordering::Relaxed);
             let (store, version) = (self.clone(), state.version);
             match self.chores.run(move || size::measure(&*store.engine.view(), &state, split_bytes)).await {
-                Ok(size) => drop(self.sizes.lock().insert(id, Measured { version, size })),
+                Ok(size) => drop(self.sizes.lock().insert(id, Measured { version, split_bytes, size })),
                 Err(why) => {
                     tracing::warn!(target: "flaredb_storage", "A region was not measured, region={id} why={why} code=CF8508");
                 }
@@ -237,20 +297,15 @@ impl Store {
 
     /// Puts all regions on the node that were there before, and finishes what was about to go.
     fn reopen(self: &Arc<Self>) -> Result<(), MachineError> {
-        let view = self.engine.view();
-        let (mut peers, mut stated) = (BTreeMap::new(), BTreeSet::new());
-        let mut walk = view.scan(REGION, &[], None);
-        while walk.valid() {
-            match layout::record(walk.key()) {
-                Some((region, Record::Peer)) => drop(peers.insert(region, layout::read_peer(walk.value())?)),
-                Some((region, Record::State)) => drop(stated.insert(region)),
-                _ => {}
+        // A snapshot may take the place of another region's peer.
+        for region in self.on_disk()?.0.into_keys() {
+            match snapshot::roll_forward(&*self.engine, &self.incoming, region) {
+                // It waits, with its region, until there is room.
+                Err(MachineError::Engine(EngineError::NoSpace(_))) => {}
+                rolled => drop(rolled?),
             }
-            walk.advance();
         }
-        walk.status()?;
-        drop(walk);
-        drop(view);
+        let (peers, stated) = self.on_disk()?;
         // Also logs without records: of what was taken away, or came of a split that a power cut undid.
         self.node.destroy_others(&|region| peers.contains_key(&region));
         for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
@@ -265,7 +320,8 @@ impl Store {
                 cleared => cleared?,
             }
         }
-        let mut late = Vec::new();
+        // All of them are open before the first one applies anything: it may take another one in.
+        let (mut machines, mut late) = (Vec::new(), Vec::new());
         for (region, peer) in peers {
             match self.machine(region) {
                 Err(MachineError::Engine(EngineError::NoSpace(why))) => {
@@ -276,14 +332,34 @@ impl Store {
                     self.going.lock().insert(region);
                     late.push((region, peer));
                 }
-                machine => self.put_on(region, peer, machine?, false)?,
+                machine => machines.push((region, peer, machine?)),
             }
+        }
+        for (region, peer, machine) in machines {
+            self.put_on(region, peer, machine, false)?;
         }
         self.reopened.store(true, Ordering::SeqCst);
         if !late.is_empty() {
             self.node.spawn(Box::pin(self.clone().wait_for_room(late)));
         }
         Ok(())
+    }
+
+    /// The peers that are here, and the regions of which there is a state.
+    fn on_disk(&self) -> Result<(BTreeMap<GroupId, PeerId>, BTreeSet<GroupId>), MachineError> {
+        let view = self.engine.view();
+        let (mut peers, mut stated) = (BTreeMap::new(), BTreeSet::new());
+        let mut walk = view.scan(REGION, &[], None);
+        while walk.valid() {
+            match layout::record(walk.key()) {
+                Some((region, Record::Peer)) => drop(peers.insert(region, layout::read_peer(walk.value())?)),
+                Some((region, Record::State)) => drop(stated.insert(region)),
+                _ => {}
+            }
+            walk.advance();
+        }
+        walk.status()?;
+        Ok((peers, stated))
     }
 
     /// Puts regions on that were being received when the disk was full. Until there is room they are not here, and no other
@@ -339,7 +415,7 @@ impl Store {
 
     fn take_in(&self, id: GroupId, peer: PeerId) -> Result<(), AdmitError> {
         let _one = self.changing.lock();
-        if !self.reopened.load(Ordering::SeqCst) || self.going.lock().contains(&id) {
+        if !self.is_open() || self.going.lock().contains(&id) {
             return Err(AdmitError::NotYet);
         }
         if let Some(region) = self.region(id) {
@@ -402,6 +478,28 @@ impl Store {
         Ok(())
     }
 
+    /// Whether all regions of an earlier life are on the node again.
+    pub fn is_open(&self) -> bool {
+        self.reopened.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing is left of a peer here that could come back, not even after a power cut.
+    pub fn is_gone(&self, id: GroupId, peer: PeerId) -> Result<bool, MachineError> {
+        let is_peer = |bytes: Bytes| Ok::<bool, MachineError>(layout::read_peer(&bytes)? == peer);
+        if self.going.lock().contains(&id) {
+            return Ok(false);
+        }
+        let durable = self.engine.durable_get(REGION, &layout::peer_key(id))?.map(is_peer).transpose()?;
+        let present = self.engine.get(REGION, &layout::peer_key(id))?.map(is_peer).transpose()?;
+        Ok(durable != Some(true) && present != Some(true) && self.region(id).is_none_or(|region| region.peer != peer))
+    }
+
+    /// Whether a store may come back some day.
+    pub fn may_come_back(&self, node: NodeId) -> bool {
+        let stores = self.stores.lock();
+        stores.is_empty() || stores.contains(&node)
+    }
+
     pub fn region(&self, id: GroupId) -> Option<Region> {
         self.regions.read().get(&id).cloned()
     }
@@ -416,10 +514,12 @@ impl Store {
 
     /// Takes over where the other stores are.
     pub fn learn(&self, stores: &[pb::Store]) {
-        let known = |store: &&pb::Store| store.state() != pb::StoreState::Tombstone && !store.peer_url.is_empty();
-        for store in stores.iter().filter(known) {
+        let stores = stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone);
+        // One that another has displaced is nowhere to be found, and may come back all the same.
+        for store in stores.clone().filter(|store| !store.peer_url.is_empty()) {
             self.node.set_address(NodeId(store.id), vec![store.peer_url.clone()]);
         }
+        *self.stores.lock() = stores.map(|store| NodeId(store.id)).collect();
     }
 
     /// Reads a raw key as it lies here; whether that may be answered is the caller's business.
@@ -445,17 +545,20 @@ impl Store {
         }
         batch.delete(REGION, &layout::state_key(id));
         batch.delete(REGION, &layout::membership_key(id));
+        batch.delete(REGION, &layout::lacking_key(id));
         self.engine.write(&batch)?;
         Ok(self.engine.flush()?)
     }
 
     fn machine(&self, id: GroupId) -> Result<RegionMachine, MachineError> {
-        let births = self.births.clone();
-        let split = move |regions| {
+        let (news, controls) = (self.news.clone(), self.controls.clone());
+        let sink = move |happened| match happened {
+            Happened::Frozen(frozen) => controls.hold_changes(id, frozen),
+            Happened::Behind { source, index, term } => controls.vouch(source, index, term),
             // Whoever listens stops with the store.
-            let _ = births.send(Birth { parent: id, regions });
+            what => drop(news.send(News { region: id, what })),
         };
-        RegionMachine::open(self.engine.clone(), self.incoming.clone(), id, self.map.clone(), Arc::new(split))
+        RegionMachine::open(self.engine.clone(), self.incoming.clone(), id, self.map.clone(), Arc::new(sink))
     }
 
     fn keep_peer(&self, id: GroupId, peer: PeerId) -> Result<(), MachineError> {
@@ -470,7 +573,8 @@ impl Store {
             .ok_or_else(|| MachineError::Damaged("the stored membership of a region".to_owned()))?;
         let cell = machine.cell();
         let create = CreateGroup { group: id, peer, mark: machine.mark(), membership, fresh };
-        let handle = self.node.create(create, Box::new(machine))?;
+        let frozen = cell.state().frozen.is_some();
+        let handle = self.node.create(create, Box::new(machine), frozen)?;
         self.regions.write().insert(id, Region { handle, peer, cell });
         Ok(())
     }

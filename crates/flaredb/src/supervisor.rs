@@ -25,6 +25,7 @@ use prost::Message as _;
 use proto::{flaredb, placement as pb};
 use tonic::{Code, Status};
 
+use crate::merging;
 use crate::pd::Placement;
 use crate::store::{Region, Store};
 
@@ -177,7 +178,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < caught_up);
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
         let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
-        let size = measured.map(|measured| measured.size).unwrap_or_default();
+        let size = measured.as_ref().map(|measured| measured.size.clone()).unwrap_or_default();
         let split_keys = if size.cuts.is_empty() {
             store.load.cut(region.id(), state.version).into_iter().collect()
         } else {
@@ -190,6 +191,8 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
             down: silent.map(|(peer, ..)| peer.0).collect(),
             pending_progress: pending.iter().map(|(_, known)| known).sum(),
             pending: pending.into_iter().map(|(peer, _)| peer.0).collect(),
+            measured: measured.is_some(),
+            frozen: state.frozen.is_some(),
             bytes: size.bytes,
             keys: size.keys,
             split_keys,
@@ -238,6 +241,10 @@ fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
 
 async fn take(store: &Arc<Store>, region: &Region, step: pb::Step) -> Result<(), String> {
     let refused = |why: Refusal| why.to_string();
+    let is_merge = matches!(step.action, Some(pb::step::Action::Merge(_)));
+    if region.state().frozen.is_some() && !is_merge {
+        return Err("the region is being merged".to_owned());
+    }
     let change = match step.action {
         Some(pb::step::Action::AddLearner(peer)) => {
             let (node, peer) = (NodeId(peer.store_id), PeerId(peer.id));
@@ -260,6 +267,7 @@ async fn take(store: &Arc<Store>, region: &Region, step: pb::Step) -> Result<(),
             let outcome = region.handle.propose(command.encode_to_vec().into()).await.map_err(refused)?;
             return if outcome.code == 0 { Ok(()) } else { Err("the region has changed since".to_owned()) };
         }
+        Some(pb::step::Action::Merge(merge)) => return merging::begin(store, region, step.version, &merge).await,
         None => return Err("a later version of the placement driver asked for it".to_owned()),
     };
     region.handle.change(change).await.map(drop).map_err(refused)
@@ -318,6 +326,9 @@ impl CallService for StoreCalls {
                         Refusal::UnknownMember
                     })
                 })
+            }
+            merging::FROZEN | merging::VERDICT | merging::GONE if caller.standing == Standing::Member => {
+                Box::pin(merging::answer(self.0.clone(), method, body))
             }
             _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
         }

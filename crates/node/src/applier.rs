@@ -8,8 +8,11 @@
 //! While a snapshot is put in place its machine is the installer's, and the other groups go on.
 //!
 //! One engine holds the states of all groups of a node: it is flushed once for all of them.
+//!
+//! A machine may have to wait for another one of the same node ([`EngineError::Held`]). Its entries are put off, in order,
+//! and tried again while the other groups go on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -45,6 +48,9 @@ const SOURCE_KEPT: Duration = Duration::from_secs(15);
 const BUILDS_WAITING_MAX: usize = 100_000;
 /// How long readers have before a snapshot is tried to be put in place again.
 const INSTALL_RETRY: Duration = Duration::from_secs(1);
+/// How soon entries that were put off are tried again, and after how long somebody is told of it.
+const PUT_OFF_RETRY: Duration = Duration::from_millis(20);
+const PUT_OFF_SAY: Duration = Duration::from_secs(10);
 
 /// Work for the applier.
 pub(crate) enum Work {
@@ -76,6 +82,24 @@ pub(crate) enum Work {
     Stop,
 }
 
+/// How far [`Applier::apply`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    All,
+    /// From this entry on the disk has no room.
+    NoRoom(u64),
+    /// From this entry on the machine waits for another group.
+    Held(u64),
+}
+
+/// Entries that wait for another group.
+struct PutOff {
+    first: u64,
+    last: u64,
+    since: Instant,
+    said: bool,
+}
+
 struct Applying {
     group: Arc<Group>,
     peer: PeerId,
@@ -100,6 +124,8 @@ pub(crate) struct Applier {
     work: Arc<Inbox<Work>>,
     /// Pieces of work that are not done yet.
     open: AtomicUsize,
+    /// Groups whose entries are put off.
+    put_off: AtomicUsize,
     machines: Mutex<HashMap<GroupId, Box<dyn StateMachine>>>,
     groups: Mutex<HashMap<GroupId, Applying>>,
     installs: Inbox<Install>,
@@ -118,6 +144,7 @@ impl Applier {
         Applier {
             work,
             open: AtomicUsize::new(0),
+            put_off: AtomicUsize::new(0),
             machines: Mutex::default(),
             groups: Mutex::default(),
             installs: Inbox::default(),
@@ -139,36 +166,41 @@ impl Applier {
     }
 
     pub fn idle(&self) -> bool {
-        self.open.load(Ordering::SeqCst) == 0 && self.work.is_empty()
+        let nothing = |count: &AtomicUsize| count.load(Ordering::SeqCst) == 0;
+        nothing(&self.open) && nothing(&self.put_off) && self.work.is_empty()
     }
 
     pub fn may_wait(&self, group: GroupId) -> bool {
         self.groups.lock().get(&group).is_some_and(|applying| applying.machine.may_wait())
     }
 
-    /// Applies `first..=last` as far as the disk has room: also says from where on it had none.
+    /// Applies `first..=last` as far as that is possible at once.
     pub fn apply(
         &self,
         group: GroupId,
         first: u64,
         last: u64,
         engines: &Engines,
-    ) -> Result<(Vec<Input>, Option<u64>), String> {
+    ) -> Result<(Vec<Input>, Reached), String> {
         match self.groups.lock().get_mut(&group) {
             Some(applying) => applying.apply(group, first, last, engines),
-            None => Ok((Vec::new(), None)),
+            None => Ok((Vec::new(), Reached::All)),
         }
     }
 
-    /// As [`Applier::apply`]; waits for room.
-    fn apply_all(&self, group: GroupId, mut first: u64, last: u64, engines: &Engines) -> Result<(), String> {
+    /// As [`Applier::apply`]; waits for room. Says from where on the machine waits for another one.
+    fn apply_all(&self, group: GroupId, mut first: u64, last: u64, engines: &Engines) -> Result<Option<u64>, String> {
         let mut said = false;
         loop {
-            let (inputs, rest) = self.apply(group, first, last, engines)?;
+            let (inputs, reached) = self.apply(group, first, last, engines)?;
             engines.inbox.extend(inputs);
-            let Some(rest) = rest else { return Ok(()) };
+            let rest = match reached {
+                Reached::All => return Ok(None),
+                Reached::Held(rest) => return Ok(Some(rest)),
+                Reached::NoRoom(rest) => rest,
+            };
             if engines.stop.load(Ordering::Relaxed) {
-                return Ok(());
+                return Ok(None);
             }
             if !said {
                 tracing::error!(target: "chainfire_storage", "No space left for the state, entries wait code=CF1005");
@@ -184,8 +216,10 @@ impl Applier {
         let mut next_snapshot = 0;
         let mut builds = VecDeque::new();
         let mut more = false;
+        let mut put_off: BTreeMap<GroupId, PutOff> = BTreeMap::new();
         loop {
-            let taken = self.work.take(if more { Duration::ZERO } else { Duration::from_millis(200) });
+            let wait = if put_off.is_empty() { Duration::from_millis(200) } else { PUT_OFF_RETRY };
+            let taken = self.work.take(if more { Duration::ZERO } else { wait });
             let from_elsewhere = |work: &&Work| matches!(work, Work::Receiver { .. } | Work::NextSnapshot | Work::Stop);
             let counted = taken.len() - taken.iter().filter(from_elsewhere).count();
             for work in coalesce(taken) {
@@ -196,19 +230,30 @@ impl Applier {
                         Ok(())
                     }
                     Work::Drop(group) => {
+                        put_off.remove(&group);
                         self.groups.lock().remove(&group);
                         Ok(())
                     }
-                    Work::Apply { group, first, last } => self.apply_all(group, first, last, engines),
+                    Work::Apply { group, first, last } => match put_off.get_mut(&group) {
+                        Some(waiting) => {
+                            assert_eq!(waiting.last + 1, first, "entries come in order");
+                            waiting.last = last;
+                            Ok(())
+                        }
+                        None => self.apply_all(group, first, last, engines).map(|rest| {
+                            let wait = |first| PutOff { first, last, since: Instant::now(), said: false };
+                            put_off.extend(rest.map(|first| (group, wait(first))));
+                        }),
+                    },
                     Work::BuildSnapshot { group, to } if builds.len() >= BUILDS_WAITING_MAX => {
                         engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
                         Ok(())
                     }
                     Work::BuildSnapshot { group, to } => {
                         builds.push_back((group, to));
-                        self.build(&mut builds, &mut next_snapshot, engines)
+                        self.build(&mut builds, &put_off, &mut next_snapshot, engines)
                     }
-                    Work::NextSnapshot => self.build(&mut builds, &mut next_snapshot, engines),
+                    Work::NextSnapshot => self.build(&mut builds, &put_off, &mut next_snapshot, engines),
                     Work::Receiver { group, to, from, reply } => {
                         let groups = self.groups.lock();
                         let roomy = !engines.held.load(Ordering::Relaxed);
@@ -218,12 +263,20 @@ impl Applier {
                         let _ = reply.send(sink);
                         Ok(())
                     }
-                    Work::Install { group, staged } => self.hand_over(group, staged, engines),
+                    Work::Install { group, staged } => {
+                        // It holds what they would have come to.
+                        put_off.remove(&group);
+                        self.hand_over(group, staged, engines)
+                    }
                 };
                 if let Err(error) = result {
                     return (engines.fatal)(error);
                 }
             }
+            if let Err(error) = self.try_again(&mut put_off, engines) {
+                return (engines.fatal)(error);
+            }
+            self.put_off.store(put_off.len(), Ordering::SeqCst);
             self.open.fetch_sub(counted, Ordering::SeqCst);
             more = match self.tend() {
                 Ok(more) => more,
@@ -241,10 +294,33 @@ impl Applier {
         }
     }
 
-    /// Builds snapshots that wait, as many as may be on their way.
+    /// Tries entries again that were put off.
+    fn try_again(&self, put_off: &mut BTreeMap<GroupId, PutOff>, engines: &Engines) -> Result<(), String> {
+        let mut done = Vec::new();
+        for (group, waiting) in put_off.iter_mut() {
+            match self.apply_all(*group, waiting.first, waiting.last, engines)? {
+                Some(rest) => waiting.first = rest,
+                None => done.push(*group),
+            }
+            if !waiting.said && waiting.since.elapsed() >= PUT_OFF_SAY {
+                waiting.said = true;
+                tracing::warn!(
+                    target: "chainfire_storage",
+                    "Entries wait for what another group of this node is to do, region={group} index={} code=CF4015",
+                    waiting.first
+                );
+            }
+        }
+        put_off.retain(|group, _| !done.contains(group));
+        Ok(())
+    }
+
+    /// Builds snapshots that wait, as many as may be on their way. Of a group whose entries are put off it would be of before
+    /// some that were committed when it was asked for.
     fn build(
         &self,
         waiting: &mut VecDeque<(GroupId, PeerId)>,
+        put_off: &BTreeMap<GroupId, PutOff>,
         number: &mut u64,
         engines: &Engines,
     ) -> Result<(), String> {
@@ -254,7 +330,7 @@ impl Applier {
             let Some((group, to)) = waiting.pop_front() else { break };
             let groups = self.groups.lock();
             let Some(applying) = groups.get(&group) else { continue };
-            if applying.group.status.load().role != Role::Leader {
+            if applying.group.status.load().role != Role::Leader || put_off.contains_key(&group) {
                 // What it has waited for is over. Should it not be, it is asked for again.
                 engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
                 continue;
@@ -389,6 +465,7 @@ impl Applier {
         let (id, machines) = (group.id, &self.machines);
         let machine = machines.lock().remove(&id).expect("a machine is given before its group is created");
         let index = machine.mark().index;
+        group.differs.store(!machine.is_sound(), Ordering::SeqCst);
         group.waiters.set_applied(index);
         let applying =
             Applying { group, peer, reader, machine, durable: index, behind_since: None, receiving: Arc::default() };
@@ -427,21 +504,22 @@ impl Applying {
         first: u64,
         last: u64,
         engines: &Engines,
-    ) -> Result<(Vec<Input>, Option<u64>), String> {
+    ) -> Result<(Vec<Input>, Reached), String> {
         let mut inputs = Vec::new();
         let mut next = first;
         while next <= last {
             let entries = match self.reader.read(next, last, APPLY_BYTES_MAX) {
                 Ok(entries) => entries,
                 // Its log may have gone before.
-                Err(_) if self.group.gone.load(Ordering::SeqCst) => return Ok((inputs, None)),
+                Err(_) if self.group.gone.load(Ordering::SeqCst) => return Ok((inputs, Reached::All)),
                 Err(error) => return Err(error.to_string()),
             };
             let mut applied = Applied::default();
             let begun = clock::now();
             match self.machine.apply(&entries, self.peer, &mut applied) {
                 Ok(()) => {}
-                Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Some(next))),
+                Err(MachineError::Engine(EngineError::NoSpace(_))) => return Ok((inputs, Reached::NoRoom(next))),
+                Err(MachineError::Engine(EngineError::Held)) => return Ok((inputs, Reached::Held(next))),
                 Err(error) => {
                     if let MachineError::Damaged(_) = &error {
                         engines.health.report(Damage::new(What::State, &error));
@@ -455,6 +533,9 @@ impl Applying {
             if let Some(stages) = &self.group.stages {
                 stages.applied(now, reached);
             }
+            if !self.machine.is_sound() {
+                self.group.differs.store(true, Ordering::SeqCst);
+            }
             self.group.waiters.set_applied(reached);
             engines.stats.applied_entries.fetch_add(entries.len() as u64, Ordering::Relaxed);
             // What a quarantined state comes to is nobody's business.
@@ -466,7 +547,7 @@ impl Applying {
             inputs.push(Input::Applied { group, index: reached, hashes: applied.hashes });
             next = reached + 1;
         }
-        Ok((inputs, None))
+        Ok((inputs, Reached::All))
     }
 
     /// Whether a snapshot for that peer, from that one, is this replica's business. A sender that it does not know may have
@@ -488,7 +569,8 @@ impl Applying {
     }
 
     fn build(&self, group: GroupId, to: PeerId, snapshot: u64, slot: Slot, engines: &Engines) -> Result<(), String> {
-        if engines.health.is_quarantined() || self.group.differs.load(Ordering::SeqCst) {
+        let differs = !self.machine.is_sound() || self.group.differs.load(Ordering::SeqCst);
+        if engines.health.is_quarantined() || differs {
             // What is not to be trusted is not handed on.
             engines.inbox.push(Input::SnapshotSent { group, to, ok: false });
             return Ok(());

@@ -20,7 +20,7 @@ use consensus::{Event, Host, Input, Message, Output, SnapshotSink, SnapshotSourc
 use parking_lot::Mutex;
 use storage::{LogBatch, LogError, LogStore};
 
-use crate::applier::{Applier, Work};
+use crate::applier::{Applier, Reached, Work};
 use crate::clock;
 use crate::group::{Group, Groups};
 use crate::handle::{ReadGrant, Shared};
@@ -293,10 +293,10 @@ impl Driver {
         {
             let begun = Instant::now();
             match self.applier.apply(group, first, last, &self.engines) {
-                Ok((inputs, rest)) => {
+                Ok((inputs, reached)) => {
                     done.extend(inputs);
-                    if let Some(first) = rest {
-                        // The applier waits for room; the driver must not.
+                    if let Reached::NoRoom(first) | Reached::Held(first) = reached {
+                        // The applier waits; the driver must not.
                         self.applier.push(vec![Work::Apply { group, first, last }]);
                     }
                 }

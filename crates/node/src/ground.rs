@@ -40,6 +40,8 @@ pub trait Replicated: Send + Sync {
     fn transfer(&self, to: Option<NodeId>) -> Later<Result<(), Refusal>>;
     /// Waits until this node has applied everything that was committed before the call.
     fn read(&self) -> Later<Result<ReadGrant, Refusal>>;
+    /// Whether this node may answer for the group's state.
+    fn is_sound(&self) -> bool;
     /// Whether a read done under `grant` and finished by now is linearizable.
     fn still_valid(&self, grant: &ReadGrant) -> bool;
 
@@ -52,11 +54,26 @@ pub trait Replicated: Send + Sync {
     }
 }
 
+/// What a state machine may tell the node that carries it, about its own group or another one.
+pub trait Controls: Send + Sync {
+    /// See [`consensus::Input::HoldChanges`]. It is in force before anything that is asked of the node afterwards.
+    fn hold_changes(&self, group: GroupId, held: bool);
+    /// See [`consensus::Input::Vouch`].
+    fn vouch(&self, group: GroupId, index: u64, term: u64);
+}
+
 /// A node with many groups; see [`ManyNode`].
 pub trait Ground: Send + Sync {
     fn identity(&self) -> Identity;
-    /// Puts a group on this node. The error: state and log do not go together, and nothing has happened.
-    fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>) -> Result<Arc<dyn Replicated>, MachineError>;
+    /// Puts a group on this node. `changes_held`: see [`consensus::Input::HoldChanges`]. The error: state and log do not go
+    /// together, and nothing has happened.
+    fn create(
+        &self,
+        create: CreateGroup,
+        machine: Box<dyn StateMachine>,
+        changes_held: bool,
+    ) -> Result<Arc<dyn Replicated>, MachineError>;
+    fn controls(&self) -> Arc<dyn Controls>;
     /// Takes away the logs of groups that nothing here knows of. To be called before any group is created.
     fn destroy_others(&self, known: &dyn Fn(GroupId) -> bool);
     /// Takes a group away, with its log. Its state is the caller's to remove, afterwards.
@@ -117,6 +134,10 @@ impl Replicated for GroupHandle {
         Box::pin(GroupHandle::read(self))
     }
 
+    fn is_sound(&self) -> bool {
+        GroupHandle::is_sound(self)
+    }
+
     fn still_valid(&self, grant: &ReadGrant) -> bool {
         GroupHandle::still_valid(self, grant)
     }
@@ -135,8 +156,17 @@ impl Ground for ManyNode {
         ManyNode::identity(self)
     }
 
-    fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>) -> Result<Arc<dyn Replicated>, MachineError> {
-        Ok(Arc::new(ManyNode::create(self, create, machine)?))
+    fn create(
+        &self,
+        create: CreateGroup,
+        machine: Box<dyn StateMachine>,
+        changes_held: bool,
+    ) -> Result<Arc<dyn Replicated>, MachineError> {
+        Ok(Arc::new(ManyNode::create(self, create, machine, changes_held)?))
+    }
+
+    fn controls(&self) -> Arc<dyn Controls> {
+        ManyNode::controls(self)
     }
 
     fn destroy_others(&self, known: &dyn Fn(GroupId) -> bool) {

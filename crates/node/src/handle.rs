@@ -296,7 +296,7 @@ impl GroupHandle {
     }
 
     /// Whether this node may answer for the group's state.
-    fn is_sound(&self) -> bool {
+    pub fn is_sound(&self) -> bool {
         !self.node.health.is_quarantined() && !self.group.differs.load(Ordering::SeqCst)
     }
 

@@ -68,7 +68,7 @@ pub(crate) mod waiters;
 pub use driver::{DriverStats, STALL};
 pub use founding::FIRST_METHOD;
 pub use gossip::GossipOptions;
-pub use ground::{Ground, Later, Replicated};
+pub use ground::{Controls, Ground, Later, Replicated};
 pub use handle::{GroupHandle, ReadGrant};
 pub use identity::{Folder, Identity, IdentityError};
 pub use node::{InitialMember, Node, NodeConfig, StartError};

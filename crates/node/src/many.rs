@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{ClusterId, GroupId, NodeId};
-use consensus::{CreateGroup, Event, Host, HostConfig, MachineError, Role, StateMachine};
+use consensus::{CreateGroup, Event, Host, HostConfig, Input, MachineError, Role, StateMachine};
 use parking_lot::Mutex;
 use storage::seglog::{SegLog, SegLogOptions};
 use storage::{LogError, LogStore as _};
@@ -26,9 +26,11 @@ use tokio::sync::broadcast;
 use crate::clock;
 use crate::driver::DriverStats;
 use crate::gossip::SharedView;
+use crate::ground::Controls;
 use crate::handle::GroupHandle;
 use crate::heal::Health;
 use crate::identity::{Folder, Identity};
+use crate::inbox::Inbox;
 use crate::node::StartError;
 use crate::room::{Fittings, Room};
 use crate::tls::{self, Certificates, TlsOptions};
@@ -61,6 +63,21 @@ pub struct ManyNode {
     certificates: Option<Arc<Certificates>>,
     listener: Mutex<Option<TcpListener>>,
     listening: Mutex<Option<Listening>>,
+}
+
+/// To the host, through its queue.
+struct ToHost {
+    inbox: Arc<Inbox<Input>>,
+}
+
+impl Controls for ToHost {
+    fn hold_changes(&self, group: GroupId, held: bool) {
+        self.inbox.push(Input::HoldChanges { group, held });
+    }
+
+    fn vouch(&self, group: GroupId, index: u64, term: u64) {
+        self.inbox.push(Input::Vouch { group, index, term });
+    }
 }
 
 impl ManyNode {
@@ -148,15 +165,21 @@ impl ManyNode {
         Ok(())
     }
 
-    /// Puts a group on this node. The error: state and log do not go together, and nothing has happened.
-    pub fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>) -> Result<GroupHandle, MachineError> {
+    /// Puts a group on this node. `changes_held`: see [`Input::HoldChanges`]. The error: state and log do not go together, and
+    /// nothing has happened.
+    pub fn create(
+        &self,
+        create: CreateGroup,
+        machine: Box<dyn StateMachine>,
+        changes_held: bool,
+    ) -> Result<GroupHandle, MachineError> {
         if let Some(why) = Host::mismatch(&*self.room.store, create.group, create.mark) {
             return Err(MachineError::Damaged(why));
         }
         let handle = self.room.declare(create.group, false);
         // One whose state was lost with a power cut, and is made again from what it came of, has voted all the same.
         let fresh = create.fresh && self.room.store.state(create.group).is_none();
-        self.room.create(CreateGroup { fresh, ..create }, machine);
+        self.room.create(CreateGroup { fresh, ..create }, machine, changes_held);
         Ok(handle)
     }
 
@@ -173,6 +196,10 @@ impl ManyNode {
     /// Has a group's peer on this node ask for votes, if it knows of no leader: nobody need wait for a timeout.
     pub fn campaign(&self, group: GroupId) {
         self.room.campaign(group);
+    }
+
+    pub fn controls(&self) -> Arc<dyn Controls> {
+        Arc::new(ToHost { inbox: self.room.shared.inbox.clone() })
     }
 
     pub fn handle(&self, group: GroupId) -> Option<GroupHandle> {

@@ -404,7 +404,7 @@ impl Shell {
         }
         let mark = machine.mark();
         self.room.start(identity.node, self.config.host);
-        self.room.create(CreateGroup { group: GROUP, peer: identity.peer, mark, membership, fresh }, machine);
+        self.room.create(CreateGroup { group: GROUP, peer: identity.peer, mark, membership, fresh }, machine, false);
         Ok(())
     }
 

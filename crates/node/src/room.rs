@@ -125,13 +125,14 @@ impl Room {
         self.engines.groups.all().into_iter().map(handle).collect()
     }
 
-    /// Puts a group that was declared on the host.
-    pub fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>) {
+    /// Puts a group that was declared on the host. `changes_held`: see [`Input::HoldChanges`].
+    pub fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>, changes_held: bool) {
         let group = self.engines.groups.get(create.group).expect("it was declared");
         group.membership.store(Arc::new(create.membership.clone()));
         self.shared.transport.learn(&create.membership);
         self.applier.give(create.group, machine);
-        self.engines.inbox.push(Input::Create(create));
+        let held = changes_held.then_some(Input::HoldChanges { group: create.group, held: true });
+        self.engines.inbox.extend([Input::Create(create)].into_iter().chain(held));
     }
 
     pub fn campaign(&self, id: GroupId) {

@@ -405,6 +405,7 @@ impl Term {
             report.down = down.map(|store| DownPeer { store, since: since(store) }).collect();
             report.pending = reported.pending.iter().filter_map(|peer| store_of(*peer)).collect();
             report.split_keys = reported.split_keys.iter().map(|key| key.as_ref().into()).collect();
+            (report.frozen, report.unmeasured) = (reported.frozen, !reported.measured);
             report.bytes = reported.bytes;
             report.keys = reported.keys;
             let rates = reported.rates.unwrap_or_default();
@@ -415,8 +416,11 @@ impl Term {
             match self.view.report_region(report, now) {
                 Ok(heard) => {
                     for (other, flight) in heard.replaced {
-                        self.end(flight, &format!("region {other} is part of region {id} by now"), now);
+                        let merged = flight.as_ref().and_then(|flight| flight.operator.merges_into()) == Some(id);
+                        let outcome = format!("region {other} is part of region {id} by now");
+                        self.end(flight, if merged { "done" } else { &outcome }, now);
                     }
+                    self.end_merge_into(id, now);
                     match heard.progress {
                         Some(Progress::Finished) => {
                             let flight = self.view.end(id);
@@ -424,7 +428,9 @@ impl Term {
                         }
                         Some(Progress::Overtaken) => {
                             let flight = self.view.end(id);
-                            self.end(flight, "cancelled: the region's range has changed", now);
+                            let merges = flight.as_ref().is_some_and(|it| it.operator.merges_into().is_some());
+                            let why = if merges { "the merge was given up" } else { "the region's range has changed" };
+                            self.end(flight, &format!("cancelled: {why}"), now);
                         }
                         _ => {}
                     }
@@ -445,6 +451,22 @@ impl Term {
             steps.extend(step.and_then(|step| step_for(region, step, split)));
         }
         steps
+    }
+
+    /// A region that is to be merged into this one waits in vain if this one has changed.
+    fn end_merge_into(&mut self, into: GroupId, now: Time) {
+        let Some(source) = self.view.taking_in(into) else { return };
+        let version = self.view.region(into).map(|region| region.epoch.version);
+        let planned = self.view.flight(source).and_then(|flight| {
+            flight.operator.steps.iter().find_map(|step| match step {
+                Step::Merge { into_epoch, .. } => Some(into_epoch.version),
+                _ => None,
+            })
+        });
+        if planned != version {
+            let flight = self.view.end(source);
+            self.end(flight, &format!("cancelled: the range of region {into} has changed"), now);
+        }
     }
 
     /// How many ids an operator takes: of new peers, and of regions with their peers.
@@ -691,8 +713,11 @@ fn step_for(region: &pb::Region, step: &Step, split: Option<&pb::SplitStep>) -> 
         Step::Remove { store, .. } => pb::step::Action::RemoveStore(store.0),
         Step::TransferLeader { to } => pb::step::Action::TransferToStore(to.0),
         Step::Split { .. } => pb::step::Action::Split(split?.clone()),
-        // Nothing reports what would lead to these yet.
-        Step::LeaveJoint | Step::Merge { .. } => return None,
+        Step::Merge { into, into_epoch } => {
+            pb::step::Action::Merge(pb::MergeStep { into: into.0, into_version: into_epoch.version })
+        }
+        // Nothing reports what would lead to this yet.
+        Step::LeaveJoint => return None,
     };
     Some(pb::Step {
         region_id: region.id,

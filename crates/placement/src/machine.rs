@@ -18,7 +18,8 @@
 //!    An empty data folder never goes on under the id of one that is lost: regions may have members there that have voted,
 //!    also such as were not reported yet, and what asks for them by that id must not be answered out of nothing. It comes in
 //!    under an id of its own and takes the address ([`Stage::displace`]); the replicas of the lost one are made anew.
-//! 3. A region's record never goes back to an earlier epoch.
+//! 3. A region's record never goes back to an earlier epoch. One that lies within a newer one's range has become part of it:
+//!    its record goes, and does not come back.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -93,6 +94,16 @@ impl Records {
     pub fn regions_from<'a>(&'a self, start: &'a [u8]) -> impl Iterator<Item = &'a pb::Region> {
         let first = self.region_at(start).map_or_else(|| Bytes::copy_from_slice(start), |region| region.start.clone());
         self.by_start.range(first..).filter_map(|(_, id)| self.regions.get(id))
+    }
+
+    /// Other regions whose range has a key of this one's.
+    fn overlapping(&self, region: &pb::Region) -> Vec<&pb::Region> {
+        let within = |start: &Bytes| region.end.is_empty() || *start < region.end;
+        let first = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(&region.start[..]))).next_back();
+        let behind = self.by_start.range::<[u8], _>((Bound::Excluded(&region.start[..]), Bound::Unbounded));
+        let near = first.into_iter().chain(behind.take_while(|(start, _)| within(start)));
+        let others = near.filter_map(|(_, id)| self.regions.get(id)).filter(|other| other.id != region.id);
+        others.filter(|other| other.end.is_empty() || region.start < other.end).collect()
     }
 
     fn put_region(&mut self, region: pb::Region) {
@@ -319,6 +330,16 @@ impl Stage<'_> {
         if known == Some(&region) {
             return;
         }
+        let overlapping = self.records.overlapping(&region);
+        if overlapping.iter().any(|other| other.version >= region.version) {
+            return;
+        }
+        let ends_within = |end: &Bytes| region.end.is_empty() || (!end.is_empty() && *end <= region.end);
+        let merged = overlapping.into_iter().filter(|other| other.start >= region.start && ends_within(&other.end));
+        for id in merged.map(|other| other.id).collect::<Vec<_>>() {
+            self.batch.delete(REGION, &id.to_be_bytes());
+            self.records.remove_region(id);
+        }
         let founded = self.records.founding.as_ref().and_then(|founding| founding.region.as_ref());
         if founded.is_some_and(|founded| founded.id == region.id) {
             self.batch.delete(META, FOUNDING);
@@ -536,4 +557,52 @@ fn load(view: &dyn View) -> Result<Records, MachineError> {
     }
     walk.status()?;
     Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::memengine::MemEngine;
+
+    use super::*;
+
+    fn region(id: u64, start: &'static str, end: &'static str, version: u64) -> pb::Region {
+        let peers = vec![pb::Peer { id: id * 10, store_id: 1, learner: false }];
+        pb::Region { id, start: start.into(), end: end.into(), conf_version: 1, version, peers }
+    }
+
+    /// What the records have, as `id:start-end`, and what a new machine on the same engine finds.
+    fn saved(reports: &[pb::Region]) -> Vec<String> {
+        let engine = Arc::new(MemEngine::new(&FAMILIES));
+        let mut records = Records::default();
+        for report in reports {
+            let mut stage = Stage { records: &mut records, batch: WriteBatch::new(), cluster: ClusterId(1) };
+            stage.save(report.clone());
+            engine.write(&stage.batch).unwrap();
+        }
+        let shown = |records: &Records| -> Vec<String> {
+            let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+            let all = records.regions_from(b"");
+            all.map(|region| format!("{}:{}-{}", region.id, text(&region.start), text(&region.end))).collect()
+        };
+        assert_eq!(shown(&load(&*engine.view()).unwrap()), shown(&records));
+        assert_eq!(records.regions.len(), records.by_start.len());
+        shown(&records)
+    }
+
+    #[test]
+    fn a_region_that_has_become_part_of_another_one_goes_and_does_not_come_back() {
+        let [low, middle, high] = [region(1, "", "d", 3), region(2, "d", "m", 3), region(3, "m", "", 3)];
+        let all = [low.clone(), middle.clone(), high.clone()];
+        assert_eq!(saved(&all), ["1:-d", "2:d-m", "3:m-"]);
+        let with = |more: &[pb::Region]| saved(&[&all[..], more].concat());
+        assert_eq!(with(&[region(1, "", "m", 4)]), ["1:-m", "3:m-"]);
+        assert_eq!(with(&[region(3, "d", "", 4)]), ["1:-d", "3:d-"]);
+        assert_eq!(with(&[region(2, "", "m", 4)]), ["2:-m", "3:m-"]);
+        // What is left of it still reports.
+        assert_eq!(with(&[region(1, "", "m", 4), middle.clone()]), ["1:-m", "3:m-"]);
+        assert_eq!(with(&[region(3, "d", "", 4), middle, region(1, "", "", 5)]), ["1:-"]);
+        // The part before a cut keeps its place until it tells of the cut itself.
+        assert_eq!(with(&[region(9, "p", "", 4)]), ["1:-d", "2:d-m", "3:m-", "9:p-"]);
+        assert_eq!(with(&[region(9, "p", "", 4), region(3, "m", "p", 4)]), ["1:-d", "2:d-m", "3:m-p", "9:p-"]);
+    }
 }

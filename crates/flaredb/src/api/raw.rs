@@ -1,5 +1,7 @@
 //! The raw calls. Each is tried here if the key lies here, and forwarded if not.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use consensus::{MachineError, Refusal};
 use prost::Message as _;
@@ -12,7 +14,7 @@ use placement::router::{Asked, Repeat};
 
 use super::{Api, Missed};
 use crate::region::layout::{self, RAW};
-use crate::region::machine::STALE;
+use crate::region::machine::{FROZEN, STALE};
 use crate::store::{Region, Store};
 
 /// The longest key, and the largest value.
@@ -27,6 +29,9 @@ const BYTES_MAX: u32 = 32 << 20;
 const WALKED_BYTES_MAX: usize = 64 << 20;
 /// A lease may end, and a region may split, while a request is under way; then it is tried again.
 const TRIES: usize = 8;
+/// A region that is being merged is waited for, before it is asked for elsewhere.
+const FROZEN_PATIENCE: Duration = Duration::from_secs(1);
+const FROZEN_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Forwards a call if its key is not here, and makes of a region's error what its sender can use.
 macro_rules! here_or_there {
@@ -187,7 +192,7 @@ impl Api {
         read: impl Fn(Region) -> R,
     ) -> Result<T, Missed> {
         for _ in 0..TRIES {
-            let region = self.region(key, context)?;
+            let region = self.unfrozen(key, context).await?;
             if self.is_elsewhere(&region, key).await {
                 return Err(not_here());
             }
@@ -196,7 +201,7 @@ impl Api {
                 Err(why) => return Err(self.missed(&region, key, why).await),
             };
             let before = region.state();
-            if !before.covers(key) {
+            if !before.covers(key) || before.frozen.is_some() {
                 continue;
             }
             let found = read(region.clone()).await.map_err(|error| Status::internal(error.to_string()))?;
@@ -214,7 +219,7 @@ impl Api {
         what: pb::command::What,
     ) -> Result<pb::Outcome, Missed> {
         for _ in 0..TRIES {
-            let region = self.region(key, context)?;
+            let region = self.unfrozen(key, context).await?;
             let command = pb::Command { version: region.state().version, what: Some(what.clone()) };
             if self.is_elsewhere(&region, key).await {
                 return Err(not_here());
@@ -228,11 +233,26 @@ impl Api {
                     let told = pb::Outcome::decode(outcome.body);
                     return told.map_err(|_| Status::internal("an outcome of a later version").into());
                 }
-                STALE => {}
+                STALE | FROZEN => {}
                 code => return Err(Status::internal(format!("the region does not know this command: {code}")).into()),
             }
         }
         Err(Status::unavailable("the region changes too fast; try again").into())
+    }
+
+    /// As [`Api::region`]; waits a while for one that is being merged: then it is another one, or goes on as it was.
+    async fn unfrozen(&self, key: &[u8], context: Option<&pb::Context>) -> Result<Region, Missed> {
+        let asked = Instant::now();
+        loop {
+            let region = self.region(key, context)?;
+            if region.state().frozen.is_none() {
+                return Ok(region);
+            }
+            if asked.elapsed() >= FROZEN_PATIENCE {
+                return Err(Missed::Region(pb::RegionError { why: Some(pb::region_error::Why::NotHere(true)) }));
+            }
+            tokio::time::sleep(FROZEN_LOOK_EVERY).await;
+        }
     }
 
     /// The region here that covers a key, if it is as the sender thinks.

@@ -23,32 +23,55 @@ use super::{RangeMap, RegionCell, RegionState};
 pub const STALE: u32 = 1;
 /// [`Outcome::code`]: a later version of the program proposed it.
 pub const UNKNOWN: u32 = 2;
+/// [`Outcome::code`]: the region is about to become part of another one. Nothing was done.
+pub const FROZEN: u32 = 3;
+/// [`Outcome::code`]: it does not fit the region's members or neighbours, and would not if it came again. Nothing was done.
+pub const REFUSED: u32 = 4;
 
 /// The state machine of one region.
 pub struct RegionMachine {
-    engine: Arc<dyn Engine>,
+    pub(super) engine: Arc<dyn Engine>,
     /// Where received snapshots wait.
     incoming: PathBuf,
-    id: GroupId,
-    state: RegionState,
+    pub(super) id: GroupId,
+    pub(super) state: RegionState,
     cell: Arc<RegionCell>,
     map: Arc<RangeMap>,
-    /// Told of regions that have come of this one.
-    split: SplitSink,
+    pub(super) sink: Sink,
+    /// This store lacks what the region has taken in.
+    lacking: bool,
 }
 
-/// Regions that a split has made on this store: each with its peer here. They are in the engine by then.
-pub type SplitSink = Arc<dyn Fn(Vec<(GroupId, PeerId)>) + Send + Sync>;
+/// Told of what happens to regions.
+pub type Sink = Arc<dyn Fn(Happened) + Send + Sync>;
+
+/// What a region's machine has done that concerns more than itself.
+pub enum Happened {
+    /// Regions have come of it, each with its peer here. They are in the engine.
+    Born(Vec<(GroupId, PeerId)>),
+    /// Another region's peer here has become part of it; its records are gone.
+    Taken { source: GroupId, peer: PeerId },
+    /// It is about to become part of another one, or not any more. Told before anybody sees it.
+    Frozen(bool),
+    /// It waits until a region here has applied this entry, which is committed.
+    Behind { source: GroupId, index: u64, term: u64 },
+}
 
 /// What entries under way have done.
-struct Stage<'a> {
+pub(super) struct Stage<'a> {
     cell: &'a RegionCell,
     engine: &'a dyn Engine,
     local: PeerId,
-    batch: WriteBatch,
+    pub batch: WriteBatch,
     /// What only this store writes, and no other replica: it is not hashed.
-    own: WriteBatch,
+    pub own: WriteBatch,
     born: Vec<(GroupId, PeerId)>,
+    pub taken: Vec<(GroupId, PeerId)>,
+    pub lacking: bool,
+    /// The entry under way, and where in the batch it begins.
+    pub index: u64,
+    pub term: u64,
+    pub begun: usize,
     /// Raw pairs as the batch leaves them.
     written: BTreeMap<Bytes, Option<Bytes>>,
 }
@@ -60,11 +83,13 @@ impl RegionMachine {
         incoming: PathBuf,
         id: GroupId,
         map: Arc<RangeMap>,
-        split: SplitSink,
+        sink: Sink,
     ) -> Result<RegionMachine, MachineError> {
         snapshot::roll_forward(&*engine, &incoming, id)?;
         let state = load(&*engine, id)?;
-        let machine = RegionMachine { engine, incoming, id, state, cell: Arc::default(), map, split };
+        let lacking = engine.get(REGION, &layout::lacking_key(id))?.is_some();
+        let machine = RegionMachine { engine, incoming, id, state, cell: Arc::default(), map, sink, lacking };
+        machine.map.register(id, &machine.cell);
         machine.publish();
         Ok(machine)
     }
@@ -85,14 +110,18 @@ impl RegionMachine {
 
     fn publish_as(&self, state: RegionState) {
         let after = Arc::new(state);
+        let is_frozen = after.frozen.is_some();
+        if self.cell.state().frozen.is_some() != is_frozen {
+            (self.sink)(Happened::Frozen(is_frozen));
+        }
         let before = self.cell.set(after.clone());
         self.map.place(self.id, &before, &after);
     }
 
     fn execute(&mut self, stage: &mut Stage<'_>, command: Bytes) -> Result<Outcome, MachineError> {
-        let refused = |code| Ok(Outcome { code, body: Bytes::new() });
+        let with = |code| Ok(Outcome { code, body: Bytes::new() });
         let Ok(pb::Command { version, what: Some(what) }) = pb::Command::decode(command) else {
-            return refused(UNKNOWN);
+            return with(UNKNOWN);
         };
         let covered = match &what {
             pb::command::What::Write(write) => write.mutations.iter().all(|mutation| self.state.covers(&mutation.key)),
@@ -102,9 +131,22 @@ impl RegionMachine {
                 let ascend = starts.clone().zip(starts.clone().skip(1)).all(|(a, b)| a < b);
                 ascend && starts.clone().all(|start| self.state.covers(start) && *start > self.state.start)
             }
+            pb::command::What::Freeze(_)
+            | pb::command::What::Seal(_)
+            | pb::command::What::CommitMerge(_)
+            | pb::command::What::AbortMerge(_)
+            | pb::command::What::Thaw(_)
+            | pb::command::What::ForgetMerged(_) => self.state.version > 0,
         };
         if version != self.state.version || !covered {
-            return refused(STALE);
+            return with(STALE);
+        }
+        let of_a_frozen_one = matches!(
+            what,
+            pb::command::What::Seal(_) | pb::command::What::Thaw(_) | pb::command::What::ForgetMerged(_)
+        );
+        if self.state.frozen.is_some() && !of_a_frozen_one {
+            return with(FROZEN);
         }
         let mut outcome = pb::Outcome::default();
         match what {
@@ -125,9 +167,15 @@ impl RegionMachine {
             }
             pb::command::What::Split(split) => {
                 if !self.split(stage, split)? {
-                    return refused(STALE);
+                    return with(STALE);
                 }
             }
+            pb::command::What::Freeze(freeze) => return with(self.freeze(stage, freeze)),
+            pb::command::What::Seal(seal) => return with(self.seal(&seal)),
+            pb::command::What::CommitMerge(commit) => return with(self.commit_merge(stage, commit)?),
+            pb::command::What::AbortMerge(_) => return with(self.abort_merge(stage)),
+            pb::command::What::Thaw(thaw) => return with(self.thaw(stage, &thaw)),
+            pb::command::What::ForgetMerged(forget) => return with(self.forget_merged(stage, &forget)),
         }
         Ok(Outcome { code: 0, body: outcome.encode_to_vec().into() })
     }
@@ -170,6 +218,9 @@ impl RegionMachine {
                 version,
                 conf_version: self.state.conf_version,
                 membership: born.encode().into(),
+                frozen: None,
+                // Whatever part of what was taken in lies there: whoever asks for it may ask there.
+                merged: self.state.merged.clone(),
             };
             // Its place may be taken already, where this replica comes late: by a peer that was added since, or that was and
             // is gone. What it holds comes from the others then.
@@ -185,8 +236,7 @@ impl RegionMachine {
         }
         self.state.end = split.regions[0].start.clone();
         self.state.version = version;
-        // What the replicas must agree on.
-        stage.batch.put(REGION, &layout::state_key(self.id), &layout::write_state(&self.state));
+        self.agree(stage);
         Ok(true)
     }
 
@@ -237,12 +287,20 @@ impl StateMachine for RegionMachine {
     }
 
     fn apply(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError> {
+        if self.cell.is_consumed() {
+            self.refuse_all(entries, local, applied);
+            return Ok(());
+        }
         let before = self.state.clone();
         let result = self.apply_all(entries, local, applied);
         if result.is_err() {
             self.state = before;
         }
         result
+    }
+
+    fn is_sound(&self) -> bool {
+        !self.lacking && !self.cell.is_consumed()
     }
 
     fn may_wait(&self) -> bool {
@@ -275,9 +333,11 @@ impl StateMachine for RegionMachine {
         receiver.decide()?;
         // Nobody reads while the old pairs go and the others come.
         self.publish_as(RegionState::default());
-        snapshot::roll_forward(&*self.engine, &self.incoming, self.id)?;
+        let displaced = snapshot::roll_forward(&*self.engine, &self.incoming, self.id)?;
         self.state = load(&*self.engine, self.id)?;
         self.publish();
+        self.lacking = false;
+        self.let_go(displaced);
         Ok(())
     }
 }
@@ -292,6 +352,11 @@ impl RegionMachine {
             batch: WriteBatch::new(),
             own: WriteBatch::new(),
             born: Vec::new(),
+            taken: Vec::new(),
+            lacking: false,
+            index: 0,
+            term: 0,
+            begun: 0,
             written: BTreeMap::new(),
         };
         let (mut outcomes, mut hashes) = (Vec::new(), Vec::new());
@@ -301,6 +366,8 @@ impl RegionMachine {
                 return Err(MachineError::Damaged(why));
             }
             let begun = stage.batch.bytes().len();
+            (stage.index, stage.term, stage.begun) = (entry.index, entry.term, begun);
+            let was_whole = !stage.lacking;
             match &entry.payload {
                 Payload::Nothing => {}
                 Payload::Commands(commands) => {
@@ -322,24 +389,54 @@ impl RegionMachine {
                     }
                 }
             }
-            let hash = hash::roll(self.state.mark.hash, &stage.batch.bytes()[begun..]);
+            let mut hash = hash::roll(self.state.mark.hash, &stage.batch.bytes()[begun..]);
+            if stage.lacking && was_whole {
+                hash = hash::roll(hash, b"lacking");
+            }
             self.state.mark = Mark { index: entry.index, term: entry.term, hash };
             if entry.index % HASH_EVERY == 0 {
                 hashes.push((entry.index, hash));
             }
         }
         stage.batch.put(REGION, &layout::state_key(self.id), &layout::write_state(&self.state));
-        let Stage { mut batch, own, born, .. } = stage;
+        let Stage { mut batch, own, born, taken, lacking, .. } = stage;
         self.cell.written.fetch_add(batch.bytes().len() as u64, Ordering::Relaxed);
         batch.append(&own);
         engine.write(&batch)?;
+        self.lacking |= lacking;
         self.publish();
+        self.let_go(taken);
         if !born.is_empty() {
-            (self.split)(born);
+            (self.sink)(Happened::Born(born));
         }
         applied.outcomes.append(&mut outcomes);
         applied.hashes.append(&mut hashes);
         Ok(())
+    }
+}
+
+impl RegionMachine {
+    /// Regions whose records have gone, and whose range is this one's by now.
+    fn let_go(&self, taken: Vec<(GroupId, PeerId)>) {
+        for (source, peer) in taken {
+            self.map.consume(source);
+            (self.sink)(Happened::Taken { source, peer });
+        }
+    }
+
+    /// This region has become part of another one, whose business its pairs are. What came after it was frozen does nothing.
+    fn refuse_all(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) {
+        let was_frozen = self.state.frozen.is_some();
+        for entry in entries {
+            self.state.mark = Mark { index: entry.index, term: entry.term, ..self.state.mark };
+            if let Payload::Commands(commands) = &entry.payload
+                && commands.origin == local
+                && was_frozen
+            {
+                let refused = |(seq, _)| (seq, Outcome { code: FROZEN, body: Bytes::new() });
+                applied.outcomes.extend(commands.iter().map(refused));
+            }
+        }
     }
 }
 

@@ -1,19 +1,40 @@
 //! Which region of this store covers a key. Kept up by the regions' machines themselves, as they apply what changes their
 //! range, so that nobody finds a key in a region that has just given it away.
+//!
+//! It also knows the regions' cells, for the machine of one that takes another one in.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
 
 use base::GroupId;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::RegionState;
+use super::{RegionCell, RegionState};
 
 /// Shared by all regions of a store.
 #[derive(Default)]
-pub struct RangeMap(RwLock<BTreeMap<Bytes, (Bytes, GroupId)>>);
+pub struct RangeMap {
+    ranges: RwLock<BTreeMap<Bytes, (Bytes, GroupId)>>,
+    cells: RwLock<BTreeMap<GroupId, Weak<RegionCell>>>,
+}
 
 impl RangeMap {
+    /// A region's machine is open.
+    pub fn register(&self, id: GroupId, cell: &Arc<RegionCell>) {
+        let mut cells = self.cells.write();
+        cells.retain(|_, cell| cell.strong_count() > 0);
+        cells.insert(id, Arc::downgrade(cell));
+    }
+
+    /// The region has become part of another one, which has its range in this map already.
+    pub fn consume(&self, id: GroupId) {
+        let Some(cell) = self.cells.read().get(&id).and_then(Weak::upgrade) else { return };
+        cell.consume();
+        let before = cell.set(Arc::default());
+        self.place(id, &before, &RegionState::default());
+    }
+
     /// A region's range was `before` and is `after`; a state of version zero covers nothing.
     pub fn place(&self, id: GroupId, before: &RegionState, after: &RegionState) {
         let range = |state: &RegionState| (state.version > 0).then(|| (state.start.clone(), state.end.clone()));
@@ -21,7 +42,7 @@ impl RangeMap {
         if before == after {
             return;
         }
-        let mut map = self.0.write();
+        let mut map = self.ranges.write();
         if let Some((start, _)) = before
             && map.get(&start).is_some_and(|(_, owner)| *owner == id)
         {
@@ -33,7 +54,7 @@ impl RangeMap {
     }
 
     pub fn find(&self, key: &[u8]) -> Option<GroupId> {
-        let map = self.0.read();
+        let map = self.ranges.read();
         let below = (std::ops::Bound::Unbounded, std::ops::Bound::Included(key));
         let (_, (end, id)) = map.range::<[u8], _>(below).next_back()?;
         (end.is_empty() || key < &end[..]).then_some(*id)

@@ -11,7 +11,8 @@
 //! |---|---|
 //! | [`layout`] | where everything lies, and the records' codecs |
 //! | [`machine`] | what commands do |
-//! | [`map`] | which region covers a key |
+//! | [`map`] | which region covers a key; the regions' cells |
+//! | [`merge`] | how two regions become one, in both of their logs |
 //! | [`overlap`] | ranges that belong to others by now |
 //! | [`sample`] | which keys it is asked for, and where that load could be divided |
 //! | [`size`] | how large it is, and where it can be cut |
@@ -22,11 +23,13 @@
 //! 1. A command is done only if the region is of the version with which the command was checked, and covers its keys: a
 //!    stale epoch changes nothing, on any replica.
 //! 2. Data and mark are in one batch.
-//! 3. What an entry does is a function of the region's state and the entry.
+//! 3. What an entry does is a function of the region's state and the entry. (Where the records of another region on this
+//!    store come in, at splits and merges, they decide about what is this store's own and is not hashed, or about waiting.)
 
 pub mod layout;
 pub mod machine;
 pub mod map;
+pub mod merge;
 pub mod overlap;
 pub mod sample;
 pub mod size;
@@ -34,7 +37,7 @@ pub mod snapshot;
 pub mod traffic;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use base::GroupId;
@@ -44,6 +47,7 @@ use proto::placement as pb;
 
 pub use machine::RegionMachine;
 pub use map::RangeMap;
+pub use merge::{Frozen, Merged};
 
 /// A region as of its last applied entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +63,10 @@ pub struct RegionState {
     pub conf_version: u64,
     /// Encoded.
     pub membership: Bytes,
+    /// It is about to become part of another one.
+    pub frozen: Option<Frozen>,
+    /// What it has taken in, while anything may be left of that: at most [`merge::MERGED_MAX`].
+    pub merged: Vec<Merged>,
 }
 
 /// What all others see of a region.
@@ -68,6 +76,8 @@ pub struct RegionCell {
     /// Bytes put since the region was last measured.
     pub written: AtomicU64,
     pub traffic: traffic::Traffic,
+    /// The region has become part of another one on this store: its machine does nothing any more.
+    consumed: AtomicBool,
 }
 
 impl RegionCell {
@@ -78,6 +88,14 @@ impl RegionCell {
     /// Returns what was there before.
     pub fn set(&self, state: Arc<RegionState>) -> Arc<RegionState> {
         self.state.swap(state)
+    }
+
+    pub fn is_consumed(&self) -> bool {
+        self.consumed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn consume(&self) {
+        self.consumed.store(true, Ordering::SeqCst);
     }
 }
 

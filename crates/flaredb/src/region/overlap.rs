@@ -14,6 +14,16 @@ pub type Range = (Bytes, Bytes);
 
 /// The ranges of all other regions of the store, in the order of their starts.
 pub fn others(view: &dyn View, own: GroupId) -> Result<Vec<Range>, MachineError> {
+    Ok(all(view, own)?.into_iter().map(|(range, _)| range).collect())
+}
+
+/// The other regions of the store that have a key of this one's range.
+pub fn overlapping(view: &dyn View, own: GroupId, state: &RegionState) -> Result<Vec<GroupId>, MachineError> {
+    let all = all(view, own)?.into_iter();
+    Ok(all.filter(|(range, _)| overlaps(state, std::slice::from_ref(range))).map(|(_, id)| id).collect())
+}
+
+fn all(view: &dyn View, own: GroupId) -> Result<Vec<(Range, GroupId)>, MachineError> {
     let mut ranges = Vec::new();
     let mut walk = view.scan(REGION, &[], None);
     while walk.valid() {
@@ -22,7 +32,7 @@ pub fn others(view: &dyn View, own: GroupId) -> Result<Vec<Range>, MachineError>
         {
             let state = layout::read_state(Bytes::copy_from_slice(walk.value()), Bytes::new())?;
             if state.version > 0 {
-                ranges.push((state.start, state.end));
+                ranges.push(((state.start, state.end), region));
             }
         }
         walk.advance();

@@ -13,6 +13,9 @@
 //! A start that finds a `.whole` file does the second half again, which comes to the same; and so does whoever found no room
 //! on the disk in the middle of it.
 //!
+//! A region may have taken another one in ([`super::merge`]) whose peer is still here, because this replica missed it: that
+//! one's range is emptied with the rest, and its records go in the same batch in which the new ones come.
+//!
 //! Left out so far: table files that are taken over as they are. Pairs are written as any others.
 
 use std::fs::{self, File, OpenOptions};
@@ -20,14 +23,14 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base::GroupId;
+use base::{GroupId, PeerId};
 use bytes::Bytes;
 use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
 use storage::{Engine, EngineError, View, WriteBatch};
 
 use super::layout::{self, RAW, REGION};
-use super::{RegionState, overlap};
+use super::{RegionState, merge, overlap};
 
 const STATE: &[u8] = b"state";
 const FAMILIES: u8 = 2;
@@ -187,9 +190,12 @@ impl SnapshotSink for Receiver {
             return Err(bad("its header contradicts its content"));
         }
         // Of a region that has been cut since, or of one whose parts are here and will be gone soon: the sender tries again.
-        let others = overlap::others(&*self.engine.view(), self.id)?;
-        if self.state.as_ref().is_some_and(|state| overlap::overlaps(state, &others)) {
-            return Err(bad("its range is another region's here"));
+        if let Some(state) = &self.state {
+            let displaced = merge::displaced(&*self.engine, self.id, state)?;
+            let others = overlap::overlapping(&*self.engine.view(), self.id, state)?;
+            if others.iter().any(|other| displaced.iter().all(|(gone, _)| gone != other)) {
+                return Err(bad("its range is another region's here"));
+            }
         }
         self.file.flush().map_err(failed)?;
         self.file.get_ref().sync_all().map_err(failed)?;
@@ -202,15 +208,16 @@ impl SnapshotSink for Receiver {
     }
 }
 
-/// Puts a snapshot in place that was decided for, if there is one.
-pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result<(), MachineError> {
+/// Puts a snapshot in place that was decided for, if there is one. The regions, with their peers here, that had to go for it.
+pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result<Vec<(GroupId, PeerId)>, MachineError> {
     let path = whole(incoming, id);
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
     let state = state_of(&path)?;
+    let displaced = merge::displaced(engine, id, &state)?;
     let mut batch = WriteBatch::new();
     batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
     let header = walk(file, |family, key, value| {
@@ -225,10 +232,19 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     })?;
     batch.put(REGION, &layout::state_key(id), &layout::write_state(&state));
     batch.put(REGION, &layout::membership_key(id), &header.membership);
+    batch.delete(REGION, &layout::lacking_key(id));
+    for (gone, peer) in &displaced {
+        batch.delete(REGION, &layout::peer_key(*gone));
+        batch.put(REGION, &layout::retired_key(*gone), &peer.0.to_le_bytes());
+        batch.delete(REGION, &layout::state_key(*gone));
+        batch.delete(REGION, &layout::membership_key(*gone));
+        forget(incoming, *gone);
+    }
     engine.write(&batch)?;
     engine.flush()?;
     fs::remove_file(&path).map_err(failed)?;
-    sync_folder_of(&path)
+    sync_folder_of(&path)?;
+    Ok(displaced)
 }
 
 /// Removes what a region that is gone may have left here.

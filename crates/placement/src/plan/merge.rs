@@ -21,6 +21,7 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
         round.is_sound(other)
             && round.blocker(other).is_none()
             && !other.is_hot()
+            && !other.unmeasured
             && other.split_keys.is_empty()
             && other.bytes + region.bytes <= round.policy.split_bytes() / 2
             && !carry_much(round, region, other)
@@ -48,6 +49,7 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
 
 fn is_small_and_at_rest(round: &Round<'_>, region: &Region) -> bool {
     region.bytes <= round.policy.merge_bytes()
+        && !region.unmeasured
         && region.keys <= round.policy.max_merge_region_keys
         && round.policy.max_merge_region_size > 0
         && region.split_keys.is_empty()
@@ -94,6 +96,12 @@ pub fn obstacle(round: &Round<'_>, region: &Region) -> Option<String> {
     let policy = round.policy;
     if region.bytes > policy.merge_bytes() || region.keys > policy.max_merge_region_keys {
         return None;
+    }
+    if region.frozen {
+        return Some("small, and being merged".to_owned());
+    }
+    if region.unmeasured {
+        return Some("perhaps small, but not measured yet".to_owned());
     }
     let rested = round.now.since(region.version_since);
     if rested < policy.split_merge_interval {

@@ -336,10 +336,12 @@ impl<'a> Round<'a> {
                 .is_some_and(|now| now.health == Health::Connected && now.state != StoreState::Tombstone)
     }
 
-    /// Whether nothing is the matter with the region: as many voters as wanted, all well and in stores that stay.
+    /// Whether nothing is the matter with the region: as many voters as wanted, all well and in stores that stay, and no
+    /// merge under way.
     pub fn is_sound(&self, region: &Region) -> bool {
         let sound = |store| self.is_well(region, store) && self.store(store).is_some_and(StoreNow::is_up);
         !region.joint
+            && !region.frozen
             && region.peers.len() == self.policy.max_replicas as usize
             && region.peers.iter().all(|peer| !peer.learner && sound(peer.store))
     }

@@ -57,6 +57,10 @@ pub struct RegionReport {
     pub requests_per_sec: u64,
     /// Where it wants to be split: ascending, within the region.
     pub split_keys: Vec<Key>,
+    /// It is about to become part of a neighbour, or to go on after all: it takes no steps until then.
+    pub frozen: bool,
+    /// Its size is not known yet.
+    pub unmeasured: bool,
 }
 
 /// With three peers, short keys and its places in the view's indexes about half a kilobyte: a million take 0.5 GB.
@@ -79,6 +83,8 @@ pub struct Region {
     pub write_keys_per_sec: u64,
     pub requests_per_sec: u64,
     pub split_keys: Box<[Key]>,
+    pub frozen: bool,
+    pub unmeasured: bool,
     /// The last report; `None` while it is only known from PD's own state.
     pub heard: Option<Time>,
     /// Since when it has its range, as far as this view knows.
@@ -121,6 +127,8 @@ impl Region {
             write_keys_per_sec: report.write_keys_per_sec,
             requests_per_sec: report.requests_per_sec,
             split_keys: report.split_keys.into(),
+            frozen: report.frozen,
+            unmeasured: report.unmeasured,
             heard,
             version_since,
             hot_reports,
@@ -147,6 +155,8 @@ impl Region {
             write_keys_per_sec: self.write_keys_per_sec,
             requests_per_sec: self.requests_per_sec,
             split_keys: self.split_keys.to_vec(),
+            frozen: self.frozen,
+            unmeasured: self.unmeasured,
         }
     }
 
@@ -212,6 +222,7 @@ impl Region {
             && *self.down == *report.down
             && *self.pending == *report.pending
             && *self.split_keys == *report.split_keys
+            && (self.frozen, self.unmeasured) == (report.frozen, report.unmeasured)
             && self.start == report.start
             && self.end == report.end
     }

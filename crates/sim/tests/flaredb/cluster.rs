@@ -194,6 +194,21 @@ impl Process {
         child.wait().unwrap();
     }
 
+    /// SIGSTOP: it is there, and answers nothing.
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let child = self.child.as_ref().expect("it runs");
+        // SAFETY: takes numbers; the child has not been waited for, so the id is still its own.
+        unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+    }
+
     /// SIGTERM, and waits for the end.
     pub async fn stop(&mut self) {
         let mut child = self.child.take().expect("it runs");

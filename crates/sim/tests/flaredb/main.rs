@@ -4,6 +4,7 @@ mod cluster;
 mod lost;
 #[path = "../common/machine.rs"]
 mod machine;
+mod merges;
 mod operations;
 mod placement;
 mod raw;

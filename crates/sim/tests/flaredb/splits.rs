@@ -25,7 +25,7 @@ fn key(number: usize) -> String {
 }
 
 /// How many regions there are, if they cover all keys once.
-fn covering(page: &Value) -> Result<usize, String> {
+pub fn covering(page: &Value) -> Result<usize, String> {
     let regions = page["regions"].as_array().cloned().unwrap_or_default();
     let range = |region: &Value| {
         let text = |name: &str| region[name].as_str().unwrap_or_default().to_owned();

@@ -1,0 +1,265 @@
+//! Regions that have become small are merged again, while clients write and read and stores die.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use proto::flaredb as pb;
+use rpc::client::RawClient;
+use serde_json::Value;
+use tonic::transport::Channel;
+
+use crate::cluster::{Cluster, PATIENCE, get, put};
+use crate::splits::covering;
+
+const VALUE_BYTES: usize = 1024;
+/// Large enough to be cut to pieces at one MiB.
+const KEYS: usize = 4000;
+
+fn key(number: usize) -> String {
+    format!("key-{number:06}")
+}
+
+fn configure(cluster: &Cluster, policy: &str) {
+    let url = format!("{}/pd/api/v1/config/schedule", cluster.pd[0].url());
+    let output = Command::new("curl").args(["-s", "-d", policy, &url]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("split-merge-interval"), "{said}");
+}
+
+/// Regions of a MiB, and none is merged.
+const CUT: &str = r#"{"region-split-size": 1, "max-merge-region-size": 0, "split-merge-interval": "1h"}"#;
+/// Those are small, and at rest at once.
+const MERGE: &str = r#"{"region-split-size": 64, "max-merge-region-size": 16, "split-merge-interval": "0s"}"#;
+
+async fn regions(cluster: &Cluster) -> Result<usize, String> {
+    let page: Value = cluster.page("regions").await.ok_or("no page")?;
+    covering(&page)
+}
+
+/// All keys, in several regions on all three stores.
+async fn cut_cluster() -> (Cluster, BTreeMap<String, String>) {
+    let mut cluster = Cluster::start(1, 3).await;
+    configure(&cluster, CUT);
+    let mut written = BTreeMap::new();
+    let mut client = cluster.raw(0).await;
+    for number in (0..KEYS).step_by(100) {
+        let pairs: Vec<(String, String)> =
+            (number..number + 100).map(|at| (key(at), format!("{at}-{}", "v".repeat(VALUE_BYTES)))).collect();
+        let mutations = pairs
+            .iter()
+            .map(|(key, value)| pb::Mutation { key: key.clone().into(), value: Some(value.clone().into()) });
+        let request = pb::BatchRequest { context: None, mutations: mutations.collect() };
+        let asked = Instant::now();
+        while let Err(why) = client.batch(request.clone()).await {
+            assert!(asked.elapsed() < PATIENCE, "{why:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        written.extend(pairs);
+    }
+    cluster
+        .until("the regions are cut, and replicated", async |cluster| {
+            regions(cluster).await.is_ok_and(|count| count >= 4) && cluster.has_replicas(3).await
+        })
+        .await;
+    (cluster, written)
+}
+
+/// One that writes its own key, every time a larger number, and reads it back; over and over.
+struct Worker {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    handle: tokio::task::JoinHandle<Told>,
+}
+
+/// What a worker leaves behind: its keys, and what the last one must have.
+struct Told {
+    keys: Vec<String>,
+    last: u64,
+}
+
+impl Worker {
+    fn start(base: String, urls: Vec<String>) -> Worker {
+        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stopped, counted) = (stop.clone(), done.clone());
+        let handle = tokio::spawn(async move {
+            let mut clients: BTreeMap<usize, RawClient<Channel>> = BTreeMap::new();
+            let (mut keys, mut known) = (vec![format!("{base}0")], 0);
+            for round in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let at = round % urls.len();
+                if let Entry::Vacant(place) = clients.entry(at) {
+                    match rpc::client::connect(&urls[at], Duration::from_secs(1), None).await {
+                        Ok(channel) => {
+                            place.insert(RawClient::new(channel));
+                        }
+                        Err(_) => continue,
+                    }
+                }
+                let client = clients.get_mut(&at).unwrap();
+                let patience = Duration::from_secs(5);
+                let key = keys.last().unwrap().clone();
+                match tokio::time::timeout(patience, put(client, &key, &(known + 1).to_string())).await {
+                    Ok(Ok(())) => known += 1,
+                    _ => {
+                        // It may yet take effect, whenever: nothing can be said of this key any more.
+                        clients.remove(&at);
+                        keys.push(format!("{base}{}", keys.len()));
+                        known = 0;
+                        continue;
+                    }
+                }
+                counted.fetch_add(1, Ordering::Relaxed);
+                match tokio::time::timeout(patience, get(client, &key)).await {
+                    Ok(Ok(read)) => assert_eq!(read, Some(known.to_string()), "{key}"),
+                    _ => drop(clients.remove(&at)),
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Told { keys, last: known }
+        });
+        Worker { stop, done, handle }
+    }
+
+    async fn end(self, cluster: &Cluster) {
+        self.stop.store(true, Ordering::Relaxed);
+        let Told { keys, last } = self.handle.await.expect("no worker read what it should not");
+        let read = get(&mut cluster.raw(1).await, keys.last().unwrap()).await.unwrap();
+        assert_eq!(read.map_or(0, |read| read.parse().unwrap()), last, "{keys:?}");
+        for key in keys {
+            let request = pb::DeleteRequest { context: None, key: key.into() };
+            cluster.raw(2).await.delete(request).await.unwrap();
+        }
+    }
+}
+
+/// Everything is there, whoever is asked.
+async fn check_all(cluster: &mut Cluster, written: &BTreeMap<String, String>) {
+    for (number, (key, value)) in written.iter().enumerate().filter(|(number, _)| number % 13 == 0) {
+        let read = get(&mut cluster.raw(number % 3).await, key).await.unwrap();
+        assert!(read.as_ref() == Some(value), "{key} is another one");
+    }
+    let keys = ["-o", "simple", "scan", "--keys-only", "--limit", "100000"];
+    let (done, said) = cluster.client(&cluster.stores[1], &keys);
+    assert!(
+        done && said.lines().eq(written.keys()),
+        "{} lines: {}",
+        said.lines().count(),
+        &said[..said.len().min(300)]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
+    let (mut cluster, written) = cut_cluster().await;
+    let before = regions(&cluster).await.unwrap();
+    let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
+    let step = KEYS / 8;
+    // Between the keys that are there, one or more in each region.
+    let workers: Vec<Worker> = (0..8).map(|at| Worker::start(format!("{}+", key(at * step)), urls.clone())).collect();
+    configure(&cluster, MERGE);
+    // Stores die while regions are being merged, whatever they are at; whole clusters' worth of them twice.
+    for round in 0..6 {
+        let victim = round % 3;
+        tokio::time::sleep(Duration::from_millis(700 + 331 * round as u64)).await;
+        cluster.stores[victim].kill();
+        if round == 4 {
+            // Nobody is left to tell anybody what was committed.
+            (0..3).filter(|store| *store != victim).for_each(|store| cluster.stores[store].kill());
+            (0..3).filter(|store| *store != victim).for_each(|store| cluster.stores[store].spawn());
+        }
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        cluster.stores[victim].spawn();
+        cluster.until("the store is back", async |cluster| cluster.has_replicas(3).await).await;
+    }
+    cluster.until("all are one again", async |cluster| regions(cluster).await == Ok(1)).await;
+    let writes: u64 = workers.iter().map(|worker| worker.done.load(Ordering::Relaxed)).sum();
+    println!("figure: {before} regions became one under {writes} writes");
+    for worker in workers {
+        worker.end(&cluster).await;
+    }
+    check_all(&mut cluster, &written).await;
+    // Nothing is left of the others on any store, and a start finds what there is.
+    cluster
+        .until("nothing is left of the merged regions", async |cluster| {
+            let mut counts = Vec::new();
+            for store in &cluster.stores {
+                let page = rpc::client::page(&store.url(), "/metrics", None).await.unwrap_or_default();
+                let page = String::from_utf8_lossy(&page).into_owned();
+                let count = page.lines().find_map(|line| line.strip_prefix("flaredb_regions "));
+                counts.push(count.map(str::to_owned));
+            }
+            counts.iter().all(|count| count.as_deref() == Some("1"))
+        })
+        .await;
+    for store in 0..3 {
+        cluster.stores[store].stop().await;
+        cluster.stores[store].spawn();
+        cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
+    }
+    check_all(&mut cluster, &written).await;
+    // And it is cut again.
+    configure(&cluster, CUT);
+    cluster.until("it is cut again", async |cluster| regions(cluster).await.is_ok_and(|count| count >= 4)).await;
+    check_all(&mut cluster, &written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merge_that_cannot_go_on_is_given_up_and_writes_go_on() {
+    let (mut cluster, written) = cut_cluster().await;
+    let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
+    let step = KEYS / 8;
+    let workers: Vec<Worker> = (0..8).map(|at| Worker::start(format!("{}+", key(at * step)), urls.clone())).collect();
+    configure(&cluster, MERGE);
+    // A store stands still between the plan and the freeze: it is a member that does not answer.
+    let given_up =
+        |cluster: &Cluster| cluster.stores.iter().any(|store| store.said().contains("A region goes on as it was"));
+    let mut paused = None;
+    cluster
+        .until("a merge was given up", async |cluster| {
+            if let Some((store, since)) = paused {
+                let since: Instant = since;
+                let store: usize = store;
+                if !given_up(cluster) && since.elapsed() < Duration::from_secs(15) {
+                    return false;
+                }
+                if given_up(cluster) {
+                    return true;
+                }
+                // The step was taken before.
+                cluster.stores[store].resume();
+                paused = None;
+            }
+            let Some(operators) = cluster.page("operators").await else { return false };
+            let merge =
+                operators.as_array().into_iter().flatten().find(|operator| operator["cause"] == "merge").cloned();
+            let Some(page) = cluster.page("regions").await else { return false };
+            let Some(merge) = merge else { return false };
+            let regions = page["regions"].as_array().cloned().unwrap_or_default();
+            let source = regions.iter().find(|region| region["id"] == merge["region"]);
+            let Some(leader) = source.and_then(|region| region["leader"]["store_id"].as_u64()) else { return false };
+            let store = (leader % 3) as usize;
+            cluster.stores[store].pause();
+            paused = Some((store, Instant::now()));
+            false
+        })
+        .await;
+    let (store, _) = paused.expect("one was paused");
+    let done = || workers.iter().map(|worker| worker.done.load(Ordering::Relaxed)).collect::<Vec<u64>>();
+    let before = done();
+    cluster
+        .until("writes go on everywhere", async |_| done().iter().zip(&before).all(|(now, before)| *now > before + 5))
+        .await;
+    cluster.stores[store].resume();
+    // With the store back they are merged.
+    cluster.until("all are one again", async |cluster| regions(cluster).await == Ok(1)).await;
+    for worker in workers {
+        worker.end(&cluster).await;
+    }
+    check_all(&mut cluster, &written).await;
+}
