@@ -363,9 +363,10 @@ impl Store {
             tokio::time::sleep(GONE_LOOK_EVERY).await;
         }
         let _one = self.changing.lock();
-        let state = cell.set(Arc::default());
-        self.map.place(id, &state, &RegionState::default());
-        self.clear(id, &state)?;
+        let shown = cell.set(Arc::default());
+        self.map.place(id, &shown, &RegionState::default());
+        // Not as it was shown: one that lacks something shows nothing, and one that became part of another has nothing.
+        self.clear(id, &machine::load(&*self.engine, id)?)?;
         tracing::info!(target: "flaredb_raft", "Removed a region's peer from this store, region={id} peer={peer}");
         Ok(())
     }
