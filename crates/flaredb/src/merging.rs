@@ -88,6 +88,11 @@ pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
             if !region.handle.is_leader() {
                 continue;
             }
+            if !region.handle.is_sound() {
+                // It lacks something, and answers nothing: another one is to lead.
+                tokio::spawn(async move { region.handle.transfer(None).await });
+                continue;
+            }
             if let Some(freeze) = &state.frozen {
                 resolving.push((region, freeze.clone()));
             } else if !state.merged.is_empty() {

@@ -469,9 +469,10 @@ impl Store {
         let store = self.clone();
         let cleared = move || {
             let _one = store.changing.lock();
-            let state = cell.set(Arc::default());
-            store.map.place(id, &state, &RegionState::default());
-            store.clear(id, &state)
+            let shown = cell.set(Arc::default());
+            store.map.place(id, &shown, &RegionState::default());
+            // Not as it was shown: one that lacks something shows nothing, and one that became part of another has nothing.
+            store.clear(id, &machine::load(&*store.engine, id)?)
         };
         self.chores.run(cleared).await?;
         tracing::info!(target: "flaredb_raft", "Removed a region's peer from this store, region={id} peer={peer}");

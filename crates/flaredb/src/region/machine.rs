@@ -104,8 +104,9 @@ impl RegionMachine {
         (self.state.version, self.state.conf_version) = (1, 1);
     }
 
+    /// Of what is lacking nobody sees anything.
     fn publish(&self) {
-        self.publish_as(self.state.clone());
+        self.publish_as(if self.lacking { RegionState::default() } else { self.state.clone() });
     }
 
     fn publish_as(&self, state: RegionState) {
@@ -335,8 +336,8 @@ impl StateMachine for RegionMachine {
         self.publish_as(RegionState::default());
         let displaced = snapshot::roll_forward(&*self.engine, &self.incoming, self.id)?;
         self.state = load(&*self.engine, self.id)?;
-        self.publish();
         self.lacking = false;
+        self.publish();
         self.let_go(displaced);
         Ok(())
     }

@@ -362,6 +362,7 @@ fn a_replica_that_lacks_the_source_answers_nothing() {
         assert!(world.machines[&TARGET].is_sound() && !other.machines[&TARGET].is_sound());
         assert_ne!(world.state(TARGET).mark.hash, other.state(TARGET).mark.hash, "the others notice");
         assert_eq!(world.state(TARGET).version, other.state(TARGET).version);
+        assert_eq!(other.at("x"), 0);
         other.engine.flush().unwrap();
         other.crash();
         assert!(!other.machines[&TARGET].is_sound(), "nor after a start");
