@@ -12,6 +12,7 @@
 //! | [`region`] | a region: its state machine, its records, its snapshot |
 //! | [`store`] | which regions are here, and how they come and go |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
+//! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`metrics`] | its numbers |
 //!
@@ -22,6 +23,7 @@ pub mod config;
 pub mod metrics;
 pub mod pd;
 pub mod region;
+pub mod replication;
 pub mod server;
 pub mod store;
 pub mod supervisor;

@@ -2,7 +2,7 @@
 //! after a failure the next one is.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use proto::placement as pb;
@@ -20,13 +20,31 @@ pub struct PdClient {
     /// The address in use.
     current: AtomicUsize,
     channel: Mutex<Option<Channel>>,
+    heartbeats: Mutex<Heartbeats>,
+}
+
+#[derive(Default)]
+struct Heartbeats {
+    answered: u64,
+    failed: u64,
+    last: Option<Instant>,
+}
+
+/// How the placement driver does, as this store sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PdStats {
+    /// Heartbeats.
+    pub answered: u64,
+    pub failed: u64,
+    /// Since the last one was answered; none was so far.
+    pub age: Option<Duration>,
 }
 
 impl PdClient {
     /// `addresses`: `http://HOST:PORT` each, at least one.
     pub fn new(addresses: Vec<String>) -> PdClient {
         assert!(!addresses.is_empty(), "the configuration has one");
-        PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default() }
+        PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default(), heartbeats: Mutex::default() }
     }
 
     pub fn addresses(&self) -> String {
@@ -42,11 +60,25 @@ impl PdClient {
     }
 
     pub async fn heartbeat(&self, request: pb::HeartbeatRequest) -> Result<pb::HeartbeatResponse, Status> {
-        self.ask(|mut client| {
+        let answer = self.ask(|mut client| {
             let request = request.clone();
             Box::pin(async move { client.heartbeat(request).await })
-        })
-        .await
+        });
+        let answer = answer.await;
+        let mut heartbeats = self.heartbeats.lock();
+        match &answer {
+            Ok(_) => {
+                heartbeats.answered += 1;
+                heartbeats.last = Some(Instant::now());
+            }
+            Err(_) => heartbeats.failed += 1,
+        }
+        answer
+    }
+
+    pub fn stats(&self) -> PdStats {
+        let Heartbeats { answered, failed, last } = *self.heartbeats.lock();
+        PdStats { answered, failed, age: last.map(|last| last.elapsed()) }
     }
 
     pub async fn get_region(&self, request: pb::GetRegionRequest) -> Result<pb::GetRegionResponse, Status> {

@@ -13,6 +13,7 @@ use crate::api::{Api, Router};
 use crate::config::Settings;
 use crate::pd::PdClient;
 use crate::region::layout::FAMILIES;
+use crate::replication;
 use crate::store::Store;
 use crate::supervisor::{self, About, StoreCalls};
 
@@ -88,13 +89,15 @@ async fn serve(settings: Settings) -> Result<(), String> {
         tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
     }
 
-    let api = Arc::new(Api { store: store.clone(), router: Router::new(pd.clone()) });
+    let api = Api::new(store.clone(), Router::new(pd.clone()), settings.slow_request);
     let config = ServerConfig {
         message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
         stopping: rpc::Status::unavailable("the store is stopping"),
         ..ServerConfig::default()
     };
-    let server = Server::new(api, config);
+    let server = Server::new(api.clone(), config);
+    api.behind(&server);
+    drop(api);
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
@@ -104,6 +107,9 @@ async fn serve(settings: Settings) -> Result<(), String> {
         serving.push(tokio::spawn(async move { server.serve(listener).await }));
     }
     let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
+    tokio::spawn(node::storage_log::watch_writes(store.node.stats()));
+    tokio::spawn(replication::watch(store.clone()));
+    tokio::spawn(tell_engine_events(store.clone()));
     service.ready();
     service.status(&format!("Store {id} of cluster {cluster} serves"));
     let watchdog = service.watchdog();
@@ -132,4 +138,12 @@ async fn serve(settings: Settings) -> Result<(), String> {
     store.node.stop().await;
     tracing::info!(target: "flaredb_service", "Stopped");
     Ok(())
+}
+
+/// Puts into the log what the engine met in the background.
+async fn tell_engine_events(store: Arc<Store>) {
+    loop {
+        tokio::time::sleep(node::storage_log::LOOK_EVERY).await;
+        store.engine.take_events().into_iter().for_each(node::storage_log::tell);
+    }
 }

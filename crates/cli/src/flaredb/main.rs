@@ -4,6 +4,8 @@
 //! concerns the cluster is asked of the placement driver.
 
 mod cluster;
+#[cfg(test)]
+mod documents;
 mod keys;
 
 use std::process::ExitCode;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use rpc::client::RawClient;
 use rpc::server::BoxFuture;
 use tonic::transport::Channel;
 
-use crate::pd::PdClient;
+use crate::pd::{PdClient, PdStats};
 use crate::store::Store;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,11 +40,21 @@ pub struct Router {
     /// By the region's start.
     known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
     channels: Mutex<HashMap<String, Channel>>,
+    forwarded: AtomicU64,
 }
 
 impl Router {
     pub fn new(pd: Arc<PdClient>) -> Router {
-        Router { pd, known: Mutex::default(), channels: Mutex::default() }
+        Router { pd, known: Mutex::default(), channels: Mutex::default(), forwarded: AtomicU64::new(0) }
+    }
+
+    /// Requests so far whose keys lay elsewhere.
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
+    pub fn pd_stats(&self) -> PdStats {
+        self.pd.stats()
     }
 
     /// Asks a store that has the key, and another one if it has not.
@@ -54,6 +65,7 @@ impl Router {
         ask: impl Fn(RawClient<Channel>, pb::Context) -> Asked<T>,
         error_of: impl Fn(&mut T) -> Option<pb::RegionError>,
     ) -> Result<T, Status> {
+        self.forwarded.fetch_add(1, Ordering::Relaxed);
         let mut failure = "it is not known where the key lies".to_owned();
         for attempt in 0..TRIES {
             if attempt > 0 {

@@ -4,6 +4,7 @@
 //! whole request goes there, and the whole answer comes back.
 
 mod http;
+mod members;
 mod pages;
 mod rpc_calls;
 
@@ -11,11 +12,14 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::Refusal;
+use node::metrics::calls::Methods;
 use node::transport::{CallFuture, CallService, Caller};
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 use rpc::{Code, Status};
 
+use crate::counters::Counters;
 use crate::leader::{Leader, of_refusal};
+use crate::metrics::{self, NodeSources, Sources};
 
 /// The peer call that carries a request to the leader. In: 1 byte kind (0 gRPC, 1 HTTP), then the request. Out: 4 bytes code
 /// (gRPC's, or HTTP's), then the answer or the error's text.
@@ -24,16 +28,35 @@ pub const FORWARD: u8 = node::FIRST_METHOD;
 const GRPC: u8 = 0;
 const HTTP: u8 = 1;
 
+pub use rpc_calls::METHODS;
+
 /// The service behind the client port.
 pub struct Api {
     pub leader: Arc<OnceLock<Arc<Leader>>>,
     pub handle: node::GroupHandle,
+    pub counters: Arc<Counters>,
+    pub requests: Arc<Methods>,
+    /// What the node tells of itself; `None` while it stops.
+    pub node: Box<dyn Fn() -> Option<NodeSources> + Send + Sync>,
 }
 
 impl Api {
     /// `None` while this member belongs to no cluster.
     fn leader(&self) -> Result<&Arc<Leader>, Status> {
         self.leader.get().ok_or_else(|| Status::unavailable("this member of the placement driver waits for the others"))
+    }
+
+    /// The page `/metrics`.
+    fn metrics(&self) -> String {
+        let known = self.leader.get().and_then(|leader| Some((leader.term().ok()?, leader.now())));
+        metrics::page(&Sources {
+            group: &self.handle.status(),
+            membership: &self.handle.membership(),
+            counters: &self.counters,
+            requests: &self.requests,
+            term: known.as_ref().map(|(term, now)| (&**term, *now)),
+            node: (self.node)(),
+        })
     }
 
     /// Sends a request to the leader; its answer's code and body.
@@ -77,17 +100,11 @@ impl Service for Api {
 
     fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
         let api = self.clone();
+        let mut running = self.requests.begin(number);
         Answer::later(async move {
-            if api.handle.is_leader() || !rpc_calls::needs_leader(number) {
-                return api.call(number, message).await;
-            }
-            let mut request = BytesMut::with_capacity(2 + message.len());
-            request.put_u16_le(number);
-            request.put_slice(&message);
-            match api.forward(GRPC, request.freeze()).await? {
-                (0, body) => Ok(body),
-                (code, why) => Err(Status::new(Code::from_number(code), String::from_utf8_lossy(&why).into_owned())),
-            }
+            let answer = api.answer(number, message).await;
+            running.ends(answer.as_ref().err().map_or(0, |status| status.code.number()));
+            answer
         })
     }
 
@@ -103,6 +120,22 @@ impl Service for Api {
 
     fn http(self: &Arc<Self>, _call: Call, request: ::http::Request<Bytes>) -> BoxFuture<::http::Response<HttpBody>> {
         Box::pin(self.clone().page(request))
+    }
+}
+
+impl Api {
+    /// Here, or as the leader says.
+    async fn answer(&self, number: u16, message: Bytes) -> Result<Bytes, Status> {
+        if self.handle.is_leader() || !rpc_calls::needs_leader(number) {
+            return self.call(number, message).await;
+        }
+        let mut request = BytesMut::with_capacity(2 + message.len());
+        request.put_u16_le(number);
+        request.put_slice(&message);
+        match self.forward(GRPC, request.freeze()).await? {
+            (0, body) => Ok(body),
+            (code, why) => Err(Status::new(Code::from_number(code), String::from_utf8_lossy(&why).into_owned())),
+        }
     }
 }
 

@@ -2,16 +2,16 @@
 
 use ::http::{Method, StatusCode};
 use base::{GroupId, NodeId};
-use consensus::Role;
 use proto::placement as pb;
 use proto::placement::command::What;
 use rpc::Status;
 use serde_json::{Map, Value, json};
 
-use super::Api;
 use super::http::{PageError, Request, bad_request, body_of, not_found};
+use super::{Api, members};
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
 use crate::leader::{Ended, Term, meta_of};
+use crate::machine::Records;
 use crate::view::{Health, InFlight, Region, Store, StoreState};
 
 type Page = Result<Value, PageError>;
@@ -20,6 +20,8 @@ type Page = Result<Value, PageError>;
 const PAGES: &[&str] = &[
     "GET health",
     "GET members",
+    "POST members",
+    "DELETE members/id/{id}",
     "GET status",
     "GET version",
     "GET stores",
@@ -47,7 +49,9 @@ pub async fn answer(api: &Api, request: &Request) -> Page {
     match (&request.method, &parts[..]) {
         (_, [""]) if is_get => Ok(json!({ "pages": PAGES })),
         (_, ["version"]) if is_get => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
-        (_, ["members"]) if is_get => Ok(members(api)),
+        (_, ["members"]) if is_get => Ok(members_page(api)),
+        (&Method::POST, ["members"]) => members::add(api, body_of(request)?).await,
+        (&Method::DELETE, ["members", "id", id]) => members::remove(api, number(id)?).await,
         (_, ["health"]) if is_get => Ok(health(api)),
         (_, ["status"]) if is_get => status(api),
         (_, ["stores"]) if is_get => stores(api),
@@ -75,7 +79,7 @@ fn number(text: &str) -> Result<u64, PageError> {
     text.parse().map_err(|_| bad_request(format!("`{}` is no id: a number is wanted", text.escape_debug())))
 }
 
-fn members(api: &Api) -> Value {
+fn members_page(api: &Api) -> Value {
     let (status, membership) = (api.handle.status(), api.handle.membership());
     let member = |member: &consensus::Member| {
         json!({
@@ -104,11 +108,16 @@ fn status(api: &Api) -> Page {
     let term = api.leader()?.term()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "cluster_id": api.handle.cluster().0,
+        "cluster_id": cluster_of(api, &api.leader()?.records().read()).0,
         "leader": api.handle.status().leader_node.0,
         "term": api.handle.status().term,
         "plans": term.view.is_ready(&term.policy, api.handle.now()),
     }))
+}
+
+/// The id that the stores know the cluster by.
+fn cluster_of(api: &Api, records: &Records) -> base::ClusterId {
+    records.cluster.unwrap_or_else(|| api.handle.cluster())
 }
 
 /// Up, Disconnected, Down, Offline or Tombstone.
@@ -431,7 +440,7 @@ impl Api {
             problems.push("there is no region yet: no store has come".to_owned());
         }
         Ok(pb::ClusterStatusResponse {
-            cluster_id: self.handle.cluster().0,
+            cluster_id: cluster_of(self, &records).0,
             members: members.collect(),
             stores,
             region_count: term.view.region_count() as u64,
@@ -440,45 +449,5 @@ impl Api {
             operators: term.view.flights().count() as u64,
             problems,
         })
-    }
-
-    /// The page `/metrics`. What only the leader knows, only the leader exports.
-    pub(super) fn metrics(&self) -> String {
-        let mut out = String::new();
-        let leads = self.handle.status().role == Role::Leader;
-        let mut family = |name: &str, help: &str, samples: Vec<(String, f64)>| {
-            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
-            for (labels, value) in samples {
-                out.push_str(&format!("{name}{labels} {value}\n"));
-            }
-        };
-        let one = |value: f64| vec![(String::new(), value)];
-        family("placement_is_leader", "Whether this member leads the placement driver.", one(f64::from(leads)));
-        let has_leader = !self.handle.status().leader.is_none();
-        family("placement_has_leader", "Whether this member knows a leader.", one(f64::from(has_leader)));
-        let Ok(leader) = self.leader() else { return out };
-        let Ok(term) = leader.term() else { return out };
-        let now = leader.now();
-        let standing = || term.view.stores().filter(|store| store.meta.state != StoreState::Tombstone);
-        let per_store = |value: &dyn Fn(&Store) -> f64| -> Vec<(String, f64)> {
-            standing().map(|store| (format!("{{store_id=\"{}\"}}", store.id()), value(store))).collect()
-        };
-        let up = |store: &Store| f64::from(u8::from(matches!(store.health(now, &term.policy), Health::Connected)));
-        family("flaredb_store_state", "1 while the store is heard of, 0 otherwise.", per_store(&up));
-        let capacity = |store: &Store| store.report.capacity_bytes as f64;
-        family("flaredb_store_capacity_bytes", "Size of the store's file system.", per_store(&capacity));
-        let available = |store: &Store| store.report.available_bytes as f64;
-        family("flaredb_store_available_bytes", "Bytes that are free there.", per_store(&available));
-        let regions = |store: &Store| store.region_count() as f64;
-        family("flaredb_store_regions", "Replicas of regions on the store.", per_store(&regions));
-        let leaders = |store: &Store| store.leader_count() as f64;
-        family("flaredb_store_leaders", "Regions led by the store.", per_store(&leaders));
-        let pending = term.view.regions().map(|region| region.pending.len()).sum::<usize>() as f64;
-        let help = "Replicas that have not caught up with their leaders.";
-        family("flaredb_pending_peers", help, one(pending));
-        family("flaredb_pending_peers_total", help, one(pending));
-        family("flaredb_regions", "Regions of the cluster.", one(term.view.region_count() as f64));
-        family("placement_operators", "Operators under way.", one(term.view.flights().count() as f64));
-        out
     }
 }
