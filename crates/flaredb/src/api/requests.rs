@@ -47,12 +47,13 @@ impl Requests {
         &self.methods
     }
 
-    fn say_query(&self, rows: usize, took: Duration) {
+    fn say_query(&self, rows: impl FnOnce() -> usize, took: Duration) {
         let now_ms = 1 + self.started.elapsed().as_millis() as u64;
         let last_ms = self.query_said_ms.load(Ordering::Relaxed);
         let due = last_ms == 0 || now_ms >= last_ms + QUERY_SAID_EVERY_MS;
         let claim = || self.query_said_ms.compare_exchange(last_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed);
         if due && claim().is_ok() {
+            let rows = rows();
             tracing::info!(target: "flaredb_service", "Handled query, rows={rows}, latency={}ms", took.as_millis());
         }
     }
@@ -83,7 +84,7 @@ impl Watched {
                 self.running.ends(Code::Ok.number());
                 self.why.clear();
                 if self.number == SCAN {
-                    let rows = pb::ScanResponse::decode(body.clone()).map_or(0, |response| response.pairs.len());
+                    let rows = || pb::ScanResponse::decode(body.clone()).map_or(0, |response| response.pairs.len());
                     self.requests.say_query(rows, self.running.took());
                 }
             }
