@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use consensus::{Refusal, Role};
-use node::GroupHandle;
+use node::{GroupHandle, storage_log};
 use proto::etcdserverpb::CompactionRequest;
 
 use crate::command::Command;
@@ -15,10 +15,8 @@ use crate::config::AutoCompaction;
 use crate::live::Live;
 use crate::space;
 use crate::store::{Store, Stores};
-use storage::rocks::EngineEvent;
 
 const LEASE_TICK: Duration = Duration::from_millis(100);
-const EVENTS_TICK: Duration = Duration::from_millis(500);
 
 /// Starts all of it.
 pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
@@ -26,7 +24,7 @@ pub fn start(handle: &GroupHandle, stores: &Arc<Stores>, rules: Rules) {
     runtime.spawn(hub(handle.clone(), stores.clone()));
     runtime.spawn(leases(handle.clone(), stores.clone()));
     runtime.spawn(space::keep(handle.clone(), stores.clone(), rules.clone()));
-    runtime.spawn(stalls(rules.stats.clone()));
+    runtime.spawn(storage_log::watch_writes(rules.stats.clone()));
     runtime.spawn(compaction(handle.clone(), stores.clone(), rules));
     runtime.spawn(engine_events(stores.clone()));
 }
@@ -164,44 +162,11 @@ async fn compaction(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     }
 }
 
-/// Says that a log write does not return, while it does not. When it does, the log writer says so itself.
-async fn stalls(stats: Arc<node::DriverStats>) {
-    let mut said = false;
-    loop {
-        tokio::time::sleep(EVENTS_TICK).await;
-        let writing = stats.writing_for();
-        if writing >= node::STALL && !said {
-            let ms = writing.as_millis();
-            tracing::warn!(target: "chainfire_storage", "Disk stall, a log write does not return, duration={ms}ms code=CF4121");
-        }
-        said = writing >= node::STALL;
-    }
-}
-
 /// Puts into the log what the engine met in the background.
 async fn engine_events(stores: Arc<Stores>) {
     loop {
-        tokio::time::sleep(EVENTS_TICK).await;
+        tokio::time::sleep(storage_log::LOOK_EVERY).await;
         let Some(store) = stores.get() else { continue };
-        for event in store.engine.take_events() {
-            match event {
-                EngineEvent::StallBegan { family, stopped } => {
-                    tracing::warn!(target: "chainfire_storage", "RocksDB stall began, family={family} stopped={stopped}");
-                }
-                EngineEvent::StallEnded { duration_ms } => {
-                    tracing::warn!(target: "chainfire_storage", "RocksDB stall detected, duration={duration_ms}ms");
-                }
-                EngineEvent::BackgroundError { during, message } => {
-                    tracing::error!(target: "chainfire_storage", "RocksDB failed, during={during} why={message} code=CF1003");
-                }
-                EngineEvent::Recovered => tracing::info!(target: "chainfire_storage", "RocksDB recovered"),
-                EngineEvent::SlowCompaction { family, duration_ms, bytes_read, bytes_written } => {
-                    tracing::warn!(
-                        target: "chainfire_storage",
-                        "Compaction is slow, duration={duration_ms}ms family={family} read={bytes_read} written={bytes_written}"
-                    );
-                }
-            }
-        }
+        store.engine.take_events().into_iter().for_each(storage_log::tell);
     }
 }

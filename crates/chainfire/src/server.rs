@@ -15,7 +15,7 @@ use rpc::server::{Server, ServerConfig, Tls};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::leader::LeaderCalls;
-use crate::api::{Api, ApiLimits, LargeAnswers, SlowRequests};
+use crate::api::{Api, ApiLimits, LargeAnswers};
 use crate::config::{Settings, Source};
 use crate::housekeeping::{self, Rules};
 use crate::lessor::LessorOptions;
@@ -52,7 +52,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
     let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
     let stores: Arc<Stores> = Arc::default();
     let metrics = Arc::new(Metrics::default());
-    let slow: Arc<SlowRequests> = Arc::default();
+    let slow: Arc<node::slow::SlowRequests> = Arc::default();
     let disk_full = Arc::new(AtomicBool::new(false));
     let scrubbing: Arc<Scrub> = Arc::default();
     let counted: Arc<OnceLock<Weak<Server<Api>>>> = Arc::default();

@@ -10,7 +10,7 @@ use node::many::ManyConfig;
 use settings::command_line::{self, Asked, Environment};
 use settings::listen::is_loopback;
 use settings::{Key, Kind, Layers, Manual, Schema};
-use storage::rocks::RocksOptions;
+use storage::rocks::{Background, RocksOptions};
 
 /// Entries of each region that are kept in memory.
 const REGION_CACHE_BYTES: usize = 1 << 20;
@@ -35,6 +35,8 @@ pub struct Settings {
     /// The placement driver that runs in this process, if one does.
     pub standalone: Option<placement::config::Settings>,
     pub log_level: String,
+    /// A request that takes so long is told of; zero: none is.
+    pub slow_request: Duration,
 }
 
 /// What the command line asks for.
@@ -119,6 +121,7 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
         storage: storage(layers),
         standalone,
         log_level: layers.text("log", "level").to_owned(),
+        slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
     })
 }
 
@@ -151,6 +154,11 @@ fn storage(layers: &Layers) -> RocksOptions {
         max_write_buffer_number: number("max_write_buffer_number") as i32,
         block_cache_size: number("block_cache_size") as usize,
         max_open_files: number("max_open_files") as i32,
+        max_background: Some(Background {
+            compactions: number("max_background_compactions") as i32,
+            flushes: number("max_background_flushes") as i32,
+        }),
+        slow_compaction_ms: number("slow_compaction_ms"),
         now: node::clock::now,
         ..RocksOptions::default()
     }
@@ -320,12 +328,44 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             help: &["tables held open at once"],
         },
         Key {
+            section: "storage",
+            name: "max_background_compactions",
+            flag: "max-background-compactions",
+            kind: Kind::Number { min: 1, max: 64 },
+            default: "4",
+            help: &["threads that merge tables; fewer leave more of the processor to requests"],
+        },
+        Key {
+            section: "storage",
+            name: "max_background_flushes",
+            flag: "max-background-flushes",
+            kind: Kind::Number { min: 1, max: 64 },
+            default: "2",
+            help: &["threads that write full buffers to tables"],
+        },
+        Key {
+            section: "storage",
+            name: "slow_compaction_ms",
+            flag: "slow-compaction-ms",
+            kind: Kind::Number { min: 1, max: 86_400_000 },
+            default: "10000",
+            help: &["a merge of tables that takes this many milliseconds is reported in the log"],
+        },
+        Key {
             section: "log",
             name: "level",
             flag: "log-level",
             kind: Kind::LogLevel { example: "info,flaredb_raft=debug" },
             default: "\"info\"",
             help: &["which lines: error, warn, info, debug, trace, or a list of target=level"],
+        },
+        Key {
+            section: "log",
+            name: "slow_request_ms",
+            flag: "slow-request-ms",
+            kind: Kind::Number { min: 0, max: 3_600_000 },
+            default: "100",
+            help: &["a request that takes this many milliseconds is reported; 0: none is"],
         },
     ],
     changeable: &[],

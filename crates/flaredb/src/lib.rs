@@ -14,6 +14,7 @@
 //! | [`load`] | what the regions carry, and which are to be cut for it |
 //! | [`merging`] | how a region's leader brings a merge to its end |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
+//! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`blocking`] | what waits for the disk |
 //! | [`metrics`] | its numbers |
@@ -28,6 +29,7 @@ pub mod merging;
 pub mod metrics;
 pub mod pd;
 pub mod region;
+pub mod replication;
 pub mod server;
 pub mod store;
 pub mod supervisor;

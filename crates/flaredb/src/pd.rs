@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -35,13 +35,36 @@ pub struct PdClient {
     /// The address in use.
     current: AtomicUsize,
     channel: Mutex<Option<Channel>>,
+    heartbeats: Mutex<Heartbeats>,
+}
+
+#[derive(Default)]
+struct Heartbeats {
+    answered: u64,
+    failed: u64,
+    last: Option<Instant>,
+}
+
+/// How the placement driver does, as this store sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PdStats {
+    /// Heartbeats.
+    pub answered: u64,
+    pub failed: u64,
+    /// Since the last one was answered; none was so far.
+    pub age: Option<Duration>,
 }
 
 impl PdClient {
     /// `addresses`: `http://HOST:PORT` each, at least one.
     pub fn new(addresses: Vec<String>) -> PdClient {
         assert!(!addresses.is_empty(), "the configuration has one");
-        PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default() }
+        PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default(), heartbeats: Mutex::default() }
+    }
+
+    pub fn stats(&self) -> PdStats {
+        let Heartbeats { answered, failed, last } = *self.heartbeats.lock();
+        PdStats { answered, failed, age: last.map(|last| last.elapsed()) }
     }
 
     /// Asks each address once at most, until one answers.
@@ -92,10 +115,22 @@ impl Placement for PdClient {
     }
 
     fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asking<'_, pb::HeartbeatResponse> {
-        Box::pin(self.ask(move |mut client| {
+        let asked = self.ask(move |mut client| {
             let request = request.clone();
             Box::pin(async move { client.heartbeat(request).await })
-        }))
+        });
+        Box::pin(async move {
+            let answer = asked.await;
+            let mut heartbeats = self.heartbeats.lock();
+            match &answer {
+                Ok(_) => {
+                    heartbeats.answered += 1;
+                    heartbeats.last = Some(Instant::now());
+                }
+                Err(_) => heartbeats.failed += 1,
+            }
+            answer
+        })
     }
 }
 

@@ -9,11 +9,12 @@ use node::service::{Service, listen, told_to_stop};
 use rpc::server::{Server, ServerConfig};
 use storage::rocks::RocksEngine;
 
-use crate::api::{Api, Router};
+use crate::api::Api;
 use crate::config::Settings;
 use crate::merging;
 use crate::pd::{PdClient, Placement};
 use crate::region::layout::FAMILIES;
+use crate::replication;
 use crate::store::Store;
 use crate::supervisor::{self, About, StoreCalls};
 
@@ -87,19 +88,22 @@ async fn serve(settings: Settings) -> Result<(), String> {
         );
     }
     let incoming = settings.node.data_dir.join("incoming");
-    let (store, news) = Store::new(node.clone(), Arc::new(engine), incoming);
+    let engine = Arc::new(engine);
+    let (store, news) = Store::new(node.clone(), engine.clone(), incoming);
     store.learn(&registered.stores);
     node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
     store.begin(news, registered.found.as_ref()).map_err(|error| error.to_string())?;
 
-    let api = Arc::new(Api { store: store.clone(), router: Router::new(pd.clone()) });
+    let api = Api::new(store.clone(), node.clone(), pd.clone(), settings.slow_request);
     let config = ServerConfig {
         message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
         stopping: rpc::Status::unavailable("the store is stopping"),
         ..ServerConfig::default()
     };
-    let server = Server::new(api, config);
+    let server = Server::new(api.clone(), config);
+    api.behind(&server);
+    drop(api);
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
@@ -110,6 +114,9 @@ async fn serve(settings: Settings) -> Result<(), String> {
     }
     let merging = tokio::spawn(merging::attend(store.clone(), pd.clone()));
     let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
+    tokio::spawn(node::storage_log::watch_writes(store.node.stats()));
+    tokio::spawn(replication::watch(store.clone()));
+    tokio::spawn(tell_engine_events(engine));
     service.ready();
     service.status(&format!("Store {id} of cluster {cluster} serves"));
     let watchdog = service.watchdog();
@@ -139,4 +146,12 @@ async fn serve(settings: Settings) -> Result<(), String> {
     node.stop().await;
     tracing::info!(target: "flaredb_service", "Stopped");
     Ok(())
+}
+
+/// Puts into the log what the engine met in the background.
+async fn tell_engine_events(engine: Arc<RocksEngine>) {
+    loop {
+        tokio::time::sleep(node::storage_log::LOOK_EVERY).await;
+        engine.take_events().into_iter().for_each(node::storage_log::tell);
+    }
 }

@@ -20,7 +20,8 @@
 //! [`recovery`] a stopped node's folder mended · [`room`] what every node has · [`node`] all of it put together · [`many`] a
 //! node with many groups · [`stages`] where
 //! time went · [`lag`] followers that are behind · [`service`] and [`announce`] what the service manager is told ·
-//! [`stopping`] who may go, and when · [`restart`] the process anew · [`clock`], [`logging`].
+//! [`stopping`] who may go, and when · [`restart`] the process anew · [`metrics`] what every page of metrics is made of ·
+//! [`slow`] lines on slow requests · [`storage_log`] what disk and engine say of themselves · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error stops the process; nothing is retried on a bad disk. What is damaged is never served, and is
@@ -44,6 +45,7 @@ pub(crate) mod inbox;
 pub(crate) mod lag;
 pub mod logging;
 pub mod many;
+pub mod metrics;
 #[cfg(test)]
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
@@ -58,9 +60,11 @@ pub mod roster;
 pub mod seed;
 pub mod service;
 mod slots;
+pub mod slow;
 pub mod stages;
 pub(crate) mod standin;
 pub mod stopping;
+pub mod storage_log;
 pub mod tls;
 pub mod transport;
 pub(crate) mod waiters;

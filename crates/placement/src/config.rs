@@ -115,7 +115,7 @@ What it knows: curl http://127.0.0.11:2379/pd/api/v1/stores, and flaredb-client 
 
 It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops it in good order.
 ",
-    commands: &[],
+    commands: &[(crate::recover::COMMAND, "a majority is lost for good: go on with what this member has")],
     variable_prefix: "PLACEMENT_DRIVER_",
     default_file: "/etc/centra-cloud/placement-driver.toml",
     sections: &[

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use proto::placement as pb;
 use proto::placement::command::What;
 use rpc::{Code, Status};
 
+use crate::counters::Counters;
 use crate::machine::{self, Records, SharedRecords};
 use crate::model::{Epoch, Operator, Peer, Step};
 use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
@@ -48,6 +49,7 @@ pub struct Leader {
     /// The policy while nobody has set one.
     defaults: Policy,
     term: Mutex<Option<Term>>,
+    pub counters: Arc<Counters>,
 }
 
 /// All that is heard and planned in one term.
@@ -63,6 +65,7 @@ pub struct Term {
     /// How far the replicas that are behind have come, in regions with an operator.
     caught_up: BTreeMap<GroupId, u64>,
     began: Time,
+    counters: Arc<Counters>,
 }
 
 /// An operator that is over.
@@ -75,9 +78,14 @@ pub struct Ended {
 }
 
 impl Leader {
-    pub fn new(handle: impl Replicated + 'static, records: SharedRecords, defaults: Policy) -> Arc<Leader> {
+    pub fn new(
+        handle: impl Replicated + 'static,
+        records: SharedRecords,
+        defaults: Policy,
+        counters: Arc<Counters>,
+    ) -> Arc<Leader> {
         let handle = Arc::new(handle);
-        Arc::new(Leader { handle, records, defaults, term: Mutex::default() })
+        Arc::new(Leader { handle, records, defaults, term: Mutex::default(), counters })
     }
 
     /// The policy that the records hold.
@@ -101,7 +109,8 @@ impl Leader {
         }
         let mut known = self.term.lock();
         if known.as_ref().is_none_or(|known| known.number != status.term) {
-            *known = Some(Term::new(status.term, &self.records.read(), &self.defaults, self.now())?);
+            let counters = self.counters.clone();
+            *known = Some(Term::new(status.term, &self.records.read(), &self.defaults, self.now(), counters)?);
         }
         Ok(MutexGuard::map(known, |known| known.as_mut().expect("just set")))
     }
@@ -248,6 +257,7 @@ impl Leader {
             None => self.propose(What::Register(request)).await,
         };
         let body = registered.inspect_err(|why| {
+            self.counters.refused();
             tracing::warn!(
                 target: "placement_store",
                 "Did not register a store, store_id={asked} {about} why={} code=CF8002",
@@ -279,6 +289,7 @@ impl Leader {
         let id = NodeId(request.store_id);
         self.settle().await?;
         self.check_store(&request)?;
+        self.counters.heartbeat();
         check_regions(&request)?;
         let changed: Vec<pb::Region> = {
             let records = self.records.read();
@@ -354,7 +365,13 @@ impl Leader {
 }
 
 impl Term {
-    fn new(number: u64, records: &Records, defaults: &Policy, now: Time) -> Result<Term, Status> {
+    pub(crate) fn new(
+        number: u64,
+        records: &Records,
+        defaults: &Policy,
+        now: Time,
+        counters: Arc<Counters>,
+    ) -> Result<Term, Status> {
         let mut view = View::new(now);
         for store in records.stores.values() {
             view.put_store(meta_of(store), now);
@@ -375,6 +392,7 @@ impl Term {
             splits: BTreeMap::new(),
             caught_up: BTreeMap::new(),
             began: now,
+            counters,
         })
     }
 
@@ -523,7 +541,14 @@ impl Term {
             return Vec::new();
         }
         self.round += 1;
-        let Plan { operators, .. } = plan(&self.view, &self.policy, now, self.round);
+        let began = Instant::now();
+        let Plan { operators, stats } = plan(&self.view, &self.policy, now, self.round);
+        if let Some(blocked) = self.counters.round(began.elapsed(), &stats, now) {
+            tracing::warn!(
+                target: "placement_schedule",
+                "failed to schedule operator, regions cannot have what they need: {blocked}; see explain/region code=CF8020"
+            );
+        }
         operators
     }
 
@@ -533,6 +558,7 @@ impl Term {
         match self.view.begin(id, operator, now) {
             Ok(()) => {
                 self.next_operator += 1;
+                self.counters.begun(cause);
                 tracing::info!(
                     target: "placement_schedule",
                     "Operator begun, operator={id:x} region={region} cause={} reason={reason}",
@@ -590,6 +616,7 @@ impl Term {
         let Some(flight) = flight else { return };
         self.splits.remove(&flight.operator.region);
         self.caught_up.remove(&flight.operator.region);
+        self.counters.ended(flight.operator.cause, outcome);
         let took = now.since(flight.started);
         tracing::info!(
             target: "placement_schedule",

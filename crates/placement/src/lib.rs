@@ -21,7 +21,8 @@
 //! cluster that carries operators out, for figures and for tests.
 //!
 //! Around these: [`machine`] what the members agree on, with [`snapshot`] · [`leader`] what the leading one has heard, and its
-//! rounds · [`router`] the way to the store that has a key · [`api`] gRPC and HTTP · [`config`], [`server`] the program.
+//! rounds · [`counters`] what was counted, with [`metrics`] · [`router`] the way to the store that has a key · [`api`] gRPC and HTTP ·
+//! [`config`], [`server`] the program, and [`recover`], which mends a stopped member.
 //!
 //! # Invariants
 //! 1. The same view, policy, time and round number give the same plan: no clock, no randomness, no order of a hash table.
@@ -39,12 +40,15 @@
 
 pub mod api;
 pub mod config;
+pub mod counters;
 pub mod explain;
 pub mod leader;
 pub mod machine;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod policy;
+pub mod recover;
 pub mod router;
 pub mod scale;
 pub mod server;

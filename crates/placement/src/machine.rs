@@ -7,6 +7,7 @@
 //! | `meta` | `n` | the members of the placement driver, encoded |
 //! | `meta` | `p` | the policy, as JSON |
 //! | `meta` | `f` | the founding under way ([`pb::Founding`]) |
+//! | `meta` | `c` | the id (8, little-endian) that stores know the cluster by; absent before the first store, and then the one of the group at that time for ever |
 //! | `store` | store id (8, big-endian) | [`pb::Store`] |
 //! | `region` | region id (8, big-endian) | [`pb::Region`] |
 //!
@@ -53,6 +54,7 @@ const STATE: &[u8] = b"m";
 const MEMBERS: &[u8] = b"n";
 const POLICY: &[u8] = b"p";
 const FOUNDING: &[u8] = b"f";
+const CLUSTER: &[u8] = b"c";
 /// Ids that one command may take.
 pub const IDS_MAX: u32 = 10_000;
 
@@ -75,6 +77,8 @@ pub struct Records {
     pub founding: Option<pb::Founding>,
     /// Empty: as it is by default.
     pub policy: Bytes,
+    /// That of the stores; `None` before the first one.
+    pub cluster: Option<ClusterId>,
     next_id: u64,
     mark: Mark,
     membership: Bytes,
@@ -137,6 +141,15 @@ impl PlacementMachine {
     pub fn records(&self) -> SharedRecords {
         self.records.clone()
     }
+
+    /// The stores stay in the cluster that they know, whatever the placement driver's group is called from now on.
+    pub fn keep_cluster(&mut self) -> Result<(), MachineError> {
+        let mut records = self.records.write();
+        let mut batch = WriteBatch::new();
+        let cluster = *records.cluster.get_or_insert(self.cluster);
+        batch.put(META, CLUSTER, &cluster.0.to_le_bytes());
+        Ok(self.engine.write(&batch)?)
+    }
 }
 
 /// Entries under way: the records are changed at once, and stay locked until the batch is written.
@@ -191,9 +204,9 @@ impl Stage<'_> {
     }
 
     fn register(&mut self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Refused> {
-        if request.cluster_id != 0 && request.cluster_id != self.cluster.0 {
-            let why =
-                format!("the store belongs to cluster {:x}, and this is cluster {}", request.cluster_id, self.cluster);
+        let cluster = self.records.cluster.unwrap_or(self.cluster);
+        if request.cluster_id != 0 && request.cluster_id != cluster.0 {
+            let why = format!("the store belongs to cluster {:x}, and this is cluster {cluster}", request.cluster_id);
             return Err((FAILED_PRECONDITION, why));
         }
         let by_incarnation = self.records.stores.values().find(|store| store.incarnation == request.incarnation);
@@ -261,13 +274,17 @@ impl Stage<'_> {
             ..kept
         };
         self.put_store(store);
+        if self.records.cluster.is_none() {
+            self.batch.put(META, CLUSTER, &cluster.0.to_le_bytes());
+            self.records.cluster = Some(cluster);
+        }
         if self.records.regions.is_empty() && self.records.founding.is_none() {
             self.begin_founding(id, request.incarnation);
         }
         let founding = self.records.founding.as_ref();
         let found = founding.filter(|founding| (founding.store_id, founding.incarnation) == (id, request.incarnation));
         Ok(pb::RegisterResponse {
-            cluster_id: self.cluster.0,
+            cluster_id: cluster.0,
             store_id: id,
             found: found.and_then(|founding| founding.region.clone()),
             stores: self.records.stores.values().cloned().collect(),
@@ -540,6 +557,8 @@ fn load(view: &dyn View) -> Result<Records, MachineError> {
     }
     records.membership = view.get(META, MEMBERS)?.unwrap_or_default();
     records.policy = view.get(META, POLICY)?.unwrap_or_default();
+    let cluster = view.get(META, CLUSTER)?.map(|mut bytes| bytes.try_get_u64_le().map_err(|_| damaged("cluster")));
+    records.cluster = cluster.transpose()?.map(ClusterId);
     let founding = view.get(META, FOUNDING)?;
     records.founding =
         founding.map(|bytes| pb::Founding::decode(bytes).map_err(|_| damaged("founding"))).transpose()?;

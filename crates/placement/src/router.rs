@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use base::GroupId;
@@ -47,11 +48,23 @@ pub struct Router {
     channels: Mutex<HashMap<String, Channel>>,
     /// What the placement driver last said of regions that have no leader here, and when; nothing: it said nothing.
     words: Mutex<HashMap<GroupId, (Instant, Option<placement::Region>)>>,
+    forwarded: AtomicU64,
 }
 
 impl Router {
     pub fn new(pd: Arc<dyn Locate>) -> Router {
-        Router { pd, known: Mutex::default(), channels: Mutex::default(), words: Mutex::default() }
+        Router {
+            pd,
+            known: Mutex::default(),
+            channels: Mutex::default(),
+            words: Mutex::default(),
+            forwarded: AtomicU64::new(0),
+        }
+    }
+
+    /// Requests so far whose keys lay elsewhere.
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
     }
 
     /// Asks a store that has the key, and another one if it has not.
@@ -62,6 +75,7 @@ impl Router {
         ask: impl Fn(RawClient<Channel>, pb::Context) -> Asked<T>,
         error_of: impl Fn(&mut T) -> Option<pb::RegionError>,
     ) -> Result<T, Status> {
+        self.forwarded.fetch_add(1, Ordering::Relaxed);
         let mut failure = "it is not known where the key lies".to_owned();
         for attempt in 0..TRIES {
             if attempt > 0 {

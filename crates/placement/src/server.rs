@@ -1,5 +1,6 @@
 //! A member's process: node, records, API, planning, and an orderly end.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use node::heal::Ends;
 use node::node::MachineFiles;
 use node::seed::Seed;
 use node::service::{Service, listen, told_to_stop};
-use node::{Node, announce, restart, stopping};
+use node::{Node, announce, restart, stopping, storage_log};
 use parking_lot::Mutex;
 use rpc::server::{Server, ServerConfig};
 use storage::Engine;
@@ -17,8 +18,10 @@ use storage::rocks::{RocksEngine, RocksOptions};
 use crate::Policy;
 use crate::api::{Api, MemberCalls};
 use crate::config::Settings;
+use crate::counters::Counters;
 use crate::leader::Leader;
 use crate::machine::{FAMILIES, META, PlacementMachine, SharedRecords};
+use crate::metrics::NodeSources;
 
 /// A region of many replicas, a heartbeat of many regions.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -48,10 +51,12 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
     let opened: Arc<Opened> = Arc::default();
     let calls: Arc<OnceLock<Arc<Api>>> = Arc::default();
-    let node = start_node(&settings, &opened, &calls)?;
+    let node = Arc::new(start_node(&settings, &opened, &calls)?);
     let handle = node.handle();
     let leader: Arc<OnceLock<Arc<Leader>>> = Arc::default();
-    let api = Api::new(leader.clone(), handle.clone());
+    let counters: Arc<Counters> = Arc::default();
+    let sources = node_sources(&node, &opened, settings.node.data_dir.clone());
+    let api = Api::new(leader.clone(), handle.clone(), counters.clone(), Box::new(sources));
     // Set once: it was made just now.
     let _ = calls.set(api.clone());
     let config = ServerConfig {
@@ -72,13 +77,15 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         let opened = opened.clone();
         move || opened.0.lock().is_some()
     };
+    tokio::spawn(storage_log::watch_writes(node.stats()));
+    tokio::spawn(tell_engine_events(opened.clone()));
     announce::start(&service, &handle, has_state, node.stats(), begun);
     let planning = tokio::spawn({
         let handle = handle.clone();
         let defaults = Policy { max_replicas: settings.max_replicas, ..Policy::default() };
         async move {
             let records = opened.records().await;
-            let known = Leader::new(handle, records, defaults);
+            let known = Leader::new(handle, records, defaults, counters);
             // Nobody else sets it.
             let _ = leader.set(known.clone());
             known.run().await;
@@ -103,6 +110,10 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
 }
 
 impl Opened {
+    fn engine(&self) -> Option<Arc<RocksEngine>> {
+        self.0.lock().as_ref().map(|(_, engine)| engine.clone())
+    }
+
     /// Those that the machine keeps, as soon as this member belongs to a cluster.
     async fn records(&self) -> SharedRecords {
         loop {
@@ -111,6 +122,35 @@ impl Opened {
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// What the node tells of itself, whenever it is asked for.
+fn node_sources(
+    node: &Arc<Node>,
+    opened: &Arc<Opened>,
+    data_dir: PathBuf,
+) -> impl Fn() -> Option<NodeSources> + Send + Sync + use<> {
+    // The node holds the API, which holds this.
+    let (node, opened) = (Arc::downgrade(node), opened.clone());
+    move || {
+        let node = node.upgrade()?;
+        let engine = opened.engine();
+        Some(NodeSources {
+            driver: node.stats(),
+            log: node.log_stats(),
+            engine: engine.map(|engine| engine.stats()),
+            disk: node::disk::room(&data_dir),
+        })
+    }
+}
+
+/// Puts into the log what the engine met in the background.
+async fn tell_engine_events(opened: Arc<Opened>) {
+    loop {
+        tokio::time::sleep(storage_log::LOOK_EVERY).await;
+        let engine = opened.engine();
+        engine.iter().flat_map(|engine| engine.take_events()).for_each(storage_log::tell);
     }
 }
 

@@ -45,6 +45,47 @@ pub struct EngineStats {
     pub stalls: u64,
     /// Bytes in memory tables and caches.
     pub memory_bytes: u64,
+    /// Memory tables written to files.
+    pub flushes: u64,
+    /// Files merged: how often, how long in all, and how many bytes went in and came out.
+    pub compactions: u64,
+    pub compaction_ms: u64,
+    pub compaction_read_bytes: u64,
+    pub compaction_written_bytes: u64,
+    /// Merges under way.
+    pub compactions_running: u64,
+    /// Estimated bytes that wait to be merged.
+    pub compaction_pending_bytes: u64,
+    /// Files that were not merged once; many of them hold writes back.
+    pub level0_files: u64,
+    /// Full memory tables that wait to be written to a file.
+    pub memtables_waiting: u64,
+}
+
+/// Something an operator may want to read about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// Writes are held back because flushes or compactions are behind; `stopped`: altogether.
+    StallBegan {
+        family: String,
+        stopped: bool,
+    },
+    StallEnded {
+        duration_ms: u64,
+    },
+    /// A flush or compaction failed; writes are refused until RocksDB has recovered by itself or is opened again.
+    BackgroundError {
+        during: &'static str,
+        message: String,
+    },
+    /// RocksDB has recovered from a background error by itself; there is room on the disk again, for instance.
+    Recovered,
+    SlowCompaction {
+        family: String,
+        duration_ms: u64,
+        bytes_read: u64,
+        bytes_written: u64,
+    },
 }
 
 pub trait Engine: Send + Sync {

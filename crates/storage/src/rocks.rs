@@ -40,8 +40,7 @@ use parking_lot::{Mutex, RwLock};
 use rust_rocksdb::{CompactOptions, DB, ErrorKind, FlushOptions, WriteOptions, properties};
 
 pub use self::check::{LOST, StateFiles, check, repair};
-pub use self::events::EngineEvent;
-pub use self::options::RocksOptions;
+pub use self::options::{Background, RocksOptions};
 pub use self::scrub::{PIECE_BYTES, StateScrub};
 
 use self::events::Events;
@@ -49,7 +48,7 @@ use self::install::{RocksInstall, Staging};
 use self::options::Blueprint;
 use self::view::{RocksView, Store};
 use crate::batch::{Op, WriteBatch};
-use crate::engine::{Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
+use crate::engine::{Engine, EngineError, EngineEvent, EngineStats, FamilyId, FamilySpec, Install, View};
 
 /// How often, and how many times, a commit looks whether the last view of the old content is gone: 5 s in all.
 const VIEWS_POLL: Duration = Duration::from_millis(1);
@@ -275,7 +274,10 @@ impl Engine for RocksEngine {
                 .filter_map(|(family, name)| store.db.property_int_value_cf(&family, name).ok().flatten())
                 .sum()
         };
+        // RocksDB tells the same of each family.
+        let once = |name: &properties::PropName| store.db.property_int_value(name).ok().flatten().unwrap_or(0);
         let (stalls, stall_ms) = self.events.stalls();
+        let work = self.events.work();
         EngineStats {
             total_bytes: sum(&[properties::TOTAL_SST_FILES_SIZE, properties::SIZE_ALL_MEM_TABLES]),
             live_bytes: sum(&[properties::ESTIMATE_LIVE_DATA_SIZE, properties::CUR_SIZE_ALL_MEM_TABLES]),
@@ -284,6 +286,15 @@ impl Engine for RocksEngine {
             // Memory tables are charged to the cache.
             memory_bytes: self.staging.blueprint.cache.get_usage() as u64
                 + sum(&[properties::ESTIMATE_TABLE_READERS_MEM]),
+            flushes: work.flushes,
+            compactions: work.compactions,
+            compaction_ms: work.compaction_us / 1000,
+            compaction_read_bytes: work.compaction_read_bytes,
+            compaction_written_bytes: work.compaction_written_bytes,
+            compactions_running: once(properties::NUM_RUNNING_COMPACTIONS),
+            compaction_pending_bytes: sum(&[properties::ESTIMATE_PENDING_COMPACTION_BYTES]),
+            level0_files: sum(&[&properties::num_files_at_level(0)]),
+            memtables_waiting: sum(&[properties::NUM_IMMUTABLE_MEM_TABLE]),
         }
     }
 }

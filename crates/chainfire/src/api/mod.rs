@@ -36,7 +36,6 @@ mod slow;
 mod watch;
 
 pub use large::LargeAnswers;
-pub use slow::SlowRequests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -71,7 +70,7 @@ pub struct Api {
     pub limits: ApiLimits,
     /// Those that may change while the node runs.
     pub live: Arc<Live>,
-    pub slow: Arc<SlowRequests>,
+    pub slow: Arc<node::slow::SlowRequests>,
     pub metrics: Arc<Metrics>,
     pub scrub: Arc<Scrub>,
     pub sources: Arc<dyn Fn() -> String + Send + Sync>,

@@ -9,45 +9,11 @@
 //! | `apply` | the state machine | | |
 //!
 //! Other calls have their latency alone. Fast writes pay nothing for it, other fast requests two
-//! readings of the clock. At most [`LINES_PER_SECOND`] lines
-//! are written; the next one says how many were left out.
+//! readings of the clock. Too many lines are held back ([`node::slow`]).
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Api;
-
-const LINES_PER_SECOND: u64 = 10;
-
-/// Counts, and holds the lines back.
-#[derive(Default)]
-pub struct SlowRequests {
-    seen: AtomicU64,
-    /// The second since the start in which lines were last written, and how many in it.
-    second: AtomicU64,
-    written: AtomicU64,
-    left_out: AtomicU64,
-}
-
-impl SlowRequests {
-    /// Slow requests so far.
-    pub fn seen(&self) -> u64 {
-        self.seen.load(Ordering::Relaxed)
-    }
-
-    /// Whether a line may be written in this second, and how many were left out before it. Two threads at the turn of
-    /// a second may write a line too many.
-    fn may_write(&self, second: u64) -> Option<u64> {
-        if self.second.swap(second, Ordering::Relaxed) != second {
-            self.written.store(0, Ordering::Relaxed);
-        }
-        if self.written.fetch_add(1, Ordering::Relaxed) < LINES_PER_SECOND {
-            return Some(self.left_out.swap(0, Ordering::Relaxed));
-        }
-        self.left_out.fetch_add(1, Ordering::Relaxed);
-        None
-    }
-}
 
 /// A write's way through the log.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +30,7 @@ impl Api {
         if limit.is_zero() || took < limit {
             return;
         }
-        self.slow.seen.fetch_add(1, Ordering::Relaxed);
-        let Some(left_out) = self.slow.may_write(self.started.elapsed().as_secs()) else { return };
+        let Some(left_out) = self.slow.note(self.started.elapsed().as_secs()) else { return };
         let mut parts = parts();
         if left_out > 0 {
             parts += &format!(" left_out={left_out}");
@@ -108,15 +73,6 @@ pub(super) fn between_ms(from: Instant, to: Instant) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_held_back_and_counted() {
-        let slow = SlowRequests::default();
-        let written = (0..25).filter(|_| slow.may_write(7).is_some()).count();
-        assert_eq!(written as u64, LINES_PER_SECOND);
-        assert_eq!(slow.may_write(8), Some(15));
-        assert_eq!(slow.may_write(8), Some(0));
-    }
 
     #[test]
     fn methods_are_named_by_the_end_of_their_path() {

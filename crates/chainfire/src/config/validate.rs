@@ -269,6 +269,7 @@ fn storage(layers: &Layers) -> RocksOptions {
         max_open_files: number("max_open_files") as i32,
         use_direct_io_for_flush_and_compaction: layers.switch("storage", "use_direct_io_for_flush_and_compaction"),
         max_background_jobs: number("max_background_jobs") as i32,
+        max_background: None,
         slow_compaction_ms: number("slow_compaction_ms"),
         now: node::clock::now,
     }

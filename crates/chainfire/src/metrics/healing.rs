@@ -1,8 +1,8 @@
 //! Damage found and made good: the scrub, and members rebuilt.
 
 use node::heal::Health;
+use node::metrics::{Page, labels};
 
-use super::page::{Page, labels};
 use crate::scrub::ScrubProgress;
 
 pub(super) fn add(page: &mut Page, health: &Health, scrub: &ScrubProgress) {

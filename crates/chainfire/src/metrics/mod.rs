@@ -8,8 +8,6 @@
 //! (`etcd_server_proposals_committed_total`); here they are counters.
 
 mod healing;
-mod page;
-mod process;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,13 +19,15 @@ use consensus::{GroupStatus, MemberRole, Membership, Role};
 use gossip::State;
 use node::DriverStats;
 use node::heal::Health;
-use node::stages::Durations;
+use node::metrics::calls::{CANCELED, Calls};
+use node::metrics::common::Common;
+use node::metrics::histogram::REQUEST_BOUNDS_US;
+use node::metrics::{Histogram, Observed, Page, by_powers, get, labels, process};
 use node::tls::{FileKind, TlsStats};
 use parking_lot::Mutex;
 use rpc::server::ServerStats;
 use storage::log::LogStats;
 
-use self::page::{Observed, Page, labels};
 use crate::api::{ETCD_VERSION, METHODS};
 use crate::live::ReloadStats;
 use crate::read::StoreStats;
@@ -41,14 +41,6 @@ pub struct Metrics {
     calls: Vec<Calls>,
     /// By the node at the other end.
     round_trips: Mutex<BTreeMap<NodeId, Histogram>>,
-}
-
-/// One method's calls.
-#[derive(Default)]
-struct Calls {
-    started: AtomicU64,
-    /// By gRPC code.
-    done: [AtomicU64; CODES.len()],
 }
 
 /// Where the page's other figures come from, as of the moment.
@@ -93,9 +85,8 @@ impl CallCount {
 
 impl Drop for CallCount {
     fn drop(&mut self) {
-        let calls = self.metrics.calls.get(usize::from(self.method));
-        if let Some(done) = calls.and_then(|calls| calls.done.get(self.code as usize)) {
-            done.fetch_add(1, Ordering::Relaxed);
+        if let Some(calls) = self.metrics.calls.get(usize::from(self.method)) {
+            calls.ended(self.code);
         }
     }
 }
@@ -104,7 +95,7 @@ impl Default for Metrics {
     fn default() -> Metrics {
         let calls = METHODS.iter().map(|_| Calls::default()).collect();
         Metrics {
-            writes: Histogram::new(&WRITE_BOUNDS_US),
+            writes: Histogram::new(&REQUEST_BOUNDS_US),
             writes_failed: AtomicU64::new(0),
             calls,
             round_trips: Mutex::default(),
@@ -156,26 +147,11 @@ impl Metrics {
         let slow = sources.slow_requests;
         page.counter("chainfire_slow_requests_total", "Requests that took log.slow_request_ms or longer.", slow);
         raft(page, sources);
-        let (sent, installed) = (&driver.snapshots_sent, &driver.snapshots_installed);
-        page.counter("chainfire_snapshots_sent_total", "Whole states sent to members that lagged.", get(sent));
-        page.counter("chainfire_snapshots_installed_total", "Whole states received and put in place.", get(installed));
-        let (index, sending) = (&driver.snapshot_index, &driver.snapshots_sending);
-        page.gauge("chainfire_snapshot_index", "Index of the last state received; 0 for none.", get(index));
-        page.gauge("chainfire_snapshots_sending", "Whole states on their way to other members.", get(sending));
-        if let Some((free, total)) = sources.disk {
-            page.gauge("chainfire_disk_capacity_bytes", "Size of the disk under the data folder.", total);
-            page.gauge("chainfire_disk_available_bytes", "What is free on it.", free);
-        }
+        let mut common = Common { page, prefix: "chainfire" };
+        common.snapshots(driver);
+        common.disk(sources.disk);
         reloads(page, &sources.reloads);
-        page.gauge("chainfire_log_bytes", "Size of the Raft log's files.", log.bytes);
-        page.gauge("chainfire_log_segments", "Files of the Raft log.", log.segments);
-        page.counter("chainfire_log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
-        page.counter("chainfire_log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
-        page.counter(
-            "chainfire_log_write_stalls_total",
-            "Log writes that took a second and more.",
-            get(&driver.write_stalls),
-        );
+        Common { page, prefix: "chainfire" }.log(log, driver);
         traffic(page, sources);
         gossip(page, sources.gossip);
         if let Some(tls) = &sources.tls {
@@ -242,9 +218,7 @@ impl Metrics {
         let started = all().map(|((_, path), calls)| (labels(&method(path)), get(&calls.started)));
         page.counters("grpc_server_started_total", "Calls begun.", started);
         let done = all().flat_map(|((_, path), calls)| {
-            let codes = CODES.iter().zip(&calls.done).map(|(code, count)| (*code, get(count)));
-            // Methods times codes is much; those that never happened are left out.
-            codes.filter(|(code, count)| *count > 0 || *code == "OK").map(move |(code, count)| {
+            calls.by_code().map(move |(code, count)| {
                 let [name, service, kind] = method(path);
                 (labels(&[("grpc_code", code), name, service, kind]), count)
             })
@@ -328,15 +302,10 @@ fn raft(page: &mut Page, sources: &Sources) {
 
 fn state(page: &mut Page, store: &StoreStats) {
     let engine = &store.engine;
-    let stalled = engine.stall_ms as f64 / 1e3;
     page.gauge("chainfire_keys", "Live keys.", store.keys);
     page.gauge("chainfire_revision", "The store's revision.", store.revision);
     page.gauge("chainfire_compact_revision", "The compacted revision; -1 for none.", store.compacted);
-    page.gauge("chainfire_store_bytes", "Size of the store on disk.", engine.total_bytes);
-    page.gauge("chainfire_store_live_bytes", "Estimated size of the live data in it.", engine.live_bytes);
-    page.gauge("chainfire_rocksdb_memory_bytes", "Memory of RocksDB's tables and caches.", engine.memory_bytes);
-    page.counter("chainfire_rocksdb_stall_seconds_total", "Time that RocksDB held writes back.", stalled);
-    page.counter("chainfire_rocksdb_stalls_total", "Times that RocksDB held writes back.", engine.stalls);
+    Common { page, prefix: "chainfire" }.engine(engine);
 }
 
 fn watching(page: &mut Page, watch: &WatchStats) {
@@ -370,10 +339,6 @@ fn reloads(page: &mut Page, reloads: &ReloadStats) {
     );
 }
 
-fn get(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
-}
-
 /// (method, service, type), as labels.
 fn method(path: &'static str) -> [(&'static str, &'static str); 3] {
     let (service, name) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
@@ -385,76 +350,11 @@ fn method(path: &'static str) -> [(&'static str, &'static str); 3] {
     [("grpc_method", name), ("grpc_service", service), ("grpc_type", kind)]
 }
 
-const CANCELED: u32 = 1;
-
-/// gRPC's codes by number, as they stand in labels.
-const CODES: [&str; 17] = [
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
-];
-
-/// Fine where writes should be, coarse beyond; 0.5 s is what the alert on slow writes asks for.
-const WRITE_BOUNDS_US: [u64; 26] = [
-    100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 15_000, 20_000, 30_000,
-    50_000, 75_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
-];
-
-/// Buckets up to 0.125 ms, and twice as much each time; the last has no bound.
-fn by_powers(durations: &Durations) -> Observed {
-    let counts: Vec<u64> = durations.buckets.iter().map(get).collect();
-    let (beyond, bounded) = counts.split_last().expect("there are buckets");
-    let bound = |power: usize| 0.000_125 * (1u64 << power) as f64;
-    let buckets = bounded.iter().enumerate().map(|(power, count)| (bound(power), *count)).collect();
-    Observed { buckets, beyond: *beyond, sum_seconds: get(&durations.nanos) as f64 / 1e9 }
-}
-
 /// etcd's bounds.
 const ROUND_TRIP_BOUNDS_US: [u64; 16] = [
     100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 204_800, 409_600, 819_200, 1_638_400,
     3_276_800,
 ];
-
-struct Histogram {
-    bounds_us: &'static [u64],
-    /// One more than bounds.
-    buckets: Vec<AtomicU64>,
-    sum_us: AtomicU64,
-}
-
-impl Histogram {
-    fn new(bounds_us: &'static [u64]) -> Histogram {
-        let buckets = (0..=bounds_us.len()).map(|_| AtomicU64::new(0)).collect();
-        Histogram { bounds_us, buckets, sum_us: AtomicU64::new(0) }
-    }
-
-    fn observe(&self, took: Duration) {
-        let us = took.as_micros() as u64;
-        let bucket = self.bounds_us.partition_point(|bound| *bound < us);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> Observed {
-        let counts: Vec<u64> = self.buckets.iter().map(get).collect();
-        let buckets = self.bounds_us.iter().zip(&counts).map(|(bound, count)| (*bound as f64 / 1e6, *count)).collect();
-        Observed { buckets, beyond: counts[self.bounds_us.len()], sum_seconds: get(&self.sum_us) as f64 / 1e6 }
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,8 @@
 
 mod args;
 mod cluster;
+#[cfg(test)]
+mod documents;
 mod drain;
 mod keys;
 mod manual;

@@ -10,24 +10,39 @@
 
 mod pages;
 mod raw;
+mod requests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
+use node::many::ManyNode;
 use prost::Message;
 use proto::flaredb as pb;
 use rpc::Status;
-use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
+use rpc::server::{
+    Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Server, ServerStats, Service,
+};
 
 pub use placement::router::Router;
 pub use raw::VALUE_BYTES_MAX;
+pub use requests::Requests;
 
+use self::requests::Watched;
+
+use crate::pd::PdClient;
 use crate::store::Store;
 
 /// The service behind the client port.
 pub struct Api {
     pub store: Arc<Store>,
     pub router: Router,
+    /// For their figures.
+    pub node: Arc<ManyNode>,
+    pub pd: Arc<PdClient>,
+    pub requests: Arc<Requests>,
+    /// The server that this is behind.
+    server: OnceLock<Weak<Server<Api>>>,
 }
 
 const GET: u16 = 0;
@@ -37,31 +52,53 @@ const COMPARE_AND_SWAP: u16 = 3;
 const BATCH: u16 = 4;
 const SCAN: u16 = 5;
 
+/// By their numbers.
+const METHODS: [&str; 6] = ["Get", "Put", "Delete", "CompareAndSwap", "Batch", "Scan"];
+
+impl Api {
+    /// A request that takes `slow_from` or longer is told of; zero: none is.
+    pub fn new(store: Arc<Store>, node: Arc<ManyNode>, pd: Arc<PdClient>, slow_from: Duration) -> Arc<Api> {
+        let (router, requests) = (Router::new(pd.clone()), Arc::new(Requests::new(slow_from)));
+        Arc::new(Api { store, router, node, pd, requests, server: OnceLock::new() })
+    }
+
+    /// The server that is to be counted.
+    pub fn behind(&self, server: &Arc<Server<Api>>) {
+        // Set once: a store has one server.
+        let _ = self.server.set(Arc::downgrade(server));
+    }
+
+    pub fn server_stats(&self) -> ServerStats {
+        self.server.get().and_then(Weak::upgrade).map(|server| server.stats()).unwrap_or_default()
+    }
+
+    async fn answer(&self, number: u16, message: Bytes) -> Result<Bytes, Status> {
+        match number {
+            GET => encoded(self.get(decoded(message)?).await),
+            PUT => encoded(self.put(decoded(message)?).await),
+            DELETE => encoded(self.delete(decoded(message)?).await),
+            COMPARE_AND_SWAP => encoded(self.compare_and_swap(decoded(message)?).await),
+            BATCH => encoded(self.batch(decoded(message)?).await),
+            SCAN => encoded(self.scan(decoded(message)?).await),
+            other => unreachable!("method {other} is not resolved"),
+        }
+    }
+}
+
 impl Service for Api {
     fn resolve(&self, path: &str) -> Option<Method> {
-        Some(Method::unary(match path.strip_prefix("/centra.flaredb.v1.Raw/")? {
-            "Get" => GET,
-            "Put" => PUT,
-            "Delete" => DELETE,
-            "CompareAndSwap" => COMPARE_AND_SWAP,
-            "Batch" => BATCH,
-            "Scan" => SCAN,
-            _ => return None,
-        }))
+        let name = path.strip_prefix("/centra.flaredb.v1.Raw/")?;
+        let number = METHODS.iter().position(|method| *method == name)?;
+        Some(Method::unary(number as u16))
     }
 
     fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
         let api = self.clone();
+        let mut watched = Watched::begin(&self.requests, &self.store, number, &message);
         Answer::later(async move {
-            match number {
-                GET => encoded(api.get(decoded(message)?).await),
-                PUT => encoded(api.put(decoded(message)?).await),
-                DELETE => encoded(api.delete(decoded(message)?).await),
-                COMPARE_AND_SWAP => encoded(api.compare_and_swap(decoded(message)?).await),
-                BATCH => encoded(api.batch(decoded(message)?).await),
-                SCAN => encoded(api.scan(decoded(message)?).await),
-                other => unreachable!("method {other} is not resolved"),
-            }
+            let answer = api.answer(number, message).await;
+            watched.ends(&answer);
+            answer
         })
     }
 
@@ -76,7 +113,7 @@ impl Service for Api {
     }
 
     fn http(self: &Arc<Self>, _call: Call, request: http::Request<Bytes>) -> BoxFuture<http::Response<HttpBody>> {
-        let response = pages::answer(&self.store, &request);
+        let response = pages::answer(self, &request);
         Box::pin(std::future::ready(response))
     }
 }

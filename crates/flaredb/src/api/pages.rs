@@ -4,22 +4,23 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use rpc::server::{HttpBody, http_body};
 
+use super::Api;
 use crate::metrics;
 use crate::store::Store;
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-pub fn answer(store: &Store, request: &Request<Bytes>) -> Response<HttpBody> {
+pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "method not allowed\n".to_owned());
     }
     match request.uri().path() {
-        "/health" | "/livez" | "/readyz" => health(store),
+        "/health" | "/livez" | "/readyz" => health(&api.store),
         "/version" => {
             let body = format!(r#"{{"flaredb":"{}"}}"#, env!("CARGO_PKG_VERSION"));
             page(StatusCode::OK, "application/json", body)
         }
-        "/metrics" => page(StatusCode::OK, METRICS_TYPE, metrics::render(store)),
+        "/metrics" => page(StatusCode::OK, METRICS_TYPE, metrics::render(api)),
         _ => page(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
     }
 }

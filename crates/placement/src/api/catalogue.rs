@@ -10,6 +10,8 @@ use super::http::{PageError, not_found};
 const PAGES: &[(&str, &str, &str)] = &[
     ("GET", "health", "the members of the placement driver, and whether the leader hears them"),
     ("GET", "members", "the same with their addresses, and which of them leads"),
+    ("POST", "members", "another member; see the reference for the body"),
+    ("DELETE", "members/id/{id}", "this member goes; stop it afterwards"),
     ("GET", "leader", "the one that leads"),
     ("POST", "leader/resign", "another member leads"),
     ("POST", "leader/transfer/{name or id}", "this member leads"),

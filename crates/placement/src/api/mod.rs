@@ -8,6 +8,7 @@ mod catalogue;
 mod hotspot;
 mod http;
 mod leadership;
+mod members;
 mod operators;
 mod pages;
 mod raw;
@@ -19,11 +20,14 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::Refusal;
+use node::metrics::calls::Methods;
 use node::transport::{CallFuture, CallService, Caller};
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 use rpc::{Code, Status};
 
+use crate::counters::Counters;
 use crate::leader::{Leader, of_refusal};
+use crate::metrics::{self, NodeSources, Sources};
 use crate::router::Router;
 
 /// The peer call that carries a request to the leader. In: 1 byte kind (0 gRPC, 1 HTTP), then the request. Out: 4 bytes code
@@ -33,16 +37,34 @@ pub const FORWARD: u8 = node::FIRST_METHOD;
 const GRPC: u8 = 0;
 const HTTP: u8 = 1;
 
+pub use rpc_calls::METHODS;
+
 /// The service behind the client port.
 pub struct Api {
     pub leader: Arc<OnceLock<Arc<Leader>>>,
     pub handle: node::GroupHandle,
     router: Router,
+    pub counters: Arc<Counters>,
+    pub requests: Arc<Methods>,
+    /// What the node tells of itself; `None` while it stops.
+    node: OfNode,
 }
 
+/// Asks the node for its figures.
+pub type OfNode = Box<dyn Fn() -> Option<NodeSources> + Send + Sync>;
+
 impl Api {
-    pub fn new(leader: Arc<OnceLock<Arc<Leader>>>, handle: node::GroupHandle) -> Arc<Api> {
-        Arc::new_cyclic(|api| Api { leader, handle, router: Router::new(Arc::new(raw::Own(api.clone()))) })
+    pub fn new(
+        leader: Arc<OnceLock<Arc<Leader>>>,
+        handle: node::GroupHandle,
+        counters: Arc<Counters>,
+        node: OfNode,
+    ) -> Arc<Api> {
+        let requests = Methods::new(&METHODS);
+        Arc::new_cyclic(|api| {
+            let router = Router::new(Arc::new(raw::Own(api.clone())));
+            Api { leader, handle, router, counters, requests, node }
+        })
     }
 
     /// Answers a gRPC call here, or has the leader answer it.
@@ -62,6 +84,19 @@ impl Api {
     /// `None` while this member belongs to no cluster.
     fn leader(&self) -> Result<&Arc<Leader>, Status> {
         self.leader.get().ok_or_else(|| Status::unavailable("this member of the placement driver waits for the others"))
+    }
+
+    /// The page `/metrics`.
+    fn metrics(&self) -> String {
+        let known = self.leader.get().and_then(|leader| Some((leader.term().ok()?, leader.now())));
+        metrics::page(&Sources {
+            group: &self.handle.status(),
+            membership: &self.handle.membership(),
+            counters: &self.counters,
+            requests: &self.requests,
+            term: known.as_ref().map(|(term, now)| (&**term, *now)),
+            node: (self.node)(),
+        })
     }
 
     /// Sends a request to the leader; its answer's code and body.
@@ -105,8 +140,15 @@ impl Service for Api {
 
     fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
         let api = self.clone();
+        let passes_on = number >= raw::FIRST;
+        // What is passed on is counted where it goes.
+        let running = (!passes_on).then(|| self.requests.begin(number));
         Answer::later(async move {
-            if number >= raw::FIRST { api.raw(number, message).await } else { api.answer(number, message).await }
+            let answer = if passes_on { api.raw(number, message).await } else { api.answer(number, message).await };
+            if let Some(mut running) = running {
+                running.ends(answer.as_ref().err().map_or(0, |status| status.code.number()));
+            }
+            answer
         })
     }
 

@@ -2,17 +2,17 @@
 
 use ::http::{Method, StatusCode};
 use base::{GroupId, NodeId};
-use consensus::Role;
 use proto::placement as pb;
 use proto::placement::command::What;
 use rpc::Status;
 use serde_json::{Map, Value, json};
 
 use super::http::{PageError, Request, bad_request, body_of, not_found};
-use super::{Api, catalogue, hotspot, leadership, operators, schedulers, store_settings};
+use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers, store_settings};
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
 use crate::leader::{Term, labels_of, meta_of};
+use crate::machine::Records;
 use crate::view::{Health, Region, Store, StoreState};
 
 pub type Page = Result<Value, PageError>;
@@ -27,8 +27,8 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
     match parts {
         [""] => Ok(catalogue::all()),
         ["version"] => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
-        ["members"] => Ok(members(api)),
-        ["leader"] => Ok(members(api)["leader"].take()),
+        ["members"] => Ok(members_page(api)),
+        ["leader"] => Ok(members_page(api)["leader"].take()),
         ["health"] => Ok(health(api)),
         ["status"] => status(api),
         ["stores"] => stores(api),
@@ -57,6 +57,8 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
 async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -> Page {
     let body = || body_of(request);
     match (method, parts) {
+        (&Method::POST, ["members"]) => members::add(api, body()?).await,
+        (&Method::DELETE, ["members", "id", id]) => members::remove(api, number(id)?).await,
         (&Method::POST, ["leader", "resign"]) => leadership::resign(api).await,
         (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, &name_of(name)?).await,
         (&Method::DELETE, ["store", id]) => remove_store(api, number(id)?).await,
@@ -103,7 +105,7 @@ fn number(text: &str) -> Result<u64, PageError> {
     text.parse().map_err(|_| bad_request(format!("`{}` is no id: a number is wanted", text.escape_debug())))
 }
 
-fn members(api: &Api) -> Value {
+fn members_page(api: &Api) -> Value {
     let (status, membership) = (api.handle.status(), api.handle.membership());
     let member = |member: &consensus::Member| {
         json!({
@@ -132,11 +134,16 @@ fn status(api: &Api) -> Page {
     let term = api.leader()?.term()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "cluster_id": api.handle.cluster().0,
+        "cluster_id": cluster_of(api, &api.leader()?.records().read()).0,
         "leader": api.handle.status().leader_node.0,
         "term": api.handle.status().term,
         "plans": term.view.is_ready(&term.policy, api.handle.now()),
     }))
+}
+
+/// The id that the stores know the cluster by.
+fn cluster_of(api: &Api, records: &Records) -> base::ClusterId {
+    records.cluster.unwrap_or_else(|| api.handle.cluster())
 }
 
 /// Up, Disconnected, Down, Offline or Tombstone.
@@ -435,7 +442,7 @@ impl Api {
             problems.push("there is no region yet: no store has come".to_owned());
         }
         Ok(pb::ClusterStatusResponse {
-            cluster_id: self.handle.cluster().0,
+            cluster_id: cluster_of(self, &records).0,
             members: members.collect(),
             stores,
             region_count: term.view.region_count() as u64,
@@ -444,57 +451,5 @@ impl Api {
             operators: term.view.flights().count() as u64,
             problems,
         })
-    }
-
-    /// The page `/metrics`. What only the leader knows, only the leader exports.
-    pub(super) fn metrics(&self) -> String {
-        let mut out = String::new();
-        let leads = self.handle.status().role == Role::Leader;
-        let mut family = |name: &str, help: &str, samples: Vec<(String, f64)>| {
-            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
-            for (labels, value) in samples {
-                out.push_str(&format!("{name}{labels} {value}\n"));
-            }
-        };
-        let one = |value: f64| vec![(String::new(), value)];
-        family("placement_is_leader", "Whether this member leads the placement driver.", one(f64::from(leads)));
-        let has_leader = !self.handle.status().leader.is_none();
-        family("placement_has_leader", "Whether this member knows a leader.", one(f64::from(has_leader)));
-        let Ok(leader) = self.leader() else { return out };
-        let Ok(term) = leader.term() else { return out };
-        let now = leader.now();
-        let standing = || term.view.stores().filter(|store| store.meta.state != StoreState::Tombstone);
-        let per_store = |value: &dyn Fn(&Store) -> f64| -> Vec<(String, f64)> {
-            standing().map(|store| (format!("{{store_id=\"{}\"}}", store.id()), value(store))).collect()
-        };
-        let up = |store: &Store| f64::from(u8::from(matches!(store.health(now, &term.policy), Health::Connected)));
-        family("flaredb_store_state", "1 while the store is heard of, 0 otherwise.", per_store(&up));
-        let capacity = |store: &Store| store.report.capacity_bytes as f64;
-        family("flaredb_store_capacity_bytes", "Size of the store's file system.", per_store(&capacity));
-        let available = |store: &Store| store.report.available_bytes as f64;
-        family("flaredb_store_available_bytes", "Bytes that are free there.", per_store(&available));
-        let regions = |store: &Store| store.region_count() as f64;
-        family("flaredb_store_regions", "Replicas of regions on the store.", per_store(&regions));
-        let leaders = |store: &Store| store.leader_count() as f64;
-        family("flaredb_store_leaders", "Regions led by the store.", per_store(&leaders));
-        let requests = |store: &Store| store.report.rates.requests as f64;
-        family(
-            "flaredb_store_requests_per_second",
-            "Reads and single writes, replicas' included.",
-            per_store(&requests),
-        );
-        let read = |store: &Store| store.report.rates.read_bytes as f64;
-        family("flaredb_store_read_bytes_per_second", "Read for clients by the store.", per_store(&read));
-        let written = |store: &Store| store.report.rates.write_bytes as f64;
-        family("flaredb_store_write_bytes_per_second", "Written to replicas on the store.", per_store(&written));
-        let pending = term.view.regions().map(|region| region.pending.len()).sum::<usize>() as f64;
-        let help = "Replicas that have not caught up with their leaders.";
-        family("flaredb_pending_peers", help, one(pending));
-        family("flaredb_pending_peers_total", help, one(pending));
-        let hot = term.view.regions().filter(|region| region.is_hot()).count() as f64;
-        family("flaredb_hot_regions", "Regions that carry far more than the average.", one(hot));
-        family("flaredb_regions", "Regions of the cluster.", one(term.view.region_count() as f64));
-        family("placement_operators", "Operators under way.", one(term.view.flights().count() as f64));
-        out
     }
 }

@@ -16,18 +16,15 @@ const SCAN_REGIONS: u16 = 3;
 const ALLOCATE_IDS: u16 = 4;
 const CLUSTER_STATUS: u16 = 5;
 
+/// By their numbers.
+pub const METHODS: [&str; 6] = ["Register", "Heartbeat", "GetRegion", "ScanRegions", "AllocateIds", "ClusterStatus"];
+
 const SCAN_MAX: u32 = 1000;
 
 pub fn resolve(path: &str) -> Option<Method> {
-    Some(Method::unary(match path.strip_prefix("/centra.placement.v1.Placement/")? {
-        "Register" => REGISTER,
-        "Heartbeat" => HEARTBEAT,
-        "GetRegion" => GET_REGION,
-        "ScanRegions" => SCAN_REGIONS,
-        "AllocateIds" => ALLOCATE_IDS,
-        "ClusterStatus" => CLUSTER_STATUS,
-        _ => return None,
-    }))
+    let name = path.strip_prefix("/centra.placement.v1.Placement/")?;
+    let number = METHODS.iter().position(|method| *method == name)?;
+    Some(Method::unary(number as u16))
 }
 
 /// Whether only the leader can answer.

@@ -1,7 +1,7 @@
 //! The runbook's commands, word for word, by section. What stands in capitals is for the operator to fill in, and for a
 //! test by [`fill`]. Comments between commands are kept where they tell the reader what to look for.
 //!
-//! A line that no scenario uses is reported by the compiler. Those of other programs than Chainfire are not here.
+//! A line that no scenario uses is reported by the compiler. Those of FlareDB are in `flaredb::book`.
 
 /// A command with its placeholders filled in.
 pub fn fill(text: &str, places: &[(&str, &str)]) -> String {

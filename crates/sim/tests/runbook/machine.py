@@ -2,10 +2,11 @@
 """The first process of a machine in the runbook's world: a service manager and a journal, as small as the runbook needs.
 
 A machine is a set of namespaces (processes, network, mounts, host name). This program is its process 1: it starts the
-unit `chainfire` from its unit file, keeps what it prints with the moment it printed it, starts it again where the unit
-says so, and takes orders over a socket. When it dies, the kernel ends everything in the machine.
+machine's unit (chainfire, flaredb or placement-driver) from its unit file, keeps what it prints with the moment it printed
+it, starts it again where the unit says so, and takes orders over a socket. When it dies, the kernel ends everything in
+the machine.
 
-    machine.py init FOLDER          process 1; FOLDER holds `unit`, `socket` and `journal`
+    machine.py init FOLDER          process 1; FOLDER holds `unit-name`, `unit`, `socket` and `journal`
     systemctl, journalctl           the same program under these names, asking process 1 or reading the journal
 
 Of a unit file it knows Type (notify or exec), ExecStart, ExecReload as SIGHUP, User, Restart, RestartSec, TimeoutStartSec,
@@ -24,7 +25,13 @@ import sys
 import threading
 import time
 
-UNIT = "chainfire"
+UNIT = ""
+
+
+def unit_of(folder):
+    """Which program the machine runs."""
+    with open(os.path.join(folder, "unit-name"), encoding="utf-8") as file:
+        return file.read().strip()
 
 
 def seconds(text, otherwise):
@@ -217,7 +224,7 @@ class Unit:
             pid = self.process.pid if self.process else 0
             dot = {"active": "●", "failed": "×"}.get(self.state, "○")
             lines = [
-                f"{dot} {UNIT}.service - {self.setting('Description', 'Chainfire')}",
+                f"{dot} {UNIT}.service - {self.setting('Description', UNIT)}",
                 f"     Loaded: loaded (/etc/systemd/system/{UNIT}.service; enabled)",
                 f"     Active: {self.state} ({self.why}) since {time.strftime('%a %Y-%m-%d %H:%M:%S %Z', time.localtime(self.since))}",
             ]
@@ -349,10 +356,12 @@ def moment(text):
 
 
 def main():
+    global UNIT
     name = os.path.basename(sys.argv[0])
+    folder = sys.argv[2] if name == "machine.py" else os.environ["MACHINE"]
+    UNIT = unit_of(folder)
     if name == "machine.py":
-        return init(sys.argv[2])
-    folder = os.environ["MACHINE"]
+        return init(folder)
     return {"systemctl": systemctl, "journalctl": journalctl}[name](folder, sys.argv[1:])
 
 

@@ -1,4 +1,4 @@
-//! The runbook of the operators, executed: its Chainfire and TLS lines as they are written there, on machines made of
+//! The runbook of the operators, executed: its lines as they are written there, on machines made of
 //! namespaces, and what each line is meant to show.
 //!
 //! `book` has the lines. Each is used by one of the scenarios below, or the compiler complains:
@@ -15,6 +15,7 @@
 //! | `tuning` | Performance Tuning |
 //! | `monitoring` | Monitoring & Alerts |
 //! | `logs` | Log Analysis |
+//! | `flaredb` | all of these, for FlareDB and its placement driver |
 //! | `partitions` | beyond the runbook: partitions of every shape under clients, judged for one order |
 //!
 //! The rest is the harness: `world` (machines), `settings` (what they are told), `wires` (cuts between them), `said` (what
@@ -42,6 +43,7 @@ mod tell;
 
 mod book;
 mod damage;
+mod flaredb;
 mod joining;
 mod latency;
 mod leaderless;

@@ -13,6 +13,9 @@
 //! their processes, and these end with the test program, however it ends. Folders of a test program that was killed are
 //! removed by the next one.
 //!
+//! A world of FlareDB's ([`World::of_flaredb`]) has one network for all machines, and an address of 127.0.0.0/8 for each: so
+//! its stores and placement drivers need no certificates.
+//!
 //! Needs root, like a service manager; whoever is not is told so by a failing test.
 
 use std::fs;
@@ -41,8 +44,10 @@ const KEPT: &str = "kept";
 const OPERATOR: &str = "operator";
 const OPERATOR_HOST_NUMBER: u8 = 100;
 const JOURNAL_LINES_SHOWN: usize = 60;
-/// The unit's user, who has no account on the machine that the tests run on.
+/// The units' users, who have no accounts on the machine that the tests run on; the first of them has this id.
 const USER_ID: u32 = 977;
+/// The programs that run as units, each as a user of its name.
+const UNITS: [&str; 3] = ["chainfire", "flaredb", "placement-driver"];
 /// What a shell needs of /etc.
 const KEPT_OF_ETC: [&str; 6] = ["alternatives", "ld.so.cache", "localtime", "nsswitch.conf", "services", "ssl"];
 const TOOLS: [(&str, &str); 11] = [
@@ -72,6 +77,8 @@ pub struct World {
 struct Machine {
     name: String,
     address: String,
+    /// What its service manager runs.
+    unit: &'static str,
     folder: PathBuf,
     tools: PathBuf,
     /// `unshare`, whose child is process 1 of the machine.
@@ -82,6 +89,21 @@ struct Machine {
 impl World {
     /// `count` machines named node1, node2, … and that of the operator. Nothing runs on them.
     pub fn new(count: usize) -> World {
+        let mut world = World::of_operator();
+        world.operator.must("ip link add wire type bridge && ip link set wire up");
+        world.operator.must(&format!("ip addr add {}/24 dev wire", world.operator.address));
+        for _ in 0..count {
+            world.add_machine();
+        }
+        world
+    }
+
+    /// The operator's machine, on whose network all others will be. Nothing runs on it.
+    pub fn of_flaredb() -> World {
+        World::of_operator()
+    }
+
+    fn of_operator() -> World {
         assert_eq!(
             // SAFETY: takes nothing and cannot fail.
             unsafe { libc::geteuid() },
@@ -93,16 +115,12 @@ impl World {
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let tools = write_tools(folder.path());
-        let operator = Machine::start(folder.path(), &tools, OPERATOR, OPERATOR_HOST_NUMBER);
-        operator.must("ip link add wire type bridge && ip link set wire up");
-        operator.must(&format!("ip addr add {}/24 dev wire", operator.address));
+        let address = format!("{WIRE}.{OPERATOR_HOST_NUMBER}");
+        let operator = Machine::start(folder.path(), &tools, OPERATOR, address, "chainfire");
         let mut world = World { runtime: None, machines: Vec::new(), operator, folder: Some(folder) };
         // This thread too: `block_on` runs on it.
         enter_network(&world.operator.network());
         world.runtime = Some(world.operator.runtime());
-        for _ in 0..count {
-            world.add_machine();
-        }
         world
     }
 
@@ -110,11 +128,24 @@ impl World {
     pub fn add_machine(&mut self) -> usize {
         let number = self.machines.len() + 1;
         let name = format!("node{number}");
-        let machine = Machine::start(self.folder(), &self.operator.tools, &name, number as u8);
+        let address = format!("{WIRE}.{number}");
+        let machine = Machine::start(self.folder(), &self.operator.tools, &name, address, "chainfire");
         machine.connect(&self.operator);
         self.machines.push(machine);
         self.name_all();
         number
+    }
+
+    /// A machine on the operator's network, at an address of its loopback interface, with one of FlareDB's programs.
+    pub fn add_loopback_machine(&mut self, name: &str, address: &str, unit: &'static str) -> usize {
+        let machine = Machine::start(self.folder(), &self.operator.tools, name, address.to_owned(), unit);
+        self.machines.push(machine);
+        self.name_all();
+        self.machines.len()
+    }
+
+    pub fn name(&self, node: usize) -> &str {
+        &self.machine(node).name
     }
 
     pub fn count(&self) -> usize {
@@ -179,14 +210,14 @@ impl World {
         fs::read_to_string(self.path(node, path)).unwrap()
     }
 
-    /// What the machine's service manager knows of Chainfire.
+    /// What the machine's service manager knows of its unit.
     pub fn write_unit(&self, node: usize, text: &str) {
         fs::write(self.machine(node).folder.join("unit"), text).unwrap();
     }
 
     /// Returns when the node is ready, or has waited long enough for the others.
     pub fn start(&self, node: usize) {
-        self.on(node, "systemctl start chainfire").succeeds();
+        self.unit(node, "start").succeeds();
     }
 
     /// All at once: none is ready before it has met a majority.
@@ -199,7 +230,7 @@ impl World {
     }
 
     pub fn is_active(&self, node: usize) -> bool {
-        self.on(node, "systemctl is-active chainfire").is_success()
+        self.unit(node, "is-active").is_success()
     }
 
     /// `status` of a node, as the operator sees it.
@@ -221,22 +252,27 @@ impl World {
     }
 
     pub fn stop(&self, node: usize) {
-        self.on(node, "systemctl stop chainfire").succeeds();
+        self.unit(node, "stop").succeeds();
     }
 
     /// SIGKILL, and no restart by the service manager.
     pub fn kill(&self, node: usize) {
-        self.on(node, "systemctl power-off chainfire").succeeds();
+        self.unit(node, "power-off").succeeds();
     }
 
     /// `SIGSTOP`, `SIGCONT`, …
     pub fn signal(&self, node: usize, name: &str) {
-        self.on(node, &format!("systemctl kill -s {name} chainfire")).succeeds();
+        self.unit(node, &format!("kill -s {name}")).succeeds();
+    }
+
+    /// An order to the machine's service manager.
+    pub fn unit(&self, node: usize, order: &str) -> Said {
+        self.on(node, &format!("systemctl {order} {}", self.machine(node).unit))
     }
 
     /// All that a node has said.
     pub fn journal(&self, node: usize) -> String {
-        self.on(node, "journalctl -u chainfire").text
+        self.on(node, &format!("journalctl -u {}", self.machine(node).unit)).text
     }
 
     /// Runs async code among the operator's network, where the nodes can be reached.
@@ -341,11 +377,15 @@ impl Drop for World {
 }
 
 impl Machine {
-    fn start(world: &Path, tools: &Path, name: &str, host_number: u8) -> Machine {
+    fn start(world: &Path, tools: &Path, name: &str, address: String, unit: &'static str) -> Machine {
         let folder = world.join(name);
-        make_folders(&folder);
+        make_folders(&folder, unit);
         let mut command = cluster::command(Path::new("unshare"));
-        command.args(["--mount", "--net", "--uts", "--kill-child"]);
+        command.args(["--mount", "--uts", "--kill-child"]);
+        // Otherwise the one that this thread is on, which is the operator's.
+        if !address.starts_with("127.") {
+            command.arg("--net");
+        }
         let script = if name == OPERATOR {
             // Without a process namespace: the operator enters those of the others by process id.
             SET_UP.to_owned() + "exec sleep infinity"
@@ -355,7 +395,8 @@ impl Machine {
         };
         command.args(["bash", "-c", &script]).env_clear();
         command.env("PATH", path_of(tools)).env("LANG", "C.UTF-8").env("name", name);
-        command.env("folder", &folder).env("tools", tools).env("program", cluster::program());
+        command.env("folder", &folder).env("tools", tools).env("unit", unit);
+        command.env("program", cluster::program().with_file_name(unit));
         let log = fs::File::create(folder.join("first-process.log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let mut holder = command.spawn().expect("unshare is there");
@@ -371,8 +412,7 @@ impl Machine {
         }
         let first_process = if name == OPERATOR { holder.id() } else { child_of(holder.id()) };
         fs::write(folder.join("process"), first_process.to_string()).unwrap();
-        let address = format!("{WIRE}.{host_number}");
-        Machine { name: name.to_owned(), address, folder, tools: tools.to_owned(), holder, first_process }
+        Machine { name: name.to_owned(), address, unit, folder, tools: tools.to_owned(), holder, first_process }
     }
 
     /// A cable to the operator's bridge.
@@ -446,12 +486,12 @@ const OWN_FOLDERS: [(&str, &str); 3] = [("etc", "/etc"), ("var-lib", "/var/lib")
 const SET_UP: &str = "set -e
 echo $name > /proc/sys/kernel/hostname
 ip link set lo up
-mount --bind $program $tools/chainfire
+mount --bind $program $tools/$unit
 for own in etc:/etc var-lib:/var/lib var-backups:/var/backups; do mount --bind $folder/${own%%:*} ${own#*:}; done
 touch $folder/ready
 ";
 
-fn make_folders(folder: &Path) {
+fn make_folders(folder: &Path, unit: &str) {
     for (own, _) in OWN_FOLDERS {
         fs::create_dir_all(folder.join(own)).unwrap();
     }
@@ -464,14 +504,18 @@ fn make_folders(folder: &Path) {
         let found = fs::read_to_string(Path::new("/etc").join(file)).unwrap();
         fs::write(etc.join(file), found + &line).unwrap();
     };
-    account("passwd", format!("chainfire:x:{USER_ID}:{USER_ID}::/var/lib/chainfire:/usr/sbin/nologin\n"));
-    account("group", format!("chainfire:x:{USER_ID}:\n"));
+    let ids = || UNITS.iter().zip(USER_ID..);
+    let users = ids().map(|(name, id)| format!("{name}:x:{id}:{id}::/var/lib/{name}:/usr/sbin/nologin\n"));
+    account("passwd", users.collect());
+    account("group", ids().map(|(name, id)| format!("{name}:x:{id}:\n")).collect());
     fs::create_dir_all(etc.join("centra-cloud/certs")).unwrap();
     fs::create_dir_all(folder.join("var-backups/chainfire")).unwrap();
-    let data = folder.join("var-lib/chainfire");
+    fs::write(folder.join("unit-name"), unit).unwrap();
+    let data = folder.join("var-lib").join(unit);
     fs::create_dir(&data).unwrap();
     fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
-    std::os::unix::fs::chown(&data, Some(USER_ID), Some(USER_ID)).unwrap();
+    let (_, user) = ids().find(|(name, _)| **name == unit).expect("it is one of these");
+    std::os::unix::fs::chown(&data, Some(user), Some(user)).unwrap();
 }
 
 /// The runbook's programs: ours, and stand-ins for what needs a whole machine.
@@ -489,12 +533,14 @@ fn write_tools(world: &Path) -> PathBuf {
         symlink("machine.py", tools.join(name)).unwrap();
     }
     let program = cluster::program();
-    // A place for the program to be mounted at: the unit's user need not be able to reach the folder it was built in.
-    fs::write(tools.join("chainfire"), "").unwrap();
+    // A place for each program to be mounted at: the unit's user need not be able to reach the folder it was built in.
+    UNITS.iter().for_each(|name| fs::write(tools.join(name), "").unwrap());
     symlink("chainfire", tools.join("rocksdb_ldb")).unwrap();
-    let client = program.with_file_name("chainfire-client");
-    assert!(client.is_file(), "{} is not there: run `make build` first", client.display());
-    symlink(client, tools.join("chainfire-client")).unwrap();
+    for name in ["chainfire-client", "flaredb-client"] {
+        let client = program.with_file_name(name);
+        assert!(client.is_file(), "{} is not there: run `make build` first", client.display());
+        symlink(client, tools.join(name)).unwrap();
+    }
     tools
 }
 

@@ -11,36 +11,10 @@ use base::Time;
 use parking_lot::Mutex;
 use rust_rocksdb::event_listener::{
     BackgroundErrorRecoveryInfo, CompactionJobInfo, DBBackgroundErrorReason, DBWriteStallCondition, EventListener,
-    MutableStatus, WriteStallInfo,
+    FlushJobInfo, MutableStatus, WriteStallInfo,
 };
 
-use crate::engine::EngineError;
-
-/// Something an operator may want to read about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineEvent {
-    /// Writes are held back because flushes or compactions are behind; `stopped`: altogether.
-    StallBegan {
-        family: String,
-        stopped: bool,
-    },
-    StallEnded {
-        duration_ms: u64,
-    },
-    /// A flush or compaction failed; writes are refused until RocksDB has recovered by itself or is opened again.
-    BackgroundError {
-        during: &'static str,
-        message: String,
-    },
-    /// RocksDB has recovered from a background error by itself; there is room on the disk again, for instance.
-    Recovered,
-    SlowCompaction {
-        family: String,
-        duration_ms: u64,
-        bytes_read: u64,
-        bytes_written: u64,
-    },
-}
+use crate::engine::{EngineError, EngineEvent};
 
 /// Events kept until they are taken; older ones go first when nobody does.
 const EVENTS_MAX: usize = 256;
@@ -59,6 +33,17 @@ struct State {
     stalled_since: Time,
     stalls: u64,
     stall_ms: u64,
+    work: Work,
+}
+
+/// What was done in the background in all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Work {
+    pub flushes: u64,
+    pub compactions: u64,
+    pub compaction_us: u64,
+    pub compaction_read_bytes: u64,
+    pub compaction_written_bytes: u64,
 }
 
 impl Events {
@@ -87,6 +72,10 @@ impl Events {
         let state = self.state.lock();
         let under_way = if state.stalled.is_empty() { 0 } else { self.ms_since(state.stalled_since) };
         (state.stalls, state.stall_ms + under_way)
+    }
+
+    pub fn work(&self) -> Work {
+        self.state.lock().work
     }
 
     pub fn is_stalled(&self) -> bool {
@@ -169,8 +158,19 @@ impl EventListener for Ears {
         }
     }
 
+    fn on_flush_completed(&self, _: &FlushJobInfo) {
+        self.0.state.lock().work.flushes += 1;
+    }
+
     fn on_compaction_completed(&self, info: &CompactionJobInfo) {
         let duration_ms = info.elapsed_micros() / 1000;
+        {
+            let work = &mut self.0.state.lock().work;
+            work.compactions += 1;
+            work.compaction_us += info.elapsed_micros();
+            work.compaction_read_bytes += info.total_input_bytes();
+            work.compaction_written_bytes += info.total_output_bytes();
+        }
         if duration_ms >= self.0.slow_compaction_ms {
             self.0.state.lock().push(EngineEvent::SlowCompaction {
                 family: text(info.cf_name().unwrap_or_default()),

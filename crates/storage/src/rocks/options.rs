@@ -42,11 +42,20 @@ pub struct RocksOptions {
     pub use_direct_io_for_flush_and_compaction: bool,
     /// Background threads for flushes and compactions.
     pub max_background_jobs: i32,
+    /// Threads for compactions and for flushes, each on its own; they take the place of the number above.
+    pub max_background: Option<Background>,
     /// A compaction that takes at least this long is reported.
     pub slow_compaction_ms: u64,
     /// The machine's monotonic clock, asked when a stall begins and ends. The default one stands still, which
     /// makes every stall zero long.
     pub now: fn() -> Time,
+}
+
+/// Threads in the background, by what they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Background {
+    pub compactions: i32,
+    pub flushes: i32,
 }
 
 impl Default for RocksOptions {
@@ -60,6 +69,7 @@ impl Default for RocksOptions {
             max_open_files: 1000,
             use_direct_io_for_flush_and_compaction: false,
             max_background_jobs: 2,
+            max_background: None,
             slow_compaction_ms: 10_000,
             now: || Time::ZERO,
         }
@@ -111,7 +121,15 @@ impl Blueprint {
         o.set_enable_write_thread_adaptive_yield(false);
         o.set_write_buffer_manager(&self.memtables);
         o.set_max_open_files(self.options.max_open_files);
-        o.set_max_background_jobs(self.options.max_background_jobs);
+        match self.options.max_background {
+            None => o.set_max_background_jobs(self.options.max_background_jobs),
+            // RocksDB advises against it, and does it: whoever wants fewer merges than flushes has no other way.
+            #[allow(deprecated, reason = "the two numbers are what operators throttle compactions by")]
+            Some(Background { compactions, flushes }) => {
+                o.set_max_background_compactions(compactions);
+                o.set_max_background_flushes(flushes);
+            }
+        }
         o.set_skip_stats_update_on_db_open(true);
         o.set_use_direct_io_for_flush_and_compaction(self.options.use_direct_io_for_flush_and_compaction);
         o.set_avoid_unnecessary_blocking_io(true);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use storage::rocks::EngineEvent;
+use storage::engine::EngineEvent;
 use storage::{Engine, EngineError, FamilyId, WriteBatch};
 
 use crate::subject::*;

@@ -1,0 +1,160 @@
+//! A store's numbers, in Prometheus' text format.
+//!
+//! The parts of a store keep plain counters ([`Sources`]); this file alone gives them names. What the placement driver knows of
+//! the stores (which are up, where regions lie) is on its own page.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use base::NodeId;
+use consensus::{GroupStatus, Role};
+use node::DriverStats;
+use node::metrics::calls::Methods;
+use node::metrics::common::Common;
+use node::metrics::{Page, get, labels, process};
+use rpc::server::ServerStats;
+use storage::engine::EngineStats;
+use storage::log::LogStats;
+
+use crate::api::Api;
+use crate::pd::PdStats;
+use crate::store::Store;
+
+/// Where the page's figures come from, as of the moment.
+pub struct Sources<'a> {
+    pub requests: &'a Methods,
+    /// Of these, how many lay elsewhere.
+    pub forwarded: u64,
+    pub slow_requests: u64,
+    pub regions: RegionCounts,
+    pub pd: PdStats,
+    pub driver: &'a DriverStats,
+    pub log: &'a LogStats,
+    pub engine: &'a EngineStats,
+    /// (free, total) bytes of the disk under the data folder.
+    pub disk: Option<(u64, u64)>,
+    /// Bytes sent to stores and received from them.
+    pub traffic: Vec<(NodeId, u64, u64)>,
+    pub server: ServerStats,
+}
+
+/// The regions here, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegionCounts {
+    pub held: u64,
+    pub led: u64,
+    pub leaderless: u64,
+    /// Entries that have been committed and not applied here, of the region where these are most.
+    pub apply_lag: u64,
+    /// By store, of the regions led here: entries that it lacks, of the region where these are most, and regions in which it
+    /// is not heard of.
+    pub followers: BTreeMap<NodeId, (u64, u64)>,
+}
+
+impl RegionCounts {
+    pub fn of(store: &Store) -> RegionCounts {
+        let mut counts = RegionCounts::default();
+        for region in store.regions() {
+            let (status, membership) = (region.handle.status(), region.handle.membership());
+            counts.add(&status, |peer| membership.node_of(peer));
+        }
+        counts
+    }
+
+    fn add(&mut self, status: &GroupStatus, store_of: impl Fn(base::PeerId) -> Option<NodeId>) {
+        self.held += 1;
+        self.leaderless += u64::from(status.leader.is_none());
+        self.apply_lag = self.apply_lag.max(status.committed.saturating_sub(status.applied));
+        if status.role != Role::Leader {
+            return;
+        }
+        self.led += 1;
+        for (peer, known, heard) in status.followers.iter().filter(|(peer, ..)| *peer != status.peer) {
+            let Some(store) = store_of(*peer) else { continue };
+            let (lag, silent) = self.followers.entry(store).or_default();
+            *lag = (*lag).max(status.last.saturating_sub(*known));
+            *silent += u64::from(!heard);
+        }
+    }
+}
+
+/// The page `/metrics`.
+pub fn render(api: &Api) -> String {
+    let store = &api.store;
+    page(&Sources {
+        requests: api.requests.methods(),
+        forwarded: api.router.forwarded(),
+        slow_requests: api.requests.slow.seen(),
+        regions: RegionCounts::of(store),
+        pd: api.pd.stats(),
+        driver: &store.node.stats(),
+        log: &api.node.log_stats(),
+        engine: &store.engine.stats(),
+        disk: store.node.room(),
+        traffic: api.node.transport().traffic(),
+        server: api.server_stats(),
+    })
+}
+
+fn page(sources: &Sources) -> String {
+    let Sources { regions, driver, log, engine, pd, server, .. } = sources;
+    let mut page = Page::default();
+    let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
+    page.gauges("flaredb_build_info", "The version that runs; always 1.", [(version, 1)]);
+    sources.requests.add(&mut page, "flaredb");
+    let forwarded = sources.forwarded;
+    page.counter("flaredb_requests_forwarded_total", "Requests whose keys lay on other stores.", forwarded);
+    let slow = sources.slow_requests;
+    page.counter("flaredb_slow_requests_total", "Requests that took log.slow_request_ms or longer.", slow);
+    page.gauge("flaredb_regions", "Regions with a peer on this store.", regions.held);
+    page.gauge("flaredb_region_leaders", "Regions led by this store.", regions.led);
+    page.gauge("flaredb_regions_without_leader", "Regions here that know of no leader.", regions.leaderless);
+    let help = "Committed entries that are not applied here, of the region that has most of them.";
+    page.gauge("flaredb_raft_apply_lag_entries", help, regions.apply_lag);
+    followers(&mut page, regions);
+    page.counter("flaredb_raft_turns_total", "Turns of the consensus host.", get(&driver.turns));
+    page.counter(
+        "flaredb_raft_applied_entries_total",
+        "Entries applied, of all regions.",
+        get(&driver.applied_entries),
+    );
+    page.counter("flaredb_raft_leader_changes_total", "New leaders, of all regions.", get(&driver.leader_changes));
+    let mismatches = get(&driver.hash_mismatches);
+    page.counter("flaredb_raft_hash_mismatches_total", "Times that a replica was found to differ.", mismatches);
+    let mut common = Common { page: &mut page, prefix: "flaredb" };
+    common.durations(driver);
+    common.log(log, driver);
+    common.snapshots(driver);
+    common.disk(sources.disk);
+    common.engine(engine);
+    page.counter("flaredb_pd_heartbeats_total", "Heartbeats that the placement driver answered.", pd.answered);
+    page.counter("flaredb_pd_heartbeat_failures_total", "Heartbeats that nobody answered.", pd.failed);
+    if let Some(age) = pd.age {
+        let help = "Since the placement driver last answered a heartbeat.";
+        page.gauge("flaredb_pd_heartbeat_age_seconds", help, age.as_secs_f64());
+    }
+    let each = |of: fn(&(NodeId, u64, u64)) -> u64| {
+        sources.traffic.iter().map(move |seen| (labels(&[("peer", &seen.0.to_string())]), of(seen)))
+    };
+    let help = "Bytes sent to a store on the Raft port, before encryption.";
+    page.counters("flaredb_network_peer_sent_bytes_total", help, each(|seen| seen.1));
+    let help = "Bytes received from a store on the Raft port, after decryption.";
+    page.counters("flaredb_network_peer_received_bytes_total", help, each(|seen| seen.2));
+    page.gauge("flaredb_connections_open", "Client connections.", server.connections_open);
+    page.counter("flaredb_connections_accepted_total", "Connections taken.", server.connections_accepted);
+    page.counter("flaredb_connections_refused_total", "Connections beyond the bounds.", server.connections_refused);
+    process::add(&mut page);
+    page.text()
+}
+
+fn followers(page: &mut Page, regions: &RegionCounts) {
+    let each = |of: fn(&(u64, u64)) -> u64| {
+        regions.followers.iter().map(move |(store, seen)| (labels(&[("peer", &store.to_string())]), of(seen)))
+    };
+    let help = "Entries that a store is not known to have, of the region led here where these are most.";
+    page.gauges("flaredb_raft_follower_lag_entries", help, each(|seen| seen.0));
+    let help = "Regions led here in which a store is not heard of.";
+    page.gauges("flaredb_raft_follower_silent_regions", help, each(|seen| seen.1));
+}

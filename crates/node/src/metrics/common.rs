@@ -1,0 +1,87 @@
+//! Families that every program has, each under the program's own prefix: `chainfire_log_bytes`, `flaredb_log_bytes`.
+
+use storage::engine::EngineStats;
+use storage::log::LogStats;
+
+use super::page::Page;
+use super::{by_powers, get};
+use crate::driver::DriverStats;
+
+/// A page, and the prefix of what is put on it.
+pub struct Common<'a> {
+    pub page: &'a mut Page,
+    pub prefix: &'static str,
+}
+
+impl Common<'_> {
+    fn name(&self, rest: &str) -> String {
+        format!("{}_{rest}", self.prefix)
+    }
+
+    fn gauge(&mut self, rest: &str, help: &str, value: impl std::fmt::Display) {
+        let name = self.name(rest);
+        self.page.gauge(&name, help, value);
+    }
+
+    fn counter(&mut self, rest: &str, help: &str, value: impl std::fmt::Display) {
+        let name = self.name(rest);
+        self.page.counter(&name, help, value);
+    }
+
+    pub fn snapshots(&mut self, driver: &DriverStats) {
+        let (sent, installed) = (get(&driver.snapshots_sent), get(&driver.snapshots_installed));
+        self.counter("snapshots_sent_total", "Whole states sent to members that lagged.", sent);
+        self.counter("snapshots_installed_total", "Whole states received and put in place.", installed);
+        self.gauge("snapshot_index", "Index of the last state received; 0 for none.", get(&driver.snapshot_index));
+        let sending = get(&driver.snapshots_sending);
+        self.gauge("snapshots_sending", "Whole states on their way to other members.", sending);
+    }
+
+    /// `room`: free and total bytes.
+    pub fn disk(&mut self, room: Option<(u64, u64)>) {
+        if let Some((free, total)) = room {
+            self.gauge("disk_capacity_bytes", "Size of the disk under the data folder.", total);
+            self.gauge("disk_available_bytes", "What is free on it.", free);
+        }
+    }
+
+    pub fn log(&mut self, log: &LogStats, driver: &DriverStats) {
+        self.gauge("log_bytes", "Size of the Raft log's files.", log.bytes);
+        self.gauge("log_segments", "Files of the Raft log.", log.segments);
+        self.counter("log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
+        self.counter("log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
+        self.counter("log_write_stalls_total", "Log writes that took a second and more.", get(&driver.write_stalls));
+    }
+
+    /// What the driver and the applier took.
+    pub fn durations(&mut self, driver: &DriverStats) {
+        let name = self.name("log_write_duration_seconds");
+        self.page.histogram(&name, "Writes of the Raft log with their fsync.", &by_powers(&driver.syncs));
+        let name = self.name("raft_apply_duration_seconds");
+        let help = "Batches of committed entries put into the state.";
+        self.page.histogram(&name, help, &by_powers(&driver.applies));
+    }
+
+    pub fn engine(&mut self, engine: &EngineStats) {
+        let seconds = |ms: u64| ms as f64 / 1e3;
+        self.gauge("store_bytes", "Size of the store on disk.", engine.total_bytes);
+        self.gauge("store_live_bytes", "Estimated size of the live data in it.", engine.live_bytes);
+        self.gauge("rocksdb_memory_bytes", "Memory of RocksDB's tables and caches.", engine.memory_bytes);
+        let stalled = seconds(engine.stall_ms);
+        self.counter("rocksdb_stall_seconds_total", "Time that RocksDB held writes back.", stalled);
+        self.counter("rocksdb_stalls_total", "Times that RocksDB held writes back.", engine.stalls);
+        self.counter("rocksdb_flushes_total", "Memory tables written to files.", engine.flushes);
+        self.counter("rocksdb_compactions_total", "Merges of files.", engine.compactions);
+        let merging = seconds(engine.compaction_ms);
+        self.counter("rocksdb_compaction_seconds_total", "Time that merges of files took.", merging);
+        let (read, written) = (engine.compaction_read_bytes, engine.compaction_written_bytes);
+        self.counter("rocksdb_compaction_read_bytes_total", "Bytes read by merges.", read);
+        self.counter("rocksdb_compaction_written_bytes_total", "Bytes written by merges.", written);
+        self.gauge("rocksdb_compactions_running", "Merges of files under way.", engine.compactions_running);
+        let pending = engine.compaction_pending_bytes;
+        self.gauge("rocksdb_compaction_pending_bytes", "Estimated bytes that wait to be merged.", pending);
+        self.gauge("rocksdb_level0_files", "Files that were not merged once.", engine.level0_files);
+        let waiting = engine.memtables_waiting;
+        self.gauge("rocksdb_memtables_waiting", "Full memory tables that wait to be written to a file.", waiting);
+    }
+}

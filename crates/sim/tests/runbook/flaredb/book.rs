@@ -1,0 +1,163 @@
+//! The runbook's commands for FlareDB and its placement driver, word for word, by section, and what else it and its contract
+//! promise of them: log lines, error texts, metrics, alerts, documents.
+//!
+//! A line that no scenario uses is reported by the compiler; what cannot be run yet stands in [`NOT_RUN`], with the reason.
+
+/// Quick Diagnostics.
+pub mod quick {
+    pub const STATUS: &str = "flaredb-client --endpoint http://PD_IP:2379 cluster-status";
+    pub const STORES: &str = "curl http://PD_IP:2379/pd/api/v1/stores | jq '.stores[] | {id, state, capacity}'";
+    pub const SERVICE_STATUS: &str = "systemctl status flaredb";
+    pub const PORTS: &str = "\
+nc -zv NODE_IP 2379  # API port
+nc -zv NODE_IP 2380  # Raft port";
+    pub const RECENT_LOGS: &str = "journalctl -u flaredb -n 100 --no-pager";
+}
+
+/// Issue: Store Not Registering with PD.
+pub mod registering {
+    pub const CONNECTIVITY: &str = r#"ssh FLAREDB_NODE "nc -zv PD_IP 2379""#;
+    pub const ADDRESS: &str = r#"ssh FLAREDB_NODE "grep pd_addr /etc/centra-cloud/flaredb.toml""#;
+    pub const STORE_LOGS: &str = r#"ssh FLAREDB_NODE "journalctl -u flaredb -n 100 | grep -i 'pd\|register'""#;
+    pub const PD_LOGS: &str = r#"ssh PD_NODE "journalctl -u placement-driver -n 100 | grep -i register""#;
+    pub const UNIQUE: &str = "curl http://PD_IP:2379/pd/api/v1/stores | jq '.stores[] | .id'";
+    pub const OPEN_FIREWALL: &str = r#"# Open firewall on PD node
+ssh PD_NODE "sudo firewall-cmd --permanent --add-port=2379/tcp"
+ssh PD_NODE "sudo firewall-cmd --reload"
+
+# Restart store
+ssh FLAREDB_NODE "sudo systemctl restart flaredb""#;
+    pub const NEW_ID: &str = r#"ssh FLAREDB_NODE "sudo vi /etc/centra-cloud/flaredb.toml""#;
+    pub const WIPE: &str = r#"# Wipe old data (contains old store_id)
+ssh FLAREDB_NODE "sudo rm -rf /var/lib/flaredb/*"
+
+# Restart
+ssh FLAREDB_NODE "sudo systemctl restart flaredb""#;
+    pub const ERROR: &str = "failed to register with PD";
+}
+
+/// Issue: Region Rebalancing Stuck.
+pub mod stuck {
+    pub const REGION_STATS: &str = "curl http://PD_IP:2379/pd/api/v1/stats/region | jq";
+    pub const CAPACITY: &str =
+        "curl http://PD_IP:2379/pd/api/v1/stores | jq '.stores[] | {id, state, available, capacity}'";
+    pub const OPERATORS: &str = "curl http://PD_IP:2379/pd/api/v1/operators | jq";
+    pub const SCHEDULE: &str = "curl http://PD_IP:2379/pd/api/v1/config/schedule | jq";
+    pub const DOWN: &str = r#"curl http://PD_IP:2379/pd/api/v1/stores | jq '.stores[] | select(.state!="Up")'"#;
+    pub const RESTART_DOWN: &str = r#"ssh DOWN_STORE_NODE "sudo systemctl restart flaredb""#;
+    pub const REMOVE: &str = "curl -X DELETE http://PD_IP:2379/pd/api/v1/store/DOWN_STORE_ID";
+    pub const FULL: &str =
+        "curl http://PD_IP:2379/pd/api/v1/stores | jq '.stores[] | select((.available / .capacity) < 0.1)'";
+    pub const SCHEDULERS: &str = "curl http://PD_IP:2379/pd/api/v1/config/schedule | jq '.schedulers'";
+    pub const LIMITS: &str = r#"curl -X POST http://PD_IP:2379/pd/api/v1/config/schedule \
+  -d '{"max-snapshot-count": 3, "max-pending-peer-count": 16}'"#;
+    pub const ERROR: &str = "failed to schedule operator";
+}
+
+/// Issue: Read/Write Timeout.
+pub mod timeouts {
+    pub const RESPONSIVENESS: &str = "time flaredb-client --endpoint http://STORE_IP:2379 get test-key";
+    pub const CPU: &str = r#"ssh STORE_NODE "top -bn1 | grep flaredb""#;
+    pub const SLOW: &str = r#"ssh STORE_NODE "journalctl -u flaredb -n 500 | grep -i 'slow\|timeout'""#;
+    pub const DISK: &str = r#"ssh STORE_NODE "iostat -x 1 10""#;
+    pub const COMPACTIONS: &str = r#"ssh STORE_NODE "journalctl -u flaredb | grep -i compaction | tail -50""#;
+    pub const THROTTLE: &str = "\
+[storage]
+max_background_compactions = 2  # Reduce from default 4
+max_background_flushes = 1      # Reduce from default 2";
+    pub const RESTART: &str = "sudo systemctl restart flaredb";
+    pub const PARTITION: &str = r#"ssh STORE_NODE "ping -c 10 PD_IP""#;
+    pub const ERROR: &str = "context deadline exceeded";
+    /// Of the client.
+    pub const DEFAULT_TIMEOUT: &str = "30s";
+}
+
+/// FlareDB Performance Optimization.
+pub mod tuning {
+    pub const INGESTION: &str = "\
+[storage]
+# Larger write buffers
+write_buffer_size = 268435456  # 256MB
+max_write_buffer_number = 6
+
+# More background jobs
+max_background_compactions = 4
+max_background_flushes = 2";
+    pub const QUERIES: &str = "\
+[storage]
+# Larger block cache
+block_cache_size = 4294967296  # 4GB
+
+# Keep more files open
+max_open_files = 20000";
+}
+
+/// Monitoring & Alerts: the expressions of its queries and alerts. The alerts themselves are tested with their rules.
+pub mod monitoring {
+    pub const EXPRESSIONS: [&str; 4] = [
+        "flaredb_store_state == 1",
+        "rate(flaredb_pending_peers_total[5m])",
+        "flaredb_store_state == 0",
+        "flaredb_pending_peers_total > 100",
+    ];
+    /// What the key metrics are called: store state, regions and their distribution, pending peers, queries per store, room.
+    pub const OF_PD: [&str; 9] = [
+        "flaredb_store_state",
+        "flaredb_store_regions",
+        "flaredb_store_leaders",
+        "flaredb_store_capacity_bytes",
+        "flaredb_store_available_bytes",
+        "flaredb_store_heartbeat_age_seconds",
+        "flaredb_pending_peers",
+        "flaredb_pending_peers_total",
+        "placement_regions",
+    ];
+    pub const OF_STORES: [&str; 12] = [
+        "flaredb_regions",
+        "flaredb_region_leaders",
+        "flaredb_requests_total",
+        "flaredb_request_duration_seconds_bucket",
+        "flaredb_slow_requests_total",
+        "flaredb_raft_apply_duration_seconds_bucket",
+        "flaredb_log_write_duration_seconds_bucket",
+        "flaredb_raft_follower_lag_entries",
+        "flaredb_rocksdb_stall_seconds_total",
+        "flaredb_rocksdb_compactions_total",
+        "flaredb_disk_capacity_bytes",
+        "flaredb_disk_available_bytes",
+    ];
+}
+
+/// Log Analysis.
+pub mod logs {
+    pub const REGISTERED: &str = "INFO flaredb_pd_client: Registered with PD, store_id=";
+    pub const SNAPSHOT: &str = "INFO flaredb_raft: Applied snapshot, index=";
+    pub const QUERY: &str = "INFO flaredb_service: Handled query, rows=";
+    pub const HEARTBEAT: &str = "WARN flaredb_pd_client: Heartbeat to PD failed, retrying...";
+    pub const COMPACTION: &str = "WARN flaredb_storage: Compaction is slow, duration=";
+    pub const REPLICATION: &str = "ERROR flaredb_raft: Failed to replicate log, peer=store";
+    /// The runbook's searches, of another unit.
+    pub const ERRORS: &str = r#"journalctl -u flaredb --since "1 hour ago" | grep ERROR"#;
+    pub const COUNT_ERRORS: &str =
+        r#"journalctl -u flaredb --since "1 day ago" | grep ERROR | awk '{print $NF}' | sort | uniq -c | sort -rn"#;
+}
+
+/// References and the contract's documents.
+pub const DOCUMENTS: [&str; 5] = [
+    "docs/ops/flaredb.md",
+    "docs/ops/scale-out.md",
+    "docs/ops/alerts/FlareDBStoreDown.md",
+    "docs/ops/alerts/FlareDBHighPendingPeers.md",
+    "docs/reference/metrics-flaredb.md",
+];
+
+/// What the runbook and its contract have for FlareDB and no test of this suite runs, and why.
+pub const NOT_RUN: [(&str, &str); 4] = [
+    (
+        "If TLS mismatch: sudo vi /etc/centra-cloud/flaredb.toml, [tls] cert_file key_file ca_file",
+        "stores and placement drivers of this version speak no TLS",
+    ),
+    ("nc -zv NODE_IP 2381  # Gossip port", "the placement driver knows who is alive: stores have no gossip"),
+    ("GET hotspot, store/{id} label, weight and limit, members' leader resign and transfer", "with the operations API"),
+    ("POST and DELETE schedulers, POST and DELETE operators", "with the operations API"),
+];

@@ -1,0 +1,203 @@
+//! A placement driver and stores on machines of their own: `pd1`, … and `store1`, …, in one network, with their units,
+//! configuration files and drop-ins.
+
+use std::time::Duration;
+
+use proto::flaredb as pb;
+use rpc::client::RawClient;
+use serde_json::Value;
+use tonic::transport::Channel;
+
+use crate::book::fill;
+use crate::said::Said;
+use crate::world::World;
+
+pub const STORE_CONFIG: &str = "/etc/centra-cloud/flaredb.toml";
+pub const PD_CONFIG: &str = "/etc/centra-cloud/placement-driver.toml";
+const DROP_INS: &str = "/etc/centra-cloud/flaredb.toml.d";
+const PD_FROM: usize = 11;
+const STORES_FROM: usize = 21;
+/// How long a start is waited for that may not come to an end.
+const START_SECONDS: u32 = 6;
+
+/// Numbers of members and stores begin at 1.
+pub struct Cluster {
+    pub world: World,
+    pd: Vec<usize>,
+    stores: Vec<usize>,
+}
+
+impl Cluster {
+    /// All of them started, and the first region on as many stores as there are, three at most.
+    pub fn found(members: usize, stores: usize) -> Cluster {
+        Cluster::found_with(members, stores, "")
+    }
+
+    /// With a drop-in for each store.
+    pub fn found_with(members: usize, stores: usize, drop_in: &str) -> Cluster {
+        let mut cluster = Cluster { world: World::of_flaredb(), pd: Vec::new(), stores: Vec::new() };
+        for number in 1..=members {
+            let address = format!("127.0.0.{}", PD_FROM + number - 1);
+            let machine = cluster.world.add_loopback_machine(&format!("pd{number}"), &address, "placement-driver");
+            cluster.pd.push(machine);
+            cluster.set_up_pd(number, members);
+        }
+        for _ in 0..stores {
+            let number = cluster.add_store();
+            if !drop_in.is_empty() {
+                cluster.drop_in(number, drop_in);
+            }
+        }
+        let all: Vec<usize> = cluster.pd.iter().chain(&cluster.stores).copied().collect();
+        std::thread::scope(|scope| all.iter().for_each(|machine| drop(scope.spawn(|| cluster.world.start(*machine)))));
+        cluster.until_replicated(stores.min(3));
+        cluster
+    }
+
+    fn set_up_pd(&self, number: usize, members: usize) {
+        let initial: Vec<String> =
+            (1..=members).map(|member| format!("\"{member}=127.0.0.{}:2380\"", PD_FROM + member - 1)).collect();
+        let address = self.world.address(self.pd[number - 1]).to_owned();
+        let text = format!(
+            "[cluster]\nnode_id = {number}\ninitial_members = [{}]\n\n[network]\napi_addr = \"{address}:2379\"\n\
+             raft_addr = \"{address}:2380\"\n",
+            initial.join(", ")
+        );
+        self.world.write(self.pd[number - 1], PD_CONFIG, &text);
+        self.world.write_unit(self.pd[number - 1], &unit("placement-driver"));
+    }
+
+    /// Another store's machine, set up and not started; its number.
+    pub fn add_store(&mut self) -> usize {
+        let number = self.stores.len() + 1;
+        let address = format!("127.0.0.{}", STORES_FROM + number - 1);
+        let machine = self.world.add_loopback_machine(&format!("store{number}"), &address, "flaredb");
+        self.stores.push(machine);
+        self.set_up_store(number, number);
+        self.world.write_unit(machine, &unit("flaredb"));
+        number
+    }
+
+    pub fn set_up_store(&self, number: usize, store_id: usize) {
+        let pd: Vec<String> = self.pd.iter().map(|pd| format!("\"{}:2379\"", self.world.address(*pd))).collect();
+        let address = self.world.address(self.store(number));
+        let text = format!(
+            "[cluster]\nstore_id = {store_id}\npd_addr = [{}]\n\n[network]\napi_addr = \"{address}:2379\"\n\
+             raft_addr = \"{address}:2380\"\n",
+            pd.join(", ")
+        );
+        self.world.write(self.store(number), STORE_CONFIG, &text);
+    }
+
+    /// What stands beside a store's configuration; takes effect with the next start.
+    pub fn drop_in(&self, number: usize, text: &str) {
+        let machine = self.store(number);
+        self.world.on(machine, &format!("mkdir -p {DROP_INS}")).succeeds();
+        self.world.write(machine, &format!("{DROP_INS}/tuning.toml"), &format!("{text}\n"));
+    }
+
+    /// The machine of a store.
+    pub fn store(&self, number: usize) -> usize {
+        self.stores[number - 1]
+    }
+
+    /// The machine of a member of the placement driver.
+    pub fn pd(&self, number: usize) -> usize {
+        self.pd[number - 1]
+    }
+
+    pub fn pd_ip(&self) -> &str {
+        self.world.address(self.pd[0])
+    }
+
+    pub fn store_ip(&self, number: usize) -> &str {
+        self.world.address(self.store(number))
+    }
+
+    /// Runs a line of the runbook as the operator, with PD_IP and PD_NODE, wherever they occur, and these places filled in.
+    pub fn line(&self, text: &str, places: &[(&str, &str)]) -> Said {
+        let own = [("PD_IP", self.pd_ip()), ("PD_NODE", self.world.name(self.pd[0]))];
+        let text = own.iter().fold(text.to_owned(), |text, (place, value)| text.replace(place, value));
+        self.world.operator(&fill(&text, places))
+    }
+
+    /// Starts a store that may wait for something.
+    pub fn begin(&self, number: usize) {
+        self.world.on(self.store(number), &format!("timeout {START_SECONDS} systemctl start flaredb"));
+    }
+
+    /// A page of the placement driver; null: it is not to be had now.
+    pub fn page(&self, path: &str) -> Value {
+        let said = self.world.operator(&format!("curl -sS --max-time 5 http://{}:2379/pd/api/v1/{path}", self.pd_ip()));
+        serde_json::from_str(&said.out).unwrap_or_default()
+    }
+
+    /// Waits until every region has so many voters, all of them caught up, and a leader.
+    pub fn until_replicated(&self, count: usize) {
+        self.world.until(&format!("every region is whole on {count} stores"), || {
+            let page = self.page("regions");
+            let regions = page["regions"].as_array().cloned().unwrap_or_default();
+            let whole = |region: &Value| {
+                let peers = region["peers"].as_array().cloned().unwrap_or_default();
+                peers.len() == count
+                    && peers.iter().all(|peer| peer["is_learner"] == false)
+                    && region["leader"].is_object()
+                    && region["pending_peers"].as_array().is_some_and(Vec::is_empty)
+                    && region["down_peers"].as_array().is_some_and(Vec::is_empty)
+            };
+            !regions.is_empty() && regions.iter().all(whole)
+        });
+    }
+
+    /// The store that leads the first region.
+    pub fn leader(&self) -> usize {
+        self.world.until_some("the first region has a leader", || {
+            self.page("regions")["regions"][0]["leader"]["store_id"].as_u64().map(|id| id as usize)
+        })
+    }
+
+    pub fn set_policy(&self, text: &str) {
+        let post =
+            format!("curl -sS --fail -X POST http://{}:2379/pd/api/v1/config/schedule -d '{text}'", self.pd_ip());
+        self.world.operator(&post).succeeds();
+    }
+
+    /// What a store has said so far.
+    pub fn said(&self, number: usize) -> String {
+        self.world.journal(self.store(number))
+    }
+
+    pub fn until_said(&self, number: usize, text: &str) {
+        self.world.until_said(self.store(number), text);
+    }
+
+    /// The page of metrics of an address.
+    pub fn metrics(&self, address: &str) -> String {
+        self.world.operator(&format!("curl -sS --fail http://{address}:2379/metrics")).succeeds().out
+    }
+
+    /// Writes so many pairs of so many bytes through a store.
+    pub fn fill(&self, number: usize, keys: std::ops::Range<u32>, bytes: usize) {
+        let url = format!("http://{}:2379", self.store_ip(number));
+        self.world.block_on(async {
+            let channel = rpc::client::connect(&url, Duration::from_secs(5), None).await.unwrap();
+            let mut client: RawClient<Channel> = RawClient::new(channel);
+            for key in keys {
+                // Bytes that no compression makes smaller.
+                let mut random = base::Rng::new(u64::from(key) + 1);
+                let value: Vec<u8> = (0..bytes).map(|_| random.below(256) as u8).collect();
+                let request =
+                    pb::PutRequest { context: None, key: format!("key-{key:06}").into(), value: value.into() };
+                client.put(request).await.unwrap();
+            }
+        });
+    }
+}
+
+/// As the packages have it, but for what a machine of namespaces is not: sandboxing, watchdog.
+fn unit(program: &str) -> String {
+    format!(
+        "[Unit]\nDescription={program}\n[Service]\nType=notify\nExecStart={program}\nUser={program}\nRestart=on-failure\n\
+         RestartSec=500ms\nTimeoutStartSec=5min\n"
+    )
+}
