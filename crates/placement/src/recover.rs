@@ -92,15 +92,20 @@ fn recover(folder: &Folder, yes: bool) -> Result<String, String> {
         identity.cluster,
         members.join("; ")
     );
+    let give_to_owner = || {
+        folder.give_to_owner().map_err(|error| {
+            format!("files belong to root and cannot be given to the folder's owner: {error}; run chown -R code=CF8021")
+        })
+    };
     if !yes {
+        // Whoever looks opens the database, which makes files.
+        give_to_owner()?;
         return Ok(format!("{announced}nothing was changed: say --yes to go on with this member\n"));
     }
     let ids = folder.begin_recovery().map_err(|error| format!("{error} code=CF8021"))?;
     let index = make_own(folder.path(), &found, ids)?;
     folder.finish_recovery(identity, ids).map_err(|error| format!("{error} code=CF8021"))?;
-    folder.give_to_owner().map_err(|error| {
-        format!("done, but files belong to root and cannot be given to the folder's owner: {error}; run chown -R code=CF8021")
-    })?;
+    give_to_owner()?;
     Ok(format!(
         "{announced}recovered: a placement driver of one, member {}, at index {index}\n\
          next: start this member, and bring the others back one by one (placement-driver recover --help)\n",

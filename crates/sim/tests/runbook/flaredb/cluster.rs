@@ -48,10 +48,18 @@ impl Cluster {
                 cluster.drop_in(number, drop_in);
             }
         }
-        let all: Vec<usize> = cluster.pd.iter().chain(&cluster.stores).copied().collect();
-        std::thread::scope(|scope| all.iter().for_each(|machine| drop(scope.spawn(|| cluster.world.start(*machine)))));
+        cluster.start_all(&cluster.pd);
+        // However full the disk is that the tests run on.
+        cluster.set_policy(r#"{"high-space-ratio": 0.98, "low-space-ratio": 0.99}"#);
+        cluster.start_all(&cluster.stores);
         cluster.until_replicated(stores.min(3));
         cluster
+    }
+
+    fn start_all(&self, machines: &[usize]) {
+        std::thread::scope(|scope| {
+            machines.iter().for_each(|machine| drop(scope.spawn(|| self.world.start(*machine))));
+        });
     }
 
     fn set_up_pd(&self, number: usize, members: usize) {

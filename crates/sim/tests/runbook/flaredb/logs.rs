@@ -36,7 +36,7 @@ fn every_line_is_said_when_it_is_true() {
     let new = cluster.add_store();
     cluster.world.start(cluster.store(new));
     cluster.world.stop(cluster.store(gone));
-    cluster.set_policy(r#"{"store-disconnected-time": "2s", "max-store-down-time": "3s"}"#);
+    cluster.set_policy(r#"{"store-disconnected-time": "3s", "max-store-down-time": "10s"}"#);
     cluster.until_said(new, logs::SNAPSHOT);
 
     // The placement driver is gone, and comes back.

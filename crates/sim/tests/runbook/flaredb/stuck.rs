@@ -6,7 +6,7 @@ use super::book::stuck;
 use super::cluster::Cluster;
 
 /// Patience that a test has.
-const QUICK: &str = r#"{"store-disconnected-time": "3s", "max-store-down-time": "6s"}"#;
+const QUICK: &str = r#"{"store-disconnected-time": "3s", "max-store-down-time": "10s"}"#;
 const DISK_MIB: u32 = 400;
 
 #[test]
