@@ -331,6 +331,11 @@ impl StateMachine for RegionMachine {
             .as_any()
             .downcast_mut::<Receiver>()
             .ok_or_else(|| MachineError::BadSnapshot("it was received by another machine".into()))?;
+        if self.cell.is_consumed() {
+            // It is about to be taken away; the log is told what it wants to hear.
+            self.state.mark = receiver.mark().unwrap_or_default();
+            return Ok(());
+        }
         receiver.decide()?;
         // Nobody reads while the old pairs go and the others come.
         self.publish_as(RegionState::default());

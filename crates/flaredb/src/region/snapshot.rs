@@ -157,6 +157,11 @@ impl Receiver {
         })
     }
 
+    /// Where the snapshot stands; `None` before its end has come.
+    pub fn mark(&self) -> Option<Mark> {
+        self.state.as_ref().map(|state| state.mark)
+    }
+
     /// From here on the snapshot is what the region is, whatever happens.
     pub fn decide(&mut self) -> Result<(), MachineError> {
         if !self.finished {

@@ -431,7 +431,12 @@ fn a_snapshot_takes_the_place_of_what_the_region_has_taken_in() {
         } else {
             late.machines.get_mut(&TARGET).unwrap().install(&mut receiver).unwrap();
             assert_eq!(late.heard.lock().last().unwrap(), "2 took 1");
-            assert!(!late.machines[&SOURCE].is_sound());
+            let source = late.machines.get_mut(&SOURCE).unwrap();
+            assert!(!source.is_sound());
+            // One of its own that comes too late changes nothing.
+            let mut own = send(&World::new(3), &World::new(3), SOURCE).unwrap();
+            source.install(&mut own).unwrap();
+            assert_eq!(source.mark().index, 1);
         }
         assert_eq!((late.at("a"), late.has("a")), (TARGET, Some("2".into())));
         assert_eq!(late.state(TARGET), world.state(TARGET));
