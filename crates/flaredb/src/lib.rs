@@ -13,7 +13,8 @@
 //! | [`store`] | which regions are here, and how they come and go |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
-//! | [`blocking`] | what waits for the disk |
+//! | [`heal`] | what becomes of a damaged store |
+//! | [`blocking`], [`space`] | what waits for the disk, and what becomes of a full one |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: merges; time series, which will be another kind of content of a region.
@@ -21,9 +22,11 @@
 pub mod api;
 pub mod blocking;
 pub mod config;
+pub mod heal;
 pub mod metrics;
 pub mod pd;
 pub mod region;
 pub mod server;
+pub mod space;
 pub mod store;
 pub mod supervisor;

@@ -23,6 +23,8 @@ pub fn render(store: &Store) -> String {
     let (available, capacity) = node::disk::room(store.folder()).unwrap_or_default();
     gauge("flaredb_disk_capacity_bytes", "Size of the data folder's file system.", "gauge", capacity as f64);
     gauge("flaredb_disk_available_bytes", "Bytes that are free there.", "gauge", available as f64);
+    let full = f64::from(u8::from(store.space.is_full()));
+    gauge("flaredb_disk_full", "1 while the disk has next to no room, and no puts are taken.", "gauge", full);
     let engine = store.engine.stats();
     gauge("flaredb_engine_bytes", "Bytes of the state on disk.", "gauge", engine.total_bytes as f64);
     gauge(

@@ -31,6 +31,7 @@ use crate::region::layout::{self, RAW, REGION, Record};
 use crate::region::overlap;
 use crate::region::size::{self, Size};
 use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, machine, snapshot};
+use crate::space::Space;
 
 /// A region is measured again when this part of what is too large was written.
 const MEASURED_PER_SPLIT: u64 = 16;
@@ -77,6 +78,7 @@ pub struct Store {
     /// Reads, and what regions' coming and going takes.
     pub reads: Blocking,
     chores: Blocking,
+    pub space: Space,
 }
 
 /// Regions that have come of another one, each with its peer here.
@@ -122,6 +124,7 @@ impl Store {
             sizes: Mutex::default(),
             reads: Blocking::new(READS_MAX),
             chores: Blocking::new(CHORES_MAX),
+            space: Space::default(),
         };
         (Arc::new(store), born)
     }
@@ -242,14 +245,14 @@ impl Store {
         }
         self.reopened.store(true, Ordering::SeqCst);
         if !late.is_empty() {
-            tokio::spawn(self.clone().wait_for_room(late));
+            tokio::spawn(self.clone().put_on_late(late));
         }
         Ok(())
     }
 
     /// Puts regions on that were being received when the disk was full. Until there is room they are not here, and no other
     /// peers of them are.
-    async fn wait_for_room(self: Arc<Self>, late: Vec<(GroupId, PeerId)>) {
+    async fn put_on_late(self: Arc<Self>, late: Vec<(GroupId, PeerId)>) {
         for (region, peer) in late {
             loop {
                 tokio::time::sleep(ROOM_LOOK_EVERY).await;

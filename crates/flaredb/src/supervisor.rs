@@ -54,17 +54,7 @@ pub struct About {
 
 /// Asks until the placement driver takes this store in. The error is final: it never will.
 pub async fn register(pd: &PdClient, about: &About, identity: &Identity) -> Result<pb::RegisterResponse, String> {
-    let request = pb::RegisterRequest {
-        store_id: about.store_id,
-        incarnation: identity.peer.0,
-        client_url: about.client_url.clone(),
-        peer_url: about.peer_url.clone(),
-        labels: about.labels.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_id: identity.cluster.0,
-        any_id: !identity.voted,
-        silent_stores: Vec::new(),
-    };
+    let request = request(about, identity);
     let began = Instant::now();
     let mut failures = 0;
     loop {
@@ -86,6 +76,21 @@ pub async fn register(pd: &PdClient, about: &About, identity: &Identity) -> Resu
             }
         }
         tokio::time::sleep(REGISTER_RETRY).await;
+    }
+}
+
+pub fn request(about: &About, identity: &Identity) -> pb::RegisterRequest {
+    pb::RegisterRequest {
+        store_id: about.store_id,
+        incarnation: identity.peer.0,
+        client_url: about.client_url.clone(),
+        peer_url: about.peer_url.clone(),
+        labels: about.labels.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_id: identity.cluster.0,
+        any_id: !identity.voted,
+        silent_stores: Vec::new(),
+        lost: false,
     }
 }
 
@@ -135,9 +140,12 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
 
 fn report(store: &Store) -> pb::HeartbeatRequest {
     let identity = store.node.identity();
-    let (mut led, mut others) = (Vec::new(), Vec::new());
+    let (mut led, mut others, mut differing) = (Vec::new(), Vec::new(), Vec::new());
     for region in store.regions() {
         let (status, state) = (region.handle.status(), region.state());
+        if region.handle.differs() {
+            differing.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
+        }
         if status.role != Role::Leader || state.version == 0 {
             others.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
             continue;
@@ -147,6 +155,8 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         // Under steady writes a peer that has caught up is always a moment behind.
         let caught_up = status.committed.saturating_sub(PENDING_ENTRIES);
         let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < caught_up);
+        let given = behind.clone().fold(0, |given: u64, (_, known, _)| given.wrapping_add(*known));
+        let progress = given.wrapping_add(region.handle.snapshot_bytes_sent());
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
         let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
         let size = measured.map(|measured| measured.size).unwrap_or_default();
@@ -157,6 +167,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
             bytes: size.bytes,
             keys: size.keys,
             split_keys: size.cuts,
+            progress,
         });
     }
     let (available, capacity) = node::disk::room(store.folder()).unwrap_or_default();
@@ -166,14 +177,16 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         region_count: (led.len() + others.len()) as u64,
         leader_count: led.len() as u64,
         slow: store.node.stats().writing_for() >= node::STALL,
+        full: store.space.is_full(),
     };
     let (store_id, incarnation) = (identity.node.0, identity.peer.0);
-    pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others }
+    pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others, differing }
 }
 
 /// Does what an answer asks for, beside everything else.
 fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     store.learn(&response.stores);
+    store.space.learn(&response.full_stores);
     for pb::Replica { region_id, peer_id } in response.retired {
         let store = store.clone();
         tokio::spawn(async move {

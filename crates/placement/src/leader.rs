@@ -26,6 +26,7 @@ use rpc::{Code, Status};
 
 use crate::machine::{self, Records, SharedRecords};
 use crate::model::{Epoch, Operator, Peer, Step};
+use crate::plan::round::Round;
 use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreReport, StoreState};
 use crate::{Plan, Policy, View, plan};
 
@@ -60,6 +61,8 @@ pub struct Term {
     ended: VecDeque<Ended>,
     /// What comes of the splits under way.
     splits: BTreeMap<GroupId, pb::SplitStep>,
+    /// How far the steps under way have come, in the words of the regions' leaders.
+    progress: BTreeMap<GroupId, u64>,
     began: Time,
 }
 
@@ -190,6 +193,10 @@ impl Leader {
         let asked = request.store_id;
         self.settle().await?;
         request.silent_stores = self.silent()?;
+        if request.lost {
+            self.can_do_without(&request)?;
+        }
+        let lost = request.lost;
         let registered = match self.alive_elsewhere(&request)? {
             Some(address) => Err(Status::new(
                 Code::AlreadyExists,
@@ -206,7 +213,15 @@ impl Leader {
         })?;
         let response =
             pb::RegisterResponse::decode(body).map_err(|_| Status::internal("an outcome of a later version"))?;
-        tracing::info!(target: "placement_store", "Registered a store, store_id={} {about}", response.store_id);
+        if lost {
+            tracing::warn!(
+                target: "placement_store",
+                "A store's data is damaged, and what it held is made anew, store_id={} {about} code=CF8011",
+                response.store_id
+            );
+        } else {
+            tracing::info!(target: "placement_store", "Registered a store, store_id={} {about}", response.store_id);
+        }
         for lost in response.stores.iter().filter(|store| store.replaced_by == response.store_id) {
             tracing::warn!(
                 target: "placement_store",
@@ -220,7 +235,9 @@ impl Leader {
             for store in self.records.read().stores.values() {
                 term.view.put_store(meta_of(store), now);
             }
-            term.view.hear_store(NodeId(response.store_id), now);
+            if !lost {
+                term.view.hear_store(NodeId(response.store_id), now);
+            }
         }
         Ok(response)
     }
@@ -247,7 +264,38 @@ impl Leader {
             steps,
             retired: term.retired(&request, &records, now),
             region_split_bytes: term.policy.split_bytes(),
+            full_stores: term.view.stores().filter(|store| store.report.full).map(|store| store.id().0).collect(),
         })
+    }
+
+    /// Whether each region with a voter in a store has a majority of others that are well.
+    fn can_do_without(&self, request: &pb::RegisterRequest) -> Result<(), Status> {
+        let (term, now) = (self.term()?, self.now());
+        let records = self.records.read();
+        let store = records.stores.values().find(|store| store.incarnation == request.incarnation);
+        let Some(store) = store.filter(|store| store.state() != pb::StoreState::Tombstone) else { return Ok(()) };
+        if !term.view.is_ready(&term.policy, now) {
+            return Err(Status::unavailable("the placement driver has not heard of most regions yet"));
+        }
+        let id = NodeId(store.id);
+        let round = Round::new(&term.view, &term.policy, now, 0);
+        for region in term.view.store(id).into_iter().flat_map(|store| store.regions()) {
+            let Some(region) = term.view.region(region) else { continue };
+            let voters = region.voters().count();
+            if region.peer(id).is_none_or(|peer| peer.learner) {
+                continue;
+            }
+            if voters == 1 {
+                let why = format!("region {} has its only replica there", region.id);
+                return Err(Status::new(Code::FailedPrecondition, why));
+            }
+            let well = region.voters().filter(|peer| peer.store != id && round.is_well(region, peer.store)).count();
+            if well * 2 <= voters {
+                let why = format!("of the {voters} voters of region {} only {well} others are well", region.id);
+                return Err(Status::unavailable(why));
+            }
+        }
+        Ok(())
     }
 
     /// Stores that this leader has not heard of for long.
@@ -318,6 +366,7 @@ impl Term {
             next_operator: number << 32,
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
+            progress: BTreeMap::new(),
             began: now,
         })
     }
@@ -329,10 +378,13 @@ impl Term {
             capacity_bytes: stats.capacity_bytes,
             available_bytes: stats.available_bytes,
             slow: stats.slow,
+            full: stats.full,
             ..StoreReport::default()
         };
         // A store that has registered is known; one that has not was refused before.
         let _ = self.view.report_store(id, report, now);
+        let differing = request.differing.iter().map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
+        self.view.report_differing(id, differing);
         let mut steps = Vec::new();
         for reported in &request.led {
             let Some(region) = &reported.region else { continue };
@@ -373,11 +425,24 @@ impl Term {
                     continue;
                 }
             }
+            self.note_progress(id, reported.progress, now);
             let step = self.view.flight(id).and_then(InFlight::current_step);
             let split = self.splits.get(&id);
             steps.extend(step.and_then(|step| step_for(region, step, split)));
         }
         steps
+    }
+
+    /// A learner that is given what it lacks shows as nothing else for as long as that takes.
+    fn note_progress(&mut self, region: GroupId, progress: u64, now: Time) {
+        let step = self.view.flight(region).and_then(InFlight::current_step);
+        if !matches!(step, Some(Step::AddLearner { .. })) {
+            self.progress.remove(&region);
+            return;
+        }
+        if self.progress.insert(region, progress).is_some_and(|before| progress > before) {
+            self.view.note_progress(region, now);
+        }
     }
 
     /// How many ids an operator takes: of new peers, and of regions with their peers.
@@ -473,6 +538,7 @@ impl Term {
     fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
         self.splits.remove(&flight.operator.region);
+        self.progress.remove(&flight.operator.region);
         let took = now.since(flight.started);
         tracing::info!(
             target: "placement_schedule",
@@ -536,7 +602,12 @@ pub fn meta_of(store: &pb::Store) -> StoreMeta {
         pb::StoreState::Offline => StoreState::Offline,
         pb::StoreState::Tombstone => StoreState::Tombstone,
     };
-    StoreMeta { state, labels: store.labels.clone(), lost: store.replaced_by != 0, ..StoreMeta::new(NodeId(store.id)) }
+    StoreMeta {
+        state,
+        labels: store.labels.clone(),
+        lost: store.replaced_by != 0 || store.given_up,
+        ..StoreMeta::new(NodeId(store.id))
+    }
 }
 
 fn report_of(region: &pb::Region, leader: Option<NodeId>) -> RegionReport {
@@ -580,5 +651,48 @@ pub fn of_refusal(why: Refusal) -> Status {
         Refusal::Busy => Status::resource_exhausted(why.to_string()),
         Refusal::TimedOut => Status::deadline_exceeded(),
         _ => Status::unavailable(why.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heartbeat(progress: u64) -> pb::HeartbeatRequest {
+        let peers = [(11, 1, false), (12, 2, true)];
+        let peer = |(id, store_id, learner)| pb::Peer { id, store_id, learner };
+        let region =
+            pb::Region { id: 7, conf_version: 2, version: 1, peers: peers.map(peer).into(), ..pb::Region::default() };
+        let led = pb::RegionReport { region: Some(region), pending: vec![12], progress, ..pb::RegionReport::default() };
+        pb::HeartbeatRequest { store_id: 1, led: vec![led], ..pb::HeartbeatRequest::default() }
+    }
+
+    #[test]
+    fn an_operator_is_stuck_only_if_nothing_comes_nearer() {
+        let policy = Policy::default();
+        let patience = policy.operator_no_progress_timeout;
+        let mut now = Time::ZERO;
+        let mut term = Term::new(1, &Records::default(), &policy, now).unwrap();
+        for store in [1, 2] {
+            term.view.put_store(StoreMeta::new(NodeId(store)), now);
+        }
+        term.hear(NodeId(1), &heartbeat(0), now);
+        let epoch = term.view.region(GroupId(7)).unwrap().epoch;
+        let steps = vec![Step::AddLearner { store: NodeId(2), peer: PeerId(12) }, Step::Promote { store: NodeId(2) }];
+        let (region, cause, rejected) = (GroupId(7), crate::model::Cause::MissingReplica, Vec::new());
+        term.begin(Operator { region, epoch, cause, steps, reason: String::new(), rejected }, now);
+        for step in 1..=10 {
+            now = now + patience / 2;
+            term.hear(NodeId(1), &heartbeat(step), now);
+            term.end_stuck(now);
+            assert!(term.view.flight(region).is_some(), "it has come nearer {step} times");
+        }
+        for left in [true, true, false] {
+            assert_eq!(term.view.flight(region).is_some(), left);
+            now = now + patience / 2;
+            term.hear(NodeId(1), &heartbeat(10), now);
+            term.end_stuck(now);
+        }
+        assert!(term.ended().next().unwrap().outcome.contains("no progress"));
     }
 }

@@ -147,6 +147,7 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         "region_count": store.region_count(),
         "leader_count": store.leader_count(),
         "slow": store.report.slow,
+        "full": store.report.full,
         "store": {
             "id": record.id,
             "address": record.client_url,
@@ -412,6 +413,7 @@ impl Api {
                     region_count: store.region_count() as u64,
                     leader_count: store.leader_count() as u64,
                     slow: store.report.slow,
+                    full: store.report.full,
                 }),
                 silent_seconds,
             });

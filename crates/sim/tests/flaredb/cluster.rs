@@ -211,6 +211,18 @@ impl Process {
         self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
+    /// SIGSTOP, or SIGCONT.
+    pub fn pause(&self, paused: bool) {
+        let id = self.child.as_ref().expect("it runs").id();
+        // SAFETY: takes numbers; the child has not been waited for, so the id is still its own.
+        unsafe { libc::kill(id as libc::pid_t, if paused { libc::SIGSTOP } else { libc::SIGCONT }) };
+    }
+
+    /// It has ended, and may be started again.
+    pub fn reap(&mut self) {
+        self.child.take().expect("it ran").wait().unwrap();
+    }
+
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -244,6 +256,12 @@ fn built(name: &str) -> PathBuf {
 pub async fn put(client: &mut RawClient<Channel>, key: &str, value: &str) -> Result<(), Status> {
     let request = pb::PutRequest { context: None, key: key.to_owned().into(), value: value.to_owned().into() };
     client.put(request).await.map(drop)
+}
+
+/// Whether the key was there.
+pub async fn delete(client: &mut RawClient<Channel>, key: &str) -> Result<bool, Status> {
+    let request = pb::DeleteRequest { context: None, key: key.to_owned().into() };
+    client.delete(request).await.map(|response| response.into_inner().existed)
 }
 
 pub async fn get(client: &mut RawClient<Channel>, key: &str) -> Result<Option<String>, Status> {
