@@ -1,6 +1,6 @@
 //! The room on the disk, and the quota.
 //!
-//! Two lines are drawn through a disk's free bytes ([`Room`]). Below the upper one it counts as full; between the two there is
+//! Two lines are drawn through a disk's free bytes ([`node::disk::Room`]). Below the upper one it counts as full; between the two there is
 //! still room for a while; below the lower one only what gives space back may still be written. Nobody waits for the
 //! operating system to say that there is no room: by then flushes and compactions would fail, and there would be none for
 //! deletes and alarms. For the worst case a file of some megabytes, the ballast, is given up.
@@ -19,8 +19,6 @@
 //! The quota is each member's own: one member that exceeds it raises NOSPACE for all, as in etcd.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,6 +27,7 @@ use base::{NodeId, PeerId};
 use bytes::{Buf, Bytes};
 use consensus::{Membership, Role};
 use node::GroupHandle;
+use node::disk::{Ballast, Room};
 use parking_lot::Mutex;
 use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 use tokio::task::JoinHandle;
@@ -42,8 +41,6 @@ use crate::store::Stores;
 const TICK: Duration = Duration::from_millis(25);
 /// The upper line.
 const FREE_BYTES_MIN: u64 = 128 << 20;
-/// … but no more than this part of a small disk.
-const FREE_PART_OF_DISK: u64 = 8;
 /// A member that is full says so this often, and is believed for so long.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 const REPORT_COUNTS: Duration = Duration::from_secs(2);
@@ -56,7 +53,6 @@ const LEADER_SETTLES: Duration = Duration::from_secs(2);
 /// Between two attempts to hand over.
 const HAND_OVER_EVERY: Duration = Duration::from_secs(2);
 const REPORTS_MAX: usize = 256;
-const BALLAST: &str = "ballast";
 const NOSPACE: i32 = AlarmType::Nospace as i32;
 
 /// What the leader makes of a full disk.
@@ -66,29 +62,6 @@ enum Verdict {
     Minority,
     /// Without the full ones there is no quorum: all stop taking more.
     Quorum,
-}
-
-/// How much there is, against the two lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Room {
-    full: bool,
-    /// Below the lower line.
-    critical: bool,
-}
-
-impl Room {
-    /// Goes over a line at once, and back only with a quarter more than that.
-    fn update(&mut self, free: u64, total: u64) {
-        let (upper, lower) = lines(total);
-        let crossed = |was: bool, line: u64| free < if was { line / 4 * 5 } else { line };
-        self.full = crossed(self.full, upper);
-        self.critical = crossed(self.critical, lower);
-    }
-}
-
-fn lines(total: u64) -> (u64, u64) {
-    let upper = FREE_BYTES_MIN.min(total / FREE_PART_OF_DISK);
-    (upper, upper / 2)
 }
 
 /// On the leader: who has said lately that its disk is full, or that its quota is exceeded.
@@ -185,8 +158,8 @@ pub async fn keep(handle: GroupHandle, stores: Arc<Stores>, rules: Rules) {
     loop {
         tokio::time::sleep(TICK).await;
         if let Some((free, total)) = node::disk::room(&keeper.rules.data_dir) {
-            keeper.room.update(free, total);
-            ballast.adjust(free, total);
+            keeper.room.update(free, total, FREE_BYTES_MIN);
+            ballast.adjust(free, total, FREE_BYTES_MIN);
         }
         let quota = keeper.rules.live.quota_bytes();
         let over_quota = quota > 0 && store.reader.stats().engine.total_bytes > quota;
@@ -337,40 +310,6 @@ impl<T: Send + 'static> Later<T> {
     }
 }
 
-/// A file that holds room for the worst case.
-struct Ballast {
-    path: PathBuf,
-}
-
-impl Ballast {
-    fn new(dir: &Path) -> Ballast {
-        Ballast { path: dir.join(BALLAST) }
-    }
-
-    /// Given up when next to nothing is left, and taken up again when there is plenty.
-    fn adjust(&self, free: u64, total: u64) {
-        let (upper, lower) = lines(total);
-        let bytes = lower / 2;
-        let there = self.path.exists();
-        if there && free < lower / 4 {
-            tracing::warn!(target: "chainfire_storage", "Next to no space left, giving the ballast up, bytes={bytes}");
-            // If it cannot be removed there is nothing to gain.
-            let _ = fs::remove_file(&self.path);
-        } else if !there && free > upper / 4 * 5 + bytes * 2 {
-            let made = File::create(&self.path).is_ok_and(|file| reserve(&file, bytes));
-            if !made {
-                let _ = fs::remove_file(&self.path);
-            }
-        }
-    }
-}
-
-fn reserve(file: &File, bytes: u64) -> bool {
-    use std::os::fd::AsRawFd as _;
-    // SAFETY: the descriptor is open.
-    bytes > 0 && unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } == 0
-}
-
 #[cfg(test)]
 mod tests {
     use base::{ClusterId, PeerId};
@@ -381,24 +320,6 @@ mod tests {
     fn membership(voters: u64) -> Membership {
         let member = |node| Member { node: NodeId(node), peer: PeerId(100 + node), ..Member::default() };
         Membership::founding(ClusterId(1), (1..=voters).map(member).collect())
-    }
-
-    #[test]
-    fn lines_are_crossed_at_once_and_recrossed_with_a_margin() {
-        let total = 80 << 20;
-        let mut room = Room::default();
-        for (free_mib, full, critical) in [
-            (11, false, false),
-            (9, true, false),
-            (11, true, false),
-            (4, true, true),
-            (6, true, true),
-            (7, true, false),
-            (13, false, false),
-        ] {
-            room.update(free_mib << 20, total);
-            assert_eq!(room, Room { full, critical }, "{free_mib} MiB free");
-        }
     }
 
     #[tokio::test]

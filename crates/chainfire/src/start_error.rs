@@ -57,7 +57,8 @@ impl From<node::StartError> for StartError {
             Node::Identity(_) => Cause::Folder,
             Node::Listen { .. } | Node::ListenGossip { .. } => Cause::Address,
             Node::Tls(_) | Node::WrongName { .. } => Cause::Certificate,
-            Node::Log(_)
+            Node::Damaged(_)
+            | Node::Log(_)
             | Node::Alone(_)
             | Node::State(_)
             | Node::Unknown(_)

@@ -51,7 +51,7 @@ pub struct Host {
     persists: VecDeque<Persisting>,
     persist_number: u64,
     generation: u64,
-    totals: Arc<Totals>,
+    pub(crate) totals: Arc<Totals>,
     /// Where shedding goes on.
     shed_from: GroupId,
     now: Time,

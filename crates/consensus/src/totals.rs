@@ -49,3 +49,110 @@ fn change(total: &AtomicUsize, before: usize, after: usize) {
         total.fetch_sub(before - after, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::{ClusterId, GroupId, NodeId, PeerId, Time};
+    use bytes::Bytes;
+    use storage::LogStore as _;
+    use storage::memlog::MemLog;
+
+    use crate::{CreateGroup, Host, HostConfig, Input, Mark, Member, Membership, Output, Refusal};
+
+    const GROUPS: u64 = 20;
+    const COMMAND_BYTES: usize = 1000;
+
+    /// A host of many groups, each with one voter.
+    fn host(change: impl Fn(&mut HostConfig)) -> (Host, Arc<MemLog>) {
+        let store = Arc::new(MemLog::new());
+        let mut config = HostConfig::new(NodeId(1), 3);
+        change(&mut config);
+        let mut host = Host::new(config, store.clone(), Time::ZERO);
+        let create = |group: u64| {
+            let member = Member { node: NodeId(1), peer: PeerId(100 + group), ..Member::default() };
+            let membership = Membership::founding(ClusterId(1), vec![member]);
+            let mark = Mark { index: 1, term: 1, hash: 0 };
+            Input::Create(CreateGroup {
+                group: GroupId(group),
+                peer: PeerId(100 + group),
+                mark,
+                membership,
+                fresh: true,
+            })
+        };
+        let outputs = host.turn(Time::ZERO, (1..=GROUPS).map(create).collect());
+        carry_out(&mut host, &store, outputs);
+        (host, store)
+    }
+
+    /// How many proposals were refused, all of them because there were too many.
+    fn carry_out(host: &mut Host, store: &MemLog, mut outputs: Vec<Output>) -> usize {
+        let mut refused = 0;
+        while !outputs.is_empty() {
+            let mut inputs = Vec::new();
+            for output in outputs.drain(..) {
+                match output {
+                    Output::Persist { number, batch } => {
+                        store.write(&batch).unwrap();
+                        inputs.push(Input::Persisted { number });
+                    }
+                    Output::Committed { group, last, .. } => {
+                        inputs.push(Input::Applied { group, index: last, hashes: Vec::new() });
+                    }
+                    Output::Refused { seqs, why, .. } => {
+                        assert_eq!(why, Refusal::Busy);
+                        refused += seqs.len();
+                    }
+                    _ => {}
+                }
+            }
+            if inputs.is_empty() {
+                break;
+            }
+            outputs = host.turn(Time::ZERO, inputs);
+        }
+        refused
+    }
+
+    fn propose(group: u64, seq: u64) -> Input {
+        let command = Bytes::from(vec![7; COMMAND_BYTES]);
+        Input::Propose { group: GroupId(group), seq, command, deadline: Time::from_millis(1000) }
+    }
+
+    #[test]
+    fn entries_in_memory_are_bounded_for_all_groups_together() {
+        let most = 8 * COMMAND_BYTES;
+        let (mut host, store) = host(|config| config.cache_bytes_max_all = most);
+        for seq in 0..200 {
+            let outputs = host.turn(Time::ZERO, vec![propose(1 + seq % GROUPS, seq)]);
+            assert_eq!(carry_out(&mut host, &store, outputs), 0);
+            assert!(host.totals.cached_bytes() <= most + 2 * COMMAND_BYTES, "{}", host.totals.cached_bytes());
+        }
+        assert!(host.totals.cached_bytes() > 0);
+        let destroyed = (1..=GROUPS).map(|group| Input::Destroy { group: GroupId(group) }).collect();
+        let outputs = host.turn(Time::ZERO, destroyed);
+        carry_out(&mut host, &store, outputs);
+        assert_eq!((host.totals.cached_bytes(), host.totals.proposals()), (0, (0, 0)));
+    }
+
+    #[test]
+    fn open_proposals_are_bounded_for_all_groups_together() {
+        let (mut host, store) = host(|config| config.proposals_max = 5);
+        let all = (0..GROUPS).map(|seq| propose(1 + seq, seq)).collect();
+        let outputs = host.turn(Time::ZERO, all);
+        assert_eq!(carry_out(&mut host, &store, outputs), GROUPS as usize - 5);
+        assert_eq!(host.totals.proposals(), (0, 0), "all of them are committed");
+        let outputs = host.turn(Time::ZERO, vec![propose(3, 100)]);
+        assert_eq!(carry_out(&mut host, &store, outputs), 0);
+    }
+
+    #[test]
+    fn a_groups_share_of_the_log_falls_with_their_number() {
+        let totals = super::Totals::default();
+        assert_eq!(totals.share_of(1 << 20), 1 << 20);
+        totals.set_groups(16);
+        assert_eq!(totals.share_of(1 << 20), 1 << 16);
+    }
+}

@@ -32,6 +32,8 @@ pub struct Settings {
     /// `name=value` each, from the outermost failure domain to the innermost.
     pub labels: Vec<(String, String)>,
     pub storage: RocksOptions,
+    /// With less room on the disk no puts are taken.
+    pub reserve_bytes: u64,
     /// The placement driver that runs in this process, if one does.
     pub standalone: Option<placement::config::Settings>,
     pub log_level: String,
@@ -119,6 +121,7 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
         pd_addresses,
         labels: labels.collect::<Result<_, _>>()?,
         storage: storage(layers),
+        reserve_bytes: layers.number("storage", "reserve_size"),
         standalone,
         log_level: layers.text("log", "level").to_owned(),
         slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
@@ -350,6 +353,17 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             kind: Kind::Number { min: 1, max: 86_400_000 },
             default: "10000",
             help: &["a merge of tables that takes this many milliseconds is reported in the log"],
+        },
+        Key {
+            section: "storage",
+            name: "reserve_size",
+            flag: "reserve-size",
+            kind: Kind::Bytes { min: 1 << 20, max: 1 << 44 },
+            default: "\"128MiB\"",
+            help: &[
+                "bytes of the disk that stay free: with less, no puts are taken, and regions move away",
+                "An eighth of the disk at most. Deletes and reads go on, and puts come back by themselves.",
+            ],
         },
         Key {
             section: "log",

@@ -16,7 +16,8 @@
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
-//! | [`blocking`] | what waits for the disk |
+//! | [`heal`] | what becomes of a damaged store |
+//! | [`blocking`], [`space`] | what waits for the disk, and what becomes of a full one |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: time series, which will be another kind of content of a region.
@@ -24,6 +25,7 @@
 pub mod api;
 pub mod blocking;
 pub mod config;
+pub mod heal;
 pub mod load;
 pub mod merging;
 pub mod metrics;
@@ -31,5 +33,6 @@ pub mod pd;
 pub mod region;
 pub mod replication;
 pub mod server;
+pub mod space;
 pub mod store;
 pub mod supervisor;

@@ -4,18 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{ClusterId, NodeId};
-use node::many::ManyNode;
+use consensus::MachineError;
+use node::StartError;
+use node::heal::{Damage, What};
+use node::many::{Ends, ManyNode};
 use node::service::{Service, listen, told_to_stop};
 use rpc::server::{Server, ServerConfig};
+use storage::EngineError;
 use storage::rocks::RocksEngine;
 
 use crate::api::Api;
 use crate::config::Settings;
+use crate::heal;
 use crate::merging;
 use crate::pd::{PdClient, Placement};
 use crate::region::layout::FAMILIES;
 use crate::replication;
-use crate::store::Store;
+use crate::space;
+use crate::store::{AdmitError, Store};
 use crate::supervisor::{self, About, StoreCalls};
 
 /// What a message may have beyond the largest value.
@@ -51,29 +57,63 @@ pub fn run(settings: Settings) -> Result<(), String> {
     })
 }
 
+/// Opens log and state, or says what is damaged.
+fn open(settings: &Settings) -> Result<Result<(ManyNode, RocksEngine), Damage>, StartError> {
+    let stops = |why: String| {
+        tracing::error!(target: "flaredb_storage", "The store cannot go on and stops, why={why} code=CF8500");
+        std::process::exit(70);
+    };
+    let begins_anew = move |damage: Damage| {
+        tracing::error!(
+            target: "flaredb_storage",
+            "Damage found, this store answers nothing any more and starts again, what={} why={} code=CF8540",
+            damage.what.name(),
+            damage.why
+        );
+        stops(node::restart::restart());
+    };
+    let ends = Ends { fatal: Arc::new(stops), damaged: Arc::new(begins_anew) };
+    let node = match ManyNode::open(settings.node.clone(), &tokio::runtime::Handle::current(), ends) {
+        Err(StartError::Damaged(damage)) => return Ok(Err(damage)),
+        node => node?,
+    };
+    let has_begun = node.identity().voted;
+    match RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage) {
+        Ok(engine) => Ok(Ok((node, engine))),
+        Err(EngineError::Corrupt(why)) if has_begun => Ok(Err(Damage::new(What::State, why))),
+        Err(error) => Err(StartError::State(error.to_string())),
+    }
+}
+
 async fn serve(settings: Settings) -> Result<(), String> {
     let service = Service::from_environment();
     service.status("Opening the data folder");
     let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
-    let fatal = |why: String| {
-        tracing::error!(target: "flaredb_storage", "The store cannot go on and stops, why={why} code=CF8500");
-        std::process::exit(70);
-    };
-    let runtime = tokio::runtime::Handle::current();
-    let node = ManyNode::open(settings.node.clone(), &runtime, Arc::new(fatal)).map_err(|error| error.to_string())?;
-    let node = Arc::new(node);
-    let engine =
-        RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage).map_err(|error| error.to_string())?;
-
     let pd = Arc::new(PdClient::new(settings.pd_addresses.clone()));
-    service.status("Registering with the placement driver");
-    let identity = node.identity();
     let about = About {
-        store_id: identity.node.0,
+        store_id: 0,
         client_url: settings.advertise_client.clone(),
         peer_url: settings.node.advertise_peer.clone(),
         labels: settings.labels.iter().cloned().collect(),
     };
+    let (node, engine) = loop {
+        match open(&settings).map_err(|error| error.to_string())? {
+            Ok(opened) => break opened,
+            Err(damage) => {
+                service.status("Damaged; waiting until the other stores can do without this one");
+                tokio::select! {
+                    given_up = heal::give_up(&settings, &pd, &about, &damage) => given_up?,
+                    () = told_to_stop() => return Ok(()),
+                }
+            }
+        }
+    };
+    let (node, engine) = (Arc::new(node), Arc::new(engine));
+    let noticed = engine.clone();
+    node.set_notice(move || noticed.damage());
+    service.status("Registering with the placement driver");
+    let identity = node.identity();
+    let about = About { store_id: identity.node.0, ..about };
     let registered = tokio::select! {
         registered = supervisor::register(&*node, &*pd, &about) => registered?,
         () = told_to_stop() => return Ok(()),
@@ -88,12 +128,18 @@ async fn serve(settings: Settings) -> Result<(), String> {
         );
     }
     let incoming = settings.node.data_dir.join("incoming");
-    let engine = Arc::new(engine);
     let (store, news) = Store::new(node.clone(), engine.clone(), incoming);
     store.learn(&registered.stores);
     node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
-    store.begin(news, registered.found.as_ref()).map_err(|error| error.to_string())?;
+    match store.begin(news, registered.found.as_ref()) {
+        Err(AdmitError::State(MachineError::Damaged(why) | MachineError::Engine(EngineError::Corrupt(why)))) => {
+            node.is_damaged(why);
+        }
+        begun => begun.map_err(|error| error.to_string())?,
+    }
+    let reserve = (settings.node.data_dir.clone(), settings.reserve_bytes);
+    tokio::spawn(space::keep_room(store.clone(), node.clone(), engine.clone(), reserve.0, reserve.1));
 
     let api = Api::new(store.clone(), node.clone(), pd.clone(), settings.slow_request);
     let config = ServerConfig {

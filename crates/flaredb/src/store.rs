@@ -33,6 +33,7 @@ use crate::region::machine::{self, Happened};
 use crate::region::overlap;
 use crate::region::size::{self, Size};
 use crate::region::{RangeMap, RegionCell, RegionMachine, RegionState, snapshot};
+use crate::space::Space;
 
 /// A region is measured again when this part of what is too large was written.
 const MEASURED_PER_SPLIT: u64 = 16;
@@ -87,6 +88,7 @@ pub struct Store {
     stores: Mutex<BTreeSet<NodeId>>,
     /// There is a merge to be attended to ([`crate::merging`]).
     pub merges: Notify,
+    pub space: Space,
 }
 
 /// What a region's machine has done that the store is to follow up.
@@ -146,6 +148,7 @@ impl Store {
             chores,
             stores: Mutex::default(),
             merges: Notify::new(),
+            space: Space::default(),
         };
         (Arc::new(store), heard)
     }
@@ -340,7 +343,7 @@ impl Store {
         }
         self.reopened.store(true, Ordering::SeqCst);
         if !late.is_empty() {
-            self.node.spawn(Box::pin(self.clone().wait_for_room(late)));
+            self.node.spawn(Box::pin(self.clone().put_on_late(late)));
         }
         Ok(())
     }
@@ -364,7 +367,7 @@ impl Store {
 
     /// Puts regions on that were being received when the disk was full. Until there is room they are not here, and no other
     /// peers of them are.
-    async fn wait_for_room(self: Arc<Self>, late: Vec<(GroupId, PeerId)>) {
+    async fn put_on_late(self: Arc<Self>, late: Vec<(GroupId, PeerId)>) {
         for (region, peer) in late {
             loop {
                 self.node.sleep(ROOM_LOOK_EVERY).await;

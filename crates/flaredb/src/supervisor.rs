@@ -20,6 +20,7 @@ use base::{GroupId, NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Member, MemberRole, MembershipChange, Refusal, Role};
 use node::Ground;
+use node::identity::Identity;
 use node::transport::{CallFuture, CallService, Caller, Standing};
 use prost::Message as _;
 use proto::{flaredb, placement as pb};
@@ -56,18 +57,7 @@ pub struct About {
 
 /// Asks until the placement driver takes this store in. The error is final: it never will.
 pub async fn register(node: &dyn Ground, pd: &dyn Placement, about: &About) -> Result<pb::RegisterResponse, String> {
-    let identity = node.identity();
-    let request = pb::RegisterRequest {
-        store_id: about.store_id,
-        incarnation: identity.peer.0,
-        client_url: about.client_url.clone(),
-        peer_url: about.peer_url.clone(),
-        labels: about.labels.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_id: identity.cluster.0,
-        any_id: !identity.voted,
-        silent_stores: Vec::new(),
-    };
+    let request = request(about, &node.identity());
     let mut failures = 0;
     loop {
         match pd.register(request.clone()).await {
@@ -88,6 +78,21 @@ pub async fn register(node: &dyn Ground, pd: &dyn Placement, about: &About) -> R
             }
         }
         node.sleep(REGISTER_RETRY).await;
+    }
+}
+
+pub fn request(about: &About, identity: &Identity) -> pb::RegisterRequest {
+    pb::RegisterRequest {
+        store_id: about.store_id,
+        incarnation: identity.peer.0,
+        client_url: about.client_url.clone(),
+        peer_url: about.peer_url.clone(),
+        labels: about.labels.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_id: identity.cluster.0,
+        any_id: !identity.voted,
+        silent_stores: Vec::new(),
+        lost: false,
     }
 }
 
@@ -164,9 +169,12 @@ impl Drop for Running {
 
 fn report(store: &Store) -> pb::HeartbeatRequest {
     let identity = store.node.identity();
-    let (mut led, mut others) = (Vec::new(), Vec::new());
+    let (mut led, mut others, mut differing) = (Vec::new(), Vec::new(), Vec::new());
     for region in store.regions() {
         let (status, state) = (region.handle.status(), region.state());
+        if region.handle.differs() {
+            differing.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
+        }
         if status.role != Role::Leader || state.version == 0 {
             others.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
             continue;
@@ -176,6 +184,8 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         // Under steady writes a peer that has caught up is always a moment behind.
         let caught_up = status.committed.saturating_sub(PENDING_ENTRIES);
         let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < caught_up);
+        let given = behind.clone().fold(0, |given: u64, (_, known, _)| given.wrapping_add(*known));
+        let progress = given.wrapping_add(region.handle.snapshot_bytes_sent());
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
         let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
         let size = measured.as_ref().map(|measured| measured.size.clone()).unwrap_or_default();
@@ -184,19 +194,17 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         } else {
             size.cuts
         };
-        let pending: Vec<(PeerId, u64)> =
-            behind.map(|(peer, known, _)| (*peer, *known)).filter(|(peer, _)| is_member(*peer)).collect();
         led.push(pb::RegionReport {
             region: Some(state.describe(region.id())),
             down: silent.map(|(peer, ..)| peer.0).collect(),
-            pending_progress: pending.iter().map(|(_, known)| known).sum(),
-            pending: pending.into_iter().map(|(peer, _)| peer.0).collect(),
+            pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
             measured: measured.is_some(),
             frozen: state.frozen.is_some(),
             bytes: size.bytes,
             keys: size.keys,
             split_keys,
             rates: Some(store.load.rates(region.id())),
+            progress,
         });
     }
     let (available, capacity) = store.node.room().unwrap_or_default();
@@ -207,14 +215,16 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         leader_count: led.len() as u64,
         slow: store.node.stats().writing_for() >= node::STALL,
         rates: Some(store.load.total()),
+        full: store.space.is_full(),
     };
     let (store_id, incarnation) = (identity.node.0, identity.peer.0);
-    pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others }
+    pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others, differing }
 }
 
 /// Does what an answer asks for, beside everything else.
 fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     store.learn(&response.stores);
+    store.space.learn(&response.full_stores);
     for pb::Replica { region_id, peer_id } in response.retired {
         let retiring = store.clone();
         store.node.spawn(Box::pin(async move {

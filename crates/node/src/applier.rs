@@ -256,8 +256,8 @@ impl Applier {
                     Work::NextSnapshot => self.build(&mut builds, &put_off, &mut next_snapshot, engines),
                     Work::Receiver { group, to, from, reply } => {
                         let groups = self.groups.lock();
-                        let roomy = !engines.held.load(Ordering::Relaxed);
-                        let applying = groups.get(&group).filter(|applying| roomy && applying.takes(to, from));
+                        let crowded = engines.held.load(Ordering::Relaxed) || engines.crowded.load(Ordering::Relaxed);
+                        let applying = groups.get(&group).filter(|applying| !crowded && applying.takes(to, from));
                         let sink = applying.and_then(|applying| applying.receiver(&self.receiving));
                         // The stream may have ended meanwhile.
                         let _ = reply.send(sink);
@@ -578,7 +578,10 @@ impl Applying {
         let source = self.machine.snapshot().map_err(|error| error.to_string())?;
         let mark = source.mark();
         let membership = Membership::decode(&source.membership()).unwrap_or_default();
-        engines.sources.lock().insert(snapshot, (Instant::now(), Box::new(Sending::new(source, slot))));
+        engines
+            .sources
+            .lock()
+            .insert(snapshot, (Instant::now(), Box::new(Sending::new(source, self.group.clone(), slot))));
         engines.inbox.push(Input::SnapshotBuilt { group, to, snapshot, mark, membership });
         Ok(())
     }

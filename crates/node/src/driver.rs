@@ -66,6 +66,8 @@ pub struct Engines {
     pub stats: Arc<DriverStats>,
     /// The disk has no room for what comes from the leader.
     pub held: Arc<AtomicBool>,
+    /// It has none for snapshots.
+    pub crowded: AtomicBool,
     /// The data folder.
     pub dir: PathBuf,
 }

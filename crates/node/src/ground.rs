@@ -42,6 +42,12 @@ pub trait Replicated: Send + Sync {
     fn read(&self) -> Later<Result<ReadGrant, Refusal>>;
     /// Whether this node may answer for the group's state.
     fn is_sound(&self) -> bool;
+    /// Whether this replica's state is not what most have.
+    fn differs(&self) -> bool;
+    /// Takes no new entries from the leader while held.
+    fn hold_group(&self, held: bool);
+    /// Of snapshots to others, as a count that grows.
+    fn snapshot_bytes_sent(&self) -> u64;
     /// Whether a read done under `grant` and finished by now is linearizable.
     fn still_valid(&self, grant: &ReadGrant) -> bool;
 
@@ -136,6 +142,18 @@ impl Replicated for GroupHandle {
 
     fn is_sound(&self) -> bool {
         GroupHandle::is_sound(self)
+    }
+
+    fn differs(&self) -> bool {
+        GroupHandle::differs(self)
+    }
+
+    fn hold_group(&self, held: bool) {
+        GroupHandle::hold_group(self, held);
+    }
+
+    fn snapshot_bytes_sent(&self) -> u64 {
+        GroupHandle::snapshot_bytes_sent(self)
     }
 
     fn still_valid(&self, grant: &ReadGrant) -> bool {

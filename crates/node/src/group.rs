@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use base::{GroupId, NodeId, PeerId, Time};
@@ -28,6 +28,8 @@ pub(crate) struct Group {
     /// Its state is not what most replicas have: nothing is answered from it. A node with one group says more of it
     /// ([`crate::heal`]).
     pub differs: AtomicBool,
+    /// Of this group's snapshots, since the process began.
+    pub snapshot_bytes_sent: AtomicU64,
     /// `None`: nobody asks where time went in this one.
     pub stages: Option<Box<Stages>>,
 }
@@ -42,6 +44,7 @@ impl Group {
             unclear: ArcSwapOption::empty(),
             gone: AtomicBool::new(false),
             differs: AtomicBool::new(false),
+            snapshot_bytes_sent: AtomicU64::new(0),
             stages: stages.then(Box::default),
         })
     }

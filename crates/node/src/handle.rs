@@ -189,6 +189,21 @@ impl GroupHandle {
         self.group.status.load().term
     }
 
+    /// Bytes of this group's snapshots that went out since the process began.
+    pub fn snapshot_bytes_sent(&self) -> u64 {
+        self.group.snapshot_bytes_sent.load(Ordering::Relaxed)
+    }
+
+    /// Whether this replica's state is not what most have: nothing is answered from it.
+    pub fn differs(&self) -> bool {
+        self.group.differs.load(Ordering::SeqCst)
+    }
+
+    /// As [`GroupHandle::hold`], for this group alone.
+    pub fn hold_group(&self, held: bool) {
+        self.node.inbox.push(Input::Hold { group: self.group.id, held });
+    }
+
     /// What keeps this node from its cluster, one sentence each; empty when all is well.
     pub fn notes(&self) -> Vec<String> {
         let waits_for = self.node.waits_for.load_full().map(|why| (*why).clone());

@@ -104,7 +104,7 @@ impl Damage {
     }
 
     /// As it lies in the file `quarantine`: what, a line break, why.
-    pub(crate) fn encode(&self) -> String {
+    pub fn encode(&self) -> String {
         format!("{}\n{}\n", self.what.name(), self.why)
     }
 
@@ -187,7 +187,7 @@ impl Health {
         self.stands_in.is_some()
     }
 
-    fn found(&self) -> Option<Damage> {
+    pub(crate) fn found(&self) -> Option<Damage> {
         self.found.lock().clone()
     }
 
@@ -338,7 +338,7 @@ async fn fall_silent(shell: &Arc<Shell>) {
     }
 }
 
-pub(crate) fn unix_s() -> u64 {
+pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -9,11 +9,13 @@
 //! A group's peer on this node has an id of its own, given by whoever places it, and never used again: one that was removed
 //! and comes back is another peer.
 //!
-//! Left out so far: going on after damage. A damaged log or state stops the node, which says what to do.
+//! Damage of the log or the state is kept in the folder before the node ends ([`StartError::Damaged`] from then on): whether
+//! the others can do without this one, which then begins anew under another incarnation, is for whoever places groups to say.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base::{ClusterId, GroupId, NodeId};
@@ -28,7 +30,7 @@ use crate::driver::DriverStats;
 use crate::gossip::SharedView;
 use crate::ground::Controls;
 use crate::handle::GroupHandle;
-use crate::heal::Health;
+use crate::heal::{Damage, Health, What};
 use crate::identity::{Folder, Identity};
 use crate::inbox::Inbox;
 use crate::node::StartError;
@@ -55,11 +57,24 @@ pub struct ManyConfig {
     pub tls: Option<TlsOptions>,
 }
 
+/// What the process does when the node cannot go on.
+#[derive(Clone)]
+pub struct Ends {
+    /// For this reason.
+    pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+    /// Because of damage, which the folder knows of by now.
+    pub damaged: Arc<dyn Fn(Damage) + Send + Sync>,
+}
+
+/// What is known to be damaged in the state.
+type Notice = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// See the header.
 pub struct ManyNode {
     config: ManyConfig,
-    folder: Folder,
+    folder: Arc<Folder>,
     room: Room,
+    noticed: Arc<OnceLock<Notice>>,
     certificates: Option<Arc<Certificates>>,
     listener: Mutex<Option<TcpListener>>,
     listening: Mutex<Option<Listening>>,
@@ -82,37 +97,49 @@ impl Controls for ToHost {
 
 impl ManyNode {
     /// Takes the port and the folder and opens the log. Fails, with nothing changed, when one of them is not usable.
-    /// `fatal` is told when the node cannot go on.
-    pub fn open(
-        config: ManyConfig,
-        runtime: &tokio::runtime::Handle,
-        fatal: Arc<dyn Fn(String) + Send + Sync>,
-    ) -> Result<ManyNode, StartError> {
+    pub fn open(config: ManyConfig, runtime: &tokio::runtime::Handle, ends: Ends) -> Result<ManyNode, StartError> {
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
-        let folder = Folder::open(&config.data_dir, "")?;
+        let folder = Arc::new(Folder::open(&config.data_dir, "")?);
         let identity = folder.identity(config.node)?;
+        folder.finish_reincarnation(&identity)?;
+        if let Some(mark) = folder.damaged_mark()? {
+            return Err(StartError::Damaged(Damage::decode(&mark)));
+        }
         // A log that was written once cannot be gone.
         let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
         let store = SegLog::open(&folder.path().join("raft"), options).map_err(|error| match error {
-            error @ (LogError::Corrupt { .. } | LogError::Lost { .. }) => StartError::State(format!(
-                "{error}; the others hold what is in it: empty {} and start again, and the store is filled anew",
-                folder.path().display()
-            )),
+            error @ (LogError::Corrupt { .. } | LogError::Lost { .. }) => {
+                StartError::Damaged(Damage::new(What::Log, error))
+            }
             other => StartError::Log(other),
         })?;
         if let Some(certificates) = &certificates {
             runtime.spawn(tls::reload::tend(certificates.clone()));
         }
+        let (store, health, noticed) =
+            (Arc::new(store), Arc::new(Health::default()), Arc::<OnceLock<Notice>>::default());
+        let fatal = {
+            let (folder, health, log, noticed) = (folder.clone(), health.clone(), store.clone(), noticed.clone());
+            move |why: String| {
+                let of_state = || noticed.get().and_then(|notice| notice()).map(|why| Damage::new(What::State, why));
+                let damage = log.damage().map(|error| Damage::new(What::Log, error)).or_else(|| health.found());
+                let Some(damage) = damage.or_else(of_state) else { return (ends.fatal)(why) };
+                match folder.mark_damaged(&damage.encode()) {
+                    Ok(()) => (ends.damaged)(damage),
+                    Err(error) => (ends.fatal)(format!("{}; {error}", damage.why)),
+                }
+            }
+        };
         let room = Room::new(Fittings {
             dir: &config.data_dir,
             identity,
             advertise: config.advertise_peer.clone(),
             peers: Peers::OnePerGroup,
-            store: Arc::new(store),
-            health: Arc::new(Health::default()),
-            fatal,
+            store,
+            health,
+            fatal: Arc::new(fatal),
             certificates: certificates.clone(),
             request_timeout: config.request_timeout,
             election_timeout: config.host.election_timeout(),
@@ -124,6 +151,7 @@ impl ManyNode {
             config,
             folder,
             room,
+            noticed,
             certificates,
             listener: Mutex::new(Some(listener)),
             listening: Mutex::default(),
@@ -133,6 +161,27 @@ impl ManyNode {
     /// Its data folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// `notice` says what is damaged in the state, if something is; it is asked when the node cannot go on.
+    pub fn set_notice(&self, notice: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        assert!(self.noticed.set(Box::new(notice)).is_ok(), "there is one state");
+    }
+
+    /// The state is damaged: nothing is answered from it any more, and the node ends.
+    pub fn is_damaged(&self, why: String) {
+        self.room.engines.health.report(Damage::new(What::State, &why));
+        (self.room.engines.fatal)(why);
+    }
+
+    /// Whether snapshots are refused, because the disk has no room for them.
+    pub fn refuse_snapshots(&self, refused: bool) {
+        self.room.engines.crowded.store(refused, Ordering::Relaxed);
+    }
+
+    /// Removes a part of what an incarnation before this one left, for the room that it takes; says what.
+    pub fn drop_some_lost(&self) -> Option<PathBuf> {
+        self.folder.drop_some_lost()
     }
 
     /// Who the folder is: its node and cluster are zero until [`ManyNode::begin`]. `peer` is its incarnation.
@@ -145,7 +194,7 @@ impl ManyNode {
     pub fn begin(&self, cluster: ClusterId, node: NodeId, service: Arc<dyn CallService>) -> Result<(), StartError> {
         let before = self.identity();
         let renamed = before.node != NodeId::default() && before.node != node;
-        let wished = if renamed { before.node } else { before.wished };
+        let wished = if renamed && before.wished == NodeId::default() { before.node } else { before.wished };
         let identity = Identity { cluster, node, voted: true, wished, ..before };
         self.folder.save(&identity)?;
         self.room.shared.identity.store(Arc::new(identity));

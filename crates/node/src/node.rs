@@ -84,6 +84,8 @@ pub enum StartError {
          scripts/generate-dev-certs.sh", tls::node_name(*.node)
     )]
     WrongName { cert: PathBuf, node: NodeId, host: String },
+    #[error("{}", .0.why)]
+    Damaged(Damage),
     #[error("{0}")]
     Log(LogError),
     #[error("{0}; there is no other member to rebuild it from: restore a snapshot into an empty data folder")]

@@ -74,6 +74,7 @@ impl Room {
             health: health.clone(),
             stats: Arc::new(DriverStats::default()),
             held: Arc::default(),
+            crowded: AtomicBool::new(false),
             dir: dir.to_owned(),
         });
         let me = Me { node: identity.node, peer: identity.peer, cluster: identity.cluster, address: advertise };

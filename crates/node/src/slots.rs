@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
 
+use crate::group::Group;
+
 pub(crate) struct Slots {
     max: usize,
     taken: AtomicUsize,
@@ -40,12 +42,13 @@ impl Drop for Slot {
 /// A snapshot on its way out.
 pub(crate) struct Sending {
     source: Box<dyn SnapshotSource>,
+    group: Arc<Group>,
     _slot: Slot,
 }
 
 impl Sending {
-    pub fn new(source: Box<dyn SnapshotSource>, slot: Slot) -> Sending {
-        Sending { source, _slot: slot }
+    pub fn new(source: Box<dyn SnapshotSource>, group: Arc<Group>, slot: Slot) -> Sending {
+        Sending { source, group, _slot: slot }
     }
 }
 
@@ -63,7 +66,10 @@ impl SnapshotSource for Sending {
     }
 
     fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
-        self.source.next_chunk()
+        let chunk = self.source.next_chunk()?;
+        let bytes = chunk.as_ref().map_or(0, Bytes::len) as u64;
+        self.group.snapshot_bytes_sent.fetch_add(bytes, Ordering::Relaxed);
+        Ok(chunk)
     }
 }
 

@@ -27,6 +27,7 @@ use rpc::{Code, Status};
 use crate::counters::Counters;
 use crate::machine::{self, Records, SharedRecords};
 use crate::model::{Epoch, Operator, Peer, Step};
+use crate::plan::round::Round;
 use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
 use crate::{Plan, Policy, View, plan};
 
@@ -62,8 +63,8 @@ pub struct Term {
     ended: VecDeque<Ended>,
     /// What comes of the splits under way.
     splits: BTreeMap<GroupId, pb::SplitStep>,
-    /// How far the replicas that are behind have come, in regions with an operator.
-    caught_up: BTreeMap<GroupId, u64>,
+    /// How far the steps under way have come, in the words of the regions' leaders.
+    progress: BTreeMap<GroupId, u64>,
     began: Time,
     counters: Arc<Counters>,
 }
@@ -249,6 +250,10 @@ impl Leader {
         let asked = request.store_id;
         self.settle().await?;
         request.silent_stores = self.silent()?;
+        if request.lost {
+            self.can_do_without(&request)?;
+        }
+        let lost = request.lost;
         let registered = match self.alive_elsewhere(&request)? {
             Some(address) => Err(Status::new(
                 Code::AlreadyExists,
@@ -266,7 +271,15 @@ impl Leader {
         })?;
         let response =
             pb::RegisterResponse::decode(body).map_err(|_| Status::internal("an outcome of a later version"))?;
-        tracing::info!(target: "placement_store", "Registered a store, store_id={} {about}", response.store_id);
+        if lost {
+            tracing::warn!(
+                target: "placement_store",
+                "A store's data is damaged, and what it held is made anew, store_id={} {about} code=CF8011",
+                response.store_id
+            );
+        } else {
+            tracing::info!(target: "placement_store", "Registered a store, store_id={} {about}", response.store_id);
+        }
         for lost in response.stores.iter().filter(|store| store.replaced_by == response.store_id) {
             tracing::warn!(
                 target: "placement_store",
@@ -280,7 +293,9 @@ impl Leader {
             for store in self.records.read().stores.values() {
                 term.view.put_store(meta_of(store), now);
             }
-            term.view.hear_store(NodeId(response.store_id), now);
+            if !lost {
+                term.view.hear_store(NodeId(response.store_id), now);
+            }
         }
         Ok(response)
     }
@@ -313,7 +328,38 @@ impl Leader {
                 bytes_per_sec: term.policy.load_split_bytes_per_sec,
                 time_ms: term.policy.load_split_time.as_millis() as u64,
             }),
+            full_stores: term.view.stores().filter(|store| store.report.full).map(|store| store.id().0).collect(),
         })
+    }
+
+    /// Whether each region with a voter in a store has a majority of others that are well.
+    fn can_do_without(&self, request: &pb::RegisterRequest) -> Result<(), Status> {
+        let (term, now) = (self.term()?, self.now());
+        let records = self.records.read();
+        let store = records.stores.values().find(|store| store.incarnation == request.incarnation);
+        let Some(store) = store.filter(|store| store.state() != pb::StoreState::Tombstone) else { return Ok(()) };
+        if !term.view.is_ready(&term.policy, now) {
+            return Err(Status::unavailable("the placement driver has not heard of most regions yet"));
+        }
+        let id = NodeId(store.id);
+        let round = Round::new(&term.view, &term.policy, now, 0);
+        for region in term.view.store(id).into_iter().flat_map(|store| store.regions()) {
+            let Some(region) = term.view.region(region) else { continue };
+            let voters = region.voters().count();
+            if region.peer(id).is_none_or(|peer| peer.learner) {
+                continue;
+            }
+            if voters == 1 {
+                let why = format!("region {} has its only replica there", region.id);
+                return Err(Status::new(Code::FailedPrecondition, why));
+            }
+            let well = region.voters().filter(|peer| peer.store != id && round.is_well(region, peer.store)).count();
+            if well * 2 <= voters {
+                let why = format!("of the {voters} voters of region {} only {well} others are well", region.id);
+                return Err(Status::unavailable(why));
+            }
+        }
+        Ok(())
     }
 
     /// Stores that this leader has not heard of for long.
@@ -390,7 +436,7 @@ impl Term {
             next_operator: number << 32,
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
-            caught_up: BTreeMap::new(),
+            progress: BTreeMap::new(),
             began: now,
             counters,
         })
@@ -404,10 +450,13 @@ impl Term {
             available_bytes: stats.available_bytes,
             slow: stats.slow,
             rates: store_rates(stats.rates.unwrap_or_default()),
+            full: stats.full,
             ..StoreReport::default()
         };
         // A store that has registered is known; one that has not was refused before.
         let _ = self.view.report_store(id, report, now);
+        let differing = request.differing.iter().map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
+        self.view.report_differing(id, differing);
         let mut steps = Vec::new();
         for reported in &request.led {
             let Some(region) = &reported.region else { continue };
@@ -458,12 +507,7 @@ impl Term {
                     continue;
                 }
             }
-            if self.view.flight(id).is_some() {
-                let before = self.caught_up.insert(id, reported.pending_progress);
-                if before.is_some_and(|before| before < reported.pending_progress) {
-                    self.view.note_progress(id, now);
-                }
-            }
+            self.note_progress(id, reported.progress, now);
             let step = self.view.flight(id).and_then(InFlight::current_step);
             let split = self.splits.get(&id);
             steps.extend(step.and_then(|step| step_for(region, step, split)));
@@ -484,6 +528,18 @@ impl Term {
         if planned != version {
             let flight = self.view.end(source);
             self.end(flight, &format!("cancelled: the range of region {into} has changed"), now);
+        }
+    }
+
+    /// A learner that is given what it lacks shows as nothing else for as long as that takes.
+    fn note_progress(&mut self, region: GroupId, progress: u64, now: Time) {
+        let step = self.view.flight(region).and_then(InFlight::current_step);
+        if !matches!(step, Some(Step::AddLearner { .. })) {
+            self.progress.remove(&region);
+            return;
+        }
+        if self.progress.insert(region, progress).is_some_and(|before| progress > before) {
+            self.view.note_progress(region, now);
         }
     }
 
@@ -615,7 +671,7 @@ impl Term {
     fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
         self.splits.remove(&flight.operator.region);
-        self.caught_up.remove(&flight.operator.region);
+        self.progress.remove(&flight.operator.region);
         self.counters.ended(flight.operator.cause, outcome);
         let took = now.since(flight.started);
         tracing::info!(
@@ -700,7 +756,7 @@ pub fn meta_of(store: &pb::Store) -> StoreMeta {
         region_weight: store.region_weight.unwrap_or(1.0),
         add_limit: store.add_limit,
         remove_limit: store.remove_limit,
-        lost: store.replaced_by != 0,
+        lost: store.replaced_by != 0 || store.given_up,
         ..StoreMeta::new(NodeId(store.id))
     }
 }
@@ -759,5 +815,48 @@ pub fn of_refusal(why: Refusal) -> Status {
         Refusal::Busy => Status::resource_exhausted(why.to_string()),
         Refusal::TimedOut => Status::deadline_exceeded(),
         _ => Status::unavailable(why.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heartbeat(progress: u64) -> pb::HeartbeatRequest {
+        let peers = [(11, 1, false), (12, 2, true)];
+        let peer = |(id, store_id, learner)| pb::Peer { id, store_id, learner };
+        let region =
+            pb::Region { id: 7, conf_version: 2, version: 1, peers: peers.map(peer).into(), ..pb::Region::default() };
+        let led = pb::RegionReport { region: Some(region), pending: vec![12], progress, ..pb::RegionReport::default() };
+        pb::HeartbeatRequest { store_id: 1, led: vec![led], ..pb::HeartbeatRequest::default() }
+    }
+
+    #[test]
+    fn an_operator_is_stuck_only_if_nothing_comes_nearer() {
+        let policy = Policy::default();
+        let patience = policy.operator_no_progress_timeout;
+        let mut now = Time::ZERO;
+        let mut term = Term::new(1, &Records::default(), &policy, now, Arc::default()).unwrap();
+        for store in [1, 2] {
+            term.view.put_store(StoreMeta::new(NodeId(store)), now);
+        }
+        term.hear(NodeId(1), &heartbeat(0), now);
+        let epoch = term.view.region(GroupId(7)).unwrap().epoch;
+        let steps = vec![Step::AddLearner { store: NodeId(2), peer: PeerId(12) }, Step::Promote { store: NodeId(2) }];
+        let (region, cause, rejected) = (GroupId(7), crate::model::Cause::MissingReplica, Vec::new());
+        term.begin(Operator { region, epoch, cause, steps, reason: String::new(), rejected }, now);
+        for step in 1..=10 {
+            now = now + patience / 2;
+            term.hear(NodeId(1), &heartbeat(step), now);
+            term.end_stuck(now);
+            assert!(term.view.flight(region).is_some(), "it has come nearer {step} times");
+        }
+        for left in [true, true, false] {
+            assert_eq!(term.view.flight(region).is_some(), left);
+            now = now + patience / 2;
+            term.hear(NodeId(1), &heartbeat(10), now);
+            term.end_stuck(now);
+        }
+        assert!(term.ended().next().unwrap().outcome.contains("no progress"));
     }
 }

@@ -210,6 +210,11 @@ impl Stage<'_> {
             return Err((FAILED_PRECONDITION, why));
         }
         let by_incarnation = self.records.stores.values().find(|store| store.incarnation == request.incarnation);
+        if request.lost {
+            let lost =
+                by_incarnation.cloned().ok_or_else(|| (NOT_FOUND, "no store has this data folder".to_owned()))?;
+            return Ok(self.give_up(lost));
+        }
         let id = match (request.store_id, by_incarnation) {
             (0, Some(known)) => known.id,
             (0, None) => 0,
@@ -223,7 +228,7 @@ impl Stage<'_> {
         let is_there = |other: &pb::Store| other.client_url == request.client_url || other.peer_url == request.peer_url;
         let mut known = self.records.stores.get(&id);
         if let Some(other) = known.filter(|known| known.incarnation != request.incarnation) {
-            let lost = other.replaced_by != 0 || is_silent(id) && is_there(other);
+            let lost = other.replaced_by != 0 || other.given_up || is_silent(id) && is_there(other);
             if !request.any_id || !lost {
                 return Err(taken(other, is_silent(id)));
             }
@@ -289,6 +294,19 @@ impl Stage<'_> {
             found: found.and_then(|founding| founding.region.clone()),
             stores: self.records.stores.values().cloned().collect(),
         })
+    }
+
+    /// A store's data was damaged, and the others can do without it: it never comes back, and an empty folder may begin in
+    /// its place.
+    fn give_up(&mut self, store: pb::Store) -> pb::RegisterResponse {
+        let id = store.id;
+        let (client_url, peer_url, state) = (String::new(), String::new(), pb::StoreState::Tombstone as i32);
+        self.put_store(pb::Store { client_url, peer_url, state, given_up: true, ..store });
+        if self.records.founding.as_ref().is_some_and(|founding| founding.store_id == id) {
+            self.batch.delete(META, FOUNDING);
+            self.records.founding = None;
+        }
+        pb::RegisterResponse { cluster_id: self.cluster.0, store_id: id, ..pb::RegisterResponse::default() }
     }
 
     /// A silent store gives its addresses to another one. What it holds is made anew elsewhere; should it come back as it

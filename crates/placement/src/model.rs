@@ -133,8 +133,12 @@ pub enum Cause {
     Learner,
     MissingReplica,
     SurplusReplica,
+    /// Its state is not what most replicas have.
+    DifferingReplica,
     DownReplica,
     OfflineReplica,
+    /// Its store has no room.
+    FullStore,
     /// Two replicas share a failure domain without need.
     Spread,
     Split,
@@ -156,8 +160,10 @@ impl Cause {
             | Cause::Learner
             | Cause::MissingReplica
             | Cause::SurplusReplica
+            | Cause::DifferingReplica
             | Cause::DownReplica
             | Cause::OfflineReplica
+            | Cause::FullStore
             | Cause::Spread => Class::Replica,
             Cause::Split => Class::Split,
             Cause::Merge => Class::Merge,
@@ -175,8 +181,10 @@ impl Cause {
             Cause::Learner => "learner",
             Cause::MissingReplica => "missing-replica",
             Cause::SurplusReplica => "surplus-replica",
+            Cause::DifferingReplica => "differing-replica",
             Cause::DownReplica => "down-replica",
             Cause::OfflineReplica => "offline-replica",
+            Cause::FullStore => "full-store",
             Cause::Spread => "spread",
             Cause::Split => "split",
             Cause::Merge => "merge",

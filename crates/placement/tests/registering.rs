@@ -145,6 +145,21 @@ fn another_place_or_a_used_folder_takes_no_silent_stores_id() {
     assert!(pd.register(folder(100, "a"), &[]).unwrap_err().1.contains("was removed"));
 }
 
+#[test]
+fn a_damaged_store_is_given_up_for_good() {
+    let mut pd = Driver::new();
+    assert_eq!(pd.register(empty(1, 100, "a"), &[]), Ok(1));
+    pd.founded();
+    let lost = |incarnation| pb::RegisterRequest { incarnation, lost: true, ..pb::RegisterRequest::default() };
+    assert_eq!(pd.execute(What::Register(lost(9))).unwrap_err().0, machine::NOT_FOUND);
+    for _ in 0..2 {
+        pd.execute(What::Register(lost(100))).unwrap();
+        assert_eq!((pd.store(1).state(), pd.store(1).given_up), (StoreState::Tombstone, true));
+    }
+    assert!(pd.register(folder(100, "z"), &[]).unwrap_err().1.contains("was removed"));
+    assert!(pd.register(empty(1, 101, "a"), &[]).unwrap() > 1, "at its place, and under another id");
+}
+
 /// The first region may exist there, unreported, and a second first region is never to be.
 #[test]
 fn a_founder_that_is_replaced_never_comes_back() {

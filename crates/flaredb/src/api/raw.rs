@@ -198,6 +198,8 @@ impl Api {
             }
             let grant = match region.handle.read().await {
                 Ok(grant) => grant,
+                // It was taken away meanwhile. (Of what was proposed there it is not known what became of it.)
+                Err(Refusal::Stopping) if self.store.region(region.id()).is_none() => return Err(not_here()),
                 Err(why) => return Err(self.missed(&region, key, why).await),
             };
             let before = region.state();
@@ -218,8 +220,20 @@ impl Api {
         context: Option<&pb::Context>,
         what: pb::command::What,
     ) -> Result<pb::Outcome, Missed> {
+        let puts = match &what {
+            pb::command::What::Write(write) => write.mutations.iter().any(|mutation| mutation.value.is_some()),
+            pb::command::What::CompareAndSwap(swap) => swap.value.is_some(),
+            _ => false,
+        };
         for _ in 0..TRIES {
             let region = self.unfrozen(key, context).await?;
+            if puts && let Err(store) = self.store.wait_for_room(&region).await {
+                return Err(Status::resource_exhausted(format!(
+                    "no space left: the disk of store {store}, which leads region {}, is full; only deletes are taken",
+                    region.id()
+                ))
+                .into());
+            }
             let command = pb::Command { version: region.state().version, what: Some(what.clone()) };
             if self.is_elsewhere(&region, key).await {
                 return Err(not_here());
@@ -269,10 +283,11 @@ impl Api {
         }
     }
 
-    /// Whether this replica is one no more: its region has gone on without it, as it knows itself, or as the placement driver
-    /// says while it hears of no leader.
+    /// Whether this replica is one no more (its region has gone on without it, as it knows itself, or as the placement driver
+    /// says while it hears of no leader), or does not go on for want of room.
     async fn is_elsewhere(&self, region: &Region, key: &[u8]) -> bool {
-        if region.handle.membership().by_peer(region.peer).is_none() {
+        let held = self.store.space.is_held(region.id()) && !region.handle.is_leader();
+        if held || region.handle.membership().by_peer(region.peer).is_none() {
             return true;
         }
         if !region.handle.status().leader.is_none() {

@@ -35,6 +35,8 @@ pub struct Sources<'a> {
     pub engine: &'a EngineStats,
     /// (free, total) bytes of the disk under the data folder.
     pub disk: Option<(u64, u64)>,
+    /// Whether it has next to no room, and no puts are taken.
+    pub full: bool,
     /// Bytes sent to stores and received from them.
     pub traffic: Vec<(NodeId, u64, u64)>,
     pub server: ServerStats,
@@ -93,6 +95,7 @@ pub fn render(api: &Api) -> String {
         log: &api.node.log_stats(),
         engine: &store.engine.stats(),
         disk: store.node.room(),
+        full: store.space.is_full(),
         traffic: api.node.transport().traffic(),
         server: api.server_stats(),
     })
@@ -128,6 +131,8 @@ fn page(sources: &Sources) -> String {
     common.log(log, driver);
     common.snapshots(driver);
     common.disk(sources.disk);
+    let help = "1 while the disk has next to no room, and no puts are taken.";
+    common.page.gauge("flaredb_disk_full", help, u8::from(sources.full));
     common.engine(engine);
     page.counter("flaredb_pd_heartbeats_total", "Heartbeats that the placement driver answered.", pd.answered);
     page.counter("flaredb_pd_heartbeat_failures_total", "Heartbeats that nobody answered.", pd.failed);

@@ -28,6 +28,7 @@ fn full() -> String {
         log: &LogStats { bytes: 64, segments: 1, syncs: 3, entries_written: 20 },
         engine: &EngineStats { total_bytes: 4096, stall_ms: 2500, compaction_ms: 1500, ..EngineStats::default() },
         disk: Some((1 << 30, 4 << 30)),
+        full: false,
         traffic: vec![(NodeId(2), 300, 40)],
         server: ServerStats { connections_open: 4, ..ServerStats::default() },
     })

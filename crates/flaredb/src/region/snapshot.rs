@@ -177,6 +177,15 @@ impl Receiver {
     }
 }
 
+/// What was not decided for only takes room.
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if !self.decided {
+            let _ = fs::remove_file(&self.part);
+        }
+    }
+}
+
 impl SnapshotSink for Receiver {
     fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
         self.reader.feed(&chunk);

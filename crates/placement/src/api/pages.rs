@@ -186,6 +186,7 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         "leader_weight": store.meta.leader_weight,
         "region_weight": store.meta.region_weight,
         "rates": hotspot::store_rates(store.report.rates),
+        "full": store.report.full,
         "store": {
             "id": record.id,
             "address": record.client_url,
@@ -422,6 +423,7 @@ impl Api {
                     region_count: store.region_count() as u64,
                     leader_count: store.leader_count() as u64,
                     slow: store.report.slow,
+                    full: store.report.full,
                     ..pb::StoreStats::default()
                 }),
                 silent_seconds,

@@ -1,4 +1,4 @@
-//! Leaders leave a store: because people ask for it (`evict-leader-stores`), or because its disk is slow.
+//! Leaders leave a store: because people ask for it (`evict-leader-stores`), because its disk is full, or because it is slow.
 //!
 //! A slow disk delays every write it leads, and its followers' quorums do not need it. When many stores are slow at once, the
 //! disks are not the reason and moving leaders about would only add to it: then nothing is evicted.
@@ -6,7 +6,7 @@
 use base::NodeId;
 
 use crate::model::{Cause, Class, Operator, Step};
-use crate::plan::round::Round;
+use crate::plan::round::{Round, StoreNow};
 use crate::plan::sample;
 use crate::policy::Scheduler;
 use crate::view::{Health, StoreState};
@@ -32,7 +32,12 @@ pub fn run(round: &mut Round<'_>) {
             }
             match round.select_leader(region, store) {
                 Ok((to, rejected)) => {
-                    let why = if cause == Cause::EvictLeader { "gives up its leaders" } else { "has a slow disk" };
+                    let full = round.store(store).is_some_and(|now| now.store.report.full);
+                    let why = match cause {
+                        Cause::EvictLeader => "gives up its leaders",
+                        _ if full => "has a full disk",
+                        _ => "has a slow disk",
+                    };
                     let reason = format!("store {store} {why}");
                     let steps = vec![Step::TransferLeader { to }];
                     let operator = Operator { region: id, epoch: region.epoch, cause, steps, reason, rejected };
@@ -50,7 +55,11 @@ pub fn evicted(round: &Round<'_>) -> Vec<(NodeId, Cause)> {
     let asked = round.policy.evict_leader_stores.iter().map(|store| NodeId(*store)).filter(|store| live(*store));
     let mut stores: Vec<_> = asked.map(|store| (store, Cause::EvictLeader)).collect();
     let there = round.stores().iter().filter(|now| now.state != StoreState::Tombstone);
-    let slow: Vec<_> = there.clone().filter(|now| now.store.report.slow).map(|now| now.id()).collect();
+    let relieved = |now: &StoreNow<'_>| live(now.id()) && !round.policy.evicts_leaders_of(now.id());
+    let full = there.clone().filter(|now| now.store.report.full && relieved(now));
+    stores.extend(full.map(|now| (now.id(), Cause::EvictSlowStore)).collect::<Vec<_>>());
+    let slow = there.clone().filter(|now| now.store.report.slow && !now.store.report.full);
+    let slow: Vec<_> = slow.map(|now| now.id()).collect();
     let few = slow.len() <= (there.count() * SLOW_STORES_PERCENT_MAX / 100).max(1);
     if few && round.policy.is_on(Scheduler::EvictSlowStore) {
         let more = slow.into_iter().filter(|store| live(*store) && !round.policy.evicts_leaders_of(*store));

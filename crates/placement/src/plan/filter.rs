@@ -26,6 +26,8 @@ pub enum Rejection {
         limit_percent: u8,
     },
     Slow,
+    /// It says so itself: it takes no puts.
+    NoRoom,
     Snapshots {
         count: u32,
         max: u32,
@@ -75,6 +77,7 @@ impl fmt::Display for Rejection {
                 write!(f, "its disk would be {used_percent} % full (low-space-ratio {limit_percent} %)")
             }
             Rejection::Slow => f.write_str("its disk is slow"),
+            Rejection::NoRoom => f.write_str("its disk is full, and it takes no puts"),
             Rejection::Snapshots { count, max } => {
                 write!(f, "{count} snapshots are under way (max-snapshot-count {max})")
             }
@@ -119,13 +122,14 @@ type StoreFilter = fn(&Round<'_>, &StoreNow<'_>) -> Option<Rejection>;
 type ReplicaFilter = fn(&Round<'_>, &Ask<'_>, &StoreNow<'_>) -> Option<Rejection>;
 
 /// May the store take any replica at all?
-pub const STORE_FILTERS: [StoreFilter; 8] = [state, reported, heard, room, fast, snapshots, pending_peers, add_rate];
+pub const STORE_FILTERS: [StoreFilter; 9] =
+    [state, reported, heard, roomy, room, fast, snapshots, pending_peers, add_rate];
 
 /// May it take this one?
 pub const REPLICA_FILTERS: [ReplicaFilter; 3] = [holds_none, room_for_it, apart_enough];
 
 /// May it lead any region at all? To lead one it must also hold a voter of it that is well.
-pub const LEADER_FILTERS: [StoreFilter; 4] = [state, heard, fast, keeps_leaders];
+pub const LEADER_FILTERS: [StoreFilter; 5] = [state, heard, roomy, fast, keeps_leaders];
 
 /// The verdict on the store alone.
 pub fn judge_store(round: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {
@@ -185,6 +189,10 @@ fn heard(_: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {
 
 fn room(round: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {
     full(round, store, 0)
+}
+
+fn roomy(_: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {
+    store.store.report.full.then_some(Rejection::NoRoom)
 }
 
 fn fast(_: &Round<'_>, store: &StoreNow<'_>) -> Option<Rejection> {

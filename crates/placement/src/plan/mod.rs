@@ -102,7 +102,8 @@ fn run_checkers(round: &mut Round<'_>) {
     for down in down_first {
         for store in view.stores() {
             let is_down = matches!(store.health(round.now, round.policy), Health::Down(_));
-            if (down && is_down) || (!down && !is_down && store.meta.state == StoreState::Offline) {
+            let leaves = store.meta.state == StoreState::Offline || store.report.full;
+            if (down && is_down) || (!down && !is_down && leaves) {
                 let all = [&store.leaders, &store.followers, &store.learners];
                 let from_here = all.iter().flat_map(|set| set.range(somewhere..));
                 let from_start = all.iter().flat_map(|set| set.range(..somewhere));

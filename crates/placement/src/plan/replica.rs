@@ -4,8 +4,9 @@
 //! ```text
 //!  joint configuration   leave it                 an interrupted change holds everything up
 //!  too many voters       remove one               the dead first, then the one worst placed
+//!  a voter that differs  replace it; with no other place for it, take it out, and the region has too few
 //!  a voter down          replace it               ┐ learner, promote, then remove; a learner that an earlier
-//!  a voter's store leaves  replace it             ├ operator left behind takes the place of a new one
+//!  … leaves, or is full    replace it             ├ operator left behind takes the place of a new one
 //!  too few voters        add one                  ┘
 //!  a learner left over   remove it
 //!  two too close         move one                 only in a region that is otherwise sound
@@ -76,7 +77,16 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
                     (store, peer, "has a learner already".to_owned(), Vec::new())
                 }
                 None => {
-                    let (store, fit, rejected) = round.select(&Ask { region, leaving, isolation_min })?;
+                    let found = round.select(&Ask { region, leaving, isolation_min });
+                    let (store, fit, rejected) = match (found, leaving) {
+                        (Err(Blocker::NoCandidate { rejected }), Some(leaving))
+                            if need.cause == Cause::DifferingReplica && do_without(round, region, leaving) =>
+                        {
+                            let reason = format!("{}; there is no other place, so it leaves first", need.reason);
+                            return Ok(Some(operator(reason, round.leave(region, leaving, None)?, rejected)));
+                        }
+                        (found, _) => found?,
+                    };
                     let choice = format!("isolation {}, score {:.0} MiB", fit.isolation, fit.score / MIB);
                     (store, PeerId::NONE, choice, rejected)
                 }
@@ -139,11 +149,21 @@ fn out_of_reach(round: &Round<'_>, region: &Region, store: NodeId) -> Option<Rej
     region.down_for(store, round.now).map(|_| Rejection::DoesNotAnswer)
 }
 
+/// Whether the others are several, and all of them well.
+fn do_without(round: &Round<'_>, region: &Region, leaving: NodeId) -> bool {
+    let mut others = region.voters().map(|peer| peer.store).filter(|store| *store != leaving);
+    region.voters().count() > 2 && others.all(|store| round.is_well(region, store))
+}
+
 /// Why a replica there has to be replaced.
 fn ailment(round: &Round<'_>, region: &Region, store: NodeId) -> Option<(Cause, String)> {
     let Some(now) = round.store(store) else {
         return Some((Cause::DownReplica, format!("store {store} is not known")));
     };
+    if region.peer(store).is_some_and(|peer| now.store.differs(region.id, peer.id)) {
+        let why = format!("the replica in store {store} is not what most replicas are");
+        return Some((Cause::DifferingReplica, why));
+    }
     if now.state == StoreState::Tombstone {
         return Some((Cause::DownReplica, format!("store {store} is a tombstone")));
     }
@@ -154,7 +174,11 @@ fn ailment(round: &Round<'_>, region: &Region, store: NodeId) -> Option<(Cause, 
         let why = format!("the replica in store {store} has not answered its leader for {}", format_span(span));
         return Some((Cause::DownReplica, why));
     }
-    (now.state == StoreState::Offline).then(|| (Cause::OfflineReplica, format!("store {store} is going offline")))
+    if now.state == StoreState::Offline {
+        return Some((Cause::OfflineReplica, format!("store {store} is going offline")));
+    }
+    // Until it has room again.
+    now.store.report.full.then(|| (Cause::FullStore, format!("the disk of store {store} is full")))
 }
 
 /// The voter that can best be spared.

@@ -330,10 +330,11 @@ impl<'a> Round<'a> {
 
     /// Whether the replica answers, has caught up, and stands in a store that is heard of.
     pub fn is_well(&self, region: &Region, store: NodeId) -> bool {
+        let differs = |now: &StoreNow<'_>| region.peer(store).is_some_and(|peer| now.store.differs(region.id, peer.id));
         region.is_well_in(store)
-            && self
-                .store(store)
-                .is_some_and(|now| now.health == Health::Connected && now.state != StoreState::Tombstone)
+            && self.store(store).is_some_and(|now| {
+                now.health == Health::Connected && now.state != StoreState::Tombstone && !differs(now)
+            })
     }
 
     /// Whether nothing is the matter with the region: as many voters as wanted, all well and in stores that stay, and no

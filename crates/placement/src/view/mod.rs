@@ -24,7 +24,7 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use base::{GroupId, NodeId, Time};
+use base::{GroupId, NodeId, PeerId, Time};
 
 pub use flight::{InFlight, Progress};
 pub use region::{
@@ -119,6 +119,13 @@ impl View {
         store.reported = true;
         store.heard = now;
         Ok(())
+    }
+
+    /// The replicas in a store that are not what most are, all of them.
+    pub fn report_differing(&mut self, store: NodeId, differing: impl Iterator<Item = (GroupId, PeerId)>) {
+        if let Some(store) = self.stores.get_mut(&store) {
+            store.differing = differing.collect();
+        }
     }
 
     /// A store has shown a sign of life.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use base::{GroupId, NodeId, Time};
+use base::{GroupId, NodeId, PeerId, Time};
 use serde::Serialize;
 
 use crate::policy::Policy;
@@ -80,6 +80,8 @@ pub struct StoreReport {
     /// Its disk answers slowly.
     pub slow: bool,
     pub rates: StoreRates,
+    /// Its disk has next to no room, and it takes no puts.
+    pub full: bool,
 }
 
 /// Per second: what it has read for clients, and written to the replicas on it.
@@ -113,6 +115,8 @@ pub struct Store {
     pub(crate) followers: BTreeSet<GroupId>,
     pub(crate) learners: BTreeSet<GroupId>,
     pub(super) pending_peers: u32,
+    /// Replicas here whose state is not what most have.
+    pub(super) differing: BTreeMap<GroupId, PeerId>,
     /// Sums over the replicas here. Weight: every region counts at least [`REGION_WEIGHT_MIN_BYTES`].
     pub(super) region_bytes: u64,
     pub(super) region_weight_bytes: u64,
@@ -135,6 +139,7 @@ impl Store {
             followers: BTreeSet::new(),
             learners: BTreeSet::new(),
             pending_peers: 0,
+            differing: BTreeMap::new(),
             region_bytes: 0,
             region_weight_bytes: 0,
             led_flow: 0,
@@ -183,6 +188,11 @@ impl Store {
     /// Replicas here that their leaders call behind.
     pub fn pending_peers(&self) -> u32 {
         self.pending_peers
+    }
+
+    /// Whether the store says of its replica that its state is not what most have.
+    pub fn differs(&self, region: GroupId, peer: PeerId) -> bool {
+        self.differing.get(&region) == Some(&peer)
     }
 
     pub fn led_flow_bytes_per_sec(&self) -> u64 {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::small::{GIB, Small, key_in, short};
-use base::{GroupId, NodeId};
+use base::{GroupId, NodeId, PeerId};
 use placement::policy::MIB;
-use placement::view::{BeginError, Progress, ReportError, StoreState};
+use placement::view::{BeginError, Progress, ReportError, StoreMeta, StoreState};
 use placement::{Epoch, Rejected, Step};
 
 /// One region in stores 1 to 5, each in a rack of its own; what is planned for it.
@@ -65,6 +65,51 @@ fn a_silent_store_is_replaced_when_its_time_is_up() {
     assert_eq!(small.planned(), ["down-replica 1: +4 ^4 -3"]);
     let reason = small.plan().operators[0].reason.clone();
     assert!(reason.starts_with("store 3 is down, silent for 5m0s; store 4: isolation 2"), "{reason}");
+}
+
+#[test]
+fn a_store_that_lost_its_place_is_replaced_at_once() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.region(1, "1* 2 3-", |_| {});
+    assert_eq!(small.planned(), [""; 0]);
+    let meta = small.view.store(NodeId(3)).unwrap().meta.clone();
+    small.view.put_store(StoreMeta { lost: true, state: StoreState::Offline, ..meta }, small.now);
+    small.policy.store_remove_limit = 0;
+    assert_eq!(small.planned(), ["down-replica 1: +4 ^4 -3"]);
+}
+
+#[test]
+fn a_replica_that_differs_is_replaced_and_leaves_first_where_there_is_no_other_place() {
+    for (stores, replicas, differing, wanted) in [
+        ("1:a 2:b 3:c 4:d", "1* 2 3-", 3, &["differing-replica 1: +4 ^4 -3"][..]),
+        ("1:a 2:b 3:c 4:d", "1* 2 3", 1, &["differing-replica 1: +4 ^4 >2 -1"]),
+        ("1:a 2:b 3:c", "1* 2 3-", 3, &["differing-replica 1: -3"]),
+        ("1:a 2:b 3:c", "1* 2? 3-", 3, &[]),
+        ("1:a 2:b", "1* 2-", 2, &[]),
+    ] {
+        let mut small = Small::new(stores);
+        small.policy.max_replicas = replicas.split_whitespace().count() as u32;
+        small.region(1, replicas, |_| {});
+        let peer = small.view.region(GroupId(1)).unwrap().peer(NodeId(differing)).unwrap().id;
+        small.view.report_differing(NodeId(differing), [(GroupId(1), peer)].into_iter());
+        assert_eq!(small.planned(), wanted, "{replicas} in {stores}");
+        // What is told of another peer of the region is over.
+        small.view.report_differing(NodeId(differing), [(GroupId(1), PeerId(7))].into_iter());
+        assert_eq!(small.planned(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_full_store_takes_no_replica_and_gives_up_what_it_has() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.policy.schedulers = [placement::policy::Scheduler::EvictSlowStore].into();
+    small.region(1, "1* 2 3!", |_| {});
+    small.region(2, "1 2* 3", |_| {});
+    small.store(2, |report| report.full = true);
+    assert_eq!(small.planned(), ["down-replica 1: +4 ^4 -3", "full-store 2: +4 ^4 >1 -2"]);
+    small.store(4, |report| report.full = true);
+    assert_eq!(small.planned(), ["evict-slow-store 2: >1"]);
+    assert_eq!(small.blocked(), [("no-candidate", 2)]);
 }
 
 #[test]

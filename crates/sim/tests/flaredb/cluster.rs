@@ -226,6 +226,11 @@ impl Process {
         self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
+    /// It has ended, and may be started again.
+    pub fn reap(&mut self) {
+        self.child.take().expect("it ran").wait().unwrap();
+    }
+
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -259,6 +264,12 @@ fn built(name: &str) -> PathBuf {
 pub async fn put(client: &mut RawClient<Channel>, key: &str, value: &str) -> Result<(), Status> {
     let request = pb::PutRequest { context: None, key: key.to_owned().into(), value: value.to_owned().into() };
     client.put(request).await.map(drop)
+}
+
+/// Whether the key was there.
+pub async fn delete(client: &mut RawClient<Channel>, key: &str) -> Result<bool, Status> {
+    let request = pb::DeleteRequest { context: None, key: key.to_owned().into() };
+    client.delete(request).await.map(|response| response.into_inner().existed)
 }
 
 pub async fn get(client: &mut RawClient<Channel>, key: &str) -> Result<Option<String>, Status> {

@@ -1,6 +1,11 @@
 //! FlareDB as processes: a placement driver, stores, and clients through the public API.
 
 mod cluster;
+// Frozen disks are of no use here.
+#[allow(dead_code)]
+#[path = "../processes/disks.rs"]
+mod disks;
+mod full_disk;
 mod lost;
 #[path = "../common/machine.rs"]
 mod machine;

@@ -1,0 +1,227 @@
+//! The room on a store's disk.
+//!
+//! Two lines are drawn through the disk's free bytes ([`node::disk::Room`]); the upper one is a setting.
+//!
+//! | the disk | what happens |
+//! |---|---|
+//! | full (below the upper line) | regions led here are handed to stores that have room; of those that stay no puts are taken, by whichever store they are asked for; deletes and reads go on, and so do Raft and moving away; no region is received |
+//! | next to no room (below the lower line) | regions of which other stores with room have a majority are held here: they take nothing new, and catch up later |
+//! | room again | all of that ends by itself |
+//!
+//! The placement driver hears of it with each heartbeat: it sends such a store no replicas, and moves away what it holds. Its
+//! answers say which other stores are full.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use base::{GroupId, NodeId};
+use consensus::{Membership, Role};
+use node::disk::{Ballast, Room};
+use node::many::ManyNode;
+use parking_lot::Mutex;
+
+use storage::rocks::RocksEngine;
+
+use crate::store::{Region, Store};
+
+const TICK: Duration = Duration::from_millis(50);
+/// Between two attempts to hand over, and how many regions each of them is about.
+const HAND_OVER_EVERY: Duration = Duration::from_secs(1);
+const HANDED_AT_ONCE: usize = 64;
+/// What the placement driver said of other stores counts for so long.
+const WORD_COUNTS: Duration = Duration::from_secs(10);
+/// How long a put waits for a full leader to hand over.
+const PUT_WAITS: Duration = Duration::from_secs(3);
+const PUT_LOOKS_EVERY: Duration = Duration::from_millis(50);
+
+/// What a store knows of full disks.
+#[derive(Default)]
+pub struct Space {
+    full: AtomicBool,
+    /// The placement driver's last word on all stores, and when that was.
+    stores: Mutex<Option<(Instant, BTreeSet<NodeId>)>>,
+    /// Regions that take nothing new here.
+    held: Mutex<BTreeSet<GroupId>>,
+}
+
+impl Space {
+    /// Whether this store's own disk is.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether a region's replica here takes nothing new, and so answers nothing that needs it.
+    pub fn is_held(&self, region: GroupId) -> bool {
+        self.held.lock().contains(&region)
+    }
+
+    /// The placement driver has said which are.
+    pub fn learn(&self, stores: &[u64]) {
+        *self.stores.lock() = Some((Instant::now(), stores.iter().copied().map(NodeId).collect()));
+    }
+
+    /// Those that are, this one left out; `None`: the placement driver has not been heard lately.
+    fn others(&self) -> Option<BTreeSet<NodeId>> {
+        let stores = self.stores.lock();
+        let (at, full) = stores.as_ref()?;
+        (at.elapsed() < WORD_COUNTS).then(|| full.clone())
+    }
+}
+
+/// Whether stores with room, other than `own`, are a majority of the members that vote.
+fn is_spared(membership: &Membership, own: NodeId, full: &BTreeSet<NodeId>) -> bool {
+    let roomy = |node: NodeId| node != own && !full.contains(&node);
+    let voters = membership.voters.iter().filter_map(|peer| membership.node_of(*peer));
+    voters.filter(|node| roomy(*node)).count() > membership.voters.len() / 2
+}
+
+/// Watches the disk, and what was found damaged on it, for as long as the store runs. `reserve_bytes`: the upper line.
+pub async fn keep_room(
+    store: Arc<Store>,
+    node: Arc<ManyNode>,
+    engine: Arc<RocksEngine>,
+    folder: PathBuf,
+    reserve_bytes: u64,
+) {
+    let ballast = Ballast::new(&folder);
+    let mut room = Room::default();
+    let mut handed: Option<Instant> = None;
+    loop {
+        if let Some(why) = engine.damage() {
+            return node.is_damaged(why);
+        }
+        if let Some((free, total)) = node::disk::room(&folder) {
+            room.update(free, total, reserve_bytes);
+            ballast.adjust(free, total, reserve_bytes);
+        }
+        node.refuse_snapshots(room.full);
+        let was = store.space.full.swap(room.full, Ordering::Relaxed);
+        if room.full && !was {
+            tracing::error!(
+                target: "flaredb_storage",
+                "Disk full, this store takes no puts until there is room again code=CF8530"
+            );
+        } else if !room.full && was {
+            tracing::info!(target: "flaredb_storage", "Disk has room again, puts are taken");
+        }
+        if room.full && handed.is_none_or(|at| at.elapsed() >= HAND_OVER_EVERY) {
+            handed = Some(Instant::now());
+            store.hand_over();
+            if let Some(path) = node.drop_some_lost() {
+                let path = path.display();
+                tracing::warn!(
+                    target: "flaredb_storage",
+                    "Disk full, a part of what was given up as damaged is removed, path={path} code=CF8531"
+                );
+            }
+        }
+        store.hold(room.critical);
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+impl Store {
+    /// Waits until a region's leader has room for a put. The error: the store that has none.
+    pub async fn wait_for_room(&self, region: &Region) -> Result<(), NodeId> {
+        let began = Instant::now();
+        loop {
+            let leader = region.handle.status().leader_node;
+            let is_own = leader == self.id();
+            let full = if is_own {
+                self.space.is_full()
+            } else {
+                self.space.others().is_some_and(|full| full.contains(&leader))
+            };
+            if !full {
+                return Ok(());
+            }
+            // One of several may yet hand over.
+            let others = self.space.others().unwrap_or_default();
+            let hopeless = !is_spared(&region.handle.membership(), leader, &others);
+            if hopeless || began.elapsed() >= PUT_WAITS {
+                return Err(leader);
+            }
+            self.node.sleep(PUT_LOOKS_EVERY).await;
+        }
+    }
+
+    fn hand_over(&self) {
+        let full = self.space.others().unwrap_or_default();
+        let led = self.regions().into_iter().filter(|region| region.handle.status().role == Role::Leader);
+        let spared = led.filter_map(|region| {
+            let membership = region.handle.membership();
+            let status = region.handle.status();
+            let mut ready =
+                status.followers.iter().filter(|(peer, _, heard)| *heard && membership.voters.contains(peer));
+            let to = ready.find_map(|(peer, ..)| membership.node_of(*peer).filter(|node| !full.contains(node)));
+            to.map(|to| (region, to))
+        });
+        for (region, to) in spared.take(HANDED_AT_ONCE) {
+            // What does not come about is tried again.
+            drop(tokio::spawn(region.handle.transfer(Some(to))));
+        }
+    }
+
+    /// Keeps those regions held that others can do without this store's disk.
+    fn hold(&self, critical: bool) {
+        let mut held = self.space.held.lock();
+        if !critical && held.is_empty() {
+            return;
+        }
+        let full = self.space.others().filter(|_| critical);
+        let spared = |region: &Region| {
+            full.as_ref().is_some_and(|full| is_spared(&region.handle.membership(), self.id(), full))
+                && region.handle.status().role != Role::Leader
+        };
+        for region in self.regions() {
+            match (spared(&region), held.contains(&region.id())) {
+                (true, false) => drop(held.insert(region.id())),
+                (false, true) => drop(held.remove(&region.id())),
+                _ => continue,
+            }
+            region.handle.hold_group(held.contains(&region.id()));
+        }
+        held.retain(|id| self.region(*id).is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{ClusterId, PeerId};
+    use consensus::Member;
+
+    use super::*;
+
+    #[test]
+    fn a_region_is_held_where_others_with_room_are_a_majority() {
+        let member = |node| Member { node: NodeId(node), peer: PeerId(100 + node), ..Member::default() };
+        for (voters, full, expected) in [
+            (1, &[][..], false),
+            (2, &[], false),
+            (3, &[], true),
+            (3, &[2], false),
+            (5, &[2], true),
+            (5, &[2, 3], false),
+        ] {
+            let membership = Membership::founding(ClusterId(1), (1..=voters).map(member).collect());
+            let full = full.iter().copied().map(NodeId).collect();
+            assert_eq!(is_spared(&membership, NodeId(1), &full), expected, "{voters} voters, full: {full:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_taken_for_full_on_old_word_or_none() {
+        let space = Space::default();
+        assert_eq!(space.others(), None);
+        space.learn(&[3]);
+        assert_eq!(space.others(), Some(BTreeSet::from([NodeId(3)])));
+        let old = Instant::now().checked_sub(WORD_COUNTS);
+        if let (Some(old), Some((at, _))) = (old, &mut *space.stores.lock()) {
+            *at = old;
+        }
+        assert_eq!(space.others(), None);
+    }
+}

@@ -1,0 +1,125 @@
+//! Full disks of stores.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tonic::Code;
+
+use crate::cluster::{Cluster, delete, get, put};
+use crate::disks::SmallDisk;
+
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+const BACK_WITHIN: Duration = Duration::from_secs(30);
+/// What is left where a disk is filled: less than the line above which puts are taken.
+const LEFT_BYTES: u64 = 16 << 20;
+
+fn small_disk(cluster: &Cluster, store: usize) -> Option<SmallDisk> {
+    let disk = SmallDisk::mount_at(&cluster.data_dir(&cluster.stores[store]));
+    disk.inspect_err(|why| println!("skipped: a small file system cannot be mounted: {why}")).ok()
+}
+
+fn spawn_all(cluster: &mut Cluster) {
+    cluster.pd.iter_mut().chain(&mut cluster.stores).for_each(crate::cluster::Process::spawn);
+}
+
+/// Alone, a store whose disk is full refuses puts, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_refuses_puts_until_there_is_room() {
+    let mut cluster = Cluster::new(1, 1);
+    let Some(disk) = small_disk(&cluster, 0) else { return };
+    spawn_all(&mut cluster);
+    cluster.until("the first region is there", async |cluster| cluster.has_replicas(1).await).await;
+    let mut client = cluster.raw(0).await;
+    for number in 0..8 {
+        put(&mut client, &format!("k{number}"), "v").await.unwrap();
+    }
+    let ballast = disk.path().join("someone-elses");
+    for cycle in 0..2 {
+        disk.fill(&ballast, LEFT_BYTES);
+        let full = Instant::now();
+        let why = loop {
+            match put(&mut client, "k", "v").await {
+                Ok(()) => assert!(full.elapsed() < REFUSED_WITHIN, "puts are still taken"),
+                Err(why) => break why,
+            }
+        };
+        println!("figure: full disk, cycle {cycle}: refused after {} ms", full.elapsed().as_millis());
+        assert_eq!(why.code(), Code::ResourceExhausted);
+        assert!(why.message().contains("only deletes are taken"), "{why:?}");
+        assert_eq!(get(&mut client, &format!("k{}", 2 * cycle)).await.unwrap().as_deref(), Some("v"));
+        assert!(delete(&mut client, &format!("k{}", 2 * cycle)).await.unwrap());
+        cluster
+            .until("the placement driver knows", async |cluster| {
+                cluster.page("stores").await.is_some_and(|page| page["stores"][0]["full"] == true)
+            })
+            .await;
+        if cycle == 1 {
+            // A restart does not change that.
+            cluster.stores[0].kill();
+            cluster.stores[0].spawn();
+            client = cluster.raw(0).await;
+            cluster.until("it is back", async |cluster| get(&mut cluster.raw(0).await, "k1").await.is_ok()).await;
+            assert_eq!(put(&mut client, "k", "v").await.unwrap_err().code(), Code::ResourceExhausted);
+            assert!(delete(&mut client, "k1").await.unwrap());
+        }
+        fs::remove_file(&ballast).unwrap();
+        let roomy = Instant::now();
+        while put(&mut client, "k", "v").await.is_err() {
+            assert!(roomy.elapsed() < BACK_WITHIN, "puts do not come back");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("figure: full disk, cycle {cycle}: taken again after {} ms", roomy.elapsed().as_millis());
+    }
+}
+
+/// One of several stops nobody: it hands over what it leads, and its replicas move to where there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_among_others_hands_over_and_is_relieved() {
+    let mut cluster = Cluster::new(1, 3);
+    let Some(disk) = small_disk(&cluster, 0) else { return };
+    spawn_all(&mut cluster);
+    cluster.until("the first region is replicated", async |cluster| cluster.has_replicas(3).await).await;
+    for number in 0..50 {
+        put(&mut cluster.raw(1).await, &format!("k{number:02}"), "v").await.unwrap();
+    }
+    // The full one is to lead.
+    cluster
+        .until("the store with the small disk leads", async |cluster| {
+            if cluster.leader().await == 0 {
+                return true;
+            }
+            let other = cluster.leader().await;
+            cluster.stores[other].stop().await;
+            cluster.stores[other].spawn();
+            cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
+            false
+        })
+        .await;
+    let ballast = disk.path().join("someone-elses");
+    disk.fill(&ballast, LEFT_BYTES);
+    let full = Instant::now();
+    cluster.until("another store leads", async |cluster| cluster.leader().await != 0).await;
+    for store in 0..3 {
+        put(&mut cluster.raw(store).await, &format!("full-{store}"), "v").await.unwrap();
+    }
+    println!("figure: a full leader: puts go on after {} ms", full.elapsed().as_millis());
+
+    // With a place for it its replica leaves, and what it missed is made good.
+    let fourth = cluster.add_store(0);
+    cluster.stores[fourth].spawn();
+    cluster
+        .until("the full store holds nothing", async |cluster| {
+            let page = cluster.page("stores").await.unwrap_or_default();
+            let stores = page["stores"].as_array().cloned().unwrap_or_default();
+            stores.iter().any(|store| store["id"] == 1 && store["region_count"] == 0) && cluster.has_replicas(3).await
+        })
+        .await;
+    assert_eq!(get(&mut cluster.raw(fourth).await, "full-0").await.unwrap().as_deref(), Some("v"));
+    fs::remove_file(&ballast).unwrap();
+    cluster
+        .until("the store has room again", async |cluster| {
+            let page = cluster.page("stores").await.unwrap_or_default();
+            page["stores"].as_array().is_some_and(|stores| stores.iter().all(|store| store["full"] == false))
+        })
+        .await;
+}
