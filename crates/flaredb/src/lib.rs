@@ -13,14 +13,18 @@
 //! | [`store`] | which regions are here, and how they come and go |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
+//! | [`ready`] | when it is ready, for the service manager |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: merges; time series, which will be another kind of content of a region.
 
 pub mod api;
 pub mod config;
+#[cfg(test)]
+mod config_reference;
 pub mod metrics;
 pub mod pd;
+pub mod ready;
 pub mod region;
 pub mod server;
 pub mod store;

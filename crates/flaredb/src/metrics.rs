@@ -10,7 +10,8 @@ use crate::store::Store;
 
 /// The page `/metrics`.
 pub fn render(store: &Store) -> String {
-    let mut out = String::new();
+    let certificates = store.node.certificates();
+    let mut out = certificates.map(|certificates| certificates.stats().page("flaredb")).unwrap_or_default();
     let mut gauge = |name: &str, help: &str, kind: &str, value: f64| {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     };

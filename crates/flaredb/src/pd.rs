@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proto::placement as pb;
-use rpc::client::PlacementClient;
+use rpc::client::{PlacementClient, Tls};
 use rpc::server::BoxFuture;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -17,16 +17,18 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Cheap to share by reference.
 pub struct PdClient {
     addresses: Vec<String>,
+    /// For `https://`; with the store's own certificate.
+    tls: Option<Tls>,
     /// The address in use.
     current: AtomicUsize,
     channel: Mutex<Option<Channel>>,
 }
 
 impl PdClient {
-    /// `addresses`: `http://HOST:PORT` each, at least one.
-    pub fn new(addresses: Vec<String>) -> PdClient {
+    /// `addresses`: URLs, at least one.
+    pub fn new(addresses: Vec<String>, tls: Option<Tls>) -> PdClient {
         assert!(!addresses.is_empty(), "the configuration has one");
-        PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default() }
+        PdClient { addresses, tls, current: AtomicUsize::new(0), channel: Mutex::default() }
     }
 
     pub fn addresses(&self) -> String {
@@ -85,7 +87,7 @@ impl PdClient {
             return Ok(channel.clone());
         }
         let address = &self.addresses[self.current.load(Ordering::Relaxed) % self.addresses.len()];
-        let connected = rpc::client::connect(address, CONNECT_TIMEOUT, None).await;
+        let connected = rpc::client::connect(address, CONNECT_TIMEOUT, self.tls.as_ref()).await;
         let channel = connected.map_err(|why| Status::unavailable(format!("{address}: {why}")))?;
         *self.channel.lock() = Some(channel.clone());
         Ok(channel)

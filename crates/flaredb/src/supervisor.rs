@@ -20,6 +20,7 @@ use consensus::{Member, MemberRole, MembershipChange, Refusal, Role};
 use node::transport::{CallFuture, CallService, Caller, Standing};
 use prost::Message as _;
 use proto::{flaredb, placement as pb};
+use rpc::tls_words::{SPEAKS_NO_TLS, SPEAKS_TLS};
 use tonic::{Code, Status};
 
 use crate::pd::PdClient;
@@ -75,9 +76,10 @@ pub async fn register(
                 if failures % SAY_EVERY == 0 {
                     tracing::warn!(
                         target: "flaredb_pd_client",
-                        "failed to register with PD, retrying, addr={} why={} code=CF8501",
+                        "failed to register with PD, retrying, addr={} why={}{} code=CF8501",
                         pd.addresses(),
-                        status.message()
+                        status.message(),
+                        advice(status.message())
                     );
                 }
                 failures += 1;
@@ -85,6 +87,16 @@ pub async fn register(
         }
         tokio::time::sleep(REGISTER_RETRY).await;
     }
+}
+
+/// What to do where one of the two speaks TLS and the other does not.
+fn advice(why: &str) -> &'static str {
+    let one_sided = [SPEAKS_TLS, SPEAKS_NO_TLS, "during the TLS handshake"];
+    if one_sided.iter().any(|words| why.contains(words)) {
+        return "; TLS mismatch: either PD and stores both use TLS, or none of them does ([tls] in flaredb.toml and \
+                placement-driver.toml)";
+    }
+    ""
 }
 
 fn is_final(status: &Status) -> bool {
@@ -117,8 +129,9 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<PdClient>) {
                 if failures % SAY_EVERY == 0 {
                     tracing::warn!(
                         target: "flaredb_pd_client",
-                        "Heartbeat to PD failed, retrying... why={} code=CF8502",
-                        status.message()
+                        "Heartbeat to PD failed, retrying... why={}{} code=CF8502",
+                        status.message(),
+                        advice(status.message())
                     );
                 }
                 failures += 1;

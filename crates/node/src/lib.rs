@@ -20,7 +20,8 @@
 //! [`recovery`] a stopped node's folder mended · [`room`] what every node has · [`node`] all of it put together · [`many`] a
 //! node with many groups · [`stages`] where
 //! time went · [`lag`] followers that are behind · [`service`] and [`announce`] what the service manager is told ·
-//! [`stopping`] who may go, and when · [`restart`] the process anew · [`clock`], [`logging`].
+//! [`stopping`] who may go, and when · [`restart`] the process anew · [`program`] how a program begins and ends, with
+//! [`options`], what all are told in the same words, [`reload`], the same while it runs, and [`start_error`], why it did not · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error stops the process; nothing is retried on a bad disk. What is damaged is never served, and is
@@ -47,9 +48,12 @@ pub mod many;
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
 pub mod node;
+pub mod options;
 pub(crate) mod outcast;
+pub mod program;
 pub mod rebuilds;
 pub mod recovery;
+pub mod reload;
 pub mod restart;
 pub(crate) mod roll;
 pub(crate) mod room;
@@ -58,6 +62,7 @@ pub mod seed;
 pub mod service;
 pub mod stages;
 pub(crate) mod standin;
+pub mod start_error;
 pub mod stopping;
 pub mod tls;
 pub mod transport;

@@ -39,6 +39,8 @@
 
 pub mod api;
 pub mod config;
+#[cfg(test)]
+mod config_reference;
 pub mod explain;
 pub mod leader;
 pub mod machine;

@@ -20,6 +20,11 @@ impl Page {
         self.0
     }
 
+    /// Families that somebody else has written.
+    pub fn add(&mut self, families: &str) {
+        self.0.push_str(families);
+    }
+
     pub fn counter(&mut self, name: &str, help: &str, value: impl Display) {
         self.counters(name, help, [(String::new(), value)]);
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use base::{NodeId, PeerId};
 use consensus::Member;
-use node::tls::Expiry;
+use node::tls::{Expiry, FileKind};
 use storage::engine::EngineStats;
 
 use super::*;

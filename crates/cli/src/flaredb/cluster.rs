@@ -8,13 +8,14 @@ use rpc::client::PlacementClient;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{Global, connect};
+use super::Global;
+use super::connect::{connect, reach};
 
 const ASK_PD: &str = "is that the placement driver? its address is `pd_addr` in flaredb.toml";
 
 /// Whether all is well.
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
-    let channel = connect(&global.endpoint).await?;
+    let channel = connect(global, &global.endpoint).await?;
     let answer = PlacementClient::new(channel).cluster_status(pb::ClusterStatusRequest {}).await;
     let answer = answer.map_err(|status| {
         let failure = Failure::of_status(&global.endpoint, &status);
@@ -100,9 +101,10 @@ fn as_json(status: &pb::ClusterStatusResponse) -> Value {
 }
 
 /// Prints a page of the placement driver; its JSON is made to be read.
-pub async fn page(endpoint: &str, path: &str, output: &mut Output) -> Result<bool, Failure> {
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let asked = rpc::client::page(&url, &format!("/pd/api/v1/{path}"), None).await;
+pub async fn page(global: &Global, path: &str, output: &mut Output) -> Result<bool, Failure> {
+    let endpoint = &global.endpoint;
+    let (url, tls) = reach(global, endpoint)?;
+    let asked = rpc::client::page(&url, &format!("/pd/api/v1/{path}"), tls.as_ref()).await;
     let text = asked.map_err(|why| Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD))?;
     match (output.format_of_lines(), serde_json::from_slice::<Value>(&text)) {
         (Format::Json, Ok(value)) => output.json(&value)?,

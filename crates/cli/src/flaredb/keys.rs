@@ -11,7 +11,8 @@ use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::{Global, connect};
+use super::Global;
+use super::connect::connect;
 
 /// Asks the endpoint, and if that is a placement driver, the store that it names.
 async fn ask<T>(
@@ -19,7 +20,7 @@ async fn ask<T>(
     key: &[u8],
     call: impl AsyncFn(RawClient<Channel>) -> Result<Response<T>, Status>,
 ) -> Result<T, Failure> {
-    let channel = connect(&global.endpoint).await?;
+    let channel = connect(global, &global.endpoint).await?;
     let status = match call(client_of(channel.clone())).await {
         Ok(answer) => return Ok(answer.into_inner()),
         Err(status) => status,
@@ -34,7 +35,7 @@ async fn ask<T>(
     stores.sort_by_key(|store| store.id != found.leader_store);
     let mut failure = Failure::new(cli::failure::Kind::Refused, "the placement driver names no store for this key");
     for store in stores {
-        match connect(&store.client_url).await {
+        match connect(global, &store.client_url).await {
             Ok(channel) => {
                 let answer = call(client_of(channel)).await;
                 return answer.map(Response::into_inner).map_err(|why| Failure::of_status(&store.client_url, &why));

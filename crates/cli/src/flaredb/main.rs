@@ -4,16 +4,18 @@
 //! concerns the cluster is asked of the placement driver.
 
 mod cluster;
+mod connect;
 mod keys;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use cli::failure::Failure;
 use cli::format::parse_duration;
+use cli::manual;
 use cli::output::{Format, Output};
-use tonic::transport::Channel;
+use connect::Certificates;
 
 /// FlareDB from the command line
 #[derive(Parser)]
@@ -30,6 +32,8 @@ struct Global {
     /// A store, or for what concerns the cluster the placement driver
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
     endpoint: String,
+    #[command(flatten)]
+    certificates: Certificates,
     /// How answers are shown [default: table on a terminal, simple otherwise]
     #[arg(short = 'o', long, global = true, env = "FLAREDB_OUTPUT")]
     output: Option<Format>,
@@ -77,6 +81,17 @@ enum Command {
     },
     /// The schedulers that are on
     Schedulers,
+    /// Write manual pages
+    Man {
+        /// The folder to write a page per command to; otherwise the main page is printed
+        #[arg(long, value_name = "FOLDER")]
+        dir: Option<std::path::PathBuf>,
+        /// Print all commands as one Markdown page instead
+        #[arg(long, conflicts_with = "dir")]
+        markdown: bool,
+    },
+    /// Print a completion script
+    Completion { shell: clap_complete::Shell },
     /// What is wanted for a region or a store, and what stands in the way
     Explain {
         #[command(subcommand)]
@@ -111,8 +126,10 @@ fn main() -> ExitCode {
 /// Whether what was asked for is there, or well.
 async fn run(command: Command, global: &Global) -> Result<bool, Failure> {
     let mut output = Output::new(global.output);
-    let endpoint = &global.endpoint;
     let done = match command {
+        Command::Man { markdown: true, .. } => manual::print(markdown().as_bytes()).map(|()| true)?,
+        Command::Man { dir, .. } => manual::man(Cli::command(), "FlareDB", dir).map(|()| true)?,
+        Command::Completion { shell } => manual::completion(Cli::command(), shell).map(|()| true)?,
         Command::ClusterStatus => cluster::status(global, &mut output).await?,
         Command::Get { key } => keys::get(global, key, &mut output).await?,
         Command::Put { key, value } => keys::put(global, key, value, &mut output).await?,
@@ -124,25 +141,38 @@ async fn run(command: Command, global: &Global) -> Result<bool, Failure> {
             };
             keys::scan(global, start, end, limit, keys_only, &mut output).await?
         }
-        Command::Stores => cluster::page(endpoint, "stores", &mut output).await?,
-        Command::Regions => cluster::page(endpoint, "regions", &mut output).await?,
-        Command::Operators { ended: false } => cluster::page(endpoint, "operators", &mut output).await?,
-        Command::Operators { ended: true } => cluster::page(endpoint, "operators/records", &mut output).await?,
-        Command::Schedulers => cluster::page(endpoint, "schedulers", &mut output).await?,
+        Command::Stores => cluster::page(global, "stores", &mut output).await?,
+        Command::Regions => cluster::page(global, "regions", &mut output).await?,
+        Command::Operators { ended: false } => cluster::page(global, "operators", &mut output).await?,
+        Command::Operators { ended: true } => cluster::page(global, "operators/records", &mut output).await?,
+        Command::Schedulers => cluster::page(global, "schedulers", &mut output).await?,
         Command::Explain { what: Explain::Region { id } } => {
-            cluster::page(endpoint, &format!("explain/region/{id}"), &mut output).await?
+            cluster::page(global, &format!("explain/region/{id}"), &mut output).await?
         }
         Command::Explain { what: Explain::Store { id } } => {
-            cluster::page(endpoint, &format!("explain/store/{id}"), &mut output).await?
+            cluster::page(global, &format!("explain/store/{id}"), &mut output).await?
         }
     };
     output.flush()?;
     Ok(done)
 }
 
-async fn connect(endpoint: &str) -> Result<Channel, Failure> {
-    const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let connected = rpc::client::connect(&url, CONNECT_TIMEOUT, None).await;
-    connected.map_err(|error| Failure::of_connection(endpoint, &error))
+/// docs/reference/flaredb-client.md
+fn markdown() -> String {
+    manual::markdown(Cli::command(), "crates/cli/src/flaredb/main.rs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `UPDATE=1 cargo test --release --workspace documents` writes it anew.
+    #[test]
+    fn what_the_documents_say_is_current() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/flaredb-client.md");
+        if std::env::var_os("UPDATE").is_some() {
+            return std::fs::write(file, markdown()).unwrap();
+        }
+        assert!(std::fs::read_to_string(&file).unwrap_or_default() == markdown(), "{} differs", file.display());
+    }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::{flaredb as pb, placement};
 use rpc::Status;
-use rpc::client::RawClient;
+use rpc::client::{RawClient, Tls};
 use rpc::server::BoxFuture;
 use tonic::transport::Channel;
 
@@ -36,14 +36,16 @@ pub type Asked<T> = BoxFuture<Result<T, tonic::Status>>;
 /// Where keys lie, as far as is known.
 pub struct Router {
     pd: Arc<PdClient>,
+    /// For stores at `https://`.
+    tls: Option<Tls>,
     /// By the region's start.
     known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl Router {
-    pub fn new(pd: Arc<PdClient>) -> Router {
-        Router { pd, known: Mutex::default(), channels: Mutex::default() }
+    pub fn new(pd: Arc<PdClient>, tls: Option<Tls>) -> Router {
+        Router { pd, tls, known: Mutex::default(), channels: Mutex::default() }
     }
 
     /// Asks a store that has the key, and another one if it has not.
@@ -156,7 +158,7 @@ impl Router {
         if let Some(channel) = self.channels.lock().get(url) {
             return Ok(channel.clone());
         }
-        let connected = rpc::client::connect(url, CONNECT_TIMEOUT, None).await;
+        let connected = rpc::client::connect(url, CONNECT_TIMEOUT, self.tls.as_ref()).await;
         let channel = connected.map_err(|why| tonic::Status::unavailable(format!("{url}: {why}")))?;
         self.channels.lock().insert(url.to_owned(), channel.clone());
         Ok(channel)

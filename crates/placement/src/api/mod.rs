@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::Refusal;
+use node::tls::Certificates;
 use node::transport::{CallFuture, CallService, Caller};
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 use rpc::{Code, Status};
@@ -28,6 +29,7 @@ const HTTP: u8 = 1;
 pub struct Api {
     pub leader: Arc<OnceLock<Arc<Leader>>>,
     pub handle: node::GroupHandle,
+    pub certificates: Option<Arc<Certificates>>,
 }
 
 impl Api {

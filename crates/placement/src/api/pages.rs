@@ -444,7 +444,8 @@ impl Api {
 
     /// The page `/metrics`. What only the leader knows, only the leader exports.
     pub(super) fn metrics(&self) -> String {
-        let mut out = String::new();
+        let certificates = self.certificates.as_ref();
+        let mut out = certificates.map(|certificates| certificates.stats().page("placement")).unwrap_or_default();
         let leads = self.handle.status().role == Role::Leader;
         let mut family = |name: &str, help: &str, samples: Vec<(String, f64)>| {
             out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));

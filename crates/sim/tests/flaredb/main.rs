@@ -3,7 +3,11 @@
 mod cluster;
 #[path = "../common/machine.rs"]
 mod machine;
+#[path = "../common/pki.rs"]
+mod pki;
 mod placement;
 mod raw;
+mod secure;
+mod service;
 mod splits;
 mod stores;

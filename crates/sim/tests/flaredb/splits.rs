@@ -12,10 +12,10 @@ use crate::cluster::{Cluster, PATIENCE, get, put};
 const VALUE_BYTES: usize = 1024;
 
 /// Regions of a MiB, instead of a GiB.
-fn make_regions_small(cluster: &Cluster) {
+pub fn make_regions_small(cluster: &Cluster) {
     let url = format!("{}/pd/api/v1/config/schedule", cluster.pd[0].url());
     let small = r#"{"region-split-size": 1, "max-merge-region-size": 0}"#;
-    let output = Command::new("curl").args(["-s", "-d", small, &url]).output().unwrap();
+    let output = Command::new("curl").args(cluster.curl()).args(["-d", small, &url]).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains(r#""region-split-size": 1"#), "{said}");
 }
@@ -25,7 +25,7 @@ fn key(number: usize) -> String {
 }
 
 /// How many regions there are, if they cover all keys once.
-fn covering(page: &Value) -> Result<usize, String> {
+pub fn covering(page: &Value) -> Result<usize, String> {
     let regions = page["regions"].as_array().cloned().unwrap_or_default();
     let range = |region: &Value| {
         let text = |name: &str| region[name].as_str().unwrap_or_default().to_owned();
