@@ -17,6 +17,7 @@
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`blocking`] | what waits for the disk |
+//! | [`ready`] | when it is ready, for the service manager |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: time series, which will be another kind of content of a region.
@@ -24,10 +25,13 @@
 pub mod api;
 pub mod blocking;
 pub mod config;
+#[cfg(test)]
+mod config_reference;
 pub mod load;
 pub mod merging;
 pub mod metrics;
 pub mod pd;
+pub mod ready;
 pub mod region;
 pub mod replication;
 pub mod server;

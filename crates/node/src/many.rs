@@ -31,7 +31,7 @@ use crate::handle::GroupHandle;
 use crate::heal::Health;
 use crate::identity::{Folder, Identity};
 use crate::inbox::Inbox;
-use crate::node::StartError;
+use crate::node::{StartError, named};
 use crate::room::{Fittings, Room};
 use crate::tls::{self, Certificates, TlsOptions};
 use crate::transport::{CallService, Listening, Peers, Transport};
@@ -93,6 +93,12 @@ impl ManyNode {
         let certificates = config.tls.clone().map(Certificates::load).transpose()?;
         let folder = Folder::open(&config.data_dir, "")?;
         let identity = folder.identity(config.node)?;
+        // One that has no number yet may be given any.
+        if let Some(certificates) = &certificates
+            && identity.node != NodeId::default()
+        {
+            named(certificates, identity.node, &config.advertise_peer)?;
+        }
         // A log that was written once cannot be gone.
         let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
         let store = SegLog::open(&folder.path().join("raft"), options).map_err(|error| match error {
@@ -143,6 +149,9 @@ impl ManyNode {
     /// The folder is this node's in this cluster from now on, also where it was to be another one; the threads start, and
     /// the port answers.
     pub fn begin(&self, cluster: ClusterId, node: NodeId, service: Arc<dyn CallService>) -> Result<(), StartError> {
+        if let Some(certificates) = &self.certificates {
+            named(certificates, node, &self.config.advertise_peer)?;
+        }
         let before = self.identity();
         let renamed = before.node != NodeId::default() && before.node != node;
         let wished = if renamed { before.node } else { before.wished };
