@@ -11,7 +11,8 @@ use tonic::Code;
 use super::Global;
 use super::connect::{connect, reach};
 
-const ASK_PD: &str = "is that the placement driver? its address is `pd_addr` in flaredb.toml";
+const ASK_PD: &str =
+    "is that the placement driver, and does it speak TLS (https://)? its address is `pd_addr` in flaredb.toml";
 
 /// Whether all is well.
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
