@@ -70,6 +70,8 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     let runtime = tokio::runtime::Handle::current();
     let node = Arc::new(ManyNode::open(settings.node.clone(), &runtime, Arc::new(fatal))?);
     let engine = RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage).map_err(of_data)?;
+    // From here on: one that waits for the placement driver lives, too, and is called ready after a while.
+    tokio::spawn(announce::watchdog(service.clone(), node.stats()));
     let certificates = node.certificates();
     let asking = certificates.as_ref().and_then(Certificates::asking);
 
@@ -128,7 +130,6 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     tokio::spawn(replication::watch(store.clone()));
     tokio::spawn(tell_engine_events(engine));
     tokio::spawn(ready.attend(store.clone()));
-    tokio::spawn(announce::watchdog(service.clone(), store.node.stats()));
     until_told_to_stop(reloader.with(certificates), &service).await;
     tracing::info!(target: "flaredb_service", "Stopping");
     service.stopping();

@@ -559,7 +559,6 @@ fn others_configured(config: &NodeConfig) -> bool {
     config.initial.iter().any(|member| bare(&member.address) != bare(&config.advertise_peer))
 }
 
-/// `None`: no gossip is wanted, or it can be done without.
 /// Whether the others will take this node's certificate for its own.
 pub(crate) fn named(certificates: &Certificates, node: NodeId, address: &str) -> Result<(), StartError> {
     if certificates.name_this_node(node, address) {
@@ -570,6 +569,7 @@ pub(crate) fn named(certificates: &Certificates, node: NodeId, address: &str) ->
     Err(StartError::WrongName { cert: options.cert_file.clone(), program: options.program, node, host })
 }
 
+/// `None`: no gossip is wanted, or it can be done without.
 fn listen_for_gossip(options: Option<&GossipOptions>) -> Result<Option<TcpListener>, StartError> {
     let Some(GossipOptions { listen, required }) = options else { return Ok(None) };
     let address = *listen;

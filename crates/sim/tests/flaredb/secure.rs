@@ -45,14 +45,20 @@ async fn everything_is_under_tls() {
         let read = get(&mut cluster.raw(number % 3).await, &key(number)).await.unwrap();
         assert_eq!(read.map(|value| value.len()), Some(1024), "{number}");
     }
-    // The client asks a placement driver, and then the store that it names; both at https.
+    // A placement driver passes requests on to the store that has the key; all of them speak TLS.
     for process in cluster.pd.iter().chain(&cluster.stores) {
         assert_eq!(cluster.client(process, &["put", "asked", &process.name]), (true, "OK\n".to_owned()));
         assert_eq!(cluster.client(process, &["get", "asked"]), (true, format!("{}\n", process.name)));
     }
     let (healthy, said) = cluster.client(&cluster.pd[0], &["cluster-status"]);
     assert!(healthy && said.matches("https://").count() == 4, "{said}");
-    assert!(cluster.client(&cluster.pd[0], &["stores"]).1.contains("\"count\": 3"));
+    // The placement driver's pages: read, and changed by both methods.
+    let (shown, said) = cluster.client(&cluster.pd[0], &["stores"]);
+    assert!(shown && said.lines().count() == 3, "{said}");
+    let (changed, said) = cluster.client(&cluster.pd[0], &["policy", "set", "max-replicas=3"]);
+    assert!(changed && said.contains("max-replicas 3"), "{said}");
+    let (cleared, said) = cluster.client(&cluster.pd[0], &["stores", "limit", "1", "--clear"]);
+    assert!(cleared && said.contains("the policy's"), "{said}");
     for (process, program) in [(&cluster.pd[0], "placement"), (&cluster.stores[0], "flaredb")] {
         let page = rpc::client::page(&process.url(), "/metrics", cluster.tls().as_ref()).await.unwrap();
         let page = String::from_utf8(page).unwrap();
