@@ -32,37 +32,50 @@ contents() {
     dpkg-deb -c "$deb" | awk '{ print $1, $2, substr($0, index($0, "./")) }' > "$work/list"
     local each
     for each in '-rwxr-xr-x root/root ./usr/bin/chainfire' '-rwxr-xr-x root/root ./usr/bin/chainfire-client' \
-        '-rw-r--r-- root/root ./etc/centra-cloud/chainfire.toml' \
-        '-rw-r--r-- root/root ./usr/lib/systemd/system/chainfire.service' \
+        '-rwxr-xr-x root/root ./usr/bin/flaredb' '-rwxr-xr-x root/root ./usr/bin/flaredb-client' \
+        '-rwxr-xr-x root/root ./usr/bin/placement-driver' \
         '-rw-r--r-- root/root ./usr/lib/systemd/system/chainfire-backup.service' \
         '-rw-r--r-- root/root ./usr/lib/systemd/system/chainfire-backup.timer' \
         '-rw-r--r-- root/root ./usr/share/chainfire/systemd/drop-ins/shared-host.conf' \
+        '-rw-r--r-- root/root ./usr/share/chainfire/systemd/drop-ins/flaredb-shared-host.conf' \
+        '-rw-r--r-- root/root ./usr/share/chainfire/systemd/drop-ins/placement-driver-shared-host.conf' \
         '-rwxr-xr-x root/root ./usr/share/chainfire/scripts/generate-dev-certs.sh' \
-        '-rw-r--r-- root/root ./usr/lib/sysusers.d/chainfire.conf' '-rw-r--r-- root/root ./usr/lib/tmpfiles.d/chainfire.conf' \
-        '-rw-r--r-- root/root ./usr/share/bash-completion/completions/chainfire-client' \
-        '-rw-r--r-- root/root ./usr/share/bash-completion/completions/chainfire' \
-        '-rw-r--r-- root/root ./usr/share/zsh/vendor-completions/_chainfire-client' \
-        '-rw-r--r-- root/root ./usr/share/zsh/vendor-completions/_chainfire' \
-        '-rw-r--r-- root/root ./usr/share/fish/vendor_completions.d/chainfire-client.fish' \
-        '-rw-r--r-- root/root ./usr/share/fish/vendor_completions.d/chainfire.fish' \
-        '-rw-r--r-- root/root ./usr/share/man/man8/chainfire.8.gz' \
-        '-rw-r--r-- root/root ./usr/share/man/man5/chainfire.toml.5.gz' \
-        '-rw-r--r-- root/root ./usr/share/man/man1/chainfire-client.1.gz' \
         '-rw-r--r-- root/root ./usr/share/man/man1/chainfire-client-status.1.gz' \
+        '-rw-r--r-- root/root ./usr/share/man/man1/flaredb-client-cluster-status.1.gz' \
         '-rw-r--r-- root/root ./usr/share/chainfire/prometheus/chainfire.rules.yml' \
         '-rw-r--r-- root/root ./usr/share/chainfire/grafana/chainfire.json' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/ops/troubleshooting.md' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/ops/alerts/ChainfireNoLeader.md' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/reference/configuration.md' \
+        '-rw-r--r-- root/root ./usr/share/doc/chainfire/reference/flaredb-configuration.md' \
+        '-rw-r--r-- root/root ./usr/share/doc/chainfire/reference/placement-driver-configuration.md' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/copyright'; do
         grep -qxF -- "$each" "$work/list" || fail "not in the package: $each"
+    done
+    local name
+    for name in chainfire flaredb placement-driver; do
+        for each in "etc/centra-cloud/$name.toml" "usr/lib/systemd/system/$name.service" "usr/share/man/man8/$name.8.gz" \
+            "usr/share/man/man5/$name.toml.5.gz"; do
+            grep -qxF -- "-rw-r--r-- root/root ./$each" "$work/list" || fail "not in the package: $each"
+        done
+    done
+    for name in chainfire chainfire-client flaredb flaredb-client placement-driver; do
+        for each in "bash-completion/completions/$name" "zsh/vendor-completions/_$name" "fish/vendor_completions.d/$name.fish"; do
+            grep -qxF -- "-rw-r--r-- root/root ./usr/share/$each" "$work/list" || fail "not in the package: $each"
+        done
+    done
+    for name in chainfire flaredb; do
+        for each in sysusers.d tmpfiles.d; do
+            grep -qxF -- "-rw-r--r-- root/root ./usr/lib/$each/$name.conf" "$work/list" || fail "not in the package: $each/$name.conf"
+        done
+        grep -qxF -- "-rw-r--r-- root/root ./usr/share/man/man1/$name-client.1.gz" "$work/list" || fail "not in the package: $name-client(1)"
     done
     grep -q ' \./usr/bin/rocksdb_ldb -> chainfire$' "$work/list" || fail "not in the package: rocksdb_ldb"
     if grep -E ' \./(var|home|root|tmp|usr/local|work)/' "$work/list"; then fail "files where no package puts any"; fi
     awk '$1 ~ /^-/ && ($2 != "root/root" || $1 ~ /^.....w|^........w|s|t/) { print; wrong = 1 } END { exit wrong }' "$work/list" \
         || fail "rights that no file of a package needs"
     dpkg-deb -e "$deb" "$work/control"
-    [ "$(cat "$work/control/conffiles")" = /etc/centra-cloud/chainfire.toml ] || fail "settings are not kept over upgrades"
+    [ "$(paste -sd ' ' "$work/control/conffiles")" = "$(echo /etc/centra-cloud/{chainfire,flaredb,placement-driver}.toml)" ] || fail "settings are not kept over upgrades"
     local script
     for script in postinst prerm postrm; do
         sh -n "$work/control/$script"
@@ -70,7 +83,7 @@ contents() {
     done
     dpkg-deb -x "$deb" "$work/root"
     local program
-    for program in "$work"/root/usr/bin/chainfire{,-client}; do
+    for program in "$work"/root/usr/bin/{chainfire,flaredb}{,-client} "$work/root/usr/bin/placement-driver"; do
         if readelf -S "$program" | grep -q '\.debug_info'; then fail "$program has symbols for debugging"; fi
     done
     mkdir "$work/unpacked"
@@ -89,8 +102,11 @@ documents() {
         section=${page##*(}
         [ -s "$root/usr/share/man/man${section%)}/${page%(*}.${section%)}.gz" ] || fail "a unit names man:$page, which is not installed"
     done < <(grep -ohE 'man:[a-z.-]+\([0-9]\)' "$root"/usr/lib/systemd/system/* | sed 's/^man://' | sort -u)
-    zcat "$root/usr/share/man/man8/chainfire.8.gz" | grep -q '^\.TH CHAINFIRE 8 ' || fail "chainfire(8) says that it is another page"
-    zcat "$root/usr/share/man/man5/chainfire.toml.5.gz" | grep -q '^\.TH CHAINFIRE.TOML 5 ' || fail "chainfire.toml(5) says that it is another page"
+    local name
+    for name in chainfire flaredb placement-driver; do
+        zcat "$root/usr/share/man/man8/$name.8.gz" | tr -d '\\' | grep -qi "^\.TH $name 8 " || fail "$name(8) says that it is another page"
+        zcat "$root/usr/share/man/man5/$name.toml.5.gz" | tr -d '\\' | grep -qi "^\.TH $name.toml 5 " || fail "$name.toml(5) says that it is another page"
+    done
     while IFS=: read -r file target; do
         [ -e "${file%/*}/$target" ] || fail "${file#"$root"} links $target, which is not installed"
     done < <(grep -roE '\]\([^)#:]+' "$root/usr/share/doc/chainfire" --include='*.md' | sed 's/:](/:/')
@@ -101,7 +117,7 @@ documents() {
         "$root/usr/share/chainfire" "$root/usr/lib/systemd" "$root/etc" | sort -u)
     mkdir "$work/certs"
     "$root/usr/share/chainfire/scripts/generate-dev-certs.sh" "$work/certs" > /dev/null && [ -s "$work/certs/.bundles/chainfire-node-3/ca.crt" ] \
-        || fail "what is installed makes no certificates"
+        && [ -s "$work/certs/.bundles/flaredb-node-3/ca.crt" ] && [ -s "$work/certs/.bundles/placement-driver-node-1/ca.crt" ] || fail "what is installed makes no certificates"
     echo "documents: links, pages and paths lead somewhere"
 }
 
@@ -135,7 +151,29 @@ starts() {
     kill "$server"
     wait "$server" || fail "the server does not end in good order"
     server=
+    flaredb_starts "$address"
     echo "what is installed starts, serves and stops"
+}
+
+# The store brings its own placement driver along.
+flaredb_starts() {
+    local root=$work/root each
+    for each in flaredb placement-driver; do
+        "$root/usr/bin/$each" --check-config --config "$root/etc/centra-cloud/$each.toml" | grep -q '^the configuration is valid$'
+    done
+    "$root/usr/bin/flaredb" --standalone --config "$root/etc/centra-cloud/flaredb.toml" --data-dir "$work/flaredb" \
+        --api-addr "$1:2379" --raft-addr "$1:2380" --pd-addr "$1:2389" > "$work/log" 2>&1 &
+    server=$!
+    local client=("$root/usr/bin/flaredb-client" --endpoint "http://$1:2379") tries=0
+    until "${client[@]}" put packaged yes > /dev/null 2>&1; do
+        tries=$((tries + 1))
+        if [ $tries -gt 100 ] || ! kill -0 "$server" 2> /dev/null; then cat "$work/log" >&2 && fail "FlareDB as installed does not serve"; fi
+        sleep 0.3
+    done
+    "${client[@]}" get packaged | grep -q yes
+    kill "$server"
+    wait "$server" || fail "FlareDB does not end in good order"
+    server=
 }
 
 same_again() {
@@ -160,13 +198,15 @@ installs() {
         rm -rf /var/lib/chainfire /etc/centra-cloud
         dpkg -i /tmp/chainfire.deb > /tmp/said 2>&1 || { cat /tmp/said; say "it cannot be installed"; }
         [ "$(stat -c "%U %G %a" /var/lib/chainfire)" = "chainfire chainfire 700" ] || say "the data folder is not the users own"
+        [ "$(stat -c "%U %G %a" /var/lib/flaredb /var/lib/placement-driver | sort -u)" = "flaredb flaredb 700" ] \
+            || say "the data folders of FlareDB are not the users own"
         [ -d /etc/centra-cloud/certs ] || say "there is no folder for certificates"
         echo precious > /var/lib/chainfire/data
         echo "# changed here" >> /etc/centra-cloud/chainfire.toml
         dpkg -i /tmp/chainfire.deb > /tmp/said 2>&1 || { cat /tmp/said; say "it cannot be installed again"; }
         tail -n 1 /etc/centra-cloud/chainfire.toml | grep -q "changed here" || say "an upgrade overwrites settings"
         dpkg -r chainfire > /dev/null 2>&1 || say "it cannot be removed"
-        [ ! -e /usr/bin/chainfire ] && [ -e /etc/centra-cloud/chainfire.toml ] || say "removing takes too little or too much"
+        [ ! -e /usr/bin/chainfire ] && [ ! -e /usr/bin/flaredb ] && [ -e /etc/centra-cloud/chainfire.toml ] || say "removing takes too little or too much"
         dpkg -P chainfire > /dev/null 2>&1 || say "it cannot be purged"
         [ "$(cat /var/lib/chainfire/data)" = precious ] || say "a purge deletes data"
         [ ! -e /etc/centra-cloud/chainfire.toml ] || say "a purge leaves settings"

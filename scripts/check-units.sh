@@ -23,10 +23,12 @@ for unit in packaging/systemd/*.{service,timer}; do
 done
 said=$(complaints "$work/units")
 if [ -n "$said" ]; then echo "$said" >&2 && exit 1; fi
-# A drop-in is looked at with the unit that it is for.
-mkdir "$work/units/chainfire.service.d"
+# A drop-in is looked at with the unit that it is for: UNIT-shared-host.conf, or Chainfire's.
+mkdir "$work"/units/{chainfire,flaredb,placement-driver}.service.d
 for drop_in in packaging/systemd/drop-ins/*.conf; do
-    sed -E 's,^(ExecStartPre=)/usr/bin/[^ ]+,\1/bin/true,' "$drop_in" > "$work/units/chainfire.service.d/${drop_in##*/}"
+    name=${drop_in##*/} unit=chainfire
+    [ "$name" = shared-host.conf ] || unit=${name%-shared-host.conf}
+    sed -E 's,^(ExecStartPre=)/usr/bin/[^ ]+,\1/bin/true,' "$drop_in" > "$work/units/$unit.service.d/$name"
     said=$(complaints "$work/units")
     if [ -n "$said" ]; then echo "$said" >&2 && exit 1; fi
 done
@@ -47,6 +49,8 @@ grep -vE '^(SystemCall|Capability|Protect|Restrict)' packaging/systemd/chainfire
 
 if command -v systemd-sysusers > /dev/null; then
     mkdir -p "$work/root/etc"
-    systemd-sysusers --root="$work/root" "$PWD/packaging/sysusers.d/chainfire.conf"
-    grep -q '^chainfire:' "$work/root/etc/passwd"
+    for user in chainfire flaredb; do
+        systemd-sysusers --root="$work/root" "$PWD/packaging/sysusers.d/$user.conf"
+        grep -q "^$user:" "$work/root/etc/passwd"
+    done
 fi

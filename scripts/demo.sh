@@ -6,7 +6,8 @@
 #   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
 #   scripts/demo.sh --tls    clients speak TLS too, with certificates on both sides
 #
-# The nodes talk among themselves under mTLS, with certificates made on the spot, and whoever shows none is refused there.
+# The nodes talk among themselves under mTLS, with certificates made on the spot, and whoever shows none is refused there;
+# so do FlareDB's stores.
 # Clients are served plain HTTP on loopback unless --tls is given. What is printed as a command can be pasted as it is.
 #
 # SERVER=path runs it on another program that takes etcd's flags (bin/etcd, or a real etcd).
@@ -60,7 +61,10 @@ main() {
 
 make_certificates() {
     say "Making certificates in $folder/certs"
-    scripts/generate-dev-certs.sh "$folder/certs" > "$folder/certs.log" || fail "no certificates were made: $(tail -n 3 "$folder/certs.log")"
+    # FlareDB's servers have addresses of their own; N of 127.0.0.2N is store N.
+    local hosts=(--host "1=$PD") host
+    for host in "${STORES[@]}"; do hosts+=(--host "${host: -1}=$host"); done
+    scripts/generate-dev-certs.sh "$folder/certs" "${hosts[@]}" > "$folder/certs.log" || fail "no certificates were made: $(tail -n 3 "$folder/certs.log")"
     openssl x509 -in "$folder/certs/chainfire-node-1.crt" -noout -subject -issuer -enddate
     [ -n "$tls" ] || return 0
     echo "Clients show one too. In another terminal, all commands below need:"
@@ -72,7 +76,7 @@ make_certificates() {
 # Which certificates clients use.
 exports() {
     local program
-    for program in ETCDCTL CHAINFIRE; do
+    for program in ETCDCTL CHAINFIRE FLAREDB; do
         echo "export ${program}_CACERT=$folder/certs/ca.crt ${program}_CERT=$folder/certs/client.crt ${program}_KEY=$folder/certs/client.key"
     done
 }
@@ -90,13 +94,9 @@ start_three() {
 
 knock_without_a_certificate() {
     say "Knocking at the ports of Raft and gossip without a certificate"
-    local host port answer
+    local host port
     for host in "${HOSTS[@]}"; do
-        for port in $PEER_PORT $GOSSIP_PORT; do
-            answer=$(timeout 10 openssl s_client -connect "$host:$port" -CAfile "$folder/certs/ca.crt" -ign_eof < /dev/null 2>&1) || true
-            answer=$(grep -om1 'alert certificate required' <<< "$answer") || fail "$host:$port does not ask for a certificate" "$host"
-            echo "$host:$port: $answer"
-        done
+        for port in $PEER_PORT $GOSSIP_PORT; do knock "$host" "$port"; done
     done
     local deadline=$((SECONDS + START_SECONDS)) client=(bin/chainfire-client --endpoint "$(endpoint "${HOSTS[0]}")")
     until [ "$("${client[@]}" status | grep -c 'gossip=alive')" = ${#HOSTS[@]} ]; do
@@ -105,6 +105,14 @@ knock_without_a_certificate() {
     done
     echo "The members know one another there:"
     show "${client[@]}" member-list
+}
+
+# knock HOST PORT: without a certificate, and is refused.
+knock() {
+    local answer
+    answer=$(timeout 10 openssl s_client -connect "$1:$2" -CAfile "$folder/certs/ca.crt" -ign_eof < /dev/null 2>&1) || true
+    answer=$(grep -om1 'alert certificate required' <<< "$answer") || fail "$1:$2 does not ask for a certificate" "$1"
+    echo "$1:$2: $answer"
 }
 
 # In a shell that knows nothing but these lines.
@@ -215,8 +223,10 @@ damage_a_file() {
 
 start_flaredb() {
     say "Starting FlareDB: a placement driver and three stores"
-    local host deadline=$((SECONDS + START_SECONDS)) client=(bin/flaredb-client --endpoint "http://$PD:$CLIENT_PORT")
-    bin/placement-driver --data-dir "$folder/$PD" --api-addr "$PD:$CLIENT_PORT" --raft-addr "$PD:$PEER_PORT" >> "$folder/$PD.log" 2>&1 &
+    local host deadline=$((SECONDS + START_SECONDS)) client=(bin/flaredb-client --endpoint "$(endpoint $PD)")
+    # shellcheck disable=SC2046 # a list of flags
+    bin/placement-driver --data-dir "$folder/$PD" --api-addr "$PD:$CLIENT_PORT" --raft-addr "$PD:$PEER_PORT" \
+        $(certificates placement-driver-node-1) >> "$folder/$PD.log" 2>&1 &
     pids[$PD]=$!
     for host in "${STORES[@]}"; do start_store "$host"; done
     until "${client[@]}" -o json cluster-status 2> /dev/null | jq -e '.healthy and .operators == 0 and (.stores | length) == 3' > /dev/null; do
@@ -224,31 +234,48 @@ start_flaredb() {
         sleep 0.2
     done
     show "${client[@]}" cluster-status
-    show bin/flaredb-client --endpoint "http://${STORES[0]}:$CLIENT_PORT" put test-key "written through one store"
-    show bin/flaredb-client --endpoint "http://${STORES[2]}:$CLIENT_PORT" get test-key
-    echo "\$ curl -s http://$PD:$CLIENT_PORT/pd/api/v1/stores | jq -c '.stores[] | {id, state, available, capacity}'"
-    curl -s "http://$PD:$CLIENT_PORT/pd/api/v1/stores" | jq -c '.stores[] | {id, state, available, capacity}'
+    show bin/flaredb-client --endpoint "$(endpoint "${STORES[0]}")" put test-key "written through one store"
+    show bin/flaredb-client --endpoint "$(endpoint "${STORES[2]}")" get test-key
+    echo "\$ curl -s $(curl_certificates)$(endpoint $PD)/pd/api/v1/stores | jq -c '.stores[] | {id, state, available, capacity}'"
+    pd_page stores | jq -c '.stores[] | {id, state, available, capacity}'
+    knock "${STORES[0]}" $PEER_PORT
+    knock $PD $PEER_PORT
+}
+
+# pd_page PAGE: what the placement driver tells.
+pd_page() {
+    # shellcheck disable=SC2046 # a list of flags
+    eval curl -s $(curl_certificates) "$(endpoint $PD)/pd/api/v1/$1"
+}
+
+curl_certificates() { [ -z "$tls" ] || echo '--cacert $FLAREDB_CACERT --cert $FLAREDB_CERT --key $FLAREDB_KEY '; }
+
+# certificates NAME: the flags of a server of FlareDB.
+certificates() {
+    echo "--tls-cert-file $folder/certs/$1.crt --tls-key-file $folder/certs/$1.key --tls-ca-file $folder/certs/ca.crt" \
+        "--tls-api $([ -n "$tls" ] && echo mutual || echo off)"
 }
 
 # start_store HOST: on 127.0.0.2N it is store N.
 start_store() {
+    # shellcheck disable=SC2046 # a list of flags
     bin/flaredb --store-id "${1: -1}" --data-dir "$folder/$1" --pd-addr "$PD:$CLIENT_PORT" --api-addr "$1:$CLIENT_PORT" \
-        --raft-addr "$1:$PEER_PORT" >> "$folder/$1.log" 2>&1 &
+        --raft-addr "$1:$PEER_PORT" $(certificates "flaredb-node-${1: -1}") >> "$folder/$1.log" 2>&1 &
     pids[$1]=$!
 }
 
 kill_a_store() {
     say "Killing the store that leads, and writing on"
     local leader survivor began deadline=$((SECONDS + START_SECONDS))
-    leader=127.0.0.2$(curl -s "http://$PD:$CLIENT_PORT/pd/api/v1/regions" | jq '.regions[0].leader.store_id')
+    leader=127.0.0.2$(pd_page regions | jq '.regions[0].leader.store_id')
     survivor=127.0.0.21 && [ "$leader" != "$survivor" ] || survivor=127.0.0.22
     disown "${pids[$leader]}"
     kill -9 "${pids[$leader]}"
     began=$(date +%s%N)
-    show bin/flaredb-client --endpoint "http://$survivor:$CLIENT_PORT" put after "the death of $leader"
+    show bin/flaredb-client --endpoint "$(endpoint "$survivor")" put after "the death of $leader"
     echo "That took $((($(date +%s%N) - began) / 1000000)) ms: the others had to elect a leader"
     start_store "$leader"
-    until [ "$(bin/flaredb-client --endpoint "http://$leader:$CLIENT_PORT" get after 2> /dev/null)" = "the death of $leader" ]; do
+    until [ "$(bin/flaredb-client --endpoint "$(endpoint "$leader")" get after 2> /dev/null)" = "the death of $leader" ]; do
         [ $SECONDS -lt $deadline ] || fail "the store does not come back:" "$leader"
         sleep 0.2
     done
@@ -269,9 +296,9 @@ etcdctl endpoint status -w table
 etcdctl --endpoints <the leader's> move-leader <member id>
 curl ${tls:+--cacert \$ETCDCTL_CACERT --cert \$ETCDCTL_CERT --key \$ETCDCTL_KEY }$(endpoint "${HOSTS[0]}")/metrics
 tail -f $folder/${HOSTS[0]}.log
-bin/flaredb-client --endpoint http://$PD:$CLIENT_PORT cluster-status
-bin/flaredb-client --endpoint http://${STORES[0]}:$CLIENT_PORT scan
-bin/flaredb-client --endpoint http://$PD:$CLIENT_PORT explain store 1
+bin/flaredb-client --endpoint $(endpoint $PD) cluster-status
+bin/flaredb-client --endpoint $(endpoint "${STORES[0]}") scan
+bin/flaredb-client --endpoint $(endpoint $PD) explain store 1
 TEXT
     while :; do sleep 3600 & wait $!; done
 }

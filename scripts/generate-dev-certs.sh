@@ -18,19 +18,21 @@ Makes in DIR, with EC P-256 keys (keys mode 0600, certificates 0644):
   ca.crt .ca/ca.key                the CA; kept when it is there, and its certificate renewed when it runs out
   chainfire-node-N.crt .key        for the nodes N of Chainfire, as server and as client
   flaredb-node-N.crt .key          for the nodes N of FlareDB
-  placement-driver-node-1.crt .key
+  placement-driver-node-N.crt .key for the members N of FlareDB's placement driver
   client.crt .key                  for chainfire-client, curl, Prometheus
   .bundles/NAME/                   what the host of NAME needs, and no more: ca.crt and its own pair
 
 options:
   --nodes COUNT      so many nodes of each kind (3)
+  --pd COUNT         so many members of the placement driver (1)
   --host N=NAME      a further name or IP address of the host of node N, kept by later runs; repeat it
   --days DAYS        how long the certificates are valid (365); the CA's ten years
   --client-ca        clients get a CA of their own, client-ca.crt and .ca/client-ca.key, for `client_ca_file`
   --force-ca         a new CA; the old one is kept as ca.old.crt and .ca/ca.old.key, and ca-both.crt holds the two
   --help
 
-The certificate of node N is valid for chainfire-node-N, nodeN, node-N, localhost, 127.0.0.N, 127.0.0.1 and its --host.
+The certificate of node N is valid for chainfire-node-N, nodeN, node-N, localhost, 127.0.0.N, 127.0.0.1 and its --host;
+those of FlareDB likewise, for flaredb-node-N and placement-driver-node-N.
 TEXT
 }
 
@@ -38,7 +40,7 @@ CA_DAYS=3650
 NODES_MAX=254
 
 main() {
-    local directory='' nodes=0 days=365 client_ca='' force_ca=''
+    local directory='' nodes=0 drivers=0 days=365 client_ca='' force_ca=''
     declare -gA hosts=()
     parse "$@"
     command -v openssl > /dev/null || fail "openssl is not installed (as root: apt-get install openssl)"
@@ -63,7 +65,10 @@ main() {
             certify ca "$kind-node-$number" serverAuth,clientAuth "$(names_of "$kind-node-$number" "$number")"
         done
     done
-    certify ca placement-driver-node-1 serverAuth,clientAuth "$(names_of placement-driver-node-1 1 DNS:placement-driver)"
+    kind=placement-driver
+    for number in $(seq "$(count "$kind" $((drivers > 0 ? drivers : 1)))"); do
+        certify ca "$kind-node-$number" serverAuth,clientAuth "$(names_of "$kind-node-$number" "$number" DNS:placement-driver)"
+    done
     certify "$clients" client clientAuth DNS:client
     bundle_all
     next_steps
@@ -74,11 +79,12 @@ parse() {
         case $1 in
             --help | -h) usage && exit 0 ;;
             --nodes) need_number "$1" "${2:-}" 1 $NODES_MAX && nodes=$((10#$2)) && shift ;;
+            --pd) need_number "$1" "${2:-}" 1 $NODES_MAX && drivers=$((10#$2)) && shift ;;
             --days) need_number "$1" "${2:-}" 0 $CA_DAYS && days=$((10#$2)) && shift ;;
             --host) remember_host "${2:-}" && shift ;;
             --client-ca) client_ca=1 ;;
             --force-ca) force_ca=1 ;;
-            --nodes=* | --days=* | --host=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
+            --nodes=* | --pd=* | --days=* | --host=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
             -*) fail "$1 is not understood; see --help" ;;
             *)
                 [ -z "$directory" ] || fail "one folder is enough: $directory or $1?"
@@ -107,13 +113,20 @@ alternative_name() {
     if [[ $1 =~ ^[0-9]+(\.[0-9]+){3}$ || $1 == *:* ]]; then echo "IP:$1"; else echo "DNS:$1"; fi
 }
 
-# count_nodes KIND: those asked for, but never fewer than there are certificates; three when nobody said.
-count_nodes() {
-    local count=$nodes file
+# count KIND ASKED: those asked for, but never fewer than there are certificates.
+count() {
+    local count=$2 file
     for file in "$1"-node-*.crt; do
         [[ $file =~ -node-([0-9]{1,3})\.crt$ ]] || continue
         [ "${BASH_REMATCH[1]}" -le "$count" ] || [ "${BASH_REMATCH[1]}" -gt $NODES_MAX ] || count=${BASH_REMATCH[1]}
     done
+    echo "$count"
+}
+
+# count_nodes KIND: likewise, and those that have a host; three when nobody said.
+count_nodes() {
+    local count file
+    count=$(count "$1" "$nodes")
     if [ "$nodes" = 0 ] && [ "$count" -lt 3 ]; then count=3; fi
     for file in "${!hosts[@]}"; do [ "$file" -le "$count" ] || count=$file; done
     echo "$count"
@@ -271,6 +284,8 @@ and in its /etc/centra-cloud/chainfire.toml:
 TEXT
     [ ! -e client-ca.crt ] || echo '  client_ca_file = "/etc/centra-cloud/certs/client-ca.crt"'
     cat << TEXT
+FlareDB: likewise its bundles, flaredb-node-N and placement-driver-node-N, to the user flaredb, and the three files in the
+section [tls] of flaredb.toml and placement-driver.toml: either all of them speak TLS, or none does.
 Then: chainfire-client --endpoint https://node1:2379 --cacert $here/ca.crt --cert $here/client.crt --key $here/client.key status
 Keep .ca where no server runs: whoever has its keys can make certificates for any node.
 TEXT

@@ -35,7 +35,7 @@ main() {
 stage_programs() {
     install -d "$root/usr/bin"
     local program
-    for program in chainfire chainfire-client; do
+    for program in chainfire chainfire-client flaredb flaredb-client placement-driver; do
         install -m 0755 "$built/$program" "$root/usr/bin/$program"
         strip --strip-all "$root/usr/bin/$program"
     done
@@ -48,17 +48,25 @@ stage_files() {
     for unit in packaging/systemd/*.{service,timer}; do
         install -D -m 0644 "$unit" "$root/usr/lib/systemd/system/${unit##*/}"
     done
-    install -D -m 0644 packaging/systemd/drop-ins/shared-host.conf "$root/usr/share/chainfire/systemd/drop-ins/shared-host.conf"
-    install -D -m 0644 packaging/sysusers.d/chainfire.conf "$root/usr/lib/sysusers.d/chainfire.conf"
-    install -D -m 0644 packaging/tmpfiles.d/chainfire.conf "$root/usr/lib/tmpfiles.d/chainfire.conf"
-    install -D -m 0644 packaging/etc/centra-cloud/chainfire.toml "$root/etc/centra-cloud/chainfire.toml"
-    install -d "$root/etc/centra-cloud/chainfire.toml.d"
+    local name
+    for name in packaging/systemd/drop-ins/*.conf; do
+        install -D -m 0644 "$name" "$root/usr/share/chainfire/systemd/drop-ins/${name##*/}"
+    done
+    for name in chainfire flaredb; do
+        install -D -m 0644 "packaging/sysusers.d/$name.conf" "$root/usr/lib/sysusers.d/$name.conf"
+        install -D -m 0644 "packaging/tmpfiles.d/$name.conf" "$root/usr/lib/tmpfiles.d/$name.conf"
+    done
+    for name in chainfire flaredb placement-driver; do
+        install -D -m 0644 "packaging/etc/centra-cloud/$name.toml" "$root/etc/centra-cloud/$name.toml"
+        install -d "$root/etc/centra-cloud/$name.toml.d"
+        completions "$built/$name" --print-completion
+    done
     install -D -m 0644 packaging/prometheus/chainfire.rules.yml "$root/usr/share/chainfire/prometheus/chainfire.rules.yml"
     install -D -m 0644 packaging/grafana/chainfire.json "$root/usr/share/chainfire/grafana/chainfire.json"
     # Below the folder as it lies in a checkout, so that `scripts/generate-dev-certs.sh` is its name in both.
     install -D -m 0755 scripts/generate-dev-certs.sh "$root/usr/share/chainfire/scripts/generate-dev-certs.sh"
     completions "$built/chainfire-client" completion
-    completions "$built/chainfire" --print-completion
+    completions "$built/flaredb-client" completion
 }
 
 # completions PROGRAM WORD: the program prints a shell's script when it is asked by that word.
@@ -79,9 +87,12 @@ stage_documents() {
     find "$documents" -type f -exec chmod 0644 {} + -o -type d -exec chmod 0755 {} +
     install -m 0644 packaging/deb/copyright "$documents/copyright"
     gzip -9 -n -c CHANGELOG.md > "$documents/changelog.gz"
-    "$built/chainfire-client" man --dir "$manuals/man1"
-    "$built/chainfire" --print-man=8 > "$manuals/man8/chainfire.8"
-    "$built/chainfire" --print-man=5 > "$manuals/man5/chainfire.toml.5"
+    local program
+    for program in chainfire flaredb; do "$built/$program-client" man --dir "$manuals/man1"; done
+    for program in chainfire flaredb placement-driver; do
+        "$built/$program" --print-man=8 > "$manuals/man8/$program.8"
+        "$built/$program" --print-man=5 > "$manuals/man5/$program.toml.5"
+    done
     find "$manuals" -type f -exec gzip -9 -n {} +
 }
 
@@ -108,7 +119,7 @@ debian() {
 # The newest symbols that the programs ask of the C library say from which version on they run.
 depends() {
     local libc
-    libc=$(objdump -T "$root"/usr/bin/chainfire "$root"/usr/bin/chainfire-client | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -1)
+    libc=$(objdump -T "$root"/usr/bin/{chainfire,flaredb}{,-client} "$root/usr/bin/placement-driver" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -1)
     echo "libc6 (>= ${libc#GLIBC_}), libgcc-s1, libstdc++6 (>= $(gcc -dumpversion | cut -d . -f 1))"
 }
 

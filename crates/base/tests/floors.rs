@@ -29,7 +29,7 @@ const FLOORS: [(&str, u8); 16] = [
 ];
 
 /// Arrows along a floor that are allowed all the same.
-const LEVEL_ARROWS: [(&str, &str); 2] = [("node", "rpc"), ("flaredb", "placement")];
+const LEVEL_ARROWS: [(&str, &str); 3] = [("node", "rpc"), ("node", "settings"), ("flaredb", "placement")];
 
 /// A client of the public APIs only; its tests draw their numbers from `base`.
 const CLI_MAY_USE: [&str; 3] = ["base", "proto", "rpc"];

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use base::NodeId;
 use consensus::HostConfig;
-use node::tls::{ApiTls, TlsOptions};
+use node::tls::{ApiTls, Program, TlsOptions};
 use node::transport::bare_address;
 use node::{GossipOptions, InitialMember, NodeConfig};
 use settings::command_line::{Environment, split_flag};
@@ -314,6 +314,7 @@ impl Given {
             return Err(self.wrong("client-cert-auth", "it needs --trusted-ca-file"));
         }
         Ok(Some(TlsOptions {
+            program: Program::Chainfire,
             cert_file,
             key_file,
             ca_file,

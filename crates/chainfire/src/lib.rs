@@ -9,7 +9,6 @@
 //! | [`command`], [`error`] | what lies in the log; what clients are told when it does not work out |
 //! | [`api`] | the RPCs and HTTP pages |
 //! | [`store`], [`housekeeping`], [`server`] | the parts put together; what goes on by itself; the process |
-//! | [`start_error`] | why a process did not start, with a code |
 //! | [`progress`] | lines that say how replication goes |
 //! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
 //! | [`space`] | a disk that is full |
@@ -46,6 +45,5 @@ pub mod restore;
 pub mod scrub;
 pub mod server;
 pub mod space;
-pub mod start_error;
 pub mod store;
 pub mod watch;

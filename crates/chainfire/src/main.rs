@@ -9,9 +9,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use chainfire::config::{Request, Settings, Source};
-use chainfire::start_error::StartError;
 use chainfire::{offline, server};
-use settings::command_line::Environment;
+use node::program;
+use node::start_error::StartError;
+use settings::source;
 
 // Freed memory goes back within seconds, and no huge pages are cleared for buffers that live for a request.
 #[global_allocator]
@@ -24,38 +25,20 @@ fn main() -> ExitCode {
     if let Some(ended) = offline::run(&program, &words) {
         return ExitCode::from(ended);
     }
-    // Variables that are not text are not ours.
-    let environment: Environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    let asked = Source::new(&program, words, environment).and_then(|source| Ok((source.read()?, source)));
-    let done = asked.map_err(StartError::settings).and_then(|(request, source)| match request {
+    let asked = Source::new(&program, words, source::environment()).and_then(|source| Ok((source.read()?, source)));
+    let ended = asked.map_err(StartError::settings).and_then(|(request, source)| match request {
         Request::Print(text) => {
-            print(&text);
+            program::print(&text);
             Ok(())
         }
         Request::Run(settings) => run(*settings, source),
     });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
-            node::logging::refuse(&name, &why.to_string());
-            ExitCode::FAILURE
-        }
-    }
+    let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
+    program::end(&name, ended)
 }
 
 fn run(settings: Settings, source: Source) -> Result<(), StartError> {
     node::logging::start("chainfire", &settings.log_level).map_err(StartError::settings)?;
-    for warning in &settings.warnings {
-        tracing::warn!(target: "chainfire_config", "{warning}");
-    }
+    node::reload::warn(&settings.warnings);
     server::run(settings, source)
-}
-
-/// Whoever closed the pipe has read enough.
-fn print(text: &str) {
-    use std::io::Write as _;
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }

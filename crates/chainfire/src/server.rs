@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
+use node::reload::{expect_hangups, until_told_to_stop};
 use node::service::told_to_stop;
+use node::start_error::{Cause, StartError};
 use node::{Node, NodeConfig};
 use node::{announce, restart, stopping};
-use rpc::server::{Server, ServerConfig, Tls};
-use tokio::signal::unix::{SignalKind, signal};
+use rpc::server::{Server, ServerConfig};
 
 use crate::api::leader::LeaderCalls;
 use crate::api::{Api, ApiLimits, LargeAnswers};
@@ -22,12 +23,10 @@ use crate::lessor::LessorOptions;
 use crate::live::{Live, Values};
 use crate::metrics::{Metrics, Sources};
 use crate::progress;
-use crate::reload::Reloader;
 use crate::scrub::{self, Scrub};
 use crate::space::Reports;
-use crate::start_error::{Cause, StartError};
 use crate::store::{self, Stores};
-use crate::{corruption, restore};
+use crate::{corruption, reload, restore};
 
 /// Bytes a message may have beyond the largest request.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
@@ -46,6 +45,7 @@ pub fn run(settings: Settings, source: Source) -> Result<(), StartError> {
 
 async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
     let begun = Instant::now();
+    expect_hangups();
     let service = Arc::new(node::service::Service::from_environment());
     service.status("Opening the data folder");
     let live = Arc::new(Live::new(Values::of(&settings)));
@@ -120,11 +120,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
     let server = Server::new(api, server_config);
     // Set once: it was made just now.
     let _ = counted.set(Arc::downgrade(&server));
-    let tls = node.certificates().and_then(|certificates| {
-        certificates.api_server()?;
-        let of_the_moment = move || certificates.api_server().expect("what is served does not change");
-        Some(Arc::new(Tls::new(of_the_moment, node::tls::words::of_io)))
-    });
+    let tls = node.certificates().and_then(|certificates| certificates.serving());
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
@@ -139,13 +135,8 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
     };
     announce::start(&service, &handle, has_state, node.stats(), begun);
     progress::start(&handle, &metrics);
-    let certificates = node.certificates();
-    let reload_certificates = move || {
-        if let Some(certificates) = &certificates {
-            certificates.reload_aloud();
-        }
-    };
-    wait_for_signal(Reloader::new(source, &settings, live, Arc::new(reload_certificates)), &service).await;
+    let reloader = reload::reloader(source, &settings, live).with(node.certificates());
+    until_told_to_stop(reloader, &service).await;
     tracing::info!(target: "chainfire_api", "Stopping");
     service.stopping();
     service.status("Handing leadership over and finishing requests");
@@ -230,17 +221,4 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
 
 fn of_socket(error: std::io::Error) -> StartError {
     StartError::new(Cause::Address, error)
-}
-
-/// Until the node is to end. SIGHUP reads the configuration again.
-async fn wait_for_signal(mut reloader: Reloader, service: &node::service::Service) {
-    let watch = |kind| signal(kind).expect("signals can be watched");
-    let mut hangup = watch(SignalKind::hangup());
-    let mut told = std::pin::pin!(told_to_stop());
-    loop {
-        tokio::select! {
-            () = &mut told => return,
-            _ = hangup.recv() => reloader.reload(service),
-        }
-    }
 }

@@ -14,8 +14,10 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use cli::endpoint::with_scheme;
+
 use crate::failure::{CERTIFICATE_FILE, Failure, Kind};
-use crate::settings::{Settings, with_scheme};
+use crate::settings::Settings;
 
 /// Whether asking twice is the same as asking once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

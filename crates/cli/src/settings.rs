@@ -18,6 +18,7 @@ use crate::contexts::{Context, Contexts};
 use crate::failure::Failure;
 use crate::format::parse_duration;
 use crate::output::Format;
+use cli::endpoint::with_scheme;
 
 const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -131,22 +132,6 @@ impl Global {
             timeout: duration(self.timeout, "ETCDCTL_COMMAND_TIMEOUT", DEFAULT_TIMEOUT)?,
             dial_timeout: duration(self.dial_timeout, "ETCDCTL_DIAL_TIMEOUT", DEFAULT_DIAL_TIMEOUT)?,
         })
-    }
-}
-
-/// An endpoint as it is used: with a scheme, which is https where a CA is named.
-pub fn with_scheme(endpoint: &str, tls: &TlsFiles) -> Result<String, Failure> {
-    let endpoint = endpoint.trim().trim_end_matches('/');
-    if endpoint.is_empty() {
-        return Err(Failure::usage("an endpoint is empty").advise("write host:port, such as 127.0.0.1:2379"));
-    }
-    match endpoint.split_once("://") {
-        Some(("http" | "https", _)) => Ok(endpoint.to_owned()),
-        Some((scheme, _)) => {
-            Err(Failure::usage(format!("{endpoint}: `{scheme}` is not spoken here")).advise("use http:// or https://"))
-        }
-        None if tls.ca.is_some() || tls.trust_anyone => Ok(format!("https://{endpoint}")),
-        None => Ok(format!("http://{endpoint}")),
     }
 }
 

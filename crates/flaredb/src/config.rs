@@ -1,14 +1,17 @@
 //! What a store is told ([`settings`]): its keys, and the values that all code uses.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base::NodeId;
 use consensus::HostConfig;
 use node::many::ManyConfig;
-use settings::command_line::{self, Asked, Environment};
+use node::options::{self, INSECURE, tls_keys};
+use node::tls::{ApiTls, Program, TlsOptions};
+use settings::command_line::Environment;
 use settings::listen::is_loopback;
+use settings::source::{Request, Source};
 use settings::{Key, Kind, Layers, Manual, Schema};
 use storage::rocks::{Background, RocksOptions};
 
@@ -27,7 +30,7 @@ pub struct Settings {
     pub listen_client: Vec<SocketAddr>,
     /// The URL that other stores and the placement driver's clients are told.
     pub advertise_client: String,
-    /// `http://HOST:PORT` each.
+    /// URLs.
     pub pd_addresses: Vec<String>,
     /// `name=value` each, from the outermost failure domain to the innermost.
     pub labels: Vec<(String, String)>,
@@ -36,48 +39,22 @@ pub struct Settings {
     pub reserve_bytes: u64,
     /// The placement driver that runs in this process, if one does.
     pub standalone: Option<placement::config::Settings>,
-    pub log_level: String,
     /// A request that takes so long is told of; zero: none is.
     pub slow_request: Duration,
 }
 
-/// What the command line asks for.
-pub enum Request {
-    Run(Box<Settings>),
-    Print(String),
-}
+/// The section with the certificates.
+const TLS: &str = "tls";
 
-/// Understands `arguments` (without the program's name), or says in one line why not.
-pub fn understand(arguments: &[String], environment: &Environment) -> Result<Request, String> {
-    let reading = match command_line::understand(&SCHEMA, arguments, environment)? {
-        Asked::Print(text) => return Ok(Request::Print(text)),
-        Asked::Settings(reading) => reading,
-    };
-    let settings = validate(&reading.layers)?;
-    if reading.check_only {
-        return Ok(Request::Print(reading.checked(&[])));
-    }
-    Ok(Request::Run(Box::new(settings)))
-}
-
-fn validate(layers: &Layers) -> Result<Settings, String> {
-    let addresses = |section, name| -> Vec<SocketAddr> {
-        let texts = layers.texts(section, name).iter();
-        texts.map(|text| text.parse().expect("the kind of the key has read it")).collect()
-    };
-    let listen_client = addresses("network", "api_addr");
-    let listen_peer: SocketAddr = layers.text("network", "raft_addr").parse().expect("the kind of the key has read it");
-    // There is no TLS for stores yet, and what is not authenticated stays on this machine.
-    for (key, address) in listen_client.iter().map(|address| ("api_addr", address)).chain([("raft_addr", &listen_peer)])
-    {
-        if !is_loopback(address) {
-            let at = layers.origin("network", key);
-            return Err(format!(
-                "{at}: network.{key} is {address}, which others can reach: a store of this version speaks no TLS, and listens \
-                 on loopback only"
-            ));
-        }
-    }
+/// Derives the settings, or says in one line what does not go together.
+pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings, String> {
+    let tls = options::tls(layers, TLS, Program::Store)?;
+    let secure_api = tls.as_ref().is_some_and(|tls| tls.api != ApiTls::Off);
+    let (listen_client, advertise_client) = options::clients(layers, secure_api, TLS, warnings)?;
+    let listen_peer = options::raft(layers, tls.is_some(), TLS)?;
+    options::apart(layers, &listen_client, listen_peer)?;
+    let named = layers.texts("network", "raft_advertise_addr").first().map(String::as_str);
+    let advertise_peer = options::advertised(layers, listen_peer, named, "network.raft_advertise_addr", tls.is_some())?;
     let labels = layers.texts("cluster", "labels").iter().map(|label| match label.split_once('=') {
         Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => {
@@ -87,11 +64,13 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
     });
     let node = NodeId(layers.number("cluster", "store_id"));
     let data_dir = PathBuf::from(layers.text("storage", "data_dir"));
-    let standalone =
-        layers.switch("cluster", "standalone").then(|| own_placement_driver(layers, &data_dir)).transpose()?;
+    let standalone = layers
+        .switch("cluster", "standalone")
+        .then(|| own_placement_driver(layers, &data_dir, &listen_client, tls.as_ref()))
+        .transpose()?;
     let pd_addresses = match &standalone {
         Some(own) => own.node.client_urls.clone(),
-        None => layers.texts("cluster", "pd_addr").iter().map(|address| format!("http://{address}")).collect(),
+        None => pd_addresses(layers, secure_api, tls.is_some())?,
     };
     let data_dir = if standalone.is_some() { data_dir.join("store") } else { data_dir };
     let host = HostConfig {
@@ -104,50 +83,90 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
         log_bytes_kept_all: layers.number("raft", "log_size"),
         ..HostConfig::new(node, node::clock::random_u64())
     };
-    let advertise_client = format!("http://{}", listen_client.first().expect("the key takes one at least"));
     Ok(Settings {
         node: ManyConfig {
             data_dir,
             node,
             listen_peer,
-            advertise_peer: listen_peer.to_string(),
+            advertise_peer,
             request_timeout: Duration::from_secs(5) + host.election_timeout() * 2,
             snapshots_max: layers.number("raft", "max_snapshots") as usize,
             host,
-            tls: None,
+            tls,
         },
         listen_client,
-        advertise_client,
+        // Whoever is told of a store is told one.
+        advertise_client: advertise_client.into_iter().next().expect("there is one at least"),
         pd_addresses,
         labels: labels.collect::<Result<_, _>>()?,
         storage: storage(layers),
         reserve_bytes: layers.number("storage", "reserve_size"),
         standalone,
-        log_level: layers.text("log", "level").to_owned(),
         slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
     })
 }
 
-/// A placement driver of one member beside the store: the first address of `pd_addr` is its own, its Raft port the next one.
-fn own_placement_driver(layers: &Layers, data_dir: &Path) -> Result<placement::config::Settings, String> {
-    let mut api: SocketAddr = layers.texts("cluster", "pd_addr")[0].parse().expect("the kind of the key has read it");
-    let listens = |name: &str| layers.texts("network", name).iter().any(|text| *text == api.to_string());
-    if listens("api_addr") {
+/// Where the placement driver is: under TLS if this store serves its own clients so, unless an address says otherwise.
+fn pd_addresses(layers: &Layers, secure: bool, has_certificates: bool) -> Result<Vec<String>, String> {
+    let at = layers.origin("cluster", "pd_addr");
+    let url = |address: &String| match address.split_once("://") {
+        Some(("https", _)) if !has_certificates => {
+            options::schemed(address, false, TLS).map_err(|why| format!("{at}: cluster.pd_addr {why}"))
+        }
+        Some(_) => Ok(address.clone()),
+        None => Ok(format!("{}://{address}", if secure { "https" } else { "http" })),
+    };
+    layers.texts("cluster", "pd_addr").iter().map(url).collect()
+}
+
+/// A placement driver of one member beside the store: the first address of `pd_addr` is its own, its Raft port the next one,
+/// on loopback: nobody but itself speaks there. It serves as the store does, with the store's certificates.
+fn own_placement_driver(
+    layers: &Layers,
+    data_dir: &Path,
+    taken: &[SocketAddr],
+    tls: Option<&TlsOptions>,
+) -> Result<placement::config::Settings, String> {
+    let at = layers.origin("cluster", "pd_addr");
+    let named = &layers.texts("cluster", "pd_addr")[0];
+    let mut api: SocketAddr = named.parse().map_err(|_| {
+        format!(
+            "{at}: cluster.pd_addr is {named}, but with cluster.standalone it is where this process listens: IP:PORT"
+        )
+    })?;
+    if taken.iter().any(|address| options::overlap(address, &api)) {
         api.set_port(api.port() + STANDALONE_PORTS_APART);
     }
-    let raft = SocketAddr::new(api.ip(), api.port() + 1);
-    let flags = [
+    let inside = if is_loopback(&api) { api.ip() } else { Ipv4Addr::LOCALHOST.into() };
+    let raft = SocketAddr::new(inside, api.port() + 1);
+    let mut flags = vec![
+        // What is in a placement driver's file is not meant for this one.
+        "--config=/dev/null".to_owned(),
         format!("--data-dir={}", data_dir.join("pd").display()),
         format!("--api-addr={api}"),
         format!("--raft-addr={raft}"),
+        format!("--insecure={}", layers.switch("network", "insecure")),
         // One store holds everything.
         "--max-replicas=1".to_owned(),
-        format!("--log-level={}", layers.text("log", "level")),
     ];
-    match placement::config::understand(&flags, &Environment::new())? {
-        placement::config::Request::Run(settings) => Ok(*settings),
-        placement::config::Request::Print(text) => Err(text),
+    if let Some(tls) = tls {
+        let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
+        flags.extend([file("tls-cert-file", &tls.cert_file), file("tls-key-file", &tls.key_file)]);
+        flags.extend(tls.ca_file.iter().map(|path| file("tls-ca-file", path)));
+        flags.extend(tls.client_ca_file.iter().map(|path| file("tls-client-ca-file", path)));
+        flags.extend(tls.crl_files.iter().map(|path| file("tls-crl-file", path)));
+        flags.push(format!("--tls-api={}", layers.text(TLS, "api")));
     }
+    let words = flags.into_iter().map(Into::into);
+    let source = Source::new(&placement::config::SCHEMA, placement::config::validate, words, Environment::new())?;
+    let mut settings = match source.read()? {
+        Request::Run(told) => told.settings,
+        Request::Print(text) => return Err(text),
+    };
+    if let Some(tls) = &mut settings.node.tls {
+        tls.members = false;
+    }
+    Ok(settings)
 }
 
 fn storage(layers: &Layers) -> RocksOptions {
@@ -166,6 +185,14 @@ fn storage(layers: &Layers) -> RocksOptions {
         ..RocksOptions::default()
     }
 }
+
+const TLS_KEYS: [Key; 6] = tls_keys(
+    TLS,
+    &[
+        "this store's certificate (PEM, with those between it and the CA); empty: no TLS",
+        "It needs serverAuth and clientAuth, and a SAN that names the store: flaredb-node-N, or the host of its Raft address.",
+    ],
+);
 
 pub static SCHEMA: Schema = Schema {
     program: "flaredb",
@@ -191,6 +218,10 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
     sections: &[
         ("cluster", "Which store this is, and who places its regions."),
         ("network", "Where it listens."),
+        (
+            TLS,
+            "Certificates, for all ports; read again when they change. See /usr/share/chainfire/scripts/generate-dev-certs.sh.",
+        ),
         ("raft", "Heartbeats and elections."),
         ("storage", "The data folder and the RocksDB store in it. Sizes are bytes, or texts such as \"64MiB\"."),
         ("log", "Log lines on standard output."),
@@ -200,9 +231,12 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             section: "cluster",
             name: "pd_addr",
             flag: "pd-addr",
-            kind: Kind::Addresses,
+            kind: Kind::Hosts,
             default: "\"127.0.0.1:2379\"",
-            help: &["the placement driver: IP:PORT, or a list of its members"],
+            help: &[
+                "the placement driver: HOST:PORT, or a list of its members",
+                "It is asked under TLS where [tls] has certificates, and tls.api is not off; http:// or https:// says otherwise.",
+            ],
         },
         Key {
             section: "cluster",
@@ -241,12 +275,38 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
         },
         Key {
             section: "network",
+            name: "api_advertise_urls",
+            flag: "api-advertise-urls",
+            kind: Kind::Urls,
+            default: "[]",
+            help: &["the URL under which other stores and clients reach this one, the first counts; empty: that of api_addr"],
+        },
+        Key {
+            section: "network",
             name: "raft_addr",
             flag: "raft-addr",
             kind: Kind::Address,
             default: "\"127.0.0.1:2380\"",
-            help: &["where the other stores reach this one"],
+            help: &[
+                "where the other stores reach this one",
+                "Off loopback, stores speak to each other under TLS only: see [tls].",
+            ],
         },
+        Key {
+            section: "network",
+            name: "raft_advertise_addr",
+            flag: "raft-advertise-addr",
+            kind: Kind::Urls,
+            default: "[]",
+            help: &["the HOST:PORT that other stores are told for raft_addr, the first counts; empty: raft_addr itself"],
+        },
+        INSECURE,
+        TLS_KEYS[0],
+        TLS_KEYS[1],
+        TLS_KEYS[2],
+        TLS_KEYS[3],
+        TLS_KEYS[4],
+        TLS_KEYS[5],
         Key {
             section: "raft",
             name: "tick_interval_ms",
@@ -382,16 +442,21 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             help: &["a request that takes this many milliseconds is reported; 0: none is"],
         },
     ],
-    changeable: &[],
-    later: &[("tls", "a store of this version speaks no TLS, and listens on loopback only")],
+    changeable: &["log.level"],
+    later: &[("network.tls", "certificates are named in [tls]")],
     top_level: None,
-    explained_above: None,
+    explained_above: Some(TLS),
     example: ("storage", "data_dir"),
     manual: Manual {
         also_called: &[],
         description: "One store of a cluster. It registers with the placement driver, which decides which regions it holds. It \
-                      runs in the foreground and logs to standard output; SIGTERM stops it in good order.",
-        files: &["/var/lib/flaredb"],
+                      runs in the foreground and logs to standard output; SIGTERM stops it in good order, SIGHUP makes it \
+                      read its configuration and its certificates again.",
+        files: &[
+            "/etc/centra-cloud/certs/",
+            "/var/lib/flaredb",
+            "/usr/share/chainfire/scripts/generate\\-dev\\-certs.sh",
+        ],
         see_also: &[("flaredb\\-client", 1), ("placement\\-driver", 8)],
     },
 };
@@ -405,15 +470,61 @@ mod tests {
         assert_eq!(SCHEMA.mistakes(), Vec::<String>::new());
     }
 
+    fn read(flags: &[&str]) -> Result<settings::source::Told<Settings>, String> {
+        let words = ["--config=/dev/null"].iter().chain(flags).map(Into::into);
+        match Source::new(&SCHEMA, validate, words, Environment::new())?.read()? {
+            Request::Run(told) => Ok(*told),
+            Request::Print(text) => panic!("{text}"),
+        }
+    }
+
+    const CERTIFICATES: [&str; 3] = ["--tls-cert-file=c", "--tls-key-file=k", "--tls-ca-file=a"];
+
     #[test]
     fn what_others_could_reach_is_refused() {
-        let refused = |flag: &str| {
-            let words = [flag.to_owned()];
-            understand(&words, &Environment::new()).err().unwrap_or_default()
-        };
-        assert!(refused("--api-addr=10.0.0.1:2379").contains("loopback only"));
-        assert!(refused("--raft-addr=0.0.0.0:2380").contains("loopback only"));
-        assert!(refused("--labels=rack").contains("name=value"));
-        assert_eq!(refused("--store-id=7"), "");
+        let refused = |flags: &[&str]| read(flags).err().unwrap_or_default();
+        assert!(refused(&["--api-addr=10.0.0.1:2379"]).contains("name certificates in [tls]"));
+        assert!(refused(&["--raft-addr=0.0.0.0:2380"]).contains("under TLS only"));
+        assert!(
+            refused(&["--raft-addr=10.0.0.1:2380", "--insecure"]).contains("under TLS only"),
+            "insecure is for clients"
+        );
+        assert!(refused(&["--tls-cert-file=c"]).contains("tls.key_file is not"));
+        assert!(refused(&["--raft-addr=127.0.0.1:2379"]).contains("where clients are served already"));
+        assert!(refused(&["--pd-addr=https://pd:2379"]).contains("no certificate in [tls]"));
+        assert!(refused(&["--standalone", "--pd-addr=pd:2379"]).contains("IP:PORT"));
+        assert!(refused(&["--labels=rack"]).contains("name=value"));
+        let open = [&CERTIFICATES[..], &["--raft-addr=0.0.0.0:2380"]].concat();
+        assert!(refused(&open).contains("network.raft_advertise_addr"), "{}", refused(&open));
+        assert_eq!(refused(&["--store-id=7"]), "");
+    }
+
+    #[test]
+    fn clients_may_be_served_in_the_clear_and_that_is_said() {
+        let told = read(&["--api-addr=10.0.0.1:2379", "--insecure"]).unwrap();
+        assert!(told.warnings[0].contains("without TLS"), "{:?}", told.warnings);
+        assert_eq!(told.settings.advertise_client, "http://10.0.0.1:2379");
+    }
+
+    #[test]
+    fn with_certificates_everything_is_under_tls_unless_the_api_is_off() {
+        let pd = ["--pd-addr=pd1:2379,http://pd2:2379", "--raft-addr=10.0.0.1:2380"];
+        let told = read(&[&CERTIFICATES[..], &pd, &["--api-addr=10.0.0.1:2379"]].concat()).unwrap();
+        assert_eq!(told.settings.pd_addresses, ["https://pd1:2379", "http://pd2:2379"]);
+        assert_eq!(told.settings.advertise_client, "https://10.0.0.1:2379");
+        assert_eq!(told.settings.node.advertise_peer, "https://10.0.0.1:2380");
+        let off = read(&[&CERTIFICATES[..], &pd, &["--tls-api=off"]].concat()).unwrap();
+        assert_eq!(off.settings.pd_addresses, ["http://pd1:2379", "http://pd2:2379"]);
+        assert_eq!(off.settings.advertise_client, "http://127.0.0.1:2379");
+    }
+
+    #[test]
+    fn a_store_on_its_own_serves_its_placement_driver_with_its_certificates() {
+        let flags =
+            ["--standalone", "--api-addr=10.0.0.1:2379", "--raft-addr=10.0.0.1:2380", "--pd-addr=10.0.0.1:2379"];
+        let own = read(&[&CERTIFICATES[..], &flags].concat()).unwrap().settings.standalone.unwrap();
+        assert_eq!(own.node.client_urls, ["https://10.0.0.1:2389"]);
+        assert_eq!(own.node.listen_peer, "127.0.0.1:2390".parse().unwrap(), "nobody else speaks there");
+        assert!(own.node.tls.is_some_and(|tls| !tls.members));
     }
 }

@@ -18,6 +18,7 @@
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`heal`] | what becomes of a damaged store |
 //! | [`blocking`], [`space`] | what waits for the disk, and what becomes of a full one |
+//! | [`ready`] | when it is ready, for the service manager |
 //! | [`metrics`] | its numbers |
 //!
 //! Left out so far: time series, which will be another kind of content of a region.
@@ -25,11 +26,14 @@
 pub mod api;
 pub mod blocking;
 pub mod config;
+#[cfg(test)]
+mod config_reference;
 pub mod heal;
 pub mod load;
 pub mod merging;
 pub mod metrics;
 pub mod pd;
+pub mod ready;
 pub mod region;
 pub mod replication;
 pub mod server;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use placement::router::{Asked, Locate};
 use proto::placement as pb;
-use rpc::client::PlacementClient;
+use rpc::client::{PlacementClient, Tls};
 use rpc::server::BoxFuture;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -32,6 +32,8 @@ pub type Asking<'a, T> = Pin<Box<dyn Future<Output = Result<T, Status>> + Send +
 /// Cheap to share by reference.
 pub struct PdClient {
     addresses: Vec<String>,
+    /// For `https://`; with the store's own certificate.
+    tls: Option<Tls>,
     /// The address in use.
     current: AtomicUsize,
     channel: Mutex<Option<Channel>>,
@@ -56,10 +58,11 @@ pub struct PdStats {
 }
 
 impl PdClient {
-    /// `addresses`: `http://HOST:PORT` each, at least one.
-    pub fn new(addresses: Vec<String>) -> PdClient {
+    /// `addresses`: URLs, at least one.
+    pub fn new(addresses: Vec<String>, tls: Option<Tls>) -> PdClient {
         assert!(!addresses.is_empty(), "the configuration has one");
-        PdClient { addresses, current: AtomicUsize::new(0), channel: Mutex::default(), heartbeats: Mutex::default() }
+        let (current, channel, heartbeats) = (AtomicUsize::new(0), Mutex::default(), Mutex::default());
+        PdClient { addresses, tls, current, channel, heartbeats }
     }
 
     pub fn stats(&self) -> PdStats {
@@ -95,7 +98,7 @@ impl PdClient {
             return Ok(channel.clone());
         }
         let address = &self.addresses[self.current.load(Ordering::Relaxed) % self.addresses.len()];
-        let connected = rpc::client::connect(address, CONNECT_TIMEOUT, None).await;
+        let connected = rpc::client::connect(address, CONNECT_TIMEOUT, self.tls.as_ref()).await;
         let channel = connected.map_err(|why| Status::unavailable(format!("{address}: {why}")))?;
         *self.channel.lock() = Some(channel.clone());
         Ok(channel)

@@ -1,14 +1,17 @@
 //! A store's process: node, engine, API, supervisor, and an orderly end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{ClusterId, NodeId};
 use consensus::MachineError;
-use node::StartError;
+use node::announce;
 use node::heal::{Damage, What};
 use node::many::{Ends, ManyNode};
+use node::reload::{Reloader, expect_hangups, until_told_to_stop};
 use node::service::{Service, listen, told_to_stop};
+use node::start_error::{Cause, StartError};
+use node::tls::Certificates;
 use rpc::server::{Server, ServerConfig};
 use storage::EngineError;
 use storage::rocks::RocksEngine;
@@ -18,6 +21,7 @@ use crate::config::Settings;
 use crate::heal;
 use crate::merging;
 use crate::pd::{PdClient, Placement};
+use crate::ready::Ready;
 use crate::region::layout::FAMILIES;
 use crate::replication;
 use crate::space;
@@ -28,21 +32,21 @@ use crate::supervisor::{self, About, StoreCalls};
 const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
 
 /// Runs until a signal ends it. The error is one line for people; nothing was started then.
-pub fn run(settings: Settings) -> Result<(), String> {
+pub fn run(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(8))
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start threads: {error}"))?;
+        .map_err(|error| StartError::new(Cause::System, format_args!("cannot start threads: {error}")))?;
     runtime.block_on(async {
-        let Some(own) = settings.standalone.clone() else { return serve(settings).await };
+        let Some(own) = settings.standalone.clone() else { return serve(settings, reloader).await };
         let ports = own.node.client_urls.join(", ");
         tracing::info!(target: "flaredb_service", "Running a placement driver in this process, addr={ports}");
         // A signal ends both, and so does what ends one of them.
-        let mut placing = tokio::spawn(placement::server::serve(own));
-        let mut serving = std::pin::pin!(serve(settings));
-        let ended = |placed: Result<Result<(), String>, tokio::task::JoinError>| {
-            placed.map_err(|error| error.to_string()).flatten()
+        let mut placing = tokio::spawn(placement::server::serve(own, None));
+        let mut serving = std::pin::pin!(serve(settings, reloader));
+        let ended = |placed: Result<Result<(), StartError>, tokio::task::JoinError>| {
+            placed.map_err(|error| StartError::new(Cause::System, error)).flatten()
         };
         tokio::select! {
             served = &mut serving => {
@@ -74,22 +78,30 @@ fn open(settings: &Settings) -> Result<Result<(ManyNode, RocksEngine), Damage>, 
     };
     let ends = Ends { fatal: Arc::new(stops), damaged: Arc::new(begins_anew) };
     let node = match ManyNode::open(settings.node.clone(), &tokio::runtime::Handle::current(), ends) {
-        Err(StartError::Damaged(damage)) => return Ok(Err(damage)),
+        Err(node::StartError::Damaged(damage)) => return Ok(Err(damage)),
         node => node?,
     };
     let has_begun = node.identity().voted;
     match RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage) {
         Ok(engine) => Ok(Ok((node, engine))),
         Err(EngineError::Corrupt(why)) if has_begun => Ok(Err(Damage::new(What::State, why))),
-        Err(error) => Err(StartError::State(error.to_string())),
+        Err(error) => Err(of_data(error)),
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), String> {
-    let service = Service::from_environment();
+/// A placement driver to be asked before the node is there.
+fn asked_alone(settings: &Settings) -> Result<PdClient, StartError> {
+    let certificates = settings.node.tls.clone().map(Certificates::load).transpose().map_err(node::StartError::from)?;
+    Ok(PdClient::new(settings.pd_addresses.clone(), certificates.as_ref().and_then(Certificates::asking)))
+}
+
+async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
+    expect_hangups();
+    let service = Arc::new(Service::from_environment());
+    let ready = Ready::within_bound(service.clone(), Instant::now());
     service.status("Opening the data folder");
-    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
-    let pd = Arc::new(PdClient::new(settings.pd_addresses.clone()));
+    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>();
+    let listeners = listeners.map_err(|why| StartError::new(Cause::Address, why))?;
     let about = About {
         store_id: 0,
         client_url: settings.advertise_client.clone(),
@@ -97,25 +109,33 @@ async fn serve(settings: Settings) -> Result<(), String> {
         labels: settings.labels.iter().cloned().collect(),
     };
     let (node, engine) = loop {
-        match open(&settings).map_err(|error| error.to_string())? {
+        match open(&settings)? {
             Ok(opened) => break opened,
             Err(damage) => {
                 service.status("Damaged; waiting until the other stores can do without this one");
+                let pd = asked_alone(&settings)?;
+                let alive = tokio::spawn(announce::watchdog(service.clone(), Arc::default()));
                 tokio::select! {
-                    given_up = heal::give_up(&settings, &pd, &about, &damage) => given_up?,
+                    given_up = heal::give_up(&settings, &pd, &about, &damage) => given_up.map_err(of_data)?,
                     () = told_to_stop() => return Ok(()),
                 }
+                alive.abort();
             }
         }
     };
     let (node, engine) = (Arc::new(node), Arc::new(engine));
     let noticed = engine.clone();
     node.set_notice(move || noticed.damage());
+    // From here on: one that waits for the placement driver lives, too, and is called ready after a while.
+    tokio::spawn(announce::watchdog(service.clone(), node.stats()));
+    let certificates = node.certificates();
+    let asking = certificates.as_ref().and_then(Certificates::asking);
+    let pd = Arc::new(PdClient::new(settings.pd_addresses.clone(), asking.clone()));
     service.status("Registering with the placement driver");
     let identity = node.identity();
     let about = About { store_id: identity.node.0, ..about };
     let registered = tokio::select! {
-        registered = supervisor::register(&*node, &*pd, &about) => registered?,
+        registered = supervisor::register(&*node, &*pd, &about) => registered.map_err(StartError::settings)?,
         () = told_to_stop() => return Ok(()),
     };
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
@@ -130,18 +150,18 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let incoming = settings.node.data_dir.join("incoming");
     let (store, news) = Store::new(node.clone(), engine.clone(), incoming);
     store.learn(&registered.stores);
-    node.begin(cluster, id, Arc::new(StoreCalls(store.clone()))).map_err(|error| error.to_string())?;
+    node.begin(cluster, id, Arc::new(StoreCalls(store.clone())))?;
     tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
     match store.begin(news, registered.found.as_ref()) {
         Err(AdmitError::State(MachineError::Damaged(why) | MachineError::Engine(EngineError::Corrupt(why)))) => {
             node.is_damaged(why);
         }
-        begun => begun.map_err(|error| error.to_string())?,
+        begun => begun.map_err(of_data)?,
     }
     let reserve = (settings.node.data_dir.clone(), settings.reserve_bytes);
     tokio::spawn(space::keep_room(store.clone(), node.clone(), engine.clone(), reserve.0, reserve.1));
 
-    let api = Api::new(store.clone(), node.clone(), pd.clone(), settings.slow_request);
+    let api = Api::new(store.clone(), node.clone(), pd.clone(), asking, settings.slow_request);
     let config = ServerConfig {
         message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
         stopping: rpc::Status::unavailable("the store is stopping"),
@@ -150,33 +170,23 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let server = Server::new(api.clone(), config);
     api.behind(&server);
     drop(api);
+    let tls = certificates.as_ref().and_then(Certificates::serving);
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        let listener =
+            tokio::net::TcpListener::from_std(listener).map_err(|error| StartError::new(Cause::Address, error))?;
         tracing::info!(target: "flaredb_service", "Serving clients, addr={address}");
-        let server = server.clone();
-        serving.push(tokio::spawn(async move { server.serve(listener).await }));
+        let (server, tls) = (server.clone(), tls.clone());
+        serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
     }
     let merging = tokio::spawn(merging::attend(store.clone(), pd.clone()));
     let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
     tokio::spawn(node::storage_log::watch_writes(store.node.stats()));
     tokio::spawn(replication::watch(store.clone()));
     tokio::spawn(tell_engine_events(engine));
-    service.ready();
-    service.status(&format!("Store {id} of cluster {cluster} serves"));
-    let watchdog = service.watchdog();
-    let alive = async {
-        let Some(every) = watchdog else { return std::future::pending().await };
-        loop {
-            service.alive();
-            tokio::time::sleep(every / 3).await;
-        }
-    };
-    tokio::select! {
-        () = told_to_stop() => {}
-        () = alive => {}
-    }
+    tokio::spawn(ready.attend(store.clone()));
+    until_told_to_stop(reloader.with(certificates), &service).await;
     tracing::info!(target: "flaredb_service", "Stopping");
     service.stopping();
     supervising.abort();
@@ -200,4 +210,8 @@ async fn tell_engine_events(engine: Arc<RocksEngine>) {
         tokio::time::sleep(node::storage_log::LOOK_EVERY).await;
         engine.take_events().into_iter().for_each(node::storage_log::tell);
     }
+}
+
+fn of_data(error: impl std::fmt::Display) -> StartError {
+    StartError::new(Cause::Data, error)
 }

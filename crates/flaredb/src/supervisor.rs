@@ -24,6 +24,7 @@ use node::identity::Identity;
 use node::transport::{CallFuture, CallService, Caller, Standing};
 use prost::Message as _;
 use proto::{flaredb, placement as pb};
+use rpc::tls_words::{SPEAKS_NO_TLS, SPEAKS_TLS};
 use tonic::{Code, Status};
 
 use crate::merging;
@@ -69,9 +70,10 @@ pub async fn register(node: &dyn Ground, pd: &dyn Placement, about: &About) -> R
                 if failures % SAY_EVERY == 0 {
                     tracing::warn!(
                         target: "flaredb_pd_client",
-                        "failed to register with PD, retrying, addr={} why={} code=CF8501",
+                        "failed to register with PD, retrying, addr={} why={}{} code=CF8501",
                         pd.addresses(),
-                        status.message()
+                        status.message(),
+                        advice(status.message())
                     );
                 }
                 failures += 1;
@@ -94,6 +96,16 @@ pub fn request(about: &About, identity: &Identity) -> pb::RegisterRequest {
         silent_stores: Vec::new(),
         lost: false,
     }
+}
+
+/// What to do where one of the two speaks TLS and the other does not.
+fn advice(why: &str) -> &'static str {
+    let one_sided = [SPEAKS_TLS, SPEAKS_NO_TLS, "during the TLS handshake"];
+    if one_sided.iter().any(|words| why.contains(words)) {
+        return "; TLS mismatch: either PD and stores both use TLS, or none of them does ([tls] in flaredb.toml and \
+                placement-driver.toml)";
+    }
+    ""
 }
 
 fn is_final(status: &Status, waited: Duration) -> bool {
@@ -130,8 +142,9 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
                 if failures % SAY_EVERY == 0 {
                     tracing::warn!(
                         target: "flaredb_pd_client",
-                        "Heartbeat to PD failed, retrying... why={} code=CF8502",
-                        status.message()
+                        "Heartbeat to PD failed, retrying... why={}{} code=CF8502",
+                        status.message(),
+                        advice(status.message())
                     );
                 }
                 failures += 1;

@@ -121,8 +121,8 @@ fn waits_for(handle: &GroupHandle) -> String {
     }
 }
 
-/// Gives signs of life while the driver turns.
-async fn watchdog(service: Arc<Service>, stats: Arc<DriverStats>) {
+/// Gives signs of life while the driver turns, which it does when there is nothing to do either.
+pub async fn watchdog(service: Arc<Service>, stats: Arc<DriverStats>) {
     let Some(limit) = service.watchdog() else { return };
     let pause = (limit / 4).min(Duration::from_secs(2));
     let mut seen = 0;

@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_millis(2);
 const LEAVE_FOR: Duration = Duration::from_millis(200);
 /// How often progress is mentioned.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+/// A turn is taken this often, even if none of the groups has anything to do: others tell by it that the driver lives.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(1);
 /// How a full disk is waited for.
 pub const FULL_RETRY: Duration = Duration::from_millis(100);
 const FULL_TRIES_MAX: u32 = 100;
@@ -157,6 +159,7 @@ impl Driver {
         let mut done: Vec<Input> = Vec::new();
         while !self.engines.stop.load(Ordering::Relaxed) {
             let wait = if done.is_empty() { self.host.next_turn().since(clock::now()) } else { Duration::ZERO };
+            let wait = wait.min(SIGN_OF_LIFE_EVERY);
             let mut inputs = self.engines.inbox.take(wait);
             inputs.append(&mut done);
             let creates: Vec<(GroupId, PeerId)> = inputs

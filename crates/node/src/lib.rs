@@ -20,8 +20,10 @@
 //! [`recovery`] a stopped node's folder mended · [`room`] what every node has · [`node`] all of it put together · [`many`] a
 //! node with many groups · [`stages`] where
 //! time went · [`lag`] followers that are behind · [`service`] and [`announce`] what the service manager is told ·
-//! [`stopping`] who may go, and when · [`restart`] the process anew · [`metrics`] what every page of metrics is made of ·
-//! [`slow`] lines on slow requests · [`storage_log`] what disk and engine say of themselves · [`clock`], [`logging`].
+//! [`stopping`] who may go, and when · [`restart`] the process anew · [`program`] how a program begins and ends, with
+//! [`options`], what all are told in the same words, [`reload`], the same while it runs, and [`start_error`], why it did
+//! not · [`metrics`] what every page of metrics is made of · [`slow`] lines on slow requests · [`storage_log`] what disk and
+//! engine say of themselves · [`clock`], [`logging`].
 //!
 //! # Invariants
 //! 1. An fsync error stops the process; nothing is retried on a bad disk. What is damaged is never served, and is
@@ -50,9 +52,12 @@ pub mod metrics;
 #[path = "../../../fuzz/mutate.rs"]
 mod mutate;
 pub mod node;
+pub mod options;
 pub(crate) mod outcast;
+pub mod program;
 pub mod rebuilds;
 pub mod recovery;
+pub mod reload;
 pub mod restart;
 pub(crate) mod roll;
 pub(crate) mod room;
@@ -63,6 +68,7 @@ mod slots;
 pub mod slow;
 pub mod stages;
 pub(crate) mod standin;
+pub mod start_error;
 pub mod stopping;
 pub mod storage_log;
 pub mod tls;

@@ -33,7 +33,7 @@ use crate::handle::GroupHandle;
 use crate::heal::{Damage, Health, What};
 use crate::identity::{Folder, Identity};
 use crate::inbox::Inbox;
-use crate::node::StartError;
+use crate::node::{StartError, named};
 use crate::room::{Fittings, Room};
 use crate::tls::{self, Certificates, TlsOptions};
 use crate::transport::{CallService, Listening, Peers, Transport};
@@ -106,6 +106,12 @@ impl ManyNode {
         folder.finish_reincarnation(&identity)?;
         if let Some(mark) = folder.damaged_mark()? {
             return Err(StartError::Damaged(Damage::decode(&mark)));
+        }
+        // One that has no number yet may be given any.
+        if let Some(certificates) = &certificates
+            && identity.node != NodeId::default()
+        {
+            named(certificates, identity.node, &config.advertise_peer)?;
         }
         // A log that was written once cannot be gone.
         let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };
@@ -192,6 +198,9 @@ impl ManyNode {
     /// The folder is this node's in this cluster from now on, also where it was to be another one; the threads start, and
     /// the port answers.
     pub fn begin(&self, cluster: ClusterId, node: NodeId, service: Arc<dyn CallService>) -> Result<(), StartError> {
+        if let Some(certificates) = &self.certificates {
+            named(certificates, node, &self.config.advertise_peer)?;
+        }
         let before = self.identity();
         let renamed = before.node != NodeId::default() && before.node != node;
         let wished = if renamed && before.wished == NodeId::default() { before.node } else { before.wished };

@@ -24,7 +24,7 @@ use crate::room::{Fittings, Room};
 use crate::roster::{Roster, is_alone, is_spared, votes};
 use crate::seed::{self, Seed, Waiting};
 use crate::standin::StandIn;
-use crate::tls::{self, Certificates, TlsError, TlsOptions};
+use crate::tls::{self, Certificates, Program, TlsError, TlsOptions};
 use crate::transport::{CallService, Listening, Me, Peers, Transport};
 
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -81,9 +81,9 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error(
         "certificate {cert} names neither {} nor {host}: the other members would refuse it; make one for this node with \
-         scripts/generate-dev-certs.sh", tls::node_name(*.node)
+         scripts/generate-dev-certs.sh", .program.name_of(*.node)
     )]
-    WrongName { cert: PathBuf, node: NodeId, host: String },
+    WrongName { cert: PathBuf, program: Program, node: NodeId, host: String },
     #[error("{}", .0.why)]
     Damaged(Damage),
     #[error("{0}")]
@@ -176,14 +176,8 @@ impl Node {
         let identity = folder.identity(config.node)?;
         folder.finish_reincarnation(&identity)?;
         let for_members = certificates.clone().filter(|certificates| certificates.options().members);
-        if let Some(certificates) = &for_members
-            && !certificates.name_this_node(identity.node, &config.advertise_peer)
-        {
-            return Err(StartError::WrongName {
-                cert: certificates.options().cert_file.clone(),
-                node: identity.node,
-                host: tls::host_of(&config.advertise_peer).to_owned(),
-            });
+        if let Some(certificates) = &for_members {
+            named(certificates, identity.node, &config.advertise_peer)?;
         }
         let Opened { store, identity, machine, given_up, stands_in } =
             open_log(&folder, identity, &config, &open_machine, close_machine)?;
@@ -565,6 +559,16 @@ fn give_up(folder: &Folder, identity: &Identity, damage: Damage) -> Result<Opene
 fn others_configured(config: &NodeConfig) -> bool {
     let bare = crate::transport::bare_address;
     config.initial.iter().any(|member| bare(&member.address) != bare(&config.advertise_peer))
+}
+
+/// Whether the others will take this node's certificate for its own.
+pub(crate) fn named(certificates: &Certificates, node: NodeId, address: &str) -> Result<(), StartError> {
+    if certificates.name_this_node(node, address) {
+        return Ok(());
+    }
+    let options = certificates.options();
+    let host = tls::host_of(address).to_owned();
+    Err(StartError::WrongName { cert: options.cert_file.clone(), program: options.program, node, host })
 }
 
 /// `None`: no gossip is wanted, or it can be done without.

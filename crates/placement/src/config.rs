@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use base::NodeId;
 use consensus::HostConfig;
+use node::options::{self, INSECURE, tls_keys};
+use node::tls::{ApiTls, Program};
 use node::{InitialMember, NodeConfig};
-use settings::command_line::{self, Asked, Environment};
-use settings::listen::is_loopback;
+use settings::value::Member;
 use settings::{Key, Kind, Layers, Manual, Schema};
 
 /// The configuration as the program uses it.
@@ -19,53 +20,33 @@ pub struct Settings {
     pub listen_client: Vec<SocketAddr>,
     /// Replicas of each region, while no policy says otherwise.
     pub max_replicas: u32,
-    pub log_level: String,
 }
 
-/// What the command line asks for.
-pub enum Request {
-    Run(Box<Settings>),
-    Print(String),
-}
+/// The section with the certificates.
+const TLS: &str = "tls";
 
-/// Understands `arguments` (without the program's name), or says in one line why not.
-pub fn understand(arguments: &[String], environment: &Environment) -> Result<Request, String> {
-    let reading = match command_line::understand(&SCHEMA, arguments, environment)? {
-        Asked::Print(text) => return Ok(Request::Print(text)),
-        Asked::Settings(reading) => reading,
-    };
-    let settings = validate(&reading.layers)?;
-    if reading.check_only {
-        return Ok(Request::Print(reading.checked(&[])));
-    }
-    Ok(Request::Run(Box::new(settings)))
-}
-
-fn validate(layers: &Layers) -> Result<Settings, String> {
-    let listen_client: Vec<SocketAddr> = layers
-        .texts("network", "api_addr")
-        .iter()
-        .map(|text| text.parse().expect("the kind of the key has read it"))
-        .collect();
-    let listen_peer: SocketAddr = layers.text("network", "raft_addr").parse().expect("the kind of the key has read it");
-    for (key, address) in listen_client.iter().map(|address| ("api_addr", address)).chain([("raft_addr", &listen_peer)])
-    {
-        if !is_loopback(address) {
-            let at = layers.origin("network", key);
-            return Err(format!(
-                "{at}: network.{key} is {address}, which others can reach: a placement driver of this version speaks no TLS, \
-                 and listens on loopback only"
-            ));
-        }
-    }
+/// Derives the settings, or says in one line what does not go together.
+pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings, String> {
+    let tls = options::tls(layers, TLS, Program::PlacementDriver)?;
+    let secure_api = tls.as_ref().is_some_and(|tls| tls.api != ApiTls::Off);
+    let (listen_client, client_urls) = options::clients(layers, secure_api, TLS, warnings)?;
+    let listen_peer = options::raft(layers, tls.is_some(), TLS)?;
+    options::apart(layers, &listen_client, listen_peer)?;
     let node = NodeId(layers.number("cluster", "node_id"));
-    let members = layers.members("cluster", "initial_members").iter();
+    let at = layers.origin("cluster", "initial_members");
+    let member = |member: &Member| {
+        let address = options::schemed(&member.address, tls.is_some(), TLS)
+            .map_err(|why| format!("{at}: cluster.initial_members {why}"))?;
+        Ok(InitialMember { node: NodeId(member.node), address })
+    };
     let mut initial: Vec<InitialMember> =
-        members.map(|member| InitialMember { node: NodeId(member.node), address: member.address.clone() }).collect();
+        layers.members("cluster", "initial_members").iter().map(member).collect::<Result<_, String>>()?;
+    let own = initial.iter().find(|member| member.node == node);
+    let named = own.map(|member| member.address.as_str());
+    let advertise_peer = options::advertised(layers, listen_peer, named, "cluster.initial_members", tls.is_some())?;
     if initial.is_empty() {
-        initial.push(InitialMember { node, address: listen_peer.to_string() });
-    } else if !initial.iter().any(|member| member.node == node) && layers.switch("cluster", "bootstrap") {
-        let at = layers.origin("cluster", "initial_members");
+        initial.push(InitialMember { node, address: advertise_peer.clone() });
+    } else if own.is_none() && layers.switch("cluster", "bootstrap") {
         return Err(format!("{at}: cluster.initial_members does not name this member, {node}"));
     }
     let host = HostConfig {
@@ -80,20 +61,27 @@ fn validate(layers: &Layers) -> Result<Settings, String> {
             node,
             name: if name.is_empty() { format!("pd-{node}") } else { name.to_owned() },
             listen_peer,
-            advertise_peer: listen_peer.to_string(),
-            client_urls: listen_client.iter().map(|address| format!("http://{address}")).collect(),
+            advertise_peer,
+            client_urls,
             initial,
             bootstrap: layers.switch("cluster", "bootstrap"),
             request_timeout: Duration::from_secs(5) + host.election_timeout() * 2,
             host,
-            tls: None,
+            tls,
             gossip: None,
         },
         listen_client,
         max_replicas: layers.number("cluster", "max_replicas") as u32,
-        log_level: layers.text("log", "level").to_owned(),
     })
 }
+
+const TLS_KEYS: [Key; 6] = tls_keys(
+    TLS,
+    &[
+        "this member's certificate (PEM, with those between it and the CA); empty: no TLS",
+        "It needs serverAuth and clientAuth, and a SAN that names it: placement-driver-node-N, or its Raft address's host.",
+    ],
+);
 
 pub static SCHEMA: Schema = Schema {
     program: "placement-driver",
@@ -121,6 +109,10 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
     sections: &[
         ("cluster", "Who this member is, and with whom it founds or finds its cluster."),
         ("network", "Where it listens."),
+        (
+            TLS,
+            "Certificates, for all ports; read again when they change. See /usr/share/chainfire/scripts/generate-dev-certs.sh.",
+        ),
         ("raft", "Heartbeats and elections."),
         ("storage", "The data folder."),
         ("log", "Log lines on standard output."),
@@ -179,12 +171,30 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
         },
         Key {
             section: "network",
+            name: "api_advertise_urls",
+            flag: "api-advertise-urls",
+            kind: Kind::Urls,
+            default: "[]",
+            help: &["the URLs under which stores and clients reach this member; empty: those of api_addr"],
+        },
+        Key {
+            section: "network",
             name: "raft_addr",
             flag: "raft-addr",
             kind: Kind::Address,
             default: "\"127.0.0.1:2380\"",
-            help: &["where the other members reach this one"],
+            help: &[
+                "where the other members reach this one",
+                "Off loopback, members speak to each other under TLS only: see [tls].",
+            ],
         },
+        INSECURE,
+        TLS_KEYS[0],
+        TLS_KEYS[1],
+        TLS_KEYS[2],
+        TLS_KEYS[3],
+        TLS_KEYS[4],
+        TLS_KEYS[5],
         Key {
             section: "raft",
             name: "tick_interval_ms",
@@ -218,22 +228,30 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             help: &["which lines: error, warn, info, debug, trace, or a list of target=level"],
         },
     ],
-    changeable: &[],
-    later: &[("tls", "a placement driver of this version speaks no TLS, and listens on loopback only")],
+    changeable: &["log.level"],
+    later: &[("network.tls", "certificates are named in [tls]")],
     top_level: None,
-    explained_above: None,
+    explained_above: Some(TLS),
     example: ("storage", "data_dir"),
     manual: Manual {
         also_called: &[],
         description: "One member of the placement driver, of which there are one or three. It runs in the foreground and logs to \
-                      standard output; SIGTERM stops it in good order.",
-        files: &["/var/lib/placement-driver"],
+                      standard output; SIGTERM stops it in good order, SIGHUP makes it read its configuration and its \
+                      certificates again.",
+        files: &[
+            "/etc/centra-cloud/certs/",
+            "/var/lib/placement\\-driver",
+            "/usr/share/chainfire/scripts/generate\\-dev\\-certs.sh",
+        ],
         see_also: &[("flaredb", 8), ("flaredb\\-client", 1)],
     },
 };
 
 #[cfg(test)]
 mod tests {
+    use settings::command_line::Environment;
+    use settings::source::{Request, Source, Told};
+
     use super::*;
 
     #[test]
@@ -241,14 +259,33 @@ mod tests {
         assert_eq!(SCHEMA.mistakes(), Vec::<String>::new());
     }
 
+    fn read(flags: &[&str]) -> Result<Told<Settings>, String> {
+        let words = ["--config=/dev/null"].iter().chain(flags).map(Into::into);
+        match Source::new(&SCHEMA, validate, words, Environment::new())?.read()? {
+            Request::Run(told) => Ok(*told),
+            Request::Print(text) => panic!("{text}"),
+        }
+    }
+
     #[test]
     fn what_does_not_go_together_is_refused() {
-        let refused = |flags: &[&str]| {
-            let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).collect();
-            understand(&words, &Environment::new()).err().unwrap_or_default()
-        };
-        assert!(refused(&["--api-addr=10.0.0.1:2379"]).contains("loopback only"));
+        let refused = |flags: &[&str]| read(flags).err().unwrap_or_default();
+        assert!(refused(&["--api-addr=10.0.0.1:2379"]).contains("name certificates in [tls]"));
+        assert!(refused(&["--raft-addr=10.0.0.1:2380", "--insecure"]).contains("under TLS only"));
+        assert!(refused(&["--initial-members=1=https://10.0.0.1:2380"]).contains("no certificate in [tls]"));
         assert!(refused(&["--node-id=4", "--initial-members=1=127.0.0.1:2380"]).contains("does not name this member"));
         assert_eq!(refused(&["--node-id=1", "--initial-members=1=127.0.0.1:2380"]), "");
+    }
+
+    #[test]
+    fn with_certificates_members_are_under_tls_and_so_are_clients_unless_the_api_is_off() {
+        let certificates = ["--tls-cert-file=c", "--tls-key-file=k", "--tls-ca-file=a", "--raft-addr=0.0.0.0:2380"];
+        let members = ["--initial-members=1=pd1:2380,2=pd2:2380", "--api-addr=10.0.0.1:2379"];
+        let node = read(&[&certificates[..], &members].concat()).unwrap().settings.node;
+        assert_eq!(node.advertise_peer, "https://pd1:2380");
+        assert_eq!(node.client_urls, ["https://10.0.0.1:2379"]);
+        let off = read(&[&certificates[..], &members, &["--tls-api=off", "--insecure"]].concat()).unwrap();
+        assert_eq!(off.settings.node.client_urls, ["http://10.0.0.1:2379"]);
+        assert!(off.warnings[0].contains("without TLS"), "{:?}", off.warnings);
     }
 }

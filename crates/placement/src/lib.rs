@@ -40,6 +40,8 @@
 
 pub mod api;
 pub mod config;
+#[cfg(test)]
+mod config_reference;
 pub mod counters;
 pub mod explain;
 pub mod leader;

@@ -10,6 +10,7 @@ use node::DriverStats;
 use node::metrics::calls::Methods;
 use node::metrics::common::Common;
 use node::metrics::{Page, get, labels, process};
+use node::tls::TlsStats;
 use storage::engine::EngineStats;
 use storage::log::LogStats;
 
@@ -36,6 +37,8 @@ pub struct NodeSources {
     /// None while the member belongs to no cluster.
     pub engine: Option<EngineStats>,
     pub disk: Option<(u64, u64)>,
+    /// None without certificates.
+    pub tls: Option<TlsStats>,
 }
 
 pub fn page(sources: &Sources) -> String {
@@ -83,6 +86,9 @@ pub fn page(sources: &Sources) -> String {
         common.disk(node.disk);
         if let Some(engine) = &node.engine {
             common.engine(engine);
+        }
+        if let Some(tls) = &node.tls {
+            common.certificates(tls);
         }
     }
     process::add(&mut page);
@@ -178,6 +184,7 @@ mod tests {
 
     use base::{GroupId, NodeId, PeerId, Time};
     use node::metrics::reference::{mistakes, table};
+    use node::tls::{Expiry, FileKind};
 
     use super::*;
     use crate::Policy;
@@ -228,6 +235,13 @@ mod tests {
                 log: LogStats::default(),
                 engine: Some(EngineStats::default()),
                 disk: Some((1, 2)),
+                tls: Some(TlsStats {
+                    files: [(FileKind::Certificate, 1_900_000_000), (FileKind::Crl, 1_800_000_000)]
+                        .map(|(kind, expires_s)| Expiry { kind, path: Default::default(), expires_s })
+                        .to_vec(),
+                    reloads: 2,
+                    failed_reloads: 1,
+                }),
             }),
         })
     }
@@ -251,6 +265,7 @@ mod tests {
             "placement_operators_ended_total{cause=\"split\",outcome=\"done\"} 1",
             "placement_regions_blocked{why=\"no-candidate\"} 2",
             "placement_round_duration_seconds_count 1",
+            "placement_tls_expiry_timestamp_seconds{file=\"cert\"} 1900000000",
             "placement_requests_total{method=\"Heartbeat\",code=\"OK\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

@@ -9,6 +9,7 @@
 //! is: stores hold those, and report them. A store that only the lost members knew is refused its heartbeats and has to
 //! register again.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,11 +20,12 @@ use node::node::GROUP;
 use node::recovery::NewIds;
 use node::{Folder, Identity};
 use settings::command_line::Environment;
+use settings::source::{Request, Source};
 use storage::rocks::{RocksEngine, RocksOptions};
 use storage::seglog::{SegLog, SegLogOptions};
 use storage::{Engine, LogStore};
 
-use crate::config::{Request, understand};
+use crate::config::{SCHEMA, validate};
 use crate::machine::{FAMILIES, PlacementMachine};
 
 /// The first word of the command line that asks for it.
@@ -55,7 +57,8 @@ struct Found {
 }
 
 /// `words` follow the command. The error is one line for people.
-pub fn run(words: &[String], environment: &Environment) -> Result<String, String> {
+pub fn run(words: impl Iterator<Item = OsString>, environment: Environment) -> Result<String, String> {
+    let words: Vec<OsString> = words.collect();
     let asked = |flag: &str| words.iter().any(|word| word == flag);
     if asked("--help") || asked("-h") {
         return Ok(HELP.to_owned());
@@ -67,10 +70,9 @@ pub fn run(words: &[String], environment: &Environment) -> Result<String, String
                 .to_owned(),
         );
     }
-    let rest: Vec<String> =
-        words.iter().filter(|word| !["--unsafe", "--yes"].contains(&word.as_str())).cloned().collect();
-    let settings = match understand(&rest, environment)? {
-        Request::Run(settings) => settings,
+    let rest = words.iter().filter(|word| !["--unsafe", "--yes"].iter().any(|own| word == own)).cloned();
+    let settings = match Source::new(&SCHEMA, validate, rest, environment)?.read()? {
+        Request::Run(told) => told.settings,
         Request::Print(text) => return Ok(text),
     };
     let folder = Folder::stopped(&settings.node.data_dir).map_err(|error| format!("{error} code=CF8021"))?;
@@ -186,10 +188,7 @@ mod tests {
 
     #[test]
     fn nothing_happens_that_was_not_asked_for() {
-        let run = |words: &[&str]| {
-            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            run(&words, &Environment::new())
-        };
+        let run = |words: &[&str]| run(words.iter().map(OsString::from), Environment::new());
         assert!(run(&["--help"]).unwrap().contains("--unsafe"));
         assert!(run(&["--yes"]).unwrap_err().contains("say --unsafe"));
         let folder = "--data-dir=/nowhere/at/all";

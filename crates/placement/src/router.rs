@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::{flaredb as pb, placement};
 use rpc::Status;
-use rpc::client::RawClient;
+use rpc::client::{RawClient, Tls};
 use rpc::server::BoxFuture;
 use tonic::transport::Channel;
 
@@ -43,6 +43,8 @@ pub trait Locate: Send + Sync {
 /// Where keys lie, as far as is known.
 pub struct Router {
     pd: Arc<dyn Locate>,
+    /// For stores at `https://`.
+    tls: Option<Tls>,
     /// By the region's start.
     known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
     channels: Mutex<HashMap<String, Channel>>,
@@ -52,9 +54,10 @@ pub struct Router {
 }
 
 impl Router {
-    pub fn new(pd: Arc<dyn Locate>) -> Router {
+    pub fn new(pd: Arc<dyn Locate>, tls: Option<Tls>) -> Router {
         Router {
             pd,
+            tls,
             known: Mutex::default(),
             channels: Mutex::default(),
             words: Mutex::default(),
@@ -190,7 +193,7 @@ impl Router {
         if let Some(channel) = self.channels.lock().get(url) {
             return Ok(channel.clone());
         }
-        let connected = rpc::client::connect(url, CONNECT_TIMEOUT, None).await;
+        let connected = rpc::client::connect(url, CONNECT_TIMEOUT, self.tls.as_ref()).await;
         let channel = connected.map_err(|why| tonic::Status::unavailable(format!("{url}: {why}")))?;
         self.channels.lock().insert(url.to_owned(), channel.clone());
         Ok(channel)

@@ -7,8 +7,10 @@ use std::time::Instant;
 use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
+use node::reload::{Reloader, expect_hangups, until_told_to_stop};
 use node::seed::Seed;
 use node::service::{Service, listen, told_to_stop};
+use node::start_error::{Cause, StartError};
 use node::{Node, announce, restart, stopping, storage_log};
 use parking_lot::Mutex;
 use rpc::server::{Server, ServerConfig};
@@ -34,21 +36,25 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 struct Opened(Mutex<Option<(SharedRecords, Arc<RocksEngine>)>>);
 
 /// Runs until a signal ends it. The error is one line for people; nothing was started then.
-pub fn run(settings: Settings) -> Result<(), String> {
+pub fn run(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(4))
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start threads: {error}"))?;
-    runtime.block_on(serve(settings))
+        .map_err(|error| StartError::new(Cause::System, format_args!("cannot start threads: {error}")))?;
+    runtime.block_on(serve(settings, Some(reloader)))
 }
 
-/// As [`run`], in a runtime that is there.
-pub async fn serve(settings: Settings) -> Result<(), String> {
+/// As [`run`], in a runtime that is there. Without a reloader its certificates are read again when they change, and nothing
+/// else is.
+pub async fn serve(settings: Settings, reloader: Option<Reloader>) -> Result<(), StartError> {
     let begun = Instant::now();
-    let service = Arc::new(Service::from_environment());
+    expect_hangups();
+    // One that is somebody's guest leaves the service manager to its host.
+    let service = Arc::new(if reloader.is_some() { Service::from_environment() } else { Service::default() });
     service.status("Opening the data folder");
-    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>()?;
+    let listeners = settings.listen_client.iter().map(|address| listen(*address)).collect::<Result<Vec<_>, _>>();
+    let listeners = listeners.map_err(|why| StartError::new(Cause::Address, why))?;
     let opened: Arc<Opened> = Arc::default();
     let calls: Arc<OnceLock<Arc<Api>>> = Arc::default();
     let node = Arc::new(start_node(&settings, &opened, &calls)?);
@@ -56,7 +62,8 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     let leader: Arc<OnceLock<Arc<Leader>>> = Arc::default();
     let counters: Arc<Counters> = Arc::default();
     let sources = node_sources(&node, &opened, settings.node.data_dir.clone());
-    let api = Api::new(leader.clone(), handle.clone(), counters.clone(), Box::new(sources));
+    let asking = node.certificates().and_then(|certificates| certificates.asking());
+    let api = Api::new(leader.clone(), handle.clone(), counters.clone(), asking, Box::new(sources));
     // Set once: it was made just now.
     let _ = calls.set(api.clone());
     let config = ServerConfig {
@@ -65,13 +72,15 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         ..ServerConfig::default()
     };
     let server = Server::new(api, config);
+    let tls = node.certificates().and_then(|certificates| certificates.serving());
     let mut serving = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+        let listener =
+            tokio::net::TcpListener::from_std(listener).map_err(|error| StartError::new(Cause::Address, error))?;
         tracing::info!(target: "placement_api", "Serving stores and clients, addr={address}");
-        let server = server.clone();
-        serving.push(tokio::spawn(async move { server.serve(listener).await }));
+        let (server, tls) = (server.clone(), tls.clone());
+        serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
     }
     let has_state = {
         let opened = opened.clone();
@@ -91,7 +100,10 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
             known.run().await;
         }
     });
-    told_to_stop().await;
+    match reloader {
+        Some(reloader) => until_told_to_stop(reloader.with(node.certificates()), &service).await,
+        None => told_to_stop().await,
+    }
     tracing::info!(target: "placement_api", "Stopping");
     service.stopping();
     tokio::select! {
@@ -141,6 +153,7 @@ fn node_sources(
             log: node.log_stats(),
             engine: engine.map(|engine| engine.stats()),
             disk: node::disk::room(&data_dir),
+            tls: node.certificates().map(|certificates| certificates.stats()),
         })
     }
 }
@@ -154,7 +167,7 @@ async fn tell_engine_events(opened: Arc<Opened>) {
     }
 }
 
-fn start_node(settings: &Settings, opened: &Arc<Opened>, calls: &Arc<OnceLock<Arc<Api>>>) -> Result<Node, String> {
+fn start_node(settings: &Settings, opened: &Arc<Opened>, calls: &Arc<OnceLock<Arc<Api>>>) -> Result<Node, StartError> {
     let dir = settings.node.data_dir.clone();
     let options = RocksOptions {
         write_buffer_size: WRITE_BUFFER_BYTES,
@@ -209,5 +222,5 @@ fn start_node(settings: &Settings, opened: &Arc<Opened>, calls: &Arc<OnceLock<Ar
     let service = move |_| Some(Arc::new(MemberCalls(calls)) as Arc<dyn node::transport::CallService>);
     let runtime = tokio::runtime::Handle::current();
     let files = MachineFiles { open, close, damage, seed };
-    Node::start(settings.node.clone(), &runtime, files, service, ends).map_err(|error| error.to_string())
+    Node::start(settings.node.clone(), &runtime, files, service, ends).map_err(StartError::from)
 }

@@ -4,7 +4,9 @@
 //! and says so with an alert (`tls: bad certificate`, `tls: certificate required`). An alert names its reason only roughly;
 //! the details are in the log of whoever sent it.
 
-use rustls::{AlertDescription, CertificateError, Error};
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
 /// What a port that speaks TLS tells those who do not. Servers answer with it, clients look for it.
 pub const SPEAKS_TLS: &str = "this port speaks TLS: use https://";
@@ -17,11 +19,36 @@ pub const BAD_CERTIFICATE: &str = "tls: bad certificate";
 /// The other side wants a certificate, and we have shown none.
 pub const CERTIFICATE_REQUIRED: &str = "tls: certificate required";
 
-/// One line without a full stop.
+/// What a member finds when another one speaks no TLS.
+pub const OTHER_SPEAKS_NO_TLS: &str = "the other side does not speak TLS, and this node does: either both name certificates in their configuration, or neither";
+
+/// What went wrong on a connection between servers, or in a server's handshake with a client.
+pub fn of_io(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+            | InvalidMessage::UnknownProtocolVersion
+            | InvalidMessage::MessageTooLarge
+            | InvalidMessage::InvalidEmptyPayload,
+        )) => OTHER_SPEAKS_NO_TLS.to_owned(),
+        Some(error @ Error::InvalidMessage(_)) => format!("tls: {error}"),
+        Some(error) => words(error),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the other side closed the connection; does it speak TLS, as this node does?".to_owned()
+        }
+        None if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => "timeout".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// What went wrong, as a client says it: one line without a full stop.
 pub fn words(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(why) => format!("{VERIFY_FAILED}: {}", of_certificate(why)),
-        Error::NoCertificatesPresented => format!("{VERIFY_FAILED}: the other side showed none"),
+        Error::NoCertificatesPresented
+        | Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
+            format!("{VERIFY_FAILED}: the other side showed no certificate")
+        }
         Error::AlertReceived(alert) => of_alert(*alert),
         Error::InvalidMessage(_) => SPEAKS_NO_TLS.to_owned(),
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => {

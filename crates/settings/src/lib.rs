@@ -9,6 +9,7 @@
 //! | [`schema`] | what is particular to one program: its keys, sections and words |
 //! | [`value`], [`listen`], [`duration`] | what a key takes: kinds of values, addresses, durations |
 //! | [`command_line`], [`file`](mod@file) | where values are given |
+//! | [`source`] | both, kept so that they can be read again |
 //! | [`layers`] | the last value given for each key, and who gave it |
 //! | [`change`] | what a second reading has changed, and what of it takes effect |
 //! | [`help`], `man`, `completion`, [`reference`](mod@reference) | texts made from the table |
@@ -105,6 +106,7 @@ mod man;
 pub mod nearest;
 pub mod reference;
 pub mod schema;
+pub mod source;
 pub mod value;
 
 pub use layers::Layers;

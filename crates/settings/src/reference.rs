@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 
 use crate::schema::Schema;
 
-/// `docs/reference/configuration.md`
+/// Such as `docs/reference/configuration.md`.
 pub fn page(schema: &Schema) -> String {
-    let Schema { program, default_file, .. } = schema;
+    let Schema { program, name, default_file, .. } = schema;
     let (file_name, file_variable) = (schema.file_name(), schema.file_variable());
     let mut out = format!(
-        "# Configuration\n\n\
+        "# {name}: configuration\n\n\
          Made from the program's own table: change it there. `{program} --print-default-config` prints a complete file,\n\
          `{program} --check-config` says what is in force, who said so, and what is wrong.\n\n\
          Values come from, each overriding those before: the defaults, `{default_file}` (or the file named by\n\

@@ -60,6 +60,8 @@ pub enum Kind {
     AddressOr(&'static [&'static str]),
     /// One or several of them.
     Addresses,
+    /// `HOST:PORT`, one or several, with a scheme or without.
+    Hosts,
     /// Any number of texts, each of at most so many bytes.
     Texts {
         bytes_max: usize,
@@ -130,6 +132,10 @@ impl Kind {
                 let addresses = texts.iter().map(|text| listen::client_address(text).map(|a| a.to_string()));
                 addresses.collect::<Option<_>>().map(Value::Texts).ok_or_else(wrong)
             }
+            Kind::Hosts => {
+                let texts = given.texts().filter(|texts| !texts.is_empty()).ok_or_else(wrong)?;
+                texts.into_iter().map(host).collect::<Option<_>>().map(Value::Texts).ok_or_else(wrong)
+            }
             Kind::Texts { bytes_max } => {
                 let texts = given.texts().ok_or_else(wrong)?;
                 let good = |text: &&str| text.len() <= bytes_max && !text.contains(char::is_control);
@@ -164,6 +170,7 @@ impl fmt::Display for Kind {
             Kind::Address => f.write_str("IP:PORT, such as \"127.0.0.1:2380\""),
             Kind::AddressOr(words) => write!(f, "IP:PORT, such as \"127.0.0.1:2381\", or one of {}", quoted(words)),
             Kind::Addresses => f.write_str("IP:PORT, such as \"127.0.0.1:2379\", or a list of these"),
+            Kind::Hosts => f.write_str("HOST:PORT, such as \"10.0.0.1:2379\", or a list of these"),
             Kind::Texts { bytes_max } => write!(f, "a list of texts of at most {bytes_max} bytes"),
             Kind::Urls => f.write_str("a list of URLs such as \"http://10.0.0.1:2379\""),
             Kind::Members => f.write_str("a list of { node_id = 1, address = \"HOST:PORT\" } or \"1=HOST:PORT\""),
@@ -280,6 +287,15 @@ fn address(text: &str) -> Result<String, String> {
     }
 }
 
+/// `HOST:PORT`, with the scheme that was written.
+fn host(text: &str) -> Option<String> {
+    let (Plain::Address(whole) | Plain::Secure(whole)) = listen::peer_address(text) else { return None };
+    match text.contains("://") {
+        true => Some(whole),
+        false => Some(text.to_owned()),
+    }
+}
+
 fn members(given: &Given) -> Result<Vec<Member>, String> {
     let wrong = |given: &Given| format!("must be {}, not {given}", Kind::Members);
     let list = match given {
@@ -325,6 +341,17 @@ fn member(given: &Given) -> Result<Option<Member>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_keep_the_scheme_that_was_written() {
+        let read = |text: &str| Kind::Hosts.read(&Given::Word(text.to_owned()));
+        let texts = |texts: &[&str]| Ok(Value::Texts(texts.iter().map(|text| (*text).to_owned()).collect()));
+        assert_eq!(read("pd1.example:2379,10.0.0.2:2379"), texts(&["pd1.example:2379", "10.0.0.2:2379"]));
+        assert_eq!(read("https://pd1:2379/,http://pd2:2379"), texts(&["https://pd1:2379", "http://pd2:2379"]));
+        for wrong in ["", "pd1", "pd1:x", "ftp://pd1:1"] {
+            assert!(read(wrong).unwrap_err().starts_with("must be HOST:PORT"), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_may_have_units() {

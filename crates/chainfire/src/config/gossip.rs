@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use node::GossipOptions;
+use node::options::overlap;
 use settings::listen::is_loopback;
 
 /// What is asked for, and what it has to go together with.
@@ -42,10 +43,6 @@ impl GossipAddress<'_> {
         }
         Ok(Some(GossipOptions { listen, required: true }))
     }
-}
-
-fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
-    one.port() == other.port() && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Every setting there is, once.
 
+use node::options::{INSECURE, tls_keys};
 use settings::{Key, Kind};
 
 /// Sections in the order of the printed configuration, and what each is about.
@@ -36,6 +37,14 @@ pub const CHANGEABLE: &[&str] = &[
     "log.level",
     "log.slow_request_ms",
 ];
+
+const TLS: [Key; 6] = tls_keys(
+    "network.tls",
+    &[
+        "this node's certificate (PEM, with those between it and the CA); empty: no TLS",
+        "It needs serverAuth and clientAuth, and a SAN that names the node: chainfire-node-N, or its Raft address.",
+    ],
+);
 
 const SIZE_MAX: u64 = 1 << 50;
 
@@ -121,76 +130,13 @@ pub const KEYS: &[Key] = &[
             "It shows in status and metrics, and helps nodes to find each other; off loopback it needs [network.tls].",
         ],
     },
-    Key {
-        section: "network",
-        name: "insecure",
-        flag: "insecure",
-        kind: Kind::Switch,
-        default: "false",
-        help: &[
-            "serve clients off loopback without TLS: whoever reaches the port reads and writes everything",
-            "It never covers the ports on which nodes talk to each other.",
-        ],
-    },
-    Key {
-        section: "network.tls",
-        name: "cert_file",
-        flag: "tls-cert-file",
-        kind: Kind::Text { bytes_max: 4096 },
-        default: "\"\"",
-        help: &[
-            "this node's certificate (PEM, with those between it and the CA); empty: no TLS",
-            "It needs serverAuth and clientAuth, and a SAN that names the node: chainfire-node-N, or its Raft address.",
-        ],
-    },
-    Key {
-        section: "network.tls",
-        name: "key_file",
-        flag: "tls-key-file",
-        kind: Kind::Text { bytes_max: 4096 },
-        default: "\"\"",
-        help: &["the key of cert_file (PEM), readable by its owner alone: mode 0600"],
-    },
-    Key {
-        section: "network.tls",
-        name: "ca_file",
-        flag: "tls-ca-file",
-        kind: Kind::Text { bytes_max: 4096 },
-        default: "\"\"",
-        help: &[
-            "the CA that signs members, and clients too unless client_ca_file is given; both CAs while it is changed",
-        ],
-    },
-    Key {
-        section: "network.tls",
-        name: "client_ca_file",
-        flag: "tls-client-ca-file",
-        kind: Kind::Text { bytes_max: 4096 },
-        default: "\"\"",
-        help: &["a CA of its own for clients; empty: ca_file"],
-    },
-    Key {
-        section: "network.tls",
-        name: "crl_file",
-        flag: "tls-crl-file",
-        kind: Kind::Text { bytes_max: 4096 },
-        default: "\"\"",
-        help: &[
-            "revocation lists (PEM, of any of the CAs): whom they name is refused on all ports",
-            "The file is read again when it changes, and on SIGHUP; connections that stand are not cut.",
-        ],
-    },
-    Key {
-        section: "network.tls",
-        name: "api",
-        flag: "tls-api",
-        kind: Kind::Choice(&["mutual", "server", "off"]),
-        default: "\"mutual\"",
-        help: &[
-            "mutual: clients need a certificate; server: TLS without one; off: plain HTTP for clients",
-            "Off loopback, off also needs network.insecure = true. Nodes among themselves are always mutual.",
-        ],
-    },
+    INSECURE,
+    TLS[0],
+    TLS[1],
+    TLS[2],
+    TLS[3],
+    TLS[4],
+    TLS[5],
     Key {
         section: "raft",
         name: "tick_interval_ms",

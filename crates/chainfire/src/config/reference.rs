@@ -1,10 +1,15 @@
 //! Files that are made from the table of keys, and the tests that they are current. `UPDATE=1` writes them anew:
 //! `UPDATE=1 cargo test --release -p chainfire reference`.
 
+#[path = "../../../settings/src/current.rs"]
+mod current;
+
 use std::path::Path;
 
 use settings::help::default_config;
 use settings::reference::page;
+
+pub(crate) use current::current;
 
 use super::schema::SCHEMA;
 
@@ -32,20 +37,4 @@ fn reference_file_that_is_shipped_shows_its_certificates() {
     for key in ["cert_file", "key_file", "ca_file"] {
         assert!(shown.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} in\n{shown}");
     }
-}
-
-/// Compares a file of the repository with what it should be, or writes it.
-pub(crate) fn current(path: &str, wanted: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&file, wanted).unwrap();
-        return;
-    }
-    let found = std::fs::read_to_string(&file).unwrap_or_default();
-    let differs = found.lines().zip(wanted.lines()).position(|(found, wanted)| found != wanted);
-    assert!(
-        found == wanted,
-        "{path} is not current (line {}); UPDATE=1 cargo test --release -p chainfire reference",
-        differs.map_or_else(|| "the last".to_owned(), |line| (line + 1).to_string())
-    );
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use base::NodeId;
 use consensus::HostConfig;
 use consensus::membership::MEMBERS_MAX;
-use node::tls::{ApiTls, TlsOptions};
+use node::options::{self, schemed};
+use node::tls::{ApiTls, Program, TlsOptions};
 use node::transport::bare_address;
 use node::{InitialMember, NodeConfig};
 use settings::Layers;
@@ -20,17 +21,17 @@ use storage::rocks::RocksOptions;
 use super::gossip::GossipAddress;
 use super::{AutoCompaction, Settings, request_timeout};
 
+/// The section with the certificates.
+const TLS: &str = "network.tls";
+
 /// Derives the settings, or says in one line what does not go together.
 pub fn validate(layers: &Layers) -> Result<Settings, String> {
     let mut warnings = Vec::new();
-    let tls = tls(layers)?;
+    let tls = options::tls(layers, TLS, Program::Chainfire)?;
     let secure_api = tls.as_ref().is_some_and(|tls| tls.api != ApiTls::Off);
     let (listen_client, advertise_client) = clients(layers, secure_api, &mut warnings)?;
     let mut node = node(layers, &advertise_client, tls, &mut warnings)?;
-    if listen_client.contains(&node.listen_peer) {
-        let at = layers.origin("network", "raft_addr");
-        return Err(format!("{at}: network.raft_addr is {}, where clients are served already", node.listen_peer));
-    }
+    options::apart(layers, &listen_client, node.listen_peer)?;
     let gossip = GossipAddress {
         given: layers.text("network", "gossip_addr"),
         raft: node.listen_peer,
@@ -59,50 +60,13 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
     })
 }
 
-/// `None` without certificates.
-fn tls(layers: &Layers) -> Result<Option<TlsOptions>, String> {
-    let file = |name: &str| Some(layers.text("network.tls", name)).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let needed = ["cert_file", "key_file", "ca_file"];
-    let Some(given) = needed.iter().chain(&["client_ca_file", "crl_file"]).find(|name| file(name).is_some()) else {
-        return Ok(None);
-    };
-    let need = |name: &str| {
-        file(name).ok_or_else(|| {
-            let at = layers.origin("network.tls", given);
-            format!("{at}: network.tls.{given} is set, and network.tls.{name} is not: cert_file, key_file and ca_file belong together")
-        })
-    };
-    Ok(Some(TlsOptions {
-        cert_file: need("cert_file")?,
-        key_file: need("key_file")?,
-        ca_file: Some(need("ca_file")?),
-        api_pair: None,
-        client_ca_file: file("client_ca_file"),
-        crl_files: file("crl_file").into_iter().collect(),
-        api: match layers.text("network.tls", "api") {
-            "mutual" => ApiTls::Mutual,
-            "server" => ApiTls::Server,
-            _ => ApiTls::Off,
-        },
-        members: true,
-    }))
-}
-
 /// Those that are named, with the scheme that members speak in their addresses.
 fn initial_members(layers: &Layers, secure: bool) -> Result<Vec<InitialMember>, String> {
     let named = layers.members("cluster", "initial_members").iter();
-    let member =
-        |member: &Member| Ok(InitialMember { node: NodeId(member.node), address: schemed(&member.address, secure)? });
+    let member = |member: &Member| {
+        Ok(InitialMember { node: NodeId(member.node), address: schemed(&member.address, secure, TLS)? })
+    };
     named.map(member).collect()
-}
-
-/// An address with the scheme that members speak.
-fn schemed(address: &str, secure: bool) -> Result<String, String> {
-    match (address.split_once("://"), secure) {
-        (Some(("https", _)), false) => Err(format!("has {address}, but there is no certificate in [network.tls]")),
-        (Some((_, bare)), true) => Ok(format!("https://{bare}")),
-        _ => Ok(address.to_owned()),
-    }
 }
 
 fn node(
@@ -137,24 +101,10 @@ fn node(
                 .to_owned(),
         );
     }
-    let listen_peer = socket(layers.text("network", "raft_addr"));
-    let raft_at = layers.origin("network", "raft_addr");
-    if !is_loopback(&listen_peer) && tls.is_none() {
-        return Err(format!(
-            "{raft_at}: network.raft_addr is {listen_peer}, but off loopback nodes speak to each other under TLS only: name \
-             cert_file, key_file and ca_file in [network.tls] (scripts/generate-dev-certs.sh makes them), or use an \
-             address such as 127.0.0.1:2380"
-        ));
-    }
+    let listen_peer = options::raft(layers, tls.is_some(), TLS)?;
     let everywhere = listen_peer.ip().is_unspecified();
-    if everywhere && own.is_none() {
-        return Err(format!(
-            "{raft_at}: network.raft_addr is {listen_peer}, every address of this machine: say in cluster.initial_members \
-             at which one the others reach this node, number {node}"
-        ));
-    }
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let advertise_peer = own.map_or_else(|| format!("{scheme}://{listen_peer}"), |member| member.address.clone());
+    let named = own.map(|member| member.address.as_str());
+    let advertise_peer = options::advertised(layers, listen_peer, named, "cluster.initial_members", tls.is_some())?;
     if let Ok(listed) = bare_address(&advertise_peer).parse::<SocketAddr>()
         && listed != listen_peer
         && !(everywhere && listed.port() == listen_peer.port())
@@ -221,32 +171,8 @@ fn clients(
     secure: bool,
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<SocketAddr>, Vec<String>), String> {
-    let at = layers.origin("network", "api_addr");
-    let mut listen: Vec<SocketAddr> = layers.texts("network", "api_addr").iter().map(|text| socket(text)).collect();
-    listen.dedup();
+    let (mut listen, advertise) = options::clients(layers, secure, TLS, warnings)?;
     let open: Vec<SocketAddr> = listen.iter().filter(|address| !is_loopback(address)).copied().collect();
-    if let Some(address) = open.first().filter(|_| !secure) {
-        if !layers.switch("network", "insecure") {
-            return Err(format!(
-                "{at}: network.api_addr is {address}, which others reach, and clients are served without TLS there: name \
-                 certificates in [network.tls], or set network.insecure = true to serve them all the same"
-            ));
-        }
-        warnings.push(format!(
-            "clients are served at {address} without TLS: whoever reaches it reads and writes everything"
-        ));
-    }
-    let mut advertise = layers.texts("network", "api_advertise_urls").to_vec();
-    if advertise.is_empty() {
-        if let Some(address) = listen.iter().find(|address| address.ip().is_unspecified()) {
-            return Err(format!(
-                "{at}: network.api_addr is {address}, every address of this machine: say in \
-                 network.api_advertise_urls which one clients use"
-            ));
-        }
-        let scheme = if secure { "https" } else { "http" };
-        advertise = listen.iter().map(|address| format!("{scheme}://{address}")).collect();
-    }
     // `localhost` always works on the machine itself.
     for address in &open {
         let taken = |other: &SocketAddr| other.port() == address.port() && other.ip().is_unspecified();
@@ -302,8 +228,3 @@ fn compaction(layers: &Layers) -> Result<AutoCompaction, String> {
 }
 
 pub(crate) const AUTO_COMPACTION_PERIOD_MIN: Duration = Duration::from_secs(1);
-
-/// A text that its kind has checked.
-fn socket(text: &str) -> SocketAddr {
-    text.parse().expect("addresses were checked when they were read")
-}

@@ -23,7 +23,7 @@ use node::metrics::calls::{CANCELED, Calls};
 use node::metrics::common::Common;
 use node::metrics::histogram::REQUEST_BOUNDS_US;
 use node::metrics::{Histogram, Observed, Page, by_powers, get, labels, process};
-use node::tls::{FileKind, TlsStats};
+use node::tls::TlsStats;
 use parking_lot::Mutex;
 use rpc::server::ServerStats;
 use storage::log::LogStats;
@@ -155,7 +155,7 @@ impl Metrics {
         traffic(page, sources);
         gossip(page, sources.gossip);
         if let Some(tls) = &sources.tls {
-            certificates(page, tls);
+            Common { page, prefix: "chainfire" }.certificates(tls);
         }
         if let Some(store) = &sources.store {
             state(page, store);
@@ -243,19 +243,6 @@ fn gossip(page: &mut Page, view: &node::gossip::View) {
     page.counters("chainfire_gossip_messages_refused_total", "Gossip messages refused.", refused);
     page.counter("chainfire_gossip_renewals_total", "Times that others took this node for dead.", stats.renewals);
     page.counter("chainfire_gossip_late_total", "Times that this node's gossip was held up.", stats.late);
-}
-
-fn certificates(page: &mut Page, tls: &TlsStats) {
-    let (lists, files): (Vec<_>, Vec<_>) = tls.files.iter().partition(|file| file.kind == FileKind::Crl);
-    let expiry = files.iter().map(|file| (labels(&[("file", file.kind.name())]), file.expires_s));
-    page.gauges("chainfire_tls_expiry_timestamp_seconds", "When a certificate expires, as Unix time.", expiry);
-    if let Some(due_s) = lists.iter().map(|list| list.expires_s).min() {
-        let help = "When the next revocation list is due, as Unix time.";
-        page.gauge("chainfire_tls_crl_next_update_timestamp_seconds", help, due_s);
-    }
-    page.counter("chainfire_tls_reloads_total", "Times that changed certificates were taken into use.", tls.reloads);
-    let failed = tls.failed_reloads;
-    page.counter("chainfire_tls_failed_reloads_total", "Times that changed certificates were refused.", failed);
 }
 
 /// Of the members that there are; those that left take their figures with them.

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use base::{NodeId, PeerId};
 use consensus::Member;
 use node::metrics::reference::{mistakes, table};
-use node::tls::Expiry;
+use node::tls::{Expiry, FileKind};
 use storage::engine::EngineStats;
 
 use super::*;

@@ -16,7 +16,9 @@ mod status;
 mod txn;
 mod watch;
 
-use crate::args::{Command, DebugCommand};
+use clap::CommandFactory as _;
+
+use crate::args::{Cli, Command, DebugCommand};
 use crate::connect::Client;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -29,7 +31,9 @@ pub async fn run(command: Command, global: Global) -> Result<(), Failure> {
             context::run(command, &global, &mut out)?;
             return out.flush().map_err(Failure::from);
         }
-        Command::Completion { shell } => return manual::completion(shell),
+        Command::Completion { shell } => {
+            return cli::manual::completion(Cli::command(), shell);
+        }
         Command::Man(args) => return manual::run(args),
         _ => {}
     }

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use cli::format::parse_duration;
 use cli::output::Format;
 
+use crate::connect::Certificates;
+
 const EXAMPLES: &str = "\
 Examples:
   flaredb-client cluster-status
@@ -37,6 +39,8 @@ pub struct Global {
     /// A store or the placement driver; what concerns the cluster is asked of the placement driver
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
     pub endpoint: String,
+    #[command(flatten)]
+    pub certificates: Certificates,
     /// How answers are shown [default: table on a terminal, simple otherwise]
     #[arg(short = 'o', long, global = true, env = "FLAREDB_OUTPUT")]
     pub output: Option<Format>,

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::args::Global;
-use crate::connect;
+use crate::connect::connect;
 use crate::pd::ASK_PD;
 
 /// Whether all is well.
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
-    let channel = connect(&global.endpoint).await?;
+    let channel = connect(global, &global.endpoint).await?;
     let answer = PlacementClient::new(channel).cluster_status(pb::ClusterStatusRequest {}).await;
     let answer = answer.map_err(|status| {
         let failure = Failure::of_status(&global.endpoint, &status);

@@ -11,14 +11,14 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::args::Global;
-use crate::connect;
+use crate::connect::connect;
 
 /// Asks the endpoint: a store or a placement driver, both know the way.
 async fn ask<T>(
     global: &Global,
     call: impl AsyncFn(RawClient<Channel>) -> Result<Response<T>, Status>,
 ) -> Result<T, Failure> {
-    let answer = call(client_of(connect(&global.endpoint).await?)).await;
+    let answer = call(client_of(connect(global, &global.endpoint).await?)).await;
     answer.map(Response::into_inner).map_err(|status| Failure::of_status(&global.endpoint, &status))
 }
 

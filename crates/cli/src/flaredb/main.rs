@@ -2,12 +2,13 @@
 //!
 //! Keys are asked of any endpoint: a store and a placement driver both pass requests on to the store that has the key. What
 //! concerns the cluster is asked of the placement driver.
-
 //!
-//! [`args`] parses a command → [`keys`] asks over gRPC, all others ask the placement driver's pages ([`pd`]) → [`show`].
+//! [`args`] parses a command → [`keys`] asks over gRPC, all others ask the placement driver's pages ([`pd`]), both by the way
+//! that [`connect`] finds → [`show`].
 
 mod args;
 mod cluster;
+mod connect;
 #[cfg(test)]
 mod documents;
 mod drain;
@@ -19,12 +20,10 @@ mod show;
 mod stores;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser as _;
 use cli::failure::Failure;
 use cli::output::Output;
-use tonic::transport::Channel;
 
 use args::{Cli, Command, Explain, Global, Operators, Regions, Schedulers, Stores};
 use drain::Drained;
@@ -102,11 +101,4 @@ async fn run(command: Command, global: &Global) -> Result<ExitCode, Failure> {
     }
     output.flush()?;
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn connect(endpoint: &str) -> Result<Channel, Failure> {
-    const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let connected = rpc::client::connect(&url, CONNECT_TIMEOUT, None).await;
-    connected.map_err(|error| Failure::of_connection(endpoint, &error))
 }

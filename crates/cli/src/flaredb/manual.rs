@@ -1,37 +1,27 @@
-//! Completion scripts, manual pages, and the reference in Markdown.
+//! Texts made from the definition of the command line: those of [`cli::manual`].
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::CommandFactory as _;
 use cli::failure::Failure;
+use cli::manual;
 
 use crate::args::Cli;
 
 pub fn completion(shell: clap_complete::Shell) -> Result<(), Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "flaredb-client", &mut script);
-    Ok(std::io::stdout().write_all(&script)?)
+    manual::completion(Cli::command(), shell)
 }
 
 pub fn run(folder: Option<PathBuf>, as_markdown: bool) -> Result<(), Failure> {
     if as_markdown {
-        return Ok(std::io::stdout().write_all(markdown().as_bytes())?);
+        return manual::print(markdown().as_bytes());
     }
-    let mut command = Cli::command().disable_help_subcommand(true);
-    let Some(folder) = folder else {
-        command.build();
-        let mut page = Vec::new();
-        clap_mangen::Man::new(command).manual("FlareDB").render(&mut page)?;
-        return Ok(std::io::stdout().write_all(&page)?);
-    };
-    let written = std::fs::create_dir_all(&folder).and_then(|()| clap_mangen::generate_to(command, &folder));
-    written.map_err(|error| Failure::local(format!("{}: manual pages cannot be written: {error}", folder.display())))
+    manual::man(Cli::command(), "FlareDB", folder)
 }
 
-/// docs/reference/flaredb-cli.md
+/// docs/reference/flaredb-client.md
 pub fn markdown() -> String {
-    cli::manual::markdown(&mut Cli::command().disable_help_subcommand(true), "crates/cli/src/flaredb/args.rs")
+    manual::markdown(Cli::command(), "crates/cli/src/flaredb/args.rs")
 }
 
 #[cfg(test)]
@@ -49,7 +39,7 @@ mod tests {
     /// `UPDATE=1 cargo test --release --workspace reference` writes it anew.
     #[test]
     fn reference_is_current() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/flaredb-cli.md");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/flaredb-client.md");
         if std::env::var_os("UPDATE").is_some() {
             return fs::write(file, markdown()).unwrap();
         }

@@ -4,13 +4,14 @@ use cli::failure::{Failure, Kind};
 use serde_json::Value;
 
 use crate::args::Global;
+use crate::connect::reach;
 
-pub const ASK_PD: &str = "is that the placement driver? its address is `pd_addr` in flaredb.toml";
+pub const ASK_PD: &str =
+    "is that the placement driver, and does it speak TLS (https://)? its address is `pd_addr` in flaredb.toml";
 
 /// The pages behind an endpoint.
 pub struct Pages<'a> {
-    endpoint: &'a str,
-    timeout: std::time::Duration,
+    global: &'a Global,
 }
 
 /// Why a page was not to be had.
@@ -28,7 +29,7 @@ impl From<Refused> for Failure {
 
 impl Pages<'_> {
     pub fn new(global: &Global) -> Pages<'_> {
-        Pages { endpoint: &global.endpoint, timeout: global.timeout }
+        Pages { global }
     }
 
     pub async fn get(&self, path: &str) -> Result<Value, Refused> {
@@ -44,12 +45,12 @@ impl Pages<'_> {
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
-        let endpoint = self.endpoint;
-        let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+        let endpoint = &self.global.endpoint;
         let (path, body) = (format!("/pd/api/v1/{path}"), body.map(Value::to_string).unwrap_or_default());
         let silent = |failure| Refused { code: 0, failure };
-        let asked = rpc::client::exchange(&url, method, &path, body.as_bytes(), None);
-        let answer = tokio::time::timeout(self.timeout, asked).await;
+        let (url, tls) = reach(self.global, endpoint).map_err(silent)?;
+        let asked = rpc::client::exchange(&url, method, &path, body.as_bytes(), tls.as_ref());
+        let answer = tokio::time::timeout(self.global.timeout, asked).await;
         let answer = answer
             .map_err(|_| silent(Failure::timed_out(endpoint)))?
             .map_err(|why| silent(Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD)))?;

@@ -20,6 +20,7 @@ use node::many::ManyNode;
 use prost::Message;
 use proto::flaredb as pb;
 use rpc::Status;
+use rpc::client::Tls;
 use rpc::server::{
     Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Server, ServerStats, Service,
 };
@@ -56,9 +57,15 @@ const SCAN: u16 = 5;
 const METHODS: [&str; 6] = ["Get", "Put", "Delete", "CompareAndSwap", "Batch", "Scan"];
 
 impl Api {
-    /// A request that takes `slow_from` or longer is told of; zero: none is.
-    pub fn new(store: Arc<Store>, node: Arc<ManyNode>, pd: Arc<PdClient>, slow_from: Duration) -> Arc<Api> {
-        let (router, requests) = (Router::new(pd.clone()), Arc::new(Requests::new(slow_from)));
+    /// A request that takes `slow_from` or longer is told of; zero: none is. `tls`: for other stores.
+    pub fn new(
+        store: Arc<Store>,
+        node: Arc<ManyNode>,
+        pd: Arc<PdClient>,
+        tls: Option<Tls>,
+        slow_from: Duration,
+    ) -> Arc<Api> {
+        let (router, requests) = (Router::new(pd.clone(), tls), Arc::new(Requests::new(slow_from)));
         Arc::new(Api { store, router, node, pd, requests, server: OnceLock::new() })
     }
 

@@ -14,6 +14,7 @@ use node::DriverStats;
 use node::metrics::calls::Methods;
 use node::metrics::common::Common;
 use node::metrics::{Page, get, labels, process};
+use node::tls::TlsStats;
 use rpc::server::ServerStats;
 use storage::engine::EngineStats;
 use storage::log::LogStats;
@@ -40,6 +41,8 @@ pub struct Sources<'a> {
     /// Bytes sent to stores and received from them.
     pub traffic: Vec<(NodeId, u64, u64)>,
     pub server: ServerStats,
+    /// None without certificates.
+    pub tls: Option<TlsStats>,
 }
 
 /// The regions here, in numbers.
@@ -98,6 +101,7 @@ pub fn render(api: &Api) -> String {
         full: store.space.is_full(),
         traffic: api.node.transport().traffic(),
         server: api.server_stats(),
+        tls: api.node.certificates().map(|certificates| certificates.stats()),
     })
 }
 
@@ -134,6 +138,9 @@ fn page(sources: &Sources) -> String {
     let help = "1 while the disk has next to no room, and no puts are taken.";
     common.page.gauge("flaredb_disk_full", help, u8::from(sources.full));
     common.engine(engine);
+    if let Some(tls) = &sources.tls {
+        common.certificates(tls);
+    }
     page.counter("flaredb_pd_heartbeats_total", "Heartbeats that the placement driver answered.", pd.answered);
     page.counter("flaredb_pd_heartbeat_failures_total", "Heartbeats that nobody answered.", pd.failed);
     if let Some(age) = pd.age {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use base::PeerId;
 use node::metrics::reference::{mistakes, table};
+use node::tls::{Expiry, FileKind};
 
 use super::*;
 
@@ -31,6 +32,13 @@ fn full() -> String {
         full: false,
         traffic: vec![(NodeId(2), 300, 40)],
         server: ServerStats { connections_open: 4, ..ServerStats::default() },
+        tls: Some(TlsStats {
+            files: [(FileKind::Certificate, 1_900_000_000), (FileKind::Crl, 1_800_000_000)]
+                .map(|(kind, expires_s)| Expiry { kind, path: Default::default(), expires_s })
+                .to_vec(),
+            reloads: 2,
+            failed_reloads: 1,
+        }),
     })
 }
 
@@ -48,6 +56,7 @@ fn the_page_keeps_to_the_format_and_says_what_it_was_told() {
         "flaredb_rocksdb_stall_seconds_total 2.5",
         "flaredb_rocksdb_compaction_seconds_total 1.5",
         "flaredb_pd_heartbeat_age_seconds 1.5",
+        "flaredb_tls_expiry_timestamp_seconds{file=\"cert\"} 1900000000",
         "flaredb_network_peer_sent_bytes_total{peer=\"2\"} 300",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

@@ -21,7 +21,6 @@ use super::secure::{self, Secure};
 use super::wire::{self, Greeting, Hello};
 use super::{Arrival, Common};
 use crate::clock;
-use crate::tls;
 
 /// Connections that have not greeted yet.
 const STRANGERS_MAX: usize = 128;
@@ -91,7 +90,7 @@ impl Door {
         if why.kind() != io::ErrorKind::InvalidData {
             return;
         }
-        let why = tls::words::of_io(&why);
+        let why = rpc::tls_words::of_io(&why);
         let mut logged = self.logged.lock();
         if logged.len() < LOGGED_MAX && logged.insert((from, why.clone())) {
             tracing::warn!(

@@ -21,7 +21,6 @@ use super::secure::{self, Secure};
 use super::wire::{self, Greeting, Hello};
 use super::{Arrival, Common};
 use crate::clock;
-use crate::tls;
 
 /// Messages that wait for one member.
 const QUEUE_MAX: usize = 64;
@@ -212,5 +211,5 @@ async fn reach(common: &Common, address: &str) -> Result<(Secure, Greeting), Fai
 }
 
 fn other(error: io::Error) -> Failure {
-    Failure::Other(tls::words::of_io(&error))
+    Failure::Other(rpc::tls_words::of_io(&error))
 }

@@ -4,8 +4,9 @@ use storage::engine::EngineStats;
 use storage::log::LogStats;
 
 use super::page::Page;
-use super::{by_powers, get};
+use super::{by_powers, get, labels};
 use crate::driver::DriverStats;
+use crate::tls::{FileKind, TlsStats};
 
 /// A page, and the prefix of what is put on it.
 pub struct Common<'a> {
@@ -43,6 +44,21 @@ impl Common<'_> {
             self.gauge("disk_capacity_bytes", "Size of the disk under the data folder.", total);
             self.gauge("disk_available_bytes", "What is free on it.", free);
         }
+    }
+
+    pub fn certificates(&mut self, tls: &TlsStats) {
+        let (lists, files): (Vec<_>, Vec<_>) = tls.files.iter().partition(|file| file.kind == FileKind::Crl);
+        let expiry = files.iter().map(|file| (labels(&[("file", file.kind.name())]), file.expires_s));
+        let name = self.name("tls_expiry_timestamp_seconds");
+        self.page.gauges(&name, "When a certificate expires, as Unix time.", expiry);
+        if let Some(due_s) = lists.iter().map(|list| list.expires_s).min() {
+            let help = "When the next revocation list is due, as Unix time.";
+            self.gauge("tls_crl_next_update_timestamp_seconds", help, due_s);
+        }
+        let help = "Times that changed certificates were taken into use.";
+        self.counter("tls_reloads_total", help, tls.reloads);
+        let help = "Times that changed certificates were refused.";
+        self.counter("tls_failed_reloads_total", help, tls.failed_reloads);
     }
 
     pub fn log(&mut self, log: &LogStats, driver: &DriverStats) {

@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
@@ -29,7 +31,7 @@ const REMAKE: &str = "make new ones with scripts/generate-dev-certs.sh, or ask w
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("network.tls.{what} is needed: certificates are checked against it")]
+    #[error("{what} is needed: certificates are checked against it")]
     Missing { what: &'static str },
     #[error("cannot read {path} ({what}): {error}{}", advice(.error))]
     Unreadable { what: &'static str, path: PathBuf, error: io::Error },
@@ -107,6 +109,14 @@ impl Files {
             files.push(expiry(FileKind::Ca, CA, path, roots)?);
         }
         let (revoked, lists) = self.revoked()?;
+        let outward = ca.as_ref().map(|(path, roots)| {
+            let roots = store(path, roots.clone())?;
+            pair.client(&provider, server_verifier(&provider, roots, path, &revoked)?)
+        });
+        let outward = outward.transpose()?.map(|mut config| {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            Arc::new(config)
+        });
         let roots = ca.map(|(path, roots)| store(path, roots).map(|store| (path, store))).transpose()?;
         let missing = || TlsError::Missing { what: "ca_file" };
         let members = if options.members {
@@ -115,11 +125,11 @@ impl Files {
                 cert: options.cert_file.clone(),
                 subject: subject.clone(),
                 ca: path.to_owned(),
-                why: super::words::of(&error),
+                why: rpc::tls_words::words(&error),
             })?;
             let server = pair.server(&provider, Some(client_verifier(&provider, &roots, path, &revoked)?))?;
             let chain = verify::Chain { roots, revoked: revoked.clone(), provider: provider.clone() };
-            Some((Arc::new(server), Arc::new(pair.client(&provider, chain)?)))
+            Some((Arc::new(server), Arc::new(pair.client(&provider, Arc::new(chain))?)))
         } else {
             None
         };
@@ -156,7 +166,7 @@ impl Files {
             }
         };
         let own = pair.chain.into_iter().next().expect("a chain has a first certificate");
-        Ok(Set { members, api, own, subject, files, digest })
+        Ok(Set { members, api, outward, own, subject, files, digest })
     }
 
     /// What the lists revoke, and when the next ones are due.
@@ -221,12 +231,16 @@ impl<'a> Pair<'a> {
         Ok(config)
     }
 
-    fn client(&self, provider: &Arc<CryptoProvider>, chain: verify::Chain) -> Result<ClientConfig, TlsError> {
+    fn client(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        verifier: Arc<dyn ServerCertVerifier>,
+    ) -> Result<ClientConfig, TlsError> {
         let config = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&VERSIONS)
             .map_err(|error| self.mismatch(&error))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(chain))
+            .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key());
         let mut config = config.map_err(|error| self.mismatch(&error))?;
         config.resumption = rustls::client::Resumption::disabled();
@@ -237,7 +251,7 @@ impl<'a> Pair<'a> {
         TlsError::Mismatch {
             cert: self.cert_file.to_owned(),
             key: self.key_file.to_owned(),
-            why: super::words::of(error),
+            why: rpc::tls_words::words(error),
         }
     }
 }
@@ -253,6 +267,24 @@ fn client_verifier(
         .allow_unknown_revocation_status()
         .build()
         .map_err(|error| TlsError::Invalid { what: CA, path: path.to_owned(), why: error.to_string() })
+}
+
+/// The chain, and the name that was asked for.
+fn server_verifier(
+    provider: &Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+    path: &Path,
+    revoked: &Revoked,
+) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+        .with_crls(revoked.lists())
+        .allow_unknown_revocation_status()
+        .build();
+    verifier.map(|verifier| verifier as Arc<dyn ServerCertVerifier>).map_err(|error| TlsError::Invalid {
+        what: CA,
+        path: path.to_owned(),
+        why: error.to_string(),
+    })
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
@@ -307,7 +339,7 @@ fn store(path: &Path, roots: Vec<CertificateDer<'static>>) -> Result<Arc<RootCer
         store.add(root).map_err(|error| TlsError::Invalid {
             what: CA,
             path: path.to_owned(),
-            why: super::words::of(&error),
+            why: rpc::tls_words::words(&error),
         })?;
     }
     Ok(Arc::new(store))

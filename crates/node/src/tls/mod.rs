@@ -1,8 +1,9 @@
 //! Certificates: who may speak with this node, and what this node shows of itself.
 //!
-//! One set of files serves all three ports: a certificate and its key, the CA that signs members, and, where clients have
+//! One set of files serves all ports: a certificate and its key, the CA that signs members, and, where clients have
 //! a CA of their own, that one too. Members (Raft, gossip) always show each other certificates. Clients of the API show one
-//! unless the configuration says that the server's is enough.
+//! unless the configuration says that the server's is enough. A server that is a client of others (a FlareDB store of the
+//! placement driver and of stores) shows its own pair, and checks the name in the URL as any client does.
 //!
 //! # The life of a set
 //! [`files`] reads it and refuses what is unsafe or does not fit together → [`Certificates`] holds the configurations that
@@ -12,12 +13,12 @@
 //!
 //! # Who a certificate is
 //! Between members the chain is checked by the TLS library ([`verify`]), and the name afterwards, when it is known which
-//! member the other side claims to be ([`names_member`]): the certificate must carry the DNS name `chainfire-node-ID`, or,
-//! if it has no such name, one of the host names or addresses under which the cluster knows the member. Loopback does not
-//! count as such a name: every node has it. Certificates of clients (without serverAuth) and those of other programs
-//! (`flaredb-node-ID`, `placement-driver-ID`) belong to no member, even where one CA signs them all.
+//! member the other side claims to be ([`names_member`]): the certificate must carry the DNS name that its program gives
+//! its members ([`Program`]), such as `chainfire-node-ID`, or, if it has no such name, one of the host names or addresses
+//! under which the cluster knows the member. Loopback does not count as such a name: every node has it. Certificates of
+//! clients (without serverAuth) and those of other programs belong to no member, even where one CA signs them all.
 //!
-//! [`words`] turns the library's errors into those that operators look for.
+//! [`rpc::tls_words`] turns the library's errors into those that operators look for.
 //!
 //! # Taking a certificate out of use
 //! By a revocation list ([`TlsOptions::crl_files`]), which holds for members and clients, on every port, from the reload on.
@@ -27,7 +28,6 @@
 pub mod files;
 pub mod reload;
 mod verify;
-pub mod words;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,9 +42,38 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use files::TlsError;
 
+/// Whose members these are: of Chainfire, or of one of FlareDB's two kinds of server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Program {
+    #[default]
+    Chainfire,
+    Store,
+    PlacementDriver,
+}
+
+impl Program {
+    const ALL: [Program; 3] = [Program::Chainfire, Program::Store, Program::PlacementDriver];
+
+    /// What begins the DNS name by which a certificate names a member; its number follows.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Program::Chainfire => "chainfire-node-",
+            Program::Store => "flaredb-node-",
+            Program::PlacementDriver => "placement-driver-node-",
+        }
+    }
+
+    /// The DNS name by which a certificate names a member, whatever its address.
+    pub fn name_of(self, node: NodeId) -> String {
+        format!("{}{node}", self.prefix())
+    }
+}
+
 /// What the configuration says about TLS. All files are PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsOptions {
+    /// Whose certificates members show each other.
+    pub program: Program,
     /// The node's certificate, then those between it and the CA.
     pub cert_file: PathBuf,
     /// Readable by its owner alone.
@@ -87,6 +116,8 @@ pub struct Certificates {
 pub struct Set {
     members: Option<(Arc<ServerConfig>, Arc<ClientConfig>)>,
     api: Option<Arc<ServerConfig>>,
+    /// Where there is a CA that servers are trusted by.
+    outward: Option<Arc<ClientConfig>>,
     /// The node's own certificate.
     own: CertificateDer<'static>,
     /// Who it is made out to, for people.
@@ -185,6 +216,23 @@ impl Certificates {
         self.set.load().api.clone()
     }
 
+    /// For the API's listeners, each connection with the set of its time. `None`: clients are served without TLS.
+    pub fn serving(self: &Arc<Certificates>) -> Option<Arc<rpc::server::Tls>> {
+        self.api_server()?;
+        let certificates = self.clone();
+        let of_the_moment = move || certificates.api_server().expect("what is served does not change");
+        Some(Arc::new(rpc::server::Tls::new(of_the_moment)))
+    }
+
+    /// For being a client of other servers' APIs, likewise. `None`: there is no CA to trust.
+    pub fn asking(self: &Arc<Certificates>) -> Option<rpc::client::Tls> {
+        self.set.load().outward.as_ref()?;
+        let certificates = self.clone();
+        let of_the_moment =
+            move || certificates.set.load().outward.clone().expect("which files there are does not change");
+        Some(rpc::client::Tls::of_the_moment(of_the_moment))
+    }
+
     pub fn options(&self) -> &TlsOptions {
         &self.options
     }
@@ -197,7 +245,7 @@ impl Certificates {
     /// does not takes its place.
     pub fn name_this_node(&self, node: NodeId, address: &str) -> bool {
         *self.bearer.lock() = Some((node, address.to_owned()));
-        names_member(&self.set.load().own, node, [address]).is_ok_and(|vouched| vouched.is_some())
+        names_member(self.options.program, &self.set.load().own, node, [address]).is_ok_and(|vouched| vouched.is_some())
     }
 
     pub fn stats(&self) -> TlsStats {
@@ -210,14 +258,6 @@ impl Certificates {
     }
 }
 
-/// The DNS name by which a certificate names a node, whatever its address.
-pub fn node_name(node: NodeId) -> String {
-    format!("{NODE_PREFIX}{node}")
-}
-
-const NODE_PREFIX: &str = "chainfire-node-";
-const OTHER_PROGRAMS: [&str; 2] = ["flaredb-node-", "placement-driver-"];
-
 /// What in a certificate names a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vouched {
@@ -225,12 +265,13 @@ pub enum Vouched {
     ByHost,
 }
 
-/// Whether a certificate, whose chain was checked, is that of `node`, which is known under `hosts` (`host`, `host:port` or
-/// a URL), and by what.
+/// Whether a certificate, whose chain was checked, is that of a program's `node`, which is known under `hosts` (`host`,
+/// `host:port` or a URL), and by what.
 ///
 /// # Errors
 /// It is no member's at all, and why.
 pub fn names_member<'a>(
+    program: Program,
     certificate: &CertificateDer<'_>,
     node: NodeId,
     hosts: impl IntoIterator<Item = &'a str>,
@@ -241,16 +282,20 @@ pub fn names_member<'a>(
     let certificate = webpki::EndEntityCert::try_from(certificate).map_err(|_| "it cannot be read".to_owned())?;
     let mut numbered = false;
     for name in certificate.valid_dns_names() {
-        if let Some(program) = OTHER_PROGRAMS.iter().find(|prefix| name.starts_with(**prefix)) {
-            return Err(format!("it is that of {name}, and {program}… is another program"));
+        let of = Program::ALL.into_iter().find(|known| name.starts_with(known.prefix()));
+        match of {
+            Some(other) if other != program => {
+                return Err(format!("it is that of {name}, and {}… is another program", other.prefix()));
+            }
+            Some(_) => numbered = true,
+            None => {}
         }
-        numbered |= name.starts_with(NODE_PREFIX);
     }
     let names = |host: &str| {
         ServerName::try_from(host).is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
     };
     if numbered && node != NodeId::default() {
-        return Ok(names(&node_name(node)).then_some(Vouched::ByNumber));
+        return Ok(names(&program.name_of(node)).then_some(Vouched::ByNumber));
     }
     let host = hosts.into_iter().map(host_of).any(|host| !is_loopback(host) && names(host));
     Ok(host.then_some(Vouched::ByHost))

@@ -56,7 +56,8 @@ impl Certificates {
         let named = |set: &Set| {
             let bearer = self.bearer.lock();
             let Some((node, address)) = &*bearer else { return true };
-            names_member(&set.own, *node, [address.as_str()]).is_ok_and(|vouched| vouched.is_some())
+            names_member(self.options.program, &set.own, *node, [address.as_str()])
+                .is_ok_and(|vouched| vouched.is_some())
         };
         if !named(&set) && named(&old) {
             let path = self.options.cert_file.display();

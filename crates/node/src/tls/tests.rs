@@ -57,6 +57,7 @@ impl Authority {
         fs::write(path("node.crt"), certificate).unwrap();
         write_key(&path("node.key"), &key, 0o600);
         TlsOptions {
+            program: Program::Chainfire,
             cert_file: path("node.crt"),
             key_file: path("node.key"),
             ca_file: Some(path("ca.crt")),
@@ -120,6 +121,27 @@ fn a_good_set_is_taken_and_names_its_node() {
     assert!(names(hosts, 3, "http://10.0.0.2:2380"));
     for other in ["10.0.0.3:2380", "node3:2380", "127.0.0.1:2380", "localhost:2380"] {
         assert!(!names(hosts, 3, other), "{other}: loopback names nobody");
+    }
+}
+
+#[test]
+fn each_program_has_certificates_of_its_own() {
+    let authority = Authority::new("ca");
+    let names = |program: Program, own: &str, node: u64| {
+        let (pem, _) = authority.sign(&[own, "10.0.0.2"], false, false);
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        names_member(program, &certificate, NodeId(node), ["10.0.0.2:2380"])
+    };
+    for program in Program::ALL {
+        for other in Program::ALL {
+            let own = other.name_of(NodeId(2));
+            match names(program, &own, 2) {
+                Ok(vouched) => assert_eq!((program, vouched), (other, Some(Vouched::ByNumber))),
+                Err(why) => assert!(program != other && why.contains(&own) && why.contains("another program"), "{why}"),
+            }
+        }
+        assert_eq!(names(program, &program.name_of(NodeId(3)), 2), Ok(None), "a number is meant");
+        assert_eq!(names(program, "somewhere", 2), Ok(Some(Vouched::ByHost)));
     }
 }
 
@@ -219,8 +241,8 @@ fn who_is_on_a_revocation_list_is_refused() {
     };
     assert_eq!(judge(&authority.revoke(&options.cert_file, 2100)), Ok(()), "another one is revoked");
     let list = authority.revoke(&theirs.cert_file, 2025);
-    let why = words::of(&judge(&list).unwrap_err());
-    assert_eq!(why, "certificate verify failed: it is revoked", "also by a list past its next update");
+    let why = rpc::tls_words::words(&judge(&list).unwrap_err());
+    assert_eq!(why, "certificate verify failed: revoked", "also by a list past its next update");
     assert_eq!(judge(&Authority::new("other").revoke(&theirs.cert_file, 2100)), Ok(()), "not by a list of another CA");
 
     let crl_file = folder.path().join("ca.crl");

@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::bare_address;
 use super::frame::Hello;
-use crate::tls::{self, Vouched};
+use crate::tls::{self, Program, Vouched};
 
 /// Addresses that were only said.
 const SAID_MAX: usize = 64;
@@ -44,6 +44,7 @@ pub enum Standing {
 
 #[derive(Default)]
 pub struct Directory {
+    program: Program,
     agreed: BTreeMap<NodeId, Vec<String>>,
     said: BTreeMap<NodeId, String>,
     peers: BTreeMap<PeerId, NodeId>,
@@ -51,6 +52,11 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// Of a program's members.
+    pub fn of(program: Program) -> Directory {
+        Directory { program, ..Directory::default() }
+    }
+
     /// Where a node is to be found.
     pub fn addresses(&self, node: NodeId) -> Option<Vec<String>> {
         self.agreed.get(&node).cloned().or_else(|| self.said.get(&node).map(|address| vec![address.clone()]))
@@ -107,7 +113,7 @@ impl Directory {
     pub fn standing(&self, certificate: &CertificateDer<'_>, node: NodeId, address: &str) -> Result<Standing, String> {
         let agreed = self.agreed.get(&node);
         let hosts = agreed.map_or_else(|| vec![address], |known| known.iter().map(String::as_str).collect());
-        let vouched = tls::names_member(certificate, node, hosts.iter().copied())
+        let vouched = tls::names_member(self.program, certificate, node, hosts.iter().copied())
             .map_err(|why| format!("certificate verify failed: {why}"))?;
         match (agreed, vouched) {
             (Some(_), Some(_)) => Ok(Standing::Member),
@@ -115,7 +121,7 @@ impl Directory {
             (None, Some(_)) => Ok(Standing::Stranger),
             (_, None) => Err(format!(
                 "certificate verify failed: it names neither {} nor {}, and so does not belong to node {node}",
-                tls::node_name(node),
+                self.program.name_of(node),
                 hosts.iter().map(|address| tls::host_of(address)).collect::<Vec<_>>().join(", ")
             )),
         }

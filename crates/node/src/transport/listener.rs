@@ -19,7 +19,6 @@ use parking_lot::Mutex;
 use super::frame::{self, Hello, Purpose, Welcome};
 use super::pipe::Pipe;
 use super::{Caller, HANDSHAKE_TIMEOUT, Me, Peers, Standing, Transport};
-use crate::tls;
 
 /// Connections that have greeted; every other node needs three at most at a time, and calls share a few.
 const CONNECTIONS_MAX: usize = 512;
@@ -146,7 +145,7 @@ impl Door {
         if error.kind() != io::ErrorKind::InvalidData {
             return;
         }
-        let why = tls::words::of_io(&error);
+        let why = rpc::tls_words::of_io(&error);
         let mut strangers = self.strangers.lock();
         if strangers.len() < STRANGERS_MAX && strangers.insert((from, why.clone())) {
             tracing::warn!(
@@ -165,7 +164,8 @@ impl Door {
         let certificates = self.transport.0.certificates.as_ref();
         if certificates.is_none() && speaks_tls(&stream)? {
             return Err(invalid(
-                "the other side speaks TLS, and this node does not: set [network.tls] here".to_owned(),
+                "the other side speaks TLS, and this node does not: either both name certificates in their configuration, or neither"
+                    .to_owned(),
             ));
         }
         let mut pipe = Pipe::accept(stream, certificates)?;

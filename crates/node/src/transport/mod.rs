@@ -43,7 +43,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::applier::Work;
 use crate::inbox::Inbox;
-use crate::tls::{self, Certificates};
+use crate::tls::{self, Certificates, Program};
 use directory::Directory;
 use frame::{Hello, Purpose, Welcome};
 use link::Link;
@@ -132,7 +132,7 @@ impl Transport {
         Transport(Arc::new(Inner {
             me: RwLock::new(me),
             peers,
-            directory: RwLock::default(),
+            directory: RwLock::new(Directory::of(program_of(certificates.as_ref()))),
             links: Mutex::default(),
             pool: Mutex::default(),
             service: OnceLock::new(),
@@ -309,7 +309,7 @@ impl Transport {
         let left = time_left(deadline).min(HANDSHAKE_TIMEOUT);
         let tuned = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(left)));
         tuned.and_then(|()| stream.set_write_timeout(Some(left))).map_err(|error| error.to_string())?;
-        let wrong = |error: std::io::Error| tls::words::of_io(&error);
+        let wrong = |error: std::io::Error| rpc::tls_words::of_io(&error);
         let mut pipe = Pipe::open(stream, self.0.certificates.as_ref()).map_err(wrong)?;
         let me = self.me();
         let hello = Hello { purpose, cluster: me.cluster, node: me.node, peer: me.peer, address: me.address };
@@ -324,10 +324,11 @@ impl Transport {
             return Err(why.to_owned());
         }
         if let Some(certificate) = pipe.certificate() {
-            let vouched = tls::names_member(certificate, welcome.node, [bare])
+            let program = program_of(self.0.certificates.as_ref());
+            let vouched = tls::names_member(program, certificate, welcome.node, [bare])
                 .map_err(|why| format!("certificate verify failed: {why}"))?;
             vouched.ok_or_else(|| {
-                let (name, host) = (tls::node_name(welcome.node), tls::host_of(bare));
+                let (name, host) = (program.name_of(welcome.node), tls::host_of(bare));
                 format!("certificate verify failed: it names neither {name} nor {host}")
             })?;
         }
@@ -342,6 +343,11 @@ impl Transport {
         let Me { node, peer, address, .. } = self.me();
         Caller { node, peer, address, standing: Standing::Member }
     }
+}
+
+/// Whose certificates members show each other, where they show any.
+fn program_of(certificates: Option<&Arc<Certificates>>) -> Program {
+    certificates.map(|certificates| certificates.options().program).unwrap_or_default()
 }
 
 /// A TCP connection to the first of a host's addresses that takes one.

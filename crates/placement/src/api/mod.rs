@@ -22,6 +22,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::Refusal;
 use node::metrics::calls::Methods;
 use node::transport::{CallFuture, CallService, Caller};
+use rpc::client::Tls;
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 use rpc::{Code, Status};
 
@@ -54,15 +55,17 @@ pub struct Api {
 pub type OfNode = Box<dyn Fn() -> Option<NodeSources> + Send + Sync>;
 
 impl Api {
+    /// `tls`: for stores.
     pub fn new(
         leader: Arc<OnceLock<Arc<Leader>>>,
         handle: node::GroupHandle,
         counters: Arc<Counters>,
+        tls: Option<Tls>,
         node: OfNode,
     ) -> Arc<Api> {
         let requests = Methods::new(&METHODS);
         Arc::new_cyclic(|api| {
-            let router = Router::new(Arc::new(raw::Own(api.clone())));
+            let router = Router::new(Arc::new(raw::Own(api.clone())), tls);
             Api { leader, handle, router, counters, requests, node }
         })
     }

@@ -78,14 +78,13 @@ pub async fn connect(host: &str, port: u16, tls: Option<&Tls>) -> io::Result<Con
         None => ServerName::try_from(host.to_owned())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("`{host}` is no host name or address")))?,
     };
-    let stream =
-        TlsConnector::from(tls.config.clone()).connect(name, tcp).await.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let text = "the server ended the connection during the TLS handshake; does this port speak TLS?";
-                io::Error::new(io::ErrorKind::UnexpectedEof, text)
-            }
-            _ => in_words(error),
-        })?;
+    let stream = TlsConnector::from(tls.config()).connect(name, tcp).await.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            let text = "the server ended the connection during the TLS handshake; does this port speak TLS?";
+            io::Error::new(io::ErrorKind::UnexpectedEof, text)
+        }
+        _ => in_words(error),
+    })?;
     Ok(Connection { io: Box::new(stream), greeting: Greeting::default(), broken: None })
 }
 

@@ -1,9 +1,8 @@
 //! A client's side of TLS: which servers it trusts, and what it shows of itself. Read from PEM files once, when the
-//! client starts.
-//!
-//! Left out: reloading the files. Whoever holds connections for longer than certificates live reads them again and makes
-//! connections anew.
+//! client starts ([`Tls::load`]); or, where a server is a client of others and lives longer than its certificates, asked for
+//! at every connection ([`Tls::of_the_moment`]).
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,10 +38,16 @@ pub struct TlsFiles {
 }
 
 /// Ready for connections; cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tls {
-    pub(crate) config: Arc<ClientConfig>,
+    config: Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>,
     pub(crate) server_name: Option<ServerName<'static>>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
 }
 
 impl Tls {
@@ -77,19 +82,29 @@ impl Tls {
         let name = |text: &String| {
             ServerName::try_from(text.clone()).map_err(|_| format!("`{text}` is no host name or address"))
         };
-        Ok(Tls { config: Arc::new(config), server_name: files.server_name.as_ref().map(name).transpose()? })
+        Ok(Tls { server_name: files.server_name.as_ref().map(name).transpose()?, ..Tls::always(config) })
+    }
+
+    /// As `config` says when a connection is made. It offers HTTP/2.
+    pub fn of_the_moment(config: impl Fn() -> Arc<ClientConfig> + Send + Sync + 'static) -> Tls {
+        Tls { config: Arc::new(config), server_name: None }
+    }
+
+    fn always(config: ClientConfig) -> Tls {
+        let config = Arc::new(config);
+        Tls::of_the_moment(move || config.clone())
     }
 
     /// The same for a protocol other than HTTP/2.
     #[must_use]
     pub fn speaking(&self, protocol: &str) -> Tls {
-        let mut config = ClientConfig::clone(&self.config);
+        let mut config = ClientConfig::clone(&self.config());
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-        Tls { config: Arc::new(config), server_name: self.server_name.clone() }
+        Tls { server_name: self.server_name.clone(), ..Tls::always(config) }
     }
 
     pub fn config(&self) -> Arc<ClientConfig> {
-        self.config.clone()
+        (self.config)()
     }
 }
 

@@ -15,10 +15,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Where the configuration of the moment comes from, and how its errors are worded.
+use crate::tls_words::of_io;
+
+/// Where the configuration of the moment comes from.
 pub struct Tls {
     pub config: Box<dyn Fn() -> Arc<ServerConfig> + Send + Sync>,
-    pub words: fn(&io::Error) -> String,
     /// Who was complained about, why, and when: one line per address, reason and minute.
     said: Mutex<BTreeMap<(IpAddr, String), Instant>>,
 }
@@ -33,8 +34,8 @@ const PLAIN_BYTES_MAX: usize = 64 << 10;
 const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Tls {
-    pub fn new(config: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static, words: fn(&io::Error) -> String) -> Tls {
-        Tls { config: Box::new(config), words, said: Mutex::default() }
+    pub fn new(config: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static) -> Tls {
+        Tls { config: Box::new(config), said: Mutex::default() }
     }
 
     /// `None`: the client was no client of this port, and was told so.
@@ -54,7 +55,7 @@ impl Tls {
                 None
             }
             Err(error) => {
-                self.complain(from, &(self.words)(&error));
+                self.complain(from, &of_io(&error));
                 None
             }
         }

@@ -8,13 +8,14 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use proto::flaredb as pb;
-use rpc::client::RawClient;
+use rpc::client::{RawClient, Tls};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::machine::{Network, command};
+use crate::pki::Pki;
 
 pub const CLIENT_PORT: u16 = 2379;
 pub const RAFT_PORT: u16 = 2380;
@@ -30,11 +31,13 @@ pub struct Cluster {
     pub stores: Vec<Process>,
     folder: TempDir,
     network: Network,
+    pki: Option<Pki>,
 }
 
 pub struct Process {
     pub name: String,
     pub address: Ipv4Addr,
+    secure: bool,
     program: &'static str,
     flags: Vec<String>,
     log: PathBuf,
@@ -45,7 +48,17 @@ impl Cluster {
     /// So many members of the placement driver and so many stores, all started, and the first region on as many stores as
     /// there are, three at most.
     pub async fn start(members: usize, stores: usize) -> Cluster {
-        let mut cluster = Cluster::new(members, stores);
+        Cluster::new(members, stores).started().await
+    }
+
+    /// As [`Cluster::start`], with certificates on every port.
+    pub async fn start_secure(members: usize, stores: usize) -> Cluster {
+        Cluster::secure(members, stores).started().await
+    }
+
+    async fn started(self) -> Cluster {
+        let mut cluster = self;
+        let stores = cluster.stores.len();
         cluster.pd.iter_mut().chain(&mut cluster.stores).for_each(Process::spawn);
         let replicas = stores.min(3);
         cluster.until("the first region is replicated", async |cluster| cluster.has_replicas(replicas).await).await;
@@ -53,9 +66,18 @@ impl Cluster {
     }
 
     pub fn new(members: usize, stores: usize) -> Cluster {
+        Cluster::with(members, stores, false)
+    }
+
+    pub fn secure(members: usize, stores: usize) -> Cluster {
+        Cluster::with(members, stores, true)
+    }
+
+    fn with(members: usize, stores: usize, secure: bool) -> Cluster {
         let folder = tempfile::Builder::new().prefix("flaredb-").tempdir().unwrap();
         let network = Network::take(CLIENT_PORT);
-        let mut cluster = Cluster { pd: Vec::new(), stores: Vec::new(), folder, network };
+        let pki = secure.then(|| Pki::new(&folder.path().join("certs")));
+        let mut cluster = Cluster { pd: Vec::new(), stores: Vec::new(), folder, network, pki };
         let places = 11..11 + members as u8;
         let initial: Vec<String> = places
             .clone()
@@ -88,15 +110,57 @@ impl Cluster {
         index
     }
 
+    pub fn pki(&self) -> &Pki {
+        self.pki.as_ref().expect("a cluster with TLS")
+    }
+
+    /// A pair for a process, that names it as members do, and where it is.
+    pub fn certify(&self, process: &Process) {
+        let number = process.name.trim_start_matches(|c: char| !c.is_ascii_digit());
+        let member = match process.program {
+            "flaredb" => format!("flaredb-node-{number}"),
+            _ => format!("placement-driver-node-{number}"),
+        };
+        self.pki().issue(&process.name, &[&member, &process.address.to_string()]);
+    }
+
+    /// For a client of today.
+    pub fn tls(&self) -> Option<Tls> {
+        self.pki.as_ref().map(|pki| Tls::load(&pki.client_files()).unwrap())
+    }
+
+    /// What curl is given before anything else.
+    pub fn curl(&self) -> Vec<String> {
+        let mut words = vec!["-s".to_owned()];
+        if let Some(pki) = &self.pki {
+            for (flag, file) in [("--cacert", "ca.crt"), ("--cert", "client.crt"), ("--key", "client.key")] {
+                words.extend([flag.to_owned(), pki.path(file).display().to_string()]);
+            }
+        }
+        words
+    }
+
     fn process(&self, program: &'static str, name: &str, place: u8) -> Process {
         let address = self.network.address(place);
-        let flags = vec![
+        let mut flags = vec![
             format!("--data-dir={}", self.folder.path().join(name).display()),
             format!("--api-addr={address}:{CLIENT_PORT}"),
             format!("--raft-addr={address}:{RAFT_PORT}"),
         ];
+        if let Some(pki) = &self.pki {
+            let path = |file: &str| pki.path(file).display().to_string();
+            flags.push(format!("--tls-cert-file={}", path(&format!("{name}.crt"))));
+            flags.push(format!("--tls-key-file={}", path(&format!("{name}.key"))));
+            flags.push(format!("--tls-ca-file={}", path("ca.crt")));
+            flags.push(format!("--tls-crl-file={}", path("ca.crl")));
+        }
         let log = self.folder.path().join(format!("{name}.log"));
-        Process { name: name.to_owned(), address, program, flags, log, child: None }
+        let secure = self.pki.is_some();
+        let process = Process { name: name.to_owned(), address, secure, program, flags, log, child: None };
+        if secure {
+            self.certify(&process);
+        }
+        process
     }
 
     pub fn data_dir(&self, process: &Process) -> PathBuf {
@@ -115,7 +179,7 @@ impl Cluster {
     /// A page of the placement driver; `None`: it is not to be had now.
     pub async fn page(&self, path: &str) -> Option<Value> {
         for pd in self.pd.iter().filter(|pd| pd.child.is_some()) {
-            if let Ok(page) = rpc::client::page(&pd.url(), &format!("/pd/api/v1/{path}"), None).await
+            if let Ok(page) = rpc::client::page(&pd.url(), &format!("/pd/api/v1/{path}"), self.tls().as_ref()).await
                 && let Ok(value) = serde_json::from_slice::<Value>(&page)
                 && value.get("error").is_none()
             {
@@ -157,7 +221,7 @@ impl Cluster {
         let url = self.stores[store].url();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match rpc::client::connect(&url, Duration::from_secs(5), None).await {
+            match rpc::client::connect(&url, Duration::from_secs(5), self.tls().as_ref()).await {
                 Ok(channel) => return RawClient::new(channel),
                 Err(why) => assert!(Instant::now() < deadline, "{} does not serve: {why}", self.stores[store].name),
             }
@@ -169,6 +233,11 @@ impl Cluster {
     pub fn client(&self, process: &Process, words: &[&str]) -> (bool, String) {
         let mut client = command(&built("flaredb-client"));
         client.arg("--endpoint").arg(process.url()).args(words);
+        if let Some(pki) = &self.pki {
+            for (variable, file) in [("CACERT", "ca.crt"), ("CERT", "client.crt"), ("KEY", "client.key")] {
+                client.env(format!("FLAREDB_{variable}"), pki.path(file));
+            }
+        }
         let Output { status, stdout, stderr } = client.output().unwrap();
         (status.success(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
     }
@@ -176,14 +245,33 @@ impl Cluster {
 
 impl Process {
     pub fn url(&self) -> String {
-        format!("http://{}:{CLIENT_PORT}", self.address)
+        format!("http{}://{}:{CLIENT_PORT}", if self.secure { "s" } else { "" }, self.address)
+    }
+
+    /// The program with its flags, and more of them.
+    pub fn command(&self, more: &[&str]) -> Command {
+        let mut started = command(&built(self.program));
+        started.args(&self.flags).args(more);
+        started
+    }
+
+    /// One more flag, which counts over earlier ones.
+    pub fn flag(&mut self, flag: &str) -> &mut Process {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        let child = self.child.as_ref().expect("it runs");
+        // SAFETY: takes numbers; the child has not been waited for, so the id is still its own.
+        unsafe { libc::kill(child.id() as libc::pid_t, signal) };
     }
 
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut started: Command = command(&built(self.program));
-        started.args(&self.flags).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut started = self.command(&[]);
+        started.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(started.spawn().unwrap());
     }
 
@@ -203,17 +291,10 @@ impl Process {
         self.signal(libc::SIGCONT);
     }
 
-    fn signal(&self, signal: libc::c_int) {
-        let child = self.child.as_ref().expect("it runs");
-        // SAFETY: takes numbers; the child has not been waited for, so the id is still its own.
-        unsafe { libc::kill(child.id() as libc::pid_t, signal) };
-    }
-
     /// SIGTERM, and waits for the end.
     pub async fn stop(&mut self) {
+        self.signal(libc::SIGTERM);
         let mut child = self.child.take().expect("it runs");
-        // SAFETY: takes numbers; the child has not been waited for, so the id is still its own.
-        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "{} does not stop", self.name);

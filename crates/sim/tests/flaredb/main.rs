@@ -11,7 +11,11 @@ mod lost;
 mod machine;
 mod merges;
 mod operations;
+#[path = "../common/pki.rs"]
+mod pki;
 mod placement;
 mod raw;
+mod secure;
+mod service;
 mod splits;
 mod stores;

@@ -12,10 +12,10 @@ use crate::cluster::{Cluster, PATIENCE, get, put};
 const VALUE_BYTES: usize = 1024;
 
 /// Regions of a MiB, instead of a GiB.
-fn make_regions_small(cluster: &Cluster) {
+pub fn make_regions_small(cluster: &Cluster) {
     let url = format!("{}/pd/api/v1/config/schedule", cluster.pd[0].url());
     let small = r#"{"region-split-size": 1, "max-merge-region-size": 0}"#;
-    let output = Command::new("curl").args(["-s", "-d", small, &url]).output().unwrap();
+    let output = Command::new("curl").args(cluster.curl()).args(["-d", small, &url]).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains(r#""region-split-size": 1"#), "{said}");
 }

@@ -1,8 +1,10 @@
-//! Why the program did not start: one line for people, with a code at its end for those who count.
+//! Why a program did not start: one line for people, with a code at its end for those who count.
 //!
 //! The codes are what a supervisor's log is searched for (`docs/ops/troubleshooting.md` lists them); their words may change.
 
 use std::fmt;
+
+use crate::node::StartError as Node;
 
 /// What kind of thing stood in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +52,8 @@ impl StartError {
     }
 }
 
-impl From<node::StartError> for StartError {
-    fn from(error: node::StartError) -> StartError {
-        use node::StartError as Node;
+impl From<Node> for StartError {
+    fn from(error: Node) -> StartError {
         let cause = match error {
             Node::Identity(_) => Cause::Folder,
             Node::Listen { .. } | Node::ListenGossip { .. } => Cause::Address,
@@ -89,10 +90,10 @@ mod tests {
         let address = "10.0.0.1:2380".parse().unwrap();
         let refused = || std::io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
         for (error, code) in [
-            (node::StartError::Listen { address, error: refused() }, "CF7011"),
-            (node::StartError::ListenGossip { address, error: refused() }, "CF7011"),
-            (node::StartError::Alone("the checksum differs".to_owned()), "CF7014"),
-            (node::StartError::State("a part of a restore code=CF5001".to_owned()), "CF5001"),
+            (Node::Listen { address, error: refused() }, "CF7011"),
+            (Node::ListenGossip { address, error: refused() }, "CF7011"),
+            (Node::Alone("the checksum differs".to_owned()), "CF7014"),
+            (Node::State("a part of a restore code=CF5001".to_owned()), "CF5001"),
         ] {
             let line = StartError::from(error).to_string();
             assert!(line.ends_with(&format!(" code={code}")) && line.matches("code=").count() == 1, "{line}");

@@ -1,0 +1,58 @@
+//! How a program with a node begins and ends: it understands what it is told, prints or runs, and says in one line why it
+//! could not.
+//!
+//! Exit codes: 0 when it stopped in good order or printed what was asked for, 1 when it could not start or understand
+//! (one line on standard error says why, and ends with a code; nothing was changed), 70 when a running server could not go
+//! on.
+
+use std::process::ExitCode;
+
+use settings::Schema;
+use settings::source::{self, Request, Source, Validate};
+
+use crate::logging;
+use crate::reload::{Reloader, warn};
+use crate::start_error::StartError;
+
+/// The whole of `main`. `log` begins the targets of the program's log lines.
+pub fn main<S: 'static>(
+    schema: &'static Schema,
+    log: &'static str,
+    validate: Validate<S>,
+    run: impl FnOnce(S, Reloader) -> Result<(), StartError>,
+) -> ExitCode {
+    let words = std::env::args_os().skip(1);
+    let asked = Source::new(schema, validate, words, source::environment());
+    let asked = asked.and_then(|source| Ok((source.read()?, source))).map_err(StartError::settings);
+    end(
+        schema.program,
+        asked.and_then(|(request, source)| match request {
+            Request::Print(text) => {
+                print(&text);
+                Ok(())
+            }
+            Request::Run(told) => {
+                logging::start(log, told.layers.text("log", "level")).map_err(StartError::settings)?;
+                warn(&told.warnings);
+                run(told.settings, Reloader::of(source, told.layers))
+            }
+        }),
+    )
+}
+
+/// The exit code, and the line.
+pub fn end(program: &str, ended: Result<(), StartError>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            logging::refuse(program, &why.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever closed the pipe has read enough.
+pub fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
