@@ -79,7 +79,7 @@ impl Group {
             return Err(Refusal::ChangeInFlight);
         }
         // What the state machine has yet to see of earlier terms may hold changes.
-        if self.changes_held || self.applied < self.raw.raft.pending_conf_index {
+        if self.changes_held || self.applied < self.inherited {
             return Err(Refusal::ChangeInFlight);
         }
         let step = self.membership.plan(&record.change, self.config.learners_max)?;

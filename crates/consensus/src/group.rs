@@ -69,6 +69,8 @@ pub(crate) struct Group {
     pub durable: u64,
     /// No membership change is proposed before this index is committed.
     pub change_barrier: u64,
+    /// The last entry that was in the log when this peer became the leader.
+    pub inherited: u64,
     /// No membership change is proposed at all.
     pub changes_held: bool,
     pub compact_to: Option<u64>,
@@ -181,6 +183,7 @@ impl Group {
             applied: mark.index,
             durable: mark.index,
             change_barrier: 0,
+            inherited: 0,
             changes_held: false,
             compact_to: None,
             installing: None,

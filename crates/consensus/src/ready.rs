@@ -143,6 +143,8 @@ impl Group {
                 self.change_barrier = self.log.last().max(self.raw.raft.raft_log.last_index());
                 self.last_round = base::Time::ZERO;
                 self.leader_since = self.now;
+                // The raft crate notes with each new leader what may hold a change.
+                self.inherited = self.raw.raft.pending_conf_index;
             }
             for to in std::mem::take(&mut self.snapshots).into_keys() {
                 self.log.withdraw_snapshot(to);

@@ -241,7 +241,7 @@ async fn a_merge_that_cannot_go_on_is_given_up_and_writes_go_on() {
             let Some(page) = cluster.page("regions").await else { return false };
             let Some(merge) = merge else { return false };
             let regions = page["regions"].as_array().cloned().unwrap_or_default();
-            let source = regions.iter().find(|region| region["id"] == merge["region"]);
+            let source = regions.iter().find(|region| region["id"] == merge["region_id"]);
             let Some(leader) = source.and_then(|region| region["leader"]["store_id"].as_u64()) else { return false };
             let store = (leader % 3) as usize;
             cluster.stores[store].pause();
