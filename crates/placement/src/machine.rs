@@ -7,7 +7,7 @@
 //! | `meta` | `n` | the members of the placement driver, encoded |
 //! | `meta` | `p` | the policy, as JSON |
 //! | `meta` | `f` | the founding under way ([`pb::Founding`]) |
-//! | `meta` | `c` | the id (8, little-endian) that stores know the cluster by; absent before the first store, and then the one of the group at that time for ever |
+//! | `meta` | `c` | the id (8, little-endian) that stores know the cluster by, from the first one on; absent before |
 //! | `store` | store id (8, big-endian) | [`pb::Store`] |
 //! | `region` | region id (8, big-endian) | [`pb::Region`] |
 //!
