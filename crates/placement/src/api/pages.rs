@@ -59,8 +59,8 @@ async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -
     match (method, parts) {
         (&Method::POST, ["members"]) => members::add(api, body()?).await,
         (&Method::DELETE, ["members", "id", id]) => members::remove(api, number(id)?).await,
-        (&Method::POST, ["leader", "resign"]) => leadership::resign(api).await,
-        (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, &name_of(name)?).await,
+        (&Method::POST, ["leader", "resign"]) => leadership::resign(api),
+        (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, &name_of(name)?),
         (&Method::DELETE, ["store", id]) => remove_store(api, number(id)?).await,
         (&Method::POST, ["store", id, "state"]) => set_state(api, number(id)?, &request.query).await,
         (&Method::POST, ["store", id, "weight"]) => store_settings::set_weight(api, number(id)?, &body()?).await,

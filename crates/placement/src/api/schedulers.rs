@@ -29,7 +29,8 @@ fn named(name: &str) -> Result<Named, PageError> {
     if let Some(scheduler) = Scheduler::named(name) {
         return Ok(Named::Scheduler(scheduler));
     }
-    if let Some(rest) = name.strip_prefix(EVICT_LEADER) {
+    let short = EVICT_LEADER.trim_end_matches("-scheduler");
+    if let Some(rest) = name.strip_prefix(EVICT_LEADER).or_else(|| name.strip_prefix(short)) {
         let store = rest.strip_prefix('-').map(str::parse);
         match (rest, store) {
             ("", _) => return Ok(Named::EvictLeader(None)),
@@ -176,6 +177,8 @@ mod tests {
         assert_eq!(of("balance-leader-scheduler"), Some(Named::Scheduler(Scheduler::BalanceLeader)));
         assert_eq!(of("evict-leader-scheduler"), Some(Named::EvictLeader(None)));
         assert_eq!(of("evict-leader-scheduler-12"), Some(Named::EvictLeader(Some(12))));
+        assert_eq!(of("evict-leader"), Some(Named::EvictLeader(None)));
+        assert_eq!(of("evict-leader-12"), Some(Named::EvictLeader(Some(12))));
         for wrong in ["", "shuffle", "evict-leader-scheduler-", "evict-leader-scheduler-x", "evict-leader-schedulers"] {
             assert_eq!(of(wrong), None, "{wrong}");
         }

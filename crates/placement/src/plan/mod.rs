@@ -68,15 +68,19 @@ pub fn plan(view: &View, policy: &Policy, now: Time, number: u64) -> Plan {
     Plan { operators: round.operators, stats: round.stats }
 }
 
-/// What the checkers want to do with one region: the first of them that finds something.
+/// What the checkers want to do with one region: the first of them that finds something. A replica that cannot be had does not
+/// keep a region from being cut: it would only grow meanwhile.
 pub fn check_region(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>, Blocker> {
-    if let Some(operator) = replica::check(round, region)? {
-        return Ok(Some(operator));
+    let blocked = match replica::check(round, region) {
+        Ok(Some(operator)) => return Ok(Some(operator)),
+        Ok(None) => None,
+        Err(blocker) => Some(blocker),
+    };
+    match (split::check(round, region), blocked) {
+        (Ok(Some(operator)), _) => Ok(Some(operator)),
+        (_, Some(blocker)) | (Err(blocker), None) => Err(blocker),
+        (Ok(None), None) => merge::check(round, region),
     }
-    if let Some(operator) = split::check(round, region)? {
-        return Ok(Some(operator));
-    }
-    merge::check(round, region)
 }
 
 fn run_checkers(round: &mut Round<'_>) {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::small::{GIB, Small, key_in, short};
 use base::{GroupId, NodeId, PeerId};
+use placement::plan::Round;
+use placement::plan::admin::{self, Wanted};
 use placement::policy::MIB;
 use placement::view::{BeginError, Progress, ReportError, StoreMeta, StoreState};
 use placement::{Epoch, Rejected, Step};
@@ -227,6 +229,85 @@ fn splits_are_done_where_the_leader_wants_them() {
     assert_eq!(small.planned(), ["split 1: split 2"]);
     small.policy.split_schedule_limit = 0;
     assert_eq!(small.planned(), [""; 0]);
+}
+
+#[test]
+fn a_replica_that_cannot_be_had_keeps_no_region_from_being_cut() {
+    let mut small = Small::new("1:a 2:b 3:c");
+    small.region(1, "1* 2", |region| region.split_keys = vec![key_in(1, 7)]);
+    small.region(2, "1* 2 3!", |region| region.split_keys = vec![key_in(2, 7)]);
+    small.store(3, |report| report.slow = true);
+    assert_eq!(small.planned(), ["split 1: split 1", "split 2: split 1"]);
+    small.region(1, "1* 2", |_| {});
+    assert_eq!((small.planned().len(), small.blocked()), (1, vec![("no-candidate", 1)]), "it says what it lacks still");
+}
+
+#[test]
+fn what_was_cut_for_its_load_is_not_merged_while_it_carries_that() {
+    let mut small = Small::new("1:a 2:b 3:c");
+    let carrying = |requests: u64| {
+        move |region: &mut placement::RegionReport| {
+            (region.bytes, region.keys, region.requests_per_sec) = (MIB, 1000, requests);
+        }
+    };
+    small.region(1, "1* 2 3", carrying(800));
+    small.region(2, "1* 2 3", carrying(800));
+    small.later(3601, &[]);
+    assert_eq!(small.planned(), [""; 0], "half of load-split-requests-per-sec");
+    small.region(2, "1* 2 3", carrying(600));
+    assert_eq!(small.planned(), ["merge 1: merge 2"]);
+}
+
+#[test]
+fn a_stores_own_limits_count_before_the_policys() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    small.region(1, "1* 2 3", |_| {});
+    small.state(3, StoreState::Offline);
+    assert_eq!(small.planned(), ["offline-replica 1: +4 ^4 -3"]);
+    let limit = |small: &mut Small, id: u64, add_limit, remove_limit| {
+        let meta = small.view.store(NodeId(id)).unwrap().meta.clone();
+        small.view.put_store(placement::view::StoreMeta { add_limit, remove_limit, ..meta }, small.now);
+    };
+    limit(&mut small, 4, Some(0), None);
+    assert_eq!(small.blocked(), [("no-candidate", 1)]);
+    limit(&mut small, 4, None, None);
+    limit(&mut small, 3, None, Some(0));
+    assert_eq!(small.blocked(), [("remove-rate", 1)]);
+    small.policy.store_remove_limit = 0;
+    limit(&mut small, 3, None, Some(1));
+    assert_eq!(small.planned().len(), 1);
+}
+
+#[test]
+fn people_are_refused_what_would_be_unsafe() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d 5:e");
+    small.region(1, "1* 2 3?", |_| {});
+    small.state(5, StoreState::Offline);
+    let asked = |wanted: Wanted| {
+        let mut round = Round::new(&small.view, &small.policy, small.now, 0);
+        let region = small.view.region(GroupId(1)).unwrap();
+        admin::operator(&mut round, region, &wanted).map_or_else(|why| why.to_string(), |operator| short(&operator))
+    };
+    let (one, two, three, four, five) = (NodeId(1), NodeId(2), NodeId(3), NodeId(4), NodeId(5));
+    assert_eq!(asked(Wanted::TransferLeader { to: two }), "admin 1: >2");
+    assert_eq!(asked(Wanted::MovePeer { from: one, to: four }), "admin 1: +4 ^4 >2 -1");
+    assert_eq!(asked(Wanted::AddPeer { to: four }), "admin 1: +4 ^4");
+    assert_eq!(asked(Wanted::RemovePeer { from: three }), "admin 1: -3");
+    assert_eq!(asked(Wanted::Split { keys: vec![key_in(1, 3)] }), "admin 1: split 1");
+    for (wanted, why) in [
+        (Wanted::TransferLeader { to: three }, "it holds no voter that answers and has caught up"),
+        (Wanted::TransferLeader { to: one }, "the leader is in store 1 already"),
+        (Wanted::TransferLeader { to: four }, "no replica in store 4; it has some in 1, 2, 3"),
+        (Wanted::RemovePeer { from: two }, "would leave 1 healthy voters of 2"),
+        (Wanted::AddPeer { to: two }, "it holds a replica already"),
+        (Wanted::AddPeer { to: five }, "it is Offline"),
+        (Wanted::MovePeer { from: two, to: NodeId(9) }, "there is no store 9"),
+        (Wanted::Split { keys: vec![key_in(2, 3)] }, "lie within the region"),
+        (Wanted::Split { keys: Vec::new() }, "lie within the region"),
+    ] {
+        let told = asked(wanted.clone());
+        assert!(told.contains(why), "{wanted:?}: {told}");
+    }
 }
 
 #[test]

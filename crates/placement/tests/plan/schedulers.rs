@@ -27,6 +27,26 @@ fn leaders_go_where_there_are_few() {
 }
 
 #[test]
+fn a_paused_scheduler_rests() {
+    let mut small = with(Scheduler::BalanceLeader, "1:a 2:b 3:c");
+    (1..=6).for_each(|id| small.region(id, "1* 2 3", |_| {}));
+    small.policy.paused_schedulers = [(Scheduler::BalanceLeader, 1000)].into();
+    assert_eq!(small.planned(), [""; 0]);
+    small.policy.end_pauses(1000);
+    assert_eq!(small.planned().len(), 4);
+}
+
+#[test]
+fn requests_make_a_region_hot_however_small_they_are() {
+    let mut small = with(Scheduler::BalanceHotRegion, "1:a 2:b 3:c");
+    (1..=2).for_each(|id| warm(&mut small, id, "1* 2 3", |region| region.requests_per_sec = 2000));
+    assert_eq!(small.planned(), ["hot-region 2: >2"]);
+    let mut small = with(Scheduler::BalanceHotRegion, "1:a 2:b 3:c");
+    (1..=2).for_each(|id| warm(&mut small, id, "1* 2 3", |region| region.requests_per_sec = 200));
+    assert_eq!(small.planned(), [""; 0]);
+}
+
+#[test]
 fn leaders_keep_away_from_stores_that_give_them_up_or_are_slow() {
     let mut small = with(Scheduler::BalanceLeader, "1:a 2:b 3:c");
     (1..=6).for_each(|id| small.region(id, "1* 2 3", |_| {}));
