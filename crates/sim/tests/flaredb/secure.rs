@@ -77,7 +77,7 @@ async fn whoever_speaks_no_tls_is_told_so() {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("use https://"), "{answer}");
         let plain = process.url().replace("https", "http");
-        let (done, said) = cluster.client(process, &["--endpoint", &plain, "get", "x"]);
+        let (done, said) = cluster.client_at(&plain, &["get", "x"]);
         assert!(!done && said.contains(": this port speaks TLS: use https:// ("), "{said}");
     }
     // A store whose placement driver speaks TLS, and the other way round: either both do, or neither.
