@@ -70,6 +70,8 @@ impl Cluster {
             })
             .await;
         let replicas = stores.min(3);
+        // However full the disk of this machine is: it is nobody's subject here.
+        cluster.until("the placement driver takes a policy", async |cluster| cluster.has_room_on_any_disk()).await;
         cluster.until("the first region is replicated", async |cluster| cluster.has_replicas(replicas).await).await;
         cluster
     }
@@ -136,6 +138,13 @@ impl Cluster {
     /// For a client of today.
     pub fn tls(&self) -> Option<Tls> {
         self.pki.as_ref().map(|pki| Tls::load(&pki.client_files()).unwrap())
+    }
+
+    fn has_room_on_any_disk(&self) -> bool {
+        let url = format!("{}/pd/api/v1/config/schedule", self.pd[0].url());
+        let policy = r#"{"low-space-ratio": 0.99}"#;
+        let output = Command::new("curl").args(self.curl()).args(["-d", policy, &url]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains(r#""low-space-ratio": 0.99"#)
     }
 
     /// What curl is given before anything else.
@@ -240,8 +249,13 @@ impl Cluster {
 
     /// What flaredb-client says, asked at a process.
     pub fn client(&self, process: &Process, words: &[&str]) -> (bool, String) {
+        self.client_at(&process.url(), words)
+    }
+
+    /// The same, asked at any URL.
+    pub fn client_at(&self, url: &str, words: &[&str]) -> (bool, String) {
         let mut client = command(&built("flaredb-client"));
-        client.arg("--endpoint").arg(process.url()).args(words);
+        client.arg("--endpoint").arg(url).args(words);
         if let Some(pki) = &self.pki {
             for (variable, file) in [("CACERT", "ca.crt"), ("CERT", "client.crt"), ("KEY", "client.key")] {
                 client.env(format!("FLAREDB_{variable}"), pki.path(file));

@@ -67,7 +67,12 @@ async fn everything_is_under_tls() {
     }
     // One that comes back, comes back under TLS.
     cluster.stores[1].kill();
-    put(&mut cluster.raw(0).await, "while-away", "yes").await.unwrap();
+    // The others may have to elect a leader first.
+    let asked = Instant::now();
+    while let Err(why) = put(&mut cluster.raw(0).await, "while-away", "yes").await {
+        assert!(asked.elapsed() < PATIENCE, "{why:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     cluster.stores[1].spawn();
     cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
     assert_eq!(get(&mut cluster.raw(1).await, "while-away").await.unwrap().as_deref(), Some("yes"));
@@ -83,7 +88,7 @@ async fn whoever_speaks_no_tls_is_told_so() {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("use https://"), "{answer}");
         let plain = process.url().replace("https", "http");
-        let (done, said) = cluster.client(process, &["--endpoint", &plain, "get", "x"]);
+        let (done, said) = cluster.client_at(&plain, &["get", "x"]);
         assert!(!done && said.contains(": this port speaks TLS: use https:// ("), "{said}");
     }
     // A store whose placement driver speaks TLS, and the other way round: either both do, or neither.
@@ -373,6 +378,7 @@ async fn certificates_and_the_ca_change_under_load() {
     cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
     let before = cluster.stores[0].said().len();
     cluster.pd[0].kill();
+    said(&cluster.stores[0], before, &["Heartbeat to PD failed, retrying"]).await;
     cluster.pd[0].spawn();
     said(&cluster.stores[0], before, &["Heartbeat to PD succeeded again"]).await;
     put(&mut cluster.raw(2).await, "after", "all").await.unwrap();
