@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FREE_PART_OF_DISK: u64 = 8;
 const BALLAST: &str = "ballast";
 
-/// (free, total) bytes of the disk under a folder.
+/// (free, total) bytes of the disk under a folder. What is kept back for others is neither.
 pub fn room(dir: &Path) -> Option<(u64, u64)> {
     let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
@@ -19,7 +19,8 @@ pub fn room(dir: &Path) -> Option<(u64, u64)> {
     }
     // SAFETY: the call succeeded and filled it.
     let stat = unsafe { stat.assume_init() };
-    Some((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+    let usable = stat.f_blocks.saturating_sub(stat.f_bfree) + stat.f_bavail;
+    Some((stat.f_bavail * stat.f_frsize, usable * stat.f_frsize))
 }
 
 /// How much there is, against the two lines.

@@ -228,7 +228,8 @@ impl Stage<'_> {
         let is_there = |other: &pb::Store| other.client_url == request.client_url || other.peer_url == request.peer_url;
         let mut known = self.records.stores.get(&id);
         if let Some(other) = known.filter(|known| known.incarnation != request.incarnation) {
-            let lost = other.replaced_by != 0 || other.given_up || is_silent(id) && is_there(other);
+            let removed = other.state() == pb::StoreState::Tombstone;
+            let lost = other.replaced_by != 0 || other.given_up || !removed && is_silent(id) && is_there(other);
             if !request.any_id || !lost {
                 return Err(taken(other, is_silent(id)));
             }

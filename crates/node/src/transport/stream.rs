@@ -58,7 +58,8 @@ impl Transport {
         let members = announced.get_conf_state();
         let all = [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next];
         if ![message.to, message.from].iter().all(|peer| all.iter().any(|peers| peers.contains(&peer.0))) {
-            return Err(invalid("a snapshot between peers of which one is no member"));
+            // Taken before the one or the other became a member: the next one will do.
+            return Err(io::Error::other("a snapshot between peers of which one is no member yet"));
         }
         let (reply, sink) = oneshot::channel();
         let (group, to, from) = (message.group, message.to, (message.from, message.from_node));

@@ -207,6 +207,13 @@ impl Cluster {
         None
     }
 
+    /// Changes what the placement driver schedules by.
+    pub fn set_policy(&self, changes: &str) {
+        let url = format!("{}/pd/api/v1/config/schedule", self.pd[0].url());
+        let posted = Command::new("curl").args(["-sf", "-o", "/dev/null", "-X", "POST", &url, "-d", changes]).status();
+        assert!(posted.unwrap().success(), "{changes}");
+    }
+
     /// Whether every region has so many voters, all of them caught up, and a leader.
     pub async fn has_replicas(&self, count: usize) -> bool {
         let Some(page) = self.page("regions").await else { return false };

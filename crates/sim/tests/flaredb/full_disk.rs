@@ -83,18 +83,9 @@ async fn a_full_store_among_others_hands_over_and_is_relieved() {
         put(&mut cluster.raw(1).await, &format!("k{number:02}"), "v").await.unwrap();
     }
     // The full one is to lead.
-    cluster
-        .until("the store with the small disk leads", async |cluster| {
-            if cluster.leader().await == 0 {
-                return true;
-            }
-            let other = cluster.leader().await;
-            cluster.stores[other].stop().await;
-            cluster.stores[other].spawn();
-            cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
-            false
-        })
-        .await;
+    cluster.set_policy(r#"{"evict-leader-stores": [2, 3]}"#);
+    cluster.until("the store with the small disk leads", async |cluster| cluster.leader().await == 0).await;
+    cluster.set_policy(r#"{"evict-leader-stores": []}"#);
     let ballast = disk.path().join("someone-elses");
     disk.fill(&ballast, LEFT_BYTES);
     let full = Instant::now();
