@@ -186,6 +186,21 @@ impl Store {
 
     /// A region whose parent is led here asks for votes at once.
     async fn put_on_born(self: &Arc<Self>, parent: GroupId, regions: Vec<(GroupId, PeerId)>) {
+        // What they come of is durable before anything of them is acknowledged: a start takes a log without records for one of
+        // what is gone.
+        loop {
+            let engine = self.engine.clone();
+            match self.chores.run(move || engine.flush().map_err(MachineError::from)).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(
+                        target: "flaredb_storage",
+                        "Regions that have come of a split are not on disk yet, and wait, region={parent} why={error} code=CF8513"
+                    );
+                    self.node.sleep(FLUSH_RETRY).await;
+                }
+            }
+        }
         for (id, peer) in regions {
             let store = self.clone();
             if let Err(error) = self.chores.run(move || store.bear(id, peer)).await {
@@ -309,7 +324,7 @@ impl Store {
             }
         }
         let (peers, stated) = self.on_disk()?;
-        // Also logs without records: of what was taken away, or came of a split that a power cut undid.
+        // Also logs without records: of what was taken away.
         self.node.destroy_others(&|region| peers.contains_key(&region));
         for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
             match self.clear(region, &machine::load(&*self.engine, region)?) {

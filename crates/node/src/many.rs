@@ -22,7 +22,7 @@ use base::{ClusterId, GroupId, NodeId};
 use consensus::{CreateGroup, Event, Host, HostConfig, Input, MachineError, Role, StateMachine};
 use parking_lot::Mutex;
 use storage::seglog::{SegLog, SegLogOptions};
-use storage::{LogError, LogStore as _};
+use storage::{LogError, LogStore};
 use tokio::sync::broadcast;
 
 use crate::clock;
@@ -68,6 +68,15 @@ pub struct Ends {
 
 /// What is known to be damaged in the state.
 type Notice = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
+/// Whether a group may begin on a log. The error: its state does not go with what is there.
+pub fn check_log(log: &dyn LogStore, create: &CreateGroup) -> Result<(), MachineError> {
+    // The log writer may not have come to it yet: what is there belongs to another peer, which was taken away.
+    if create.fresh && log.state(create.group).is_some() {
+        return Err(MachineError::Damaged("the log of another peer of this group is not gone yet".to_owned()));
+    }
+    Host::mismatch(log, create.group, create.mark).map_or(Ok(()), |why| Err(MachineError::Damaged(why)))
+}
 
 /// See the header.
 pub struct ManyNode {
@@ -231,13 +240,9 @@ impl ManyNode {
         machine: Box<dyn StateMachine>,
         changes_held: bool,
     ) -> Result<GroupHandle, MachineError> {
-        if let Some(why) = Host::mismatch(&*self.room.store, create.group, create.mark) {
-            return Err(MachineError::Damaged(why));
-        }
+        check_log(&*self.room.store, &create)?;
         let handle = self.room.declare(create.group, false);
-        // One whose state was lost with a power cut, and is made again from what it came of, has voted all the same.
-        let fresh = create.fresh && self.room.store.state(create.group).is_none();
-        self.room.create(CreateGroup { fresh, ..create }, machine, changes_held);
+        self.room.create(create, machine, changes_held);
         Ok(handle)
     }
 
@@ -303,5 +308,35 @@ impl ManyNode {
         let _ = tokio::time::timeout(HANDOVER_TIMEOUT, going.join_all()).await;
         drop(self.listening.lock().take());
         tokio::task::block_in_place(|| self.room.stop());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::PeerId;
+    use consensus::{Mark, Membership};
+    use storage::memlog::MemLog;
+    use storage::{GroupWrite, HardState, LogBatch};
+
+    use super::*;
+
+    #[test]
+    fn a_new_peer_does_not_begin_on_the_log_of_the_one_before_it() {
+        let (log, group) = (MemLog::new(), GroupId(7));
+        let create = |fresh| CreateGroup {
+            group,
+            peer: PeerId(3),
+            mark: Mark::default(),
+            membership: Membership::default(),
+            fresh,
+        };
+        assert!(check_log(&log, &create(true)).is_ok());
+        let hard = Some(HardState { term: 4, vote: 2, commit: 0 });
+        let write = |write| log.write(&LogBatch { groups: vec![write] }).unwrap();
+        write(GroupWrite { group, hard, ..GroupWrite::default() });
+        assert!(check_log(&log, &create(true)).is_err(), "it has voted as somebody else");
+        assert!(check_log(&log, &create(false)).is_ok(), "it comes back");
+        write(GroupWrite { group, destroy: true, ..GroupWrite::default() });
+        assert!(check_log(&log, &create(true)).is_ok());
     }
 }
