@@ -33,7 +33,7 @@ impl Ready {
             if late.tell() {
                 tracing::warn!(
                     target: "flaredb_service",
-                    "Not ready after {} s, the service manager is told that the store runs code=CF8540",
+                    "Not ready after {} s, the service manager is told that the store runs code=CF8514",
                     READY_WITHIN.as_secs()
                 );
             }

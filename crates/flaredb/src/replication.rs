@@ -1,6 +1,6 @@
 //! Stores that do not take part in what is led here, as lines of the log: one store in one line, however many regions.
 //!
-//! `ERROR flaredb_raft: Failed to replicate log, peer=store2 regions=31 why=… code=CF8520` when a store has not been heard of
+//! `ERROR flaredb_raft: Failed to replicate log, peer=store2 regions=31 why=… code=CF8515` when a store has not been heard of
 //! in two looks on end, and again every half minute while that lasts; `INFO … Replicates again, peer=store2` when it is over.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ pub async fn watch(store: Arc<Store>) {
             match said {
                 Said::Silent(peer, regions) => tracing::error!(
                     target: "flaredb_raft",
-                    "Failed to replicate log, peer=store{peer} regions={regions} why=the store does not answer code=CF8520"
+                    "Failed to replicate log, peer=store{peer} regions={regions} why=the store does not answer code=CF8515"
                 ),
                 Said::Heard(peer) => tracing::info!(target: "flaredb_raft", "Replicates again, peer=store{peer}"),
             }

@@ -28,7 +28,7 @@ fn every_line_is_said_when_it_is_true() {
     cluster.until_said(leader, &format!("{}{gone} regions=1", logs::REPLICATION));
     let machine = cluster.store(leader);
     cluster.world.on(machine, logs::ERRORS).succeeds().shows(logs::REPLICATION);
-    cluster.world.on(machine, logs::COUNT_ERRORS).succeeds().shows("code=CF8520");
+    cluster.world.on(machine, logs::COUNT_ERRORS).succeeds().shows("code=CF8515");
     cluster.world.start(cluster.store(gone));
     cluster.until_said(leader, &format!("INFO flaredb_raft: Replicates again, peer=store{gone}"));
 
