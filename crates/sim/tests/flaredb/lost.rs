@@ -125,7 +125,9 @@ async fn is_made_anew(harm: fn(&Path)) {
             let page = cluster.page("stores").await.unwrap_or_default();
             let stores = page["stores"].as_array().cloned().unwrap_or_default();
             let gone = stores.len() == 3 && stores.iter().all(|store| store["id"] != id && store["state"] == "Up");
-            gone && cluster.has_replicas(3).await
+            let page = cluster.page("regions").await.unwrap_or_default();
+            let peers = page["regions"][0]["peers"].as_array().cloned().unwrap_or_default();
+            gone && peers.iter().all(|peer| peer["store_id"] != id) && cluster.has_replicas(3).await
         })
         .await;
     println!("figure: a damaged store was whole again after {} ms", began.elapsed().as_millis());
@@ -182,7 +184,7 @@ async fn a_replica_that_is_one_no_more_forwards() {
     put(&mut cluster.raw(0).await, "k", "v").await.unwrap();
     let fourth = cluster.add_store(4);
     cluster.stores[fourth].spawn();
-    cluster.set_policy(r#"{"store-disconnected-time": "2s", "max-store-down-time": "4s"}"#);
+    cluster.set_policy(r#"{"store-disconnected-time": "3s", "max-store-down-time": "10s"}"#);
     let sleeper = (cluster.leader().await + 1) % 3;
     let mut client = cluster.raw(sleeper).await;
     cluster.stores[sleeper].pause();
