@@ -60,15 +60,6 @@ impl Cluster {
         let mut cluster = self;
         let stores = cluster.stores.len();
         cluster.pd.iter_mut().chain(&mut cluster.stores).for_each(Process::spawn);
-        // However full this machine's disk is.
-        let roomy = br#"{"high-space-ratio": 0.98, "low-space-ratio": 0.99}"#;
-        cluster
-            .until("the placement driver takes a policy", async |cluster| {
-                let path = "/pd/api/v1/config/schedule";
-                let set = rpc::client::exchange(&cluster.pd[0].url(), "POST", path, roomy, None).await;
-                set.is_ok_and(|answer| answer.code == 200)
-            })
-            .await;
         let replicas = stores.min(3);
         // However full the disk of this machine is: it is nobody's subject here.
         cluster.until("the placement driver takes a policy", async |cluster| cluster.has_room_on_any_disk()).await;
