@@ -55,6 +55,7 @@ struct Rest {
 pub async fn run(options: &Options, folder: &Path) -> Result<()> {
     let space = KeySpace::new(1_000_000, options.value_bytes);
     let mut cluster = Stores::start(options.stores, folder).await?;
+    cluster.cut_by_hand_only().await?;
     let alone = puts(options, &cluster, &space).await?;
     tokio::time::sleep(SETTLE / 3).await;
     let rest_of_one = rest(options, &cluster).await?;

@@ -93,6 +93,16 @@ impl Stores {
         page["regions"].as_array().into_iter().flatten().filter(whole).count()
     }
 
+    /// Regions are cut where the measurement says, and nowhere else.
+    pub async fn cut_by_hand_only(&self) -> Result<()> {
+        let policy = serde_json::json!({
+            "load-split-requests-per-sec": 0,
+            "load-split-bytes-per-sec": 0,
+            "max-merge-region-size": 0,
+        });
+        self.page("POST", "config/schedule", Some(&policy)).await.map(drop)
+    }
+
     /// Splits the first region at these keys, which must ascend and lie in it.
     pub async fn split(&mut self, keys: &[Vec<u8>]) -> Result<()> {
         let hex = |key: &Vec<u8>| key.iter().map(|byte| format!("{byte:02X}")).collect::<String>();

@@ -165,8 +165,10 @@ impl Cluster {
     }
 
     pub fn set_policy(&self, text: &str) {
-        let post =
-            format!("curl -sS --fail -X POST http://{}:2379/pd/api/v1/config/schedule -d '{text}'", self.pd_ip());
+        let post = format!(
+            "curl -sS --fail --retry 40 --retry-delay 1 --retry-connrefused -X POST http://{}:2379/pd/api/v1/config/schedule -d '{text}'",
+            self.pd_ip()
+        );
         self.world.operator(&post).succeeds();
     }
 
