@@ -38,7 +38,7 @@ struct World {
 impl World {
     fn new(members: u64) -> World {
         let (store, now) = (Arc::new(MemLog::new()), Time::from_millis(1000));
-        let mut host = Host::new(HostConfig::new(NodeId(1), 7), store.clone(), now);
+        let host = Host::new(HostConfig::new(NodeId(1), 7), store.clone(), now);
         let create = CreateGroup {
             group: GROUP,
             peer: PeerId(11),
@@ -46,9 +46,8 @@ impl World {
             membership: membership(members),
             fresh: true,
         };
-        host.turn(now, vec![Input::Create(create)]);
         let mut world = World { host, store, now, applied: 1 };
-        world.turns(Vec::new());
+        world.turns(vec![Input::Create(create)]);
         world
     }
 

@@ -124,6 +124,7 @@ fn all_fields() -> BTreeMap<String, String> {
                 Type::Uint64 => "uint64",
                 Type::Uint32 => "uint32",
                 Type::Bool => "bool",
+                Type::Double => "double",
                 Type::Message => "message",
                 Type::Enum => "enum",
                 other => panic!("{other:?} is used nowhere in etcd"),
