@@ -61,8 +61,9 @@ pub fn run(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
     })
 }
 
-/// Opens log and state, or says what is damaged.
-fn open(settings: &Settings) -> Result<Result<(ManyNode, RocksEngine), Damage>, StartError> {
+/// Opens log and state, or says what is damaged. A store that was never taken in has no state before it is: who wipes its
+/// folder while it asks finds it empty afterwards.
+fn open(settings: &Settings) -> Result<Result<(ManyNode, Option<RocksEngine>), Damage>, StartError> {
     let stops = |why: String| {
         tracing::error!(target: "flaredb_storage", "The store cannot go on and stops, why={why} code=CF8500");
         std::process::exit(70);
@@ -81,10 +82,12 @@ fn open(settings: &Settings) -> Result<Result<(ManyNode, RocksEngine), Damage>, 
         Err(node::StartError::Damaged(damage)) => return Ok(Err(damage)),
         node => node?,
     };
-    let has_begun = node.identity().voted;
+    if !node.identity().voted {
+        return Ok(Ok((node, None)));
+    }
     match RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage) {
-        Ok(engine) => Ok(Ok((node, engine))),
-        Err(EngineError::Corrupt(why)) if has_begun => Ok(Err(Damage::new(What::State, why))),
+        Ok(engine) => Ok(Ok((node, Some(engine)))),
+        Err(EngineError::Corrupt(why)) => Ok(Err(Damage::new(What::State, why))),
         Err(error) => Err(of_data(error)),
     }
 }
@@ -123,9 +126,7 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
             }
         }
     };
-    let (node, engine) = (Arc::new(node), Arc::new(engine));
-    let noticed = engine.clone();
-    node.set_notice(move || noticed.damage());
+    let node = Arc::new(node);
     // From here on: one that waits for the placement driver lives, too, and is called ready after a while.
     tokio::spawn(announce::watchdog(service.clone(), node.stats()));
     let certificates = node.certificates();
@@ -138,6 +139,13 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
         registered = supervisor::register(&*node, &*pd, &about) => registered.map_err(StartError::settings)?,
         () = told_to_stop() => return Ok(()),
     };
+    let engine = match engine {
+        Some(engine) => engine,
+        None => RocksEngine::open(&settings.node.data_dir, &FAMILIES, &settings.storage).map_err(of_data)?,
+    };
+    let engine = Arc::new(engine);
+    let noticed = engine.clone();
+    node.set_notice(move || noticed.damage());
     let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
     if ![NodeId::default(), id].contains(&identity.node) || ![NodeId::default(), id].contains(&settings.node.node) {
         tracing::warn!(
