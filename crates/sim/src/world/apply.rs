@@ -71,7 +71,7 @@ impl Node {
         {
             entry.payload = Payload::Nothing;
             self.strays = None;
-            stage.ledger.astray.insert((group, replica.peer));
+            stage.ledger.goes_astray(group, replica.peer);
             stage.ledger.strayed.insert(group);
             stage.note(node, "astray", &[("group", group.0), ("peer", replica.peer.0), ("index", entry.index)]);
             // Whoever listens there would hear of what nobody else knows.

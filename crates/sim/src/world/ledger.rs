@@ -133,6 +133,12 @@ impl Ledger {
         }
     }
 
+    /// A replica is made to go wrong from here on. What it came to before, it came to in another way.
+    pub fn goes_astray(&mut self, group: GroupId, peer: PeerId) {
+        self.hashes_astray.retain(|(of, _), (_, known)| (*of, *known) != (group, peer));
+        self.astray.insert((group, peer));
+    }
+
     pub fn is_astray(&self, group: GroupId, peer: PeerId) -> bool {
         self.astray.contains(&(group, peer))
     }
