@@ -52,6 +52,7 @@ contents() {
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/copyright'; do
         grep -qxF -- "$each" "$work/list" || fail "not in the package: $each"
     done
+    # Pages are read to their ends: whoever stops before leaves a broken pipe, which counts as a failure.
     local name
     for name in chainfire flaredb placement-driver; do
         for each in "etc/centra-cloud/$name.toml" "usr/lib/systemd/system/$name.service" "usr/share/man/man8/$name.8.gz" \
@@ -102,10 +103,11 @@ documents() {
         section=${page##*(}
         [ -s "$root/usr/share/man/man${section%)}/${page%(*}.${section%)}.gz" ] || fail "a unit names man:$page, which is not installed"
     done < <(grep -ohE 'man:[a-z.-]+\([0-9]\)' "$root"/usr/lib/systemd/system/* | sed 's/^man://' | sort -u)
+    # Pages are read to their ends: whoever stops before leaves a broken pipe, which counts as a failure.
     local name
     for name in chainfire flaredb placement-driver; do
-        zcat "$root/usr/share/man/man8/$name.8.gz" | tr -d '\\' | grep -qi "^\.TH $name 8 " || fail "$name(8) says that it is another page"
-        zcat "$root/usr/share/man/man5/$name.toml.5.gz" | tr -d '\\' | grep -qi "^\.TH $name.toml 5 " || fail "$name.toml(5) says that it is another page"
+        zcat "$root/usr/share/man/man8/$name.8.gz" | tr -d '\\' | grep -i "^\.TH $name 8 " > /dev/null || fail "$name(8) says that it is another page"
+        zcat "$root/usr/share/man/man5/$name.toml.5.gz" | tr -d '\\' | grep -i "^\.TH $name.toml 5 " > /dev/null || fail "$name.toml(5) says that it is another page"
     done
     while IFS=: read -r file target; do
         [ -e "${file%/*}/$target" ] || fail "${file#"$root"} links $target, which is not installed"
