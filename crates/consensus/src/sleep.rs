@@ -103,7 +103,8 @@ impl Group {
                 missing.insert(peer);
                 continue;
             }
-            let heard = self.heard.get(&peer).is_some_and(|heard| *heard >= self.woken);
+            // By itself since then, not through its node: that may have another peer by now.
+            let heard = self.heard.get(&peer).is_some_and(|heard| *heard > self.woken);
             if !heard || progress.matched != last || progress.state != ProgressState::Replicate {
                 return;
             }

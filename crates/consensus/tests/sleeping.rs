@@ -64,6 +64,11 @@ impl World {
     }
 
     fn start(&mut self, node: u64, fresh: bool) {
+        self.start_as(node, fresh, 0);
+    }
+
+    /// With peers that are others by `apart`.
+    fn start_as(&mut self, node: u64, fresh: bool, apart: u64) {
         self.life += 1;
         let config = HostConfig { sleep_after: Some(SLEEP_AFTER), ..HostConfig::new(NodeId(node), 77 * self.life) };
         let mut inbox = Vec::new();
@@ -74,7 +79,7 @@ impl World {
             let term = if index == 1 { 1 } else { log.term(GroupId(group), index).unwrap() };
             inbox.push(Input::Create(CreateGroup {
                 group: GroupId(group),
-                peer: peer(node, group),
+                peer: PeerId(peer(node, group).0 + apart),
                 mark: Mark { index, term, hash: 0 },
                 membership: Membership::founding(ClusterId(1), members.to_vec()),
                 fresh,
@@ -319,5 +324,20 @@ fn a_partition_of_one_direction_leaves_a_leader() {
         world.assert_all_sleep();
         let all = NODES.map(|node| world.committed(node, 1));
         assert_eq!(all, [all[0]; 3]);
+    }
+}
+
+#[test]
+fn a_node_does_not_vouch_for_peers_that_it_has_no_more() {
+    let mut world = World::new();
+    world.run(5_000);
+    world.assert_all_sleep();
+    world.start_as(1, false, 100_000);
+    world.run(8_000);
+    for group in 1..=GROUPS {
+        let leader = world.leader(group).expect("two of three are there");
+        let status = world.nodes[&leader].host.status(GroupId(group)).unwrap();
+        let gone = status.followers.iter().find(|(known, ..)| *known == peer(1, group)).expect("it is a member");
+        assert!(!gone.2, "group {group}: nobody has heard of it");
     }
 }
