@@ -268,7 +268,13 @@ impl Host {
                     found.vouch(index, term);
                 }
             }
-            Input::Unreachable { node } => self.groups.values_mut().for_each(|hosted| hosted.group.unreachable(node)),
+            Input::Unreachable { node } => {
+                for id in self.liveness.groups_on(node) {
+                    if let Some(hosted) = self.groups.get_mut(&id) {
+                        hosted.group.unreachable(node);
+                    }
+                }
+            }
             Input::Unsent(message) => {
                 if let Some(group) = touch(&mut self.groups, touched, message.group, self.now) {
                     group.unsent(message, effects);

@@ -188,19 +188,7 @@ impl Store {
     async fn put_on_born(self: &Arc<Self>, parent: GroupId, regions: Vec<(GroupId, PeerId)>) {
         // What they come of is durable before anything of them is acknowledged: a start takes a log without records for one of
         // what is gone.
-        loop {
-            let engine = self.engine.clone();
-            match self.chores.run(move || engine.flush().map_err(MachineError::from)).await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(
-                        target: "flaredb_storage",
-                        "Regions that have come of a split are not on disk yet, and wait, region={parent} why={error} code=CF8513"
-                    );
-                    self.node.sleep(FLUSH_RETRY).await;
-                }
-            }
-        }
+        self.until_on_disk(parent).await;
         for (id, peer) in regions {
             let store = self.clone();
             if let Err(error) = self.chores.run(move || store.bear(id, peer)).await {
@@ -218,6 +206,20 @@ impl Store {
         }
     }
 
+    /// Flushes what a split or a merge of this region has written, however long that takes.
+    async fn until_on_disk(&self, region: GroupId) {
+        loop {
+            let engine = self.engine.clone();
+            let flushed = self.chores.run(move || engine.flush().map_err(MachineError::from)).await;
+            let Err(error) = flushed else { return };
+            tracing::warn!(
+                target: "flaredb_storage",
+                "A split or a merge is not on disk yet, and what comes of it waits, region={region} why={error} code=CF8510"
+            );
+            self.node.sleep(FLUSH_RETRY).await;
+        }
+    }
+
     /// Takes away what is left of a region's peer that has become part of another one: its log and its place on the node. Not
     /// before that is on disk: a power cut brings the region back as it was, and it needs its log then.
     async fn bury(self: Arc<Self>, id: GroupId, peer: PeerId) {
@@ -228,19 +230,7 @@ impl Store {
         }
         self.regions.write().remove(&id);
         self.sizes.lock().remove(&id);
-        loop {
-            let engine = self.engine.clone();
-            match self.chores.run(move || engine.flush().map_err(MachineError::from)).await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(
-                        target: "flaredb_storage",
-                        "A merge is not on disk yet, and what is left of the region stays, region={id} why={error} code=CF8510"
-                    );
-                    self.node.sleep(FLUSH_RETRY).await;
-                }
-            }
-        }
+        self.until_on_disk(id).await;
         self.node.destroy(id);
         let Region { cell, handle, .. } = region;
         drop(handle);

@@ -201,7 +201,8 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         let progress = given.wrapping_add(region.handle.snapshot_bytes_sent());
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
         let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
-        let size = measured.as_ref().map(|measured| measured.size.clone()).unwrap_or_default();
+        let is_measured = measured.is_some();
+        let size = measured.map(|measured| measured.size).unwrap_or_default();
         let split_keys = if size.cuts.is_empty() {
             store.load.cut(region.id(), state.version).into_iter().collect()
         } else {
@@ -211,7 +212,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
             region: Some(state.describe(region.id())),
             down: silent.map(|(peer, ..)| peer.0).collect(),
             pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
-            measured: measured.is_some(),
+            measured: is_measured,
             frozen: state.frozen.is_some(),
             bytes: size.bytes,
             keys: size.keys,
