@@ -279,6 +279,8 @@ pub struct GroupStatus {
     pub committed: u64,
     pub applied: u64,
     pub durable: u64,
+    /// How far the log was known to be committed when this peer began: it may have answered from that much before.
+    pub regained: u64,
     /// As the leader sees its followers: peer, last index known there, recently heard of.
     pub followers: Vec<(PeerId, u64, bool)>,
     pub pending_proposals: usize,

@@ -67,6 +67,8 @@ pub(crate) struct Group {
     pub held: usize,
     pub applied: u64,
     pub durable: u64,
+    /// See [`GroupStatus::regained`].
+    regained: u64,
     /// No membership change is proposed before this index is committed.
     pub change_barrier: u64,
     /// The last entry that was in the log when this peer became the leader.
@@ -182,6 +184,7 @@ impl Group {
             held,
             applied: mark.index,
             durable: mark.index,
+            regained: hard.commit,
             change_barrier: 0,
             inherited: 0,
             changes_held: false,
@@ -481,6 +484,7 @@ impl Group {
             committed: self.committed(),
             applied: self.applied,
             durable: self.durable,
+            regained: self.regained,
             followers,
             pending_proposals: self.proposals.len(),
         }

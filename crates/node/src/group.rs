@@ -28,6 +28,8 @@ pub(crate) struct Group {
     /// Its state is not what most replicas have: nothing is answered from it. A node with one group says more of it
     /// ([`crate::heal`]).
     pub differs: AtomicBool,
+    /// See [`crate::GroupHandle::is_replayed`].
+    pub replayed: AtomicBool,
     /// Of this group's snapshots, since the process began.
     pub snapshot_bytes_sent: AtomicU64,
     /// `None`: nobody asks where time went in this one.
@@ -44,6 +46,7 @@ impl Group {
             unclear: ArcSwapOption::empty(),
             gone: AtomicBool::new(false),
             differs: AtomicBool::new(false),
+            replayed: AtomicBool::new(false),
             snapshot_bytes_sent: AtomicU64::new(0),
             stages: stages.then(Box::default),
         })

@@ -315,6 +315,19 @@ impl GroupHandle {
         !self.node.health.is_quarantined() && !self.group.differs.load(Ordering::SeqCst)
     }
 
+    /// Whether the state holds all that was known to be committed when the process began. An engine that lost its end to a
+    /// damaged file opens at an older moment, which is no error to it; the log brings the rest.
+    pub fn is_replayed(&self) -> bool {
+        let group = &self.group;
+        if group.replayed.load(Ordering::Relaxed) {
+            return true;
+        }
+        let status = group.status.load();
+        let replayed = status.peer != PeerId::NONE && status.applied >= status.regained;
+        group.replayed.fetch_or(replayed, Ordering::Relaxed);
+        replayed
+    }
+
     fn ask(
         &self,
         input: impl FnOnce(GroupId, u64, Time) -> Input,

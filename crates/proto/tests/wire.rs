@@ -125,6 +125,7 @@ fn all_fields() -> BTreeMap<String, String> {
                 Type::Uint32 => "uint32",
                 Type::Bool => "bool",
                 Type::Double => "double",
+                Type::Fixed64 => "fixed64",
                 Type::Message => "message",
                 Type::Enum => "enum",
                 other => panic!("{other:?} is used nowhere in etcd"),

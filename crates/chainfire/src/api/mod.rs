@@ -257,7 +257,11 @@ impl Api {
     }
 
     fn current(&self) -> Result<Arc<StateView>, Status> {
-        let view = self.store()?.reader.current();
+        let store = self.store()?;
+        if !self.handle.is_replayed() {
+            return Err(Status::unavailable("etcdserver: this node still applies its log; ask again, or ask another"));
+        }
+        let view = store.reader.current();
         if view.is_readable() { Ok(view) } else { Err(status_of(ApiError::NoLeader)) }
     }
 

@@ -75,6 +75,27 @@ pub fn harm(data_dir: &Path, target: Target, rng: &mut Rng) -> (PathBuf, String)
     (path.clone(), format!("{} of {written} bytes: {what}", path.file_name().unwrap().display()))
 }
 
+/// Cuts a data folder's manifest where its last edit begins, as a crash may leave it: what is there opens without a word, at
+/// an older moment. Records never cross a block; each begins with a checksum (4 bytes), its length (2) and its kind (1).
+pub fn cut_last_edit(data_dir: &Path) {
+    const BLOCK: usize = 32 << 10;
+    const HEADER: usize = 7;
+    let (path, written) = Target::Manifest.files(data_dir).pop().expect("CURRENT names a manifest");
+    let bytes = fs::read(&path).unwrap();
+    let (mut at, mut last) = (0, None);
+    while at + HEADER <= written as usize {
+        if BLOCK - at % BLOCK < HEADER {
+            at = at.next_multiple_of(BLOCK);
+            continue;
+        }
+        last = Some(at);
+        at += HEADER + usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
+    }
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(last.expect("it has edits") as u64).unwrap();
+    file.sync_all().unwrap();
+}
+
 #[test]
 fn every_harm_changes_what_was_written() {
     let folder = tempfile::tempdir().unwrap();

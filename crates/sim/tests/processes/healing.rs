@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options, is_etcd};
 use crate::durability::{Acknowledged, Writers, assert_holds};
-use crate::harm::{Target, harm};
+use crate::harm::{Target, cut_last_edit, harm};
 use crate::lost_logs::{flip_byte, largest_segment, peer_of, wait_for_other_peer};
 use crate::membership::wait_for_voters;
 use crate::tell::{fails, figure, runs, seed, skipped, spread};
@@ -142,6 +142,37 @@ async fn damage_of_any_kind_at_any_place_is_made_good() {
         "damage at drawn places: {rounds} times, {rebuilt} rebuilt from their peers, whole after {} (seed {seed})",
         spread(&took)
     ));
+}
+
+/// An engine whose manifest ends early opens at an older moment, and says nothing: a node that nobody else answers for then
+/// serves what it has served before, from its log, or nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_state_is_not_served() {
+    if is_etcd() {
+        return skipped("an older state", "an etcd keeps its store otherwise");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let leader = cluster.leader().await;
+    let victim = (leader + 1) % 3;
+    let client = cluster.client(victim);
+    fill(&cluster.client(leader)).await;
+    client.get("/").await.unwrap();
+    client.within(client.maintenance().defragment(pb::DefragmentRequest {})).await.unwrap();
+    for index in 0..3 {
+        cluster.stop(index).await;
+    }
+    for cut in 1..=3 {
+        cut_last_edit(&cluster.nodes[victim].data_dir);
+        let began = Instant::now();
+        cluster.spawn(victim);
+        // A fresh client each time: one that was refused a connection waits before it tries again.
+        while right_answers(&cluster.client(victim), true).await.is_err() {
+            assert!(began.elapsed() < HEALED_WITHIN, "cut {cut} serves nothing:\n{}", cluster.log(victim));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        figure(format_args!("an older state (cut {cut}): whole from the log in {} ms", began.elapsed().as_millis()));
+        cluster.kill(victim);
+    }
 }
 
 /// Altered with its checksums: nothing on the node itself can tell. The digests that replicas compare can.
