@@ -19,7 +19,7 @@ use crate::{
     histogram::Histogram,
     procfs,
     wire::{Connection, Endpoint, Event},
-    workload::{KeySpace, TXN, Workload},
+    workload::{KeySpace, RAW_BATCH, TXN, Workload},
 };
 
 /// One answer in this many is decoded and checked.
@@ -91,15 +91,30 @@ pub async fn run(plan: &Plan<'_>, space: &KeySpace, workload: Workload) -> Resul
 }
 
 /// Fills the key space with transactions, several in flight. `on_keys` hears how many keys each of them added.
-pub async fn fill(endpoint: &Endpoint, space: &KeySpace, mut on_keys: impl FnMut(u64)) -> Result<()> {
+pub async fn fill(endpoint: &Endpoint, space: &KeySpace, on_keys: impl FnMut(u64)) -> Result<()> {
+    fill_with(endpoint, space, TXN, KeySpace::load_txn, on_keys).await
+}
+
+/// As [`fill`], FlareDB's raw keys.
+pub async fn fill_raw(endpoint: &Endpoint, space: &KeySpace, on_keys: impl FnMut(u64)) -> Result<()> {
+    fill_with(endpoint, space, RAW_BATCH, KeySpace::load_batch, on_keys).await
+}
+
+async fn fill_with(
+    endpoint: &Endpoint,
+    space: &KeySpace,
+    method: &'static str,
+    load: impl Fn(&KeySpace, u64, &mut Rng) -> (Vec<u8>, u64),
+    mut on_keys: impl FnMut(u64),
+) -> Result<()> {
     const IN_FLIGHT: usize = 8;
     let mut connection = Connection::open(endpoint).await?;
     let mut rng = Rng::new(1);
     let mut next = 0;
     loop {
         while next < space.keys && connection.in_flight() < IN_FLIGHT {
-            let (body, count) = space.load_txn(next, &mut rng);
-            connection.call(TXN, &body, count as u32)?;
+            let (body, count) = load(space, next, &mut rng);
+            connection.call(method, &body, count as u32)?;
             next += count;
         }
         if connection.in_flight() == 0 {
@@ -113,7 +128,7 @@ pub async fn fill(endpoint: &Endpoint, space: &KeySpace, mut on_keys: impl FnMut
                 Event::Message { .. } => (),
             })
             .await?;
-        ensure!(!refused, "loading: the server refused a transaction");
+        ensure!(!refused, "loading: the server refused a request");
     }
 }
 

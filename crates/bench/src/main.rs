@@ -28,7 +28,9 @@ mod open;
 mod procfs;
 mod profile;
 mod progress;
+mod raw;
 mod regions;
+mod replace;
 mod report;
 mod results;
 mod secure;
@@ -57,7 +59,7 @@ struct Arguments {
     command: Command,
 }
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct Common {
     /// The etcd to compare with
     #[arg(long, env = "ETCD", default_value = "etcd", global = true)]
@@ -90,6 +92,10 @@ enum Command {
     Snapshot(snapshot::Options),
     /// What regions cost FlareDB's stores: puts through many of them, ten thousand at rest, a store killed
     Regions(regions::Options),
+    /// FlareDB's raw keys beside Chainfire's: puts and gets, per second and per core
+    Raw(raw::Options),
+    /// How fast a lost store's replicas are made anew, and what that does to those who write
+    Replace(replace::Options),
     /// Our Raft log beside raft-engine and RocksDB's write-ahead log
     Log(logs::Options),
     /// What mutual TLS on all ports costs: the same puts with it and without, alternating
@@ -139,11 +145,12 @@ async fn run(Arguments { common, command }: Arguments) -> Result<()> {
             machine::ensure_on_disk(&common.folder)?;
             regions::run(&options, &common.folder).await?;
         }
-        Command::Snapshot(options) => {
-            let ours = Common { system: Some(Kind::Chainfire), ..common };
-            let system = ours.systems()?.pop().context("there is no Chainfire")?;
-            snapshot::run(&options, &system, &ours.folder).await?;
+        Command::Snapshot(options) => snapshot::run(&options, &common.chainfire()?, folder).await?,
+        Command::Replace(options) => {
+            machine::ensure_on_disk(folder)?;
+            replace::run(&options, folder).await?;
         }
+        Command::Raw(options) => raw::run(&options, &common.chainfire()?, folder).await?,
         Command::Log(options) => {
             let found = logs::run(&options, folder)?;
             common.keep(|results| results.log = found)?;
@@ -166,6 +173,12 @@ async fn run(Arguments { common, command }: Arguments) -> Result<()> {
 }
 
 impl Common {
+    /// Ours alone.
+    fn chainfire(&self) -> Result<System> {
+        let ours = Common { system: Some(Kind::Chainfire), ..self.clone() };
+        ours.systems()?.pop().context("there is no Chainfire")
+    }
+
     fn systems(&self) -> Result<Vec<System>> {
         machine::ensure_on_disk(&self.folder)?;
         let mut systems = Vec::new();

@@ -18,8 +18,8 @@ use crate::stores::Stores;
 use crate::workload::{KeySpace, Workload};
 use crate::{procfs, progress};
 
-/// New regions of one split: the placement driver draws ids for all of them at once.
-const SPLIT_MAX: u64 = 500;
+/// New regions of one split; the placement driver takes no more.
+const SPLIT_MAX: u64 = 64;
 /// After the last region came, and before their rest is measured: elections, first heartbeats, falling asleep.
 const SETTLE: Duration = Duration::from_secs(30);
 const MIB: f64 = (1 << 20) as f64;

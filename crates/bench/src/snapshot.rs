@@ -22,7 +22,7 @@ use crate::{
     histogram::Histogram,
     load, procfs, progress,
     workload::KeySpace,
-    writer::{Acknowledged, Writer},
+    writer::{Writer, within},
 };
 
 const SETTLE: Duration = Duration::from_secs(5);
@@ -154,13 +154,6 @@ async fn measure(options: &Options, cluster: &Cluster, from: usize, client: &Pat
 fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: it is a child of ours that was not waited for: the number is nobody else's.
     unsafe { libc::kill(child.id() as libc::pid_t, signal) };
-}
-
-fn within(puts: &[Acknowledged], windows: &[(Instant, Instant)]) -> Histogram {
-    let mut latencies = Histogram::new();
-    let inside = |put: &&Acknowledged| windows.iter().any(|(from, to)| put.sent >= *from && put.sent < *to);
-    puts.iter().filter(inside).for_each(|put| latencies.record(put.at - put.sent));
-    latencies
 }
 
 fn spawn(options: &Options, client: &Path, endpoint: &str, target: &Path) -> Result<Child> {

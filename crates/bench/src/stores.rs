@@ -22,6 +22,8 @@ const PD_PLACE: u8 = 11;
 const STORES_FROM: u8 = 21;
 /// Nothing that is waited for here takes longer.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// A split is taken on after this at the latest; or it is refused for a reason that does not pass.
+const SPLIT_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
@@ -73,6 +75,12 @@ impl Stores {
         self.stores.iter().map(endpoint).collect()
     }
 
+    /// As [`Stores::endpoints`], without those that were killed.
+    pub fn endpoints_alive(&self) -> Vec<Endpoint> {
+        let all = self.stores.iter().zip(self.endpoints());
+        all.filter(|(store, _)| store.child.is_some()).map(|(_, endpoint)| endpoint).collect()
+    }
+
     /// Of the stores that run.
     pub fn process_ids(&self) -> Vec<u32> {
         self.stores.iter().filter_map(|store| store.child.as_ref()).map(Child::id).collect()
@@ -93,14 +101,61 @@ impl Stores {
         page["regions"].as_array().into_iter().flatten().filter(whole).count()
     }
 
+    /// The place of the store that leads the first region.
+    pub async fn leader(&self) -> Result<usize> {
+        let page = self.page("GET", "regions", None).await?;
+        let store = page["regions"][0]["leader"]["store_id"].as_u64().context("the first region has no leader")?;
+        Ok(store as usize - 1)
+    }
+
     /// Regions are cut where the measurement says, and nowhere else.
     pub async fn cut_by_hand_only(&self) -> Result<()> {
-        let policy = serde_json::json!({
+        self.set_policy(&serde_json::json!({
             "load-split-requests-per-sec": 0,
             "load-split-bytes-per-sec": 0,
             "max-merge-region-size": 0,
-        });
-        self.page("POST", "config/schedule", Some(&policy)).await.map(drop)
+        }))
+        .await
+    }
+
+    /// Changes the placement driver's policy.
+    pub async fn set_policy(&self, change: &Value) -> Result<()> {
+        self.page("POST", "config/schedule", Some(change)).await.map(drop)
+    }
+
+    /// Whether all regions have their replicas and a leader, and nothing is under way.
+    pub async fn is_at_rest(&self) -> bool {
+        let Ok(operators) = self.page("GET", "operators", None).await else { return false };
+        let none = operators.as_array().is_some_and(Vec::is_empty);
+        let replicas = self.stores.len().min(3);
+        none && matches!(self.regions().await, Ok(all) if self.regions_with(replicas).await == all.len())
+    }
+
+    /// By store: bytes and regions in it, as the regions' sizes are known.
+    pub async fn held_bytes(&self) -> Result<Vec<(u64, usize)>> {
+        let mut held = vec![(0, 0); self.stores.len()];
+        for region in self.regions().await? {
+            let mib = region["approximate_size"].as_u64().unwrap_or_default();
+            for store in stores_of(&region) {
+                let Some((bytes, regions)) = held.get_mut(store - 1) else { continue };
+                *bytes += mib << 20;
+                *regions += 1;
+            }
+        }
+        Ok(held)
+    }
+
+    /// How many regions have a replica in the store at this place.
+    pub async fn regions_with_peer_in(&self, index: usize) -> Result<usize> {
+        Ok(self.regions().await?.iter().filter(|region| stores_of(region).any(|store| store == index + 1)).count())
+    }
+
+    async fn regions(&self) -> Result<Vec<Value>> {
+        let mut page = self.page("GET", "regions", None).await?;
+        match page["regions"].take() {
+            Value::Array(regions) => Ok(regions),
+            _ => bail!("GET regions: there are none"),
+        }
     }
 
     /// Splits the first region at these keys, which must ascend and lie in it.
@@ -111,7 +166,7 @@ impl Stores {
         let id = first.and_then(|region| region["id"].as_u64()).context("there is no region")?;
         let keys: Vec<String> = keys.iter().map(hex).collect();
         let body = serde_json::json!({ "name": "split-region", "region_id": id, "keys": keys });
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + SPLIT_WITHIN;
         // One at a time: the one before may not have been told to the placement driver yet.
         while let Err(why) = self.page("POST", "operators", Some(&body)).await {
             ensure!(Instant::now() < until, "splitting: {why}");
@@ -170,6 +225,12 @@ impl Stores {
         };
         self.stores.iter().chain([&self.pd]).map(of).collect()
     }
+}
+
+/// The ids of the stores with a replica of a region.
+fn stores_of(region: &Value) -> impl Iterator<Item = usize> {
+    let peers = region["peers"].as_array().into_iter().flatten();
+    peers.filter_map(|peer| peer["store_id"].as_u64()).map(|store| store as usize)
 }
 
 impl Process {

@@ -20,7 +20,9 @@ pub const RANGE: &str = "/etcdserverpb.KV/Range";
 pub const PUT: &str = "/etcdserverpb.KV/Put";
 pub const TXN: &str = "/etcdserverpb.KV/Txn";
 pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub const RAW_GET: &str = "/centra.flaredb.v1.Raw/Get";
 pub const RAW_PUT: &str = "/centra.flaredb.v1.Raw/Put";
+pub const RAW_BATCH: &str = "/centra.flaredb.v1.Raw/Batch";
 pub const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// Puts in one transaction of the loader: below etcd's limit of 128 operations.
@@ -56,10 +58,23 @@ impl KeySpace {
 
     /// One transaction that puts the keys from `first` on, and how many they are.
     pub fn load_txn(&self, first: u64, rng: &mut Rng) -> (Vec<u8>, u64) {
-        let fitting = BODY_BYTES_MAX / (self.value_bytes + PUT_OVERHEAD_BYTES);
-        let count = (self.keys - first).min(fitting.clamp(1, PUTS_PER_TXN_MAX) as u64);
+        let count = self.fitting(first);
         let success = (first..first + count).map(|index| put_op(self.put(index, rng))).collect();
         (TxnRequest { success, ..Default::default() }.encode_to_vec(), count)
+    }
+
+    /// As [`KeySpace::load_txn`], for FlareDB's raw keys.
+    pub fn load_batch(&self, first: u64, rng: &mut Rng) -> (Vec<u8>, u64) {
+        let count = self.fitting(first);
+        let put = |index| flaredb::Mutation { key: self.key(index), value: Some(self.value(rng)) };
+        let mutations = (first..first + count).map(put).collect();
+        (flaredb::BatchRequest { context: None, mutations }.encode_to_vec(), count)
+    }
+
+    /// How many puts from `first` on go into one request of the loader.
+    fn fitting(&self, first: u64) -> u64 {
+        let fitting = BODY_BYTES_MAX / (self.value_bytes + PUT_OVERHEAD_BYTES);
+        (self.keys - first).min(fitting.clamp(1, PUTS_PER_TXN_MAX) as u64)
     }
 
     pub fn put(&self, index: u64, rng: &mut Rng) -> PutRequest {
@@ -81,6 +96,8 @@ pub enum Workload {
     Count,
     /// A put to FlareDB's raw keys.
     RawPut,
+    /// A linearizable get of one of them.
+    RawGet,
 }
 
 impl Workload {
@@ -94,6 +111,7 @@ impl Workload {
             Workload::Txn => "txn".into(),
             Workload::Count => "count".into(),
             Workload::RawPut => "raw put".into(),
+            Workload::RawGet => "raw get".into(),
         }
     }
 
@@ -103,6 +121,7 @@ impl Workload {
             Workload::Get { .. } | Workload::Range(_) | Workload::Count => RANGE,
             Workload::Txn => TXN,
             Workload::RawPut => RAW_PUT,
+            Workload::RawGet => RAW_GET,
         }
     }
 
@@ -114,6 +133,9 @@ impl Workload {
             Workload::RawPut => {
                 let (key, value) = (space.key(rng.below(space.keys)), space.value(rng));
                 flaredb::PutRequest { context: None, key, value }.encode(out)
+            }
+            Workload::RawGet => {
+                flaredb::GetRequest { context: None, key: space.key(rng.below(space.keys)) }.encode(out)
             }
             Workload::Get { serializable } => {
                 RangeRequest { key: space.key(rng.below(space.keys)), serializable, ..Default::default() }.encode(out)
@@ -147,6 +169,11 @@ impl Workload {
         let found = match self {
             Workload::Put => return ensure_revision(PutResponse::decode(answer)?.header.map(|h| h.revision)),
             Workload::RawPut => return Ok(flaredb::PutResponse::decode(answer).map(drop)?),
+            Workload::RawGet => {
+                let value = flaredb::GetResponse::decode(answer)?.value;
+                ensure!(value.is_some_and(|value| value.len() == space.value_bytes), "a value has the wrong size");
+                return Ok(());
+            }
             Workload::Txn => {
                 let answer = TxnResponse::decode(answer)?;
                 ensure!(answer.succeeded, "the compare of a transaction did not hold");

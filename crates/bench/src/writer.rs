@@ -14,11 +14,13 @@ use std::{
 use anyhow::{Context, Result};
 use prost::Message;
 use proto::etcdserverpb::{PutRequest, RangeRequest, RangeResponse};
+use proto::flaredb;
 use tokio::task::JoinHandle;
 
 use crate::{
+    histogram::Histogram,
     wire::{Connection, Endpoint, Event},
-    workload::{PUT, RANGE},
+    workload::{KeySpace, PUT, RANGE, RAW_PUT},
 };
 
 const PREFIX: &str = "/writer/";
@@ -34,14 +36,26 @@ pub struct Acknowledged {
     pub at: Instant,
 }
 
+/// Those that were sent within one of these windows.
+pub fn within(puts: &[Acknowledged], windows: &[(Instant, Instant)]) -> Histogram {
+    let mut latencies = Histogram::new();
+    let inside = |put: &&Acknowledged| windows.iter().any(|(from, to)| put.sent >= *from && put.sent < *to);
+    puts.iter().filter(inside).for_each(|put| latencies.record(put.at - put.sent));
+    latencies
+}
+
 /// Runs until [`Writer::stop`]. Must live inside a `LocalSet`.
 pub struct Writer {
     shared: Rc<Shared>,
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// A put as a request: its method and its body.
+type Request = (&'static str, Vec<u8>);
+
 struct Shared {
     every: Duration,
+    request: Box<dyn Fn(u32) -> Request>,
     next: Cell<u32>,
     stopping: Cell<bool>,
     acknowledged: RefCell<Vec<Acknowledged>>,
@@ -50,8 +64,35 @@ struct Shared {
 impl Writer {
     /// Puts get the numbers from `first` on.
     pub fn start(endpoints: &[Endpoint], every: Duration, first: u32) -> Writer {
+        let request = |number: u32| {
+            let put = PutRequest { key: key(number).into(), value: number.to_string().into(), ..Default::default() };
+            (PUT, put.encode_to_vec())
+        };
+        Writer::start_with(endpoints, every, first, request)
+    }
+
+    /// Writes FlareDB's raw keys, one behind each key of a space in turn, so that all regions have their share.
+    pub fn start_raw(endpoints: &[Endpoint], every: Duration, space: &KeySpace) -> Writer {
+        /// So far apart that keys that follow on one another lie in different regions; a prime.
+        const STRIDE: u64 = 1_000_003;
+        let space = space.clone();
+        let request = move |number: u32| {
+            let key = [&space.key(u64::from(number) * STRIDE % space.keys)[..], b"+"].concat();
+            let put = flaredb::PutRequest { context: None, key: key.into(), value: number.to_string().into() };
+            (RAW_PUT, put.encode_to_vec())
+        };
+        Writer::start_with(endpoints, every, 0, request)
+    }
+
+    fn start_with(
+        endpoints: &[Endpoint],
+        every: Duration,
+        first: u32,
+        request: impl Fn(u32) -> Request + 'static,
+    ) -> Writer {
         let shared = Rc::new(Shared {
             every,
+            request: Box::new(request),
             next: Cell::new(first),
             stopping: Cell::new(false),
             acknowledged: RefCell::new(Vec::new()),
@@ -126,9 +167,9 @@ async fn write_until_broken(endpoint: &Endpoint, shared: &Shared) -> Result<()> 
         if wire.in_flight() < IN_FLIGHT_MAX {
             let number = shared.next.get();
             shared.next.set(number + 1);
-            let put = PutRequest { key: key(number).into(), value: number.to_string().into(), ..Default::default() };
+            let (method, put) = (shared.request)(number);
             sent.insert(number, Instant::now());
-            wire.call(PUT, &put.encode_to_vec(), number)?;
+            wire.call(method, &put, number)?;
         }
         let on_event = |event: Event| {
             if let Event::End { tag, succeeded } = event

@@ -281,6 +281,8 @@ pub struct GroupStatus {
     pub durable: u64,
     /// How far the log was known to be committed when this peer began: it may have answered from that much before.
     pub regained: u64,
+    /// On the leader: since when it has led in this term.
+    pub led_since: Time,
     /// As the leader sees its followers: peer, last index known there, recently heard of.
     pub followers: Vec<(PeerId, u64, bool)>,
     pub pending_proposals: usize,

@@ -485,6 +485,7 @@ impl Group {
             applied: self.applied,
             durable: self.durable,
             regained: self.regained,
+            led_since: self.leader_since,
             followers,
             pending_proposals: self.proposals.len(),
         }

@@ -13,7 +13,7 @@
 
 use std::time::{Duration, Instant};
 
-use base::{NodeId, PeerId};
+use base::{NodeId, PeerId, Time};
 use bytes::{Buf, Bytes};
 use consensus::{GroupStatus, Membership, Role};
 use parking_lot::Mutex;
@@ -101,12 +101,11 @@ pub(crate) async fn ask_for_leave(handle: &GroupHandle) -> bool {
 #[derive(Default)]
 pub(crate) struct Leaves(Mutex<Term>);
 
-/// What was granted in one term, and since when this node has known that it leads in it.
+/// What was granted in one term.
 #[derive(Default)]
 struct Term {
     term: u64,
-    since: Option<Instant>,
-    granted: Vec<(PeerId, Instant)>,
+    granted: Vec<(PeerId, Time)>,
 }
 
 impl Leaves {
@@ -116,7 +115,7 @@ impl Leaves {
         let began = Instant::now();
         loop {
             let timeout = handle.election_timeout();
-            if self.grant(&handle.status(), &handle.membership(), peer, needed, timeout, Instant::now()) {
+            if self.grant(&handle.status(), &handle.membership(), peer, needed, timeout, handle.now()) {
                 tracing::warn!(target: "chainfire_raft", "A member may give its data up, peer={peer} code=CF4142");
                 return true;
             }
@@ -139,7 +138,7 @@ impl Leaves {
         peer: PeerId,
         needed: u64,
         election_timeout: Duration,
-        now: Instant,
+        now: Time,
     ) -> bool {
         let kept = Leaves::kept(election_timeout);
         let mut known = self.0.lock();
@@ -147,13 +146,14 @@ impl Leaves {
             return false;
         }
         if known.term != status.term {
-            *known = Term { term: status.term, since: Some(now), granted: Vec::new() };
+            *known = Term { term: status.term, granted: Vec::new() };
         }
-        known.granted.retain(|(_, at)| now - *at < kept);
+        known.granted.retain(|(_, at)| now.since(*at) < kept);
         let gone = |voter: &PeerId| known.granted.iter().any(|(granted, _)| granted == voter);
         let others = membership.voters.iter().filter(|voter| **voter != peer && !gone(voter));
         let standing = others.filter(|voter| stands(status, **voter, needed)).count();
-        let settled = known.since.is_some_and(|since| now - since >= kept);
+        // The leader before it may have let another go.
+        let settled = now.since(status.led_since) >= kept;
         let granted = peer != status.peer && settled && standing > membership.voters.len() / 2;
         if granted {
             known.granted.retain(|(before, _)| *before != peer);
@@ -197,29 +197,32 @@ mod tests {
         let kept = Leaves::kept(timeout);
         let member = |node| Member { node: NodeId(node), peer: PeerId(100 + node), ..Member::default() };
         let members = |voters: u64| Membership::founding(ClusterId(1), (1..=voters).map(member).collect());
-        let began = Instant::now();
-        let leader = |term, followers: &[(u64, u64, bool)]| {
+        let began = Time::ZERO + Duration::from_secs(100);
+        let leader = |term, since: Duration, followers: &[(u64, u64, bool)]| {
             let followers =
                 followers.iter().map(|(node, matched, heard)| (PeerId(100 + node), *matched, *heard)).collect();
-            GroupStatus { peer: PeerId(101), role: Role::Leader, term, committed: 50, followers, ..Default::default() }
+            let led_since = began + since;
+            let (peer, role) = (PeerId(101), Role::Leader);
+            GroupStatus { peer, role, term, committed: 50, led_since, followers, ..Default::default() }
         };
-        let all = leader(1, &[(2, 50, true), (3, 50, true)]);
+        let leader_from_the_start = |followers: &[(u64, u64, bool)]| leader(1, Duration::ZERO, followers);
+        let all = leader_from_the_start(&[(2, 50, true), (3, 50, true)]);
         let leaves = Leaves::default();
         let ask = |status: &GroupStatus, node: u64, at: Duration| {
             leaves.grant(status, &members(3), PeerId(100 + node), 50, timeout, began + at)
         };
         assert!(!ask(&all, 2, Duration::ZERO), "the leader before it may have let another go");
-        assert!(!ask(&leader(1, &[(2, 50, true), (3, 49, true)]), 2, kept), "3 lacks an entry");
-        assert!(!ask(&leader(1, &[(2, 50, true), (3, 50, false)]), 2, kept), "3 is down");
+        assert!(!ask(&leader_from_the_start(&[(2, 50, true), (3, 49, true)]), 2, kept), "3 lacks an entry");
+        assert!(!ask(&leader_from_the_start(&[(2, 50, true), (3, 50, false)]), 2, kept), "3 is down");
         assert!(!ask(&all, 1, kept), "the leader hands over first");
         assert!(ask(&all, 2, kept));
         assert!(!ask(&all, 3, kept), "2 is about to go");
         assert!(ask(&all, 2, kept * 3 / 2), "2 asks again");
         assert!(!ask(&all, 3, kept * 2));
         assert!(ask(&all, 3, kept * 5 / 2), "2 did not go: it is heard");
-        assert!(!ask(&leader(2, &[(2, 50, true), (3, 50, true)]), 2, kept * 5 / 2), "another term");
+        assert!(!ask(&leader(2, kept * 2, &[(2, 50, true), (3, 50, true)]), 2, kept * 5 / 2), "another term");
 
-        let two = leader(1, &[(2, 50, true)]);
+        let two = leader_from_the_start(&[(2, 50, true)]);
         let leaves = Leaves::default();
         for at in [Duration::ZERO, kept * 2] {
             assert!(!leaves.grant(&two, &members(2), PeerId(102), 50, timeout, began + at), "never of two");

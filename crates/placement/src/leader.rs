@@ -1,18 +1,13 @@
-//! What the leading member knows beyond the records: what it has heard from stores, and the operators under way.
-//!
-//! It is memory of one term. A new leader begins with the records alone, hears the stores for a while, and plans nothing
-//! before it has heard most regions ([`View::is_ready`]); what was left half done it sees in the regions themselves.
+//! The leading member's work: registrations, heartbeats, rounds of planning, each as a change of the records that is replicated
+//! and a change of what is known beyond them ([`Term`]).
 //!
 //! ```text
-//!  heartbeat ─▶ view ─┬─ regions that are new or changed ─▶ proposed, so that records keep up
-//!                     ├─ the operator of each region led there ─▶ its next step, in the answer
-//!                     └─ peers that are members of nothing ─▶ to be taken away, in the answer
-//!  every second ─▶ stuck operators are ended · plan ─▶ operators begun · emptied stores become tombstones
+//!  heartbeat ─▶ regions that are new or changed ─▶ proposed, so that records keep up ─▶ Term::hear ─▶ steps, in the answer
+//!  every second ─▶ Term::plan ─▶ ids allocated ─▶ Term::begin · emptied stores become tombstones
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
@@ -24,20 +19,15 @@ use proto::placement as pb;
 use proto::placement::command::What;
 use rpc::{Code, Status};
 
+use crate::Policy;
 use crate::counters::Counters;
-use crate::machine::{self, Records, SharedRecords};
-use crate::model::{Epoch, Operator, Peer, Step};
+use crate::machine::{self, SharedRecords};
+use crate::model::Operator;
 use crate::plan::round::Round;
-use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
-use crate::{Plan, Policy, View, plan};
+use crate::term::{Term, meta_of, policy_of};
+use crate::view::InFlight;
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
-/// Operators that ended, kept for people.
-const ENDED_MAX: usize = 1000;
-/// A new leader takes no replica away before this has passed: a step that the one before it has handed out may be about to
-/// make it a member.
-const RETIRE_AFTER: Duration = Duration::from_secs(15);
-
 /// A store that was heard of so lately is alive.
 const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
 /// One that was not for so long gives its address to a newcomer.
@@ -51,31 +41,6 @@ pub struct Leader {
     defaults: Policy,
     term: Mutex<Option<Term>>,
     pub counters: Arc<Counters>,
-}
-
-/// All that is heard and planned in one term.
-pub struct Term {
-    number: u64,
-    pub view: View,
-    pub policy: Policy,
-    round: u64,
-    next_operator: u64,
-    ended: VecDeque<Ended>,
-    /// What comes of the splits under way.
-    splits: BTreeMap<GroupId, pb::SplitStep>,
-    /// How far the steps under way have come, in the words of the regions' leaders.
-    progress: BTreeMap<GroupId, u64>,
-    began: Time,
-    counters: Arc<Counters>,
-}
-
-/// An operator that is over.
-#[derive(Clone, Debug)]
-pub struct Ended {
-    pub flight: InFlight,
-    pub ended_unix_s: u64,
-    pub took: Duration,
-    pub outcome: String,
 }
 
 impl Leader {
@@ -410,302 +375,6 @@ impl Leader {
     }
 }
 
-impl Term {
-    pub(crate) fn new(
-        number: u64,
-        records: &Records,
-        defaults: &Policy,
-        now: Time,
-        counters: Arc<Counters>,
-    ) -> Result<Term, Status> {
-        let mut view = View::new(now);
-        for store in records.stores.values() {
-            view.put_store(meta_of(store), now);
-        }
-        for region in records.regions.values() {
-            if let Err(why) = view.restore_region(report_of(region, None)) {
-                tracing::warn!(target: "placement_region", "A region's record was left out, region={} why={why} code=CF8003", region.id);
-            }
-        }
-        Ok(Term {
-            number,
-            view,
-            policy: policy_of(records, defaults)?,
-            round: 0,
-            // Operators of different terms are different ones.
-            next_operator: number << 32,
-            ended: VecDeque::new(),
-            splits: BTreeMap::new(),
-            progress: BTreeMap::new(),
-            began: now,
-            counters,
-        })
-    }
-
-    /// Takes a heartbeat in; the steps that the store is to do.
-    fn hear(&mut self, id: NodeId, request: &pb::HeartbeatRequest, now: Time) -> Vec<pb::Step> {
-        let stats = request.stats.unwrap_or_default();
-        let report = StoreReport {
-            capacity_bytes: stats.capacity_bytes,
-            available_bytes: stats.available_bytes,
-            slow: stats.slow,
-            rates: store_rates(stats.rates.unwrap_or_default()),
-            full: stats.full,
-            ..StoreReport::default()
-        };
-        // A store that has registered is known; one that has not was refused before.
-        let _ = self.view.report_store(id, report, now);
-        let differing = request.differing.iter().map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
-        self.view.report_differing(id, differing);
-        let mut steps = Vec::new();
-        for reported in &request.led {
-            let Some(region) = &reported.region else { continue };
-            let mut report = report_of(region, Some(id));
-            let store_of =
-                |peer: u64| region.peers.iter().find(|known| known.id == peer).map(|peer| NodeId(peer.store_id));
-            let before = self.view.region(report.id);
-            let since = |store: NodeId| {
-                let known = before.and_then(|before| before.down.iter().find(|down| down.store == store));
-                known.map_or(now, |down| down.since)
-            };
-            let down = reported.down.iter().filter_map(|peer| store_of(*peer));
-            report.down = down.map(|store| DownPeer { store, since: since(store) }).collect();
-            report.pending = reported.pending.iter().filter_map(|peer| store_of(*peer)).collect();
-            report.split_keys = reported.split_keys.iter().map(|key| key.as_ref().into()).collect();
-            (report.frozen, report.unmeasured) = (reported.frozen, !reported.measured);
-            report.bytes = reported.bytes;
-            report.keys = reported.keys;
-            let rates = reported.rates.unwrap_or_default();
-            (report.read_bytes_per_sec, report.read_keys_per_sec) = (rates.read_bytes, rates.read_keys);
-            (report.write_bytes_per_sec, report.write_keys_per_sec) = (rates.write_bytes, rates.write_keys);
-            report.requests_per_sec = rates.requests;
-            let id = report.id;
-            match self.view.report_region(report, now) {
-                Ok(heard) => {
-                    for (other, flight) in heard.replaced {
-                        let merged = flight.as_ref().and_then(|flight| flight.operator.merges_into()) == Some(id);
-                        let outcome = format!("region {other} is part of region {id} by now");
-                        self.end(flight, if merged { "done" } else { &outcome }, now);
-                    }
-                    self.end_merge_into(id, now);
-                    match heard.progress {
-                        Some(Progress::Finished) => {
-                            let flight = self.view.end(id);
-                            self.end(flight, "done", now);
-                        }
-                        Some(Progress::Overtaken) => {
-                            let flight = self.view.end(id);
-                            let merges = flight.as_ref().is_some_and(|it| it.operator.merges_into().is_some());
-                            let why = if merges { "the merge was given up" } else { "the region's range has changed" };
-                            self.end(flight, &format!("cancelled: {why}"), now);
-                        }
-                        _ => {}
-                    }
-                }
-                Err(why) => {
-                    tracing::debug!(target: "placement_region", "A region's report was left out, region={id} why={why}");
-                    continue;
-                }
-            }
-            self.note_progress(id, reported.progress, now);
-            let step = self.view.flight(id).and_then(InFlight::current_step);
-            let split = self.splits.get(&id);
-            steps.extend(step.and_then(|step| step_for(region, step, split)));
-        }
-        steps
-    }
-
-    /// A region that is to be merged into this one waits in vain if this one has changed.
-    fn end_merge_into(&mut self, into: GroupId, now: Time) {
-        let Some(source) = self.view.taking_in(into) else { return };
-        let version = self.view.region(into).map(|region| region.epoch.version);
-        let planned = self.view.flight(source).and_then(|flight| {
-            flight.operator.steps.iter().find_map(|step| match step {
-                Step::Merge { into_epoch, .. } => Some(into_epoch.version),
-                _ => None,
-            })
-        });
-        if planned != version {
-            let flight = self.view.end(source);
-            self.end(flight, &format!("cancelled: the range of region {into} has changed"), now);
-        }
-    }
-
-    /// A learner that is given what it lacks shows as nothing else for as long as that takes.
-    fn note_progress(&mut self, region: GroupId, progress: u64, now: Time) {
-        let step = self.view.flight(region).and_then(InFlight::current_step);
-        if !matches!(step, Some(Step::AddLearner { .. })) {
-            self.progress.remove(&region);
-            return;
-        }
-        if self.progress.insert(region, progress).is_some_and(|before| progress > before) {
-            self.view.note_progress(region, now);
-        }
-    }
-
-    /// How many ids an operator takes: of new peers, and of regions with their peers.
-    fn ids_for(&self, operator: &Operator) -> u32 {
-        let peers = self.view.region(operator.region).map_or(0, |region| region.peers.len());
-        let of_step = |step: &Step| match step {
-            Step::Split { keys } => keys.len() * (1 + peers),
-            _ => 0,
-        };
-        let all = operator.stores_added().count() + operator.steps.iter().map(of_step).sum::<usize>();
-        u32::try_from(all).unwrap_or(u32::MAX)
-    }
-
-    /// Names what is to come of a split.
-    fn prepare_split(&mut self, operator: &Operator, mut draw: impl FnMut() -> u64) {
-        let Some(region) = self.view.region(operator.region) else { return };
-        for step in &operator.steps {
-            let Step::Split { keys } = step else { continue };
-            let at = keys.iter().map(|key| pb::SplitAt {
-                start: Bytes::copy_from_slice(key),
-                region_id: draw(),
-                peers: region
-                    .peers
-                    .iter()
-                    .map(|peer| pb::Peer { id: draw(), store_id: peer.store.0, learner: peer.learner })
-                    .collect(),
-            });
-            let split = pb::SplitStep { at: at.collect() };
-            self.splits.insert(operator.region, split);
-        }
-    }
-
-    /// Replicas on a store that are members of their regions no more.
-    fn retired(&self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
-        let is_gone = |replica: &&pb::Replica| {
-            let Some(region) = records.regions.get(&replica.region_id) else { return false };
-            let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
-            let id = GroupId(replica.region_id);
-            let heard = self.view.region(id).is_some_and(|region| region.heard.is_some());
-            let awaited = self.view.flight(id).is_some_and(|flight| {
-                flight
-                    .operator
-                    .steps
-                    .iter()
-                    .any(|step| matches!(step, Step::AddLearner { peer, .. } if peer.0 == replica.peer_id))
-            });
-            !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
-        };
-        request.others.iter().filter(is_gone).copied().collect()
-    }
-
-    fn plan(&mut self, now: Time) -> Vec<Operator> {
-        if !self.view.is_ready(&self.policy, now) {
-            return Vec::new();
-        }
-        self.round += 1;
-        let began = Instant::now();
-        let Plan { operators, stats } = plan(&self.view, &self.policy, now, self.round);
-        if let Some(blocked) = self.counters.round(began.elapsed(), &stats, now) {
-            tracing::warn!(
-                target: "placement_schedule",
-                "failed to schedule operator, regions cannot have what they need: {blocked}; see explain/region code=CF8020"
-            );
-        }
-        operators
-    }
-
-    fn begin(&mut self, operator: Operator, now: Time) -> Option<u64> {
-        let (region, cause, reason) = (operator.region, operator.cause, operator.reason.clone());
-        let id = self.next_operator;
-        match self.view.begin(id, operator, now) {
-            Ok(()) => {
-                self.next_operator += 1;
-                self.counters.begun(cause);
-                tracing::info!(
-                    target: "placement_schedule",
-                    "Operator begun, operator={id:x} region={region} cause={} reason={reason}",
-                    cause.name()
-                );
-                Some(id)
-            }
-            Err(why) => {
-                tracing::info!(target: "placement_schedule", "failed to schedule operator, region={region} why={why}");
-                None
-            }
-        }
-    }
-
-    fn end_stuck(&mut self, now: Time) {
-        let stuck: Vec<GroupId> = self.view.stuck(&self.policy, now).map(|flight| flight.operator.region).collect();
-        for region in stuck {
-            let flight = self.view.end(region);
-            let step = flight.as_ref().and_then(InFlight::current_step);
-            let outcome = format!(
-                "cancelled: no progress for {} s with the step: {}{}",
-                self.policy.operator_no_progress_timeout.as_secs(),
-                step.map(ToString::to_string).unwrap_or_default(),
-                step.and_then(|step| self.why_stuck(region, step, now))
-                    .map(|why| format!("; {why}"))
-                    .unwrap_or_default()
-            );
-            tracing::warn!(target: "placement_schedule", "An operator is given up, region={region} why={outcome} code=CF8004");
-            self.end(flight, &outcome, now);
-        }
-    }
-
-    /// What the step waits for, as far as it shows.
-    fn why_stuck(&self, region: GroupId, step: &Step, now: Time) -> Option<String> {
-        let region = self.view.region(region)?;
-        let silent = |id: NodeId| {
-            let silent = self.view.store(id).map(|store| store.silent_for(now))?;
-            (silent >= self.policy.store_disconnected_time)
-                .then(|| format!("store {id} was last heard of {} s ago", silent.as_secs()))
-        };
-        let leader = region.leader.map_or_else(|| Some("the region has no leader".to_owned()), silent);
-        leader.or_else(|| match step {
-            Step::AddLearner { store, .. } | Step::Promote { store } if region.peer(*store).is_none() => {
-                Some(silent(*store).unwrap_or_else(|| format!("store {store} does not admit the replica")))
-            }
-            Step::AddLearner { store, .. } | Step::Promote { store } | Step::TransferLeader { to: store } => {
-                let behind = || format!("the replica in store {store} has not caught up");
-                silent(*store).or_else(|| (!region.is_well_in(*store)).then(behind))
-            }
-            _ => None,
-        })
-    }
-
-    fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
-        let Some(flight) = flight else { return };
-        self.splits.remove(&flight.operator.region);
-        self.progress.remove(&flight.operator.region);
-        self.counters.ended(flight.operator.cause, outcome);
-        let took = now.since(flight.started);
-        tracing::info!(
-            target: "placement_schedule",
-            "Operator ended, operator={:x} region={} cause={} took={}ms outcome={outcome}",
-            flight.id,
-            flight.operator.region,
-            flight.operator.cause.name(),
-            took.as_millis()
-        );
-        if self.ended.len() == ENDED_MAX {
-            self.ended.pop_front();
-        }
-        let ended_unix_s = unix_s();
-        self.ended.push_back(Ended { flight, ended_unix_s, took, outcome: outcome.to_owned() });
-    }
-
-    /// Stores that were to be emptied and are.
-    fn emptied(&self, now: Time) -> Vec<NodeId> {
-        if !self.view.is_ready(&self.policy, now) {
-            return Vec::new();
-        }
-        let offline = self.view.stores().filter(|store| store.meta.state == StoreState::Offline);
-        let awaited =
-            |store: NodeId| self.view.flights().any(|flight| flight.operator.stores_added().any(|to| to == store));
-        let empty = offline.filter(|store| store.region_count() == 0 && !awaited(store.id()));
-        empty.map(|store| store.id()).collect()
-    }
-
-    pub fn ended(&self) -> impl Iterator<Item = &Ended> {
-        self.ended.iter().rev()
-    }
-}
-
 /// What makes no sense is not replicated.
 fn check_regions(request: &pb::HeartbeatRequest) -> Result<(), Status> {
     const KEY_BYTES_MAX: usize = 64 << 10;
@@ -722,141 +391,10 @@ fn check_regions(request: &pb::HeartbeatRequest) -> Result<(), Status> {
     Err(Status::invalid_argument("a region's report makes no sense"))
 }
 
-fn policy_of(records: &Records, defaults: &Policy) -> Result<Policy, Status> {
-    if records.policy.is_empty() {
-        return Ok(defaults.clone());
-    }
-    let value = serde_json::from_slice(&records.policy).map_err(|error| Status::internal(error.to_string()))?;
-    let mut policy = defaults.merged(&value).map_err(|error| Status::internal(error.to_string()))?;
-    policy.end_pauses(unix_s());
-    Ok(policy)
-}
-
-/// Seconds since 1970.
-pub fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Those that people have set before those that it brings along.
-pub fn labels_of(store: &pb::Store) -> BTreeMap<String, String> {
-    let both = store.labels.iter().chain(&store.labels_set);
-    both.map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-pub fn meta_of(store: &pb::Store) -> StoreMeta {
-    let state = match store.state() {
-        pb::StoreState::Up => StoreState::Up,
-        pb::StoreState::Offline => StoreState::Offline,
-        pb::StoreState::Tombstone => StoreState::Tombstone,
-    };
-    StoreMeta {
-        state,
-        labels: labels_of(store),
-        leader_weight: store.leader_weight.unwrap_or(1.0),
-        region_weight: store.region_weight.unwrap_or(1.0),
-        add_limit: store.add_limit,
-        remove_limit: store.remove_limit,
-        lost: store.replaced_by != 0 || store.given_up,
-        ..StoreMeta::new(NodeId(store.id))
-    }
-}
-
-fn store_rates(rates: pb::Rates) -> StoreRates {
-    StoreRates {
-        read_bytes: rates.read_bytes,
-        read_keys: rates.read_keys,
-        write_bytes: rates.write_bytes,
-        write_keys: rates.write_keys,
-        requests: rates.requests,
-    }
-}
-
-fn report_of(region: &pb::Region, leader: Option<NodeId>) -> RegionReport {
-    let peer = |peer: &pb::Peer| Peer { id: PeerId(peer.id), store: NodeId(peer.store_id), learner: peer.learner };
-    RegionReport {
-        id: GroupId(region.id),
-        start: region.start.as_ref().into(),
-        end: region.end.as_ref().into(),
-        epoch: Epoch { conf_version: region.conf_version, version: region.version },
-        peers: region.peers.iter().map(peer).collect(),
-        leader,
-        ..RegionReport::default()
-    }
-}
-
-/// A step as the region's leader is asked for it; `None`: it only has to wait.
-fn step_for(region: &pb::Region, step: &Step, split: Option<&pb::SplitStep>) -> Option<pb::Step> {
-    let holds = |store: NodeId| region.peers.iter().any(|peer| peer.store_id == store.0);
-    let action = match step {
-        Step::AddLearner { store, .. } if holds(*store) => return None,
-        Step::AddLearner { store, peer } => {
-            pb::step::Action::AddLearner(pb::Peer { id: peer.0, store_id: store.0, learner: true })
-        }
-        Step::Promote { store } => pb::step::Action::PromoteStore(store.0),
-        Step::Remove { store, .. } => pb::step::Action::RemoveStore(store.0),
-        Step::TransferLeader { to } => pb::step::Action::TransferToStore(to.0),
-        Step::Split { .. } => pb::step::Action::Split(split?.clone()),
-        Step::Merge { into, into_epoch } => {
-            pb::step::Action::Merge(pb::MergeStep { into: into.0, into_version: into_epoch.version })
-        }
-        // Nothing reports what would lead to this yet.
-        Step::LeaveJoint => return None,
-    };
-    Some(pb::Step {
-        region_id: region.id,
-        conf_version: region.conf_version,
-        version: region.version,
-        action: Some(action),
-    })
-}
-
 pub fn of_refusal(why: Refusal) -> Status {
     match why {
         Refusal::Busy => Status::resource_exhausted(why.to_string()),
         Refusal::TimedOut => Status::deadline_exceeded(),
         _ => Status::unavailable(why.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn heartbeat(progress: u64) -> pb::HeartbeatRequest {
-        let peers = [(11, 1, false), (12, 2, true)];
-        let peer = |(id, store_id, learner)| pb::Peer { id, store_id, learner };
-        let region =
-            pb::Region { id: 7, conf_version: 2, version: 1, peers: peers.map(peer).into(), ..pb::Region::default() };
-        let led = pb::RegionReport { region: Some(region), pending: vec![12], progress, ..pb::RegionReport::default() };
-        pb::HeartbeatRequest { store_id: 1, led: vec![led], ..pb::HeartbeatRequest::default() }
-    }
-
-    #[test]
-    fn an_operator_is_stuck_only_if_nothing_comes_nearer() {
-        let policy = Policy::default();
-        let patience = policy.operator_no_progress_timeout;
-        let mut now = Time::ZERO;
-        let mut term = Term::new(1, &Records::default(), &policy, now, Arc::default()).unwrap();
-        for store in [1, 2] {
-            term.view.put_store(StoreMeta::new(NodeId(store)), now);
-        }
-        term.hear(NodeId(1), &heartbeat(0), now);
-        let epoch = term.view.region(GroupId(7)).unwrap().epoch;
-        let steps = vec![Step::AddLearner { store: NodeId(2), peer: PeerId(12) }, Step::Promote { store: NodeId(2) }];
-        let (region, cause, rejected) = (GroupId(7), crate::model::Cause::MissingReplica, Vec::new());
-        term.begin(Operator { region, epoch, cause, steps, reason: String::new(), rejected }, now);
-        for step in 1..=10 {
-            now = now + patience / 2;
-            term.hear(NodeId(1), &heartbeat(step), now);
-            term.end_stuck(now);
-            assert!(term.view.flight(region).is_some(), "it has come nearer {step} times");
-        }
-        for left in [true, true, false] {
-            assert_eq!(term.view.flight(region).is_some(), left);
-            now = now + patience / 2;
-            term.hear(NodeId(1), &heartbeat(10), now);
-            term.end_stuck(now);
-        }
-        assert!(term.ended().next().unwrap().outcome.contains("no progress"));
     }
 }

@@ -20,8 +20,8 @@
 //! schedulers · [`explain`] the same filters and checkers, asked by people: why, why not, and what if · [`scale`] a synthetic
 //! cluster that carries operators out, for figures and for tests.
 //!
-//! Around these: [`machine`] what the members agree on, with [`snapshot`] · [`leader`] what the leading one has heard, and its
-//! rounds · [`counters`] what was counted, with [`metrics`] · [`router`] the way to the store that has a key · [`api`] gRPC and HTTP ·
+//! Around these: [`machine`] what the members agree on, with [`snapshot`] · [`term`] what the leading one has heard, [`leader`] its
+//! work · [`counters`] what was counted, with [`metrics`] · [`router`] the way to the store that has a key · [`api`] gRPC and HTTP ·
 //! [`config`], [`server`] the program, and [`recover`], which mends a stopped member.
 //!
 //! # Invariants
@@ -55,6 +55,7 @@ pub mod router;
 pub mod scale;
 pub mod server;
 pub mod snapshot;
+pub mod term;
 pub mod view;
 
 pub use model::{Cause, Epoch, Key, Operator, Peer, Rejected, Step};

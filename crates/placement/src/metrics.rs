@@ -15,7 +15,7 @@ use storage::engine::EngineStats;
 use storage::log::LogStats;
 
 use crate::counters::Counters;
-use crate::leader::Term;
+use crate::term::Term;
 use crate::view::{Health, Store, StoreState};
 
 /// Where the page's figures come from, as of the moment.

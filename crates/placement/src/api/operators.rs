@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use super::Api;
 use super::http::{PageError, bad_request, not_found};
 use super::pages::Page;
-use crate::leader::Ended;
 use crate::model::Key;
 use crate::plan::Round;
 use crate::plan::admin::{self, Refused, Wanted};
+use crate::term::Ended;
 use crate::view::InFlight;
 
 const NAMES: &str = "transfer-leader, transfer-peer, add-peer, remove-peer, split-region";

@@ -11,8 +11,8 @@ use super::http::{PageError, Request, bad_request, body_of, not_found};
 use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers, store_settings};
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
-use crate::leader::{Term, labels_of, meta_of};
 use crate::machine::Records;
+use crate::term::{Term, labels_of, meta_of};
 use crate::view::{Health, Region, Store, StoreState};
 
 pub type Page = Result<Value, PageError>;

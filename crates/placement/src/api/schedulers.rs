@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::Api;
 use super::http::{PageError, bad_request, not_found};
 use super::pages::Page;
-use crate::leader::unix_s;
 use crate::policy::{EVICT_LEADER, Policy, Scheduler};
+use crate::term::unix_s;
 use crate::view::StoreState;
 
 const PAUSE_S_MAX: u64 = 30 * 24 * 3600;

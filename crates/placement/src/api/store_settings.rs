@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::Api;
 use super::http::{PageError, bad_request, not_found};
 use super::pages::Page;
-use crate::leader::labels_of;
+use crate::term::labels_of;
 
 const WEIGHTS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
 const RATE_MAX: u64 = 100_000;
