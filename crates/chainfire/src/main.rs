@@ -40,5 +40,6 @@ fn main() -> ExitCode {
 fn run(settings: Settings, source: Source) -> Result<(), StartError> {
     node::logging::start("chainfire", &settings.log_level).map_err(StartError::settings)?;
     node::reload::warn(&settings.warnings);
+    program::open_many_files();
     server::run(settings, source)
 }

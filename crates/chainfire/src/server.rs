@@ -62,6 +62,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
     let handle = node.handle();
     let server_config = ServerConfig {
         message_bytes_max: settings.request_bytes_max + MESSAGE_OVERHEAD_BYTES,
+        names: rpc::server::names_in(&settings.advertise_client),
         ..ServerConfig::default()
     };
     let node = Arc::new(node);

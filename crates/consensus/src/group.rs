@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
@@ -32,6 +33,8 @@ use crate::wire::{Body, Message};
 
 /// Peers remembered that are no members.
 const CONTACTS_MAX: usize = 64;
+/// While no leader is found, that is said so often.
+const TIMEOUT_SAID_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) struct Group {
     pub id: GroupId,
@@ -46,6 +49,8 @@ pub(crate) struct Group {
     pub membership: Membership,
     /// When each peer was last heard of.
     pub heard: BTreeMap<PeerId, Time>,
+    /// When it was last said that no leader was heard of.
+    timeout_said: Time,
     /// When this peer last became the leader.
     pub leader_since: Time,
     pub proposals: Proposals,
@@ -169,6 +174,7 @@ impl Group {
             log,
             membership: membership.clone(),
             heard: BTreeMap::new(),
+            timeout_said: Time::ZERO,
             leader_since: now,
             proposals: Proposals::new(totals.clone()),
             totals,
@@ -361,8 +367,12 @@ impl Group {
             let was = self.raw.raft.state;
             self.raw.tick();
             self.pin_election_timeout();
-            let campaigns = matches!(self.raw.raft.state, StateRole::PreCandidate | StateRole::Candidate);
-            if campaigns && was == StateRole::Follower {
+            // Whoever campaigns again counts from the beginning again.
+            let campaigns = matches!(self.raw.raft.state, StateRole::PreCandidate | StateRole::Candidate)
+                && self.raw.raft.election_elapsed == 0;
+            let again = was != StateRole::Follower && self.now.since(self.timeout_said) < TIMEOUT_SAID_EVERY;
+            if campaigns && !again {
+                self.timeout_said = self.now;
                 effects.event(Event::ElectionTimeout { group: self.id, term: self.term() });
             }
         }

@@ -173,6 +173,7 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     let config = ServerConfig {
         message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
         stopping: rpc::Status::unavailable("the store is stopping"),
+        names: rpc::server::names_in([&settings.advertise_client]),
         ..ServerConfig::default()
     };
     let server = Server::new(api.clone(), config);

@@ -34,10 +34,28 @@ pub fn main<S: 'static>(
             Request::Run(told) => {
                 logging::start(log, told.layers.text("log", "level")).map_err(StartError::settings)?;
                 warn(&told.warnings);
+                open_many_files();
                 run(told.settings, Reloader::of(source, told.layers))
             }
         }),
     )
+}
+
+/// Raises the limit on open files to what this process may have: each connection is one, and the limit that a login gives is
+/// there for programs that cannot count beyond 1,024.
+pub fn open_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer, and holds one when the second call reads it.
+    let failed = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 || {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0
+        }
+    };
+    if failed {
+        let error = std::io::Error::last_os_error();
+        tracing::warn!(target: "chainfire_network", "The limit on open files stays as it is, reason={error}");
+    }
 }
 
 /// The exit code, and the line.

@@ -69,6 +69,7 @@ pub async fn serve(settings: Settings, reloader: Option<Reloader>) -> Result<(),
     let config = ServerConfig {
         message_bytes_max: MESSAGE_BYTES_MAX,
         stopping: rpc::Status::unavailable("the placement driver is stopping"),
+        names: rpc::server::names_in(&settings.node.client_urls),
         ..ServerConfig::default()
     };
     let server = Server::new(api, config);

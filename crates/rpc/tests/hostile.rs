@@ -44,6 +44,39 @@ async fn said_goodbye(running: &Running, bytes: &[u8]) -> Vec<u8> {
     seen
 }
 
+/// A page from elsewhere asks for nothing, in whichever protocol its browser speaks; programs are not hindered.
+#[tokio::test]
+async fn pages_from_elsewhere_are_refused() {
+    let running = start(ServerConfig { names: vec!["etcd1.example".to_owned()], ..ServerConfig::default() }).await;
+    let here = running.address;
+    for (fields, status) in [
+        (format!("host: {here}"), 200),
+        ("host: any.example\r\nuser-agent: curl/8.0".to_owned(), 200),
+        (format!("host: {here}\r\norigin: http://{here}"), 200),
+        ("host: etcd1.example:2379\r\nuser-agent: Mozilla/5.0".to_owned(), 200),
+        (format!("host: {here}\r\norigin: http://evil.example"), 403),
+        ("host: evil.example\r\norigin: http://evil.example".to_owned(), 403),
+        ("host: evil.example\r\nuser-agent: Mozilla/5.0".to_owned(), 403),
+    ] {
+        let mut io = TcpStream::connect(here).await.unwrap();
+        let request = format!("GET /health HTTP/1.1\r\n{fields}\r\nconnection: close\r\n\r\n");
+        io.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        io.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{fields}: {answer}");
+        assert!(!answer.to_lowercase().contains("access-control-allow"), "{answer}");
+    }
+    let mut kv = KvClient::new(running.channel().await);
+    let mut request = tonic::Request::new(pb::PutRequest::default());
+    request.metadata_mut().insert("origin", "http://evil.example".parse().unwrap());
+    assert_eq!(kv.put(request).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    let mut watch = rpc::client::WatchClient::new(running.channel().await);
+    let mut request = tonic::Request::new(tokio_stream::empty());
+    request.metadata_mut().insert("origin", "http://evil.example".parse().unwrap());
+    assert_eq!(watch.watch(request).await.map(drop).unwrap_err().code(), tonic::Code::PermissionDenied);
+    still_serves(&running).await;
+}
+
 #[tokio::test]
 async fn http1_is_served_beside() {
     let running = start(ServerConfig::default()).await;

@@ -113,8 +113,8 @@ impl Api {
             }
             Err(Refusal::LearnerNotReady) => Err(Status::new(
                 Code::FailedPrecondition,
-                "the learner has not caught up with the leader: it must be started, and its lag in member-list small; then \
-                 try again",
+                "the learner has not caught up with the leader: it must be started, and its lag in `status \
+                 --cluster` small; then try again",
             )),
             Err(why) => Err(refused(why)),
         }

@@ -163,12 +163,14 @@ impl View {
     /// What to do, most urgent first. Nothing when all is well.
     fn advice(&self) -> Vec<String> {
         let mut advice = Vec::new();
-        let names: Vec<_> = self.silent().map(|asked| format!("node {}", asked.member.node_id)).collect();
+        let name = |asked: &Asked| format!("node {}", asked.member.node_id);
+        let names: Vec<_> = self.silent().map(name).collect();
         if !self.has_quorum() {
+            let voters: Vec<_> = self.silent().filter(|asked| !asked.member.learner).map(name).collect();
             advice.push(format!(
                 "start a majority of the voters; these do not answer: {}. If they are gone for good, stop one that is \
                  left and run `chainfire recover --unsafe` on it",
-                names.join(", ")
+                voters.join(", ")
             ));
         } else if self.leader == 0 {
             advice.push(

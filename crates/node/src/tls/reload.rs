@@ -69,7 +69,10 @@ impl Certificates {
     /// As [`Certificates::reload`], and says in the log what came of it.
     pub fn reload_aloud(&self) {
         match self.reload() {
-            Ok(true) => self.say_what_is_in_use(),
+            Ok(true) => {
+                self.say_what_is_in_use();
+                self.warn_of_expiry();
+            }
             Ok(false) => tracing::info!(target: "chainfire_network", "Certificates are unchanged"),
             Err(why) => complain(&why),
         }

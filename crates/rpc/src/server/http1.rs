@@ -12,9 +12,9 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::ServerConfig;
 use super::service::{Call, HttpBody, Service, http_body};
 use super::stop::Stop;
+use super::{ServerConfig, browser};
 
 /// Serves a connection whose first bytes, `head`, are read already.
 pub(super) async fn serve<IO, S>(
@@ -28,8 +28,8 @@ pub(super) async fn serve<IO, S>(
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service,
 {
-    let body_bytes_max = config.http_body_bytes_max;
-    let answer = hyper::service::service_fn(move |request| answer(request, service.clone(), peer, body_bytes_max));
+    let bounds = config.clone();
+    let answer = hyper::service::service_fn(move |request| answer(request, service.clone(), peer, bounds.clone()));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)
@@ -52,20 +52,27 @@ async fn answer<S: Service>(
     request: http::Request<Incoming>,
     service: Arc<S>,
     peer: SocketAddr,
-    body_bytes_max: usize,
+    config: Arc<ServerConfig>,
 ) -> Result<http::Response<HttpBody>, Infallible> {
     let (head, body) = request.into_parts();
-    let body = match Limited::new(body, body_bytes_max).collect().await {
+    if let Some(why) = browser::refusal(&head.headers, &config.names) {
+        return Ok(refused(http::StatusCode::FORBIDDEN, why));
+    }
+    let body = match Limited::new(body, config.http_body_bytes_max).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
             let status = if error.is::<http_body_util::LengthLimitError>() { 413 } else { 400 };
-            let mut response = http::Response::new(http_body(format!("{error}\n")));
-            *response.status_mut() = http::StatusCode::from_u16(status).expect("a known status");
-            return Ok(response);
+            return Ok(refused(http::StatusCode::from_u16(status).expect("a known status"), error.to_string()));
         }
     };
     let call = Call { peer, metadata: Default::default(), deadline: None };
     Ok(service.http(call, http::Request::from_parts(head, body)).await)
+}
+
+pub(super) fn refused(status: http::StatusCode, why: String) -> http::Response<HttpBody> {
+    let mut response = http::Response::new(http_body(format!("{why}\n")));
+    *response.status_mut() = status;
+    response
 }
 
 /// A stream with what was read from it put back.

@@ -12,6 +12,7 @@
 //! Bounds: connections in all, per address and silent, the time for the first bytes and for headers, header bytes, streams,
 //! message bytes, bytes of unfinished requests, and bytes that wait to be written (`http2::session`).
 
+mod browser;
 mod http1;
 mod http2;
 mod metadata;
@@ -33,6 +34,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+pub use browser::names_in;
 pub use metadata::Metadata;
 pub use service::{Answer, BoxFuture, Call, HttpBody, Kind, Method, Service, http_body};
 pub use stats::ServerStats;
@@ -73,6 +75,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// What streaming calls end with when the server stops.
     pub stopping: Status,
+    /// Host names under which browsers may ask, beside addresses and `localhost`.
+    pub names: Vec<String>,
 }
 
 impl Default for ServerConfig {
@@ -93,6 +97,7 @@ impl Default for ServerConfig {
             keepalive_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(5),
             stopping: Status::unavailable("etcdserver: server stopped"),
+            names: Vec::new(),
         }
     }
 }

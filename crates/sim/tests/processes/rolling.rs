@@ -13,7 +13,7 @@ use crate::tell::{figure, spread};
 const CLIENTS: usize = 6;
 /// A request is tried at all nodes, again and again, for so long before it counts as failed.
 const TRIED_FOR: Duration = Duration::from_secs(10);
-/// The goal for a hand-over. What else the machine does may cost as much: of a few tries with each node the best one counts.
+/// The goal for a hand-over. What else the machine does may cost as much: of a few tries with each node the middle one counts.
 const GAP_MAX: Duration = Duration::from_millis(100);
 const TRIES: usize = 3;
 
@@ -59,16 +59,20 @@ async fn a_rolling_restart_fails_no_request() {
     seen.acknowledged.sort();
     let gaps: Vec<(usize, Duration)> =
         handovers.iter().map(|(index, begun, ended)| (*index, gap(&seen.acknowledged, *begun, *ended))).collect();
-    let best = [0, 1, 2].map(|index| gaps.iter().filter(|of| of.0 == index).map(|of| of.1).min().unwrap_or_default());
+    let middle = [0, 1, 2].map(|index| {
+        let mut tries: Vec<Duration> = gaps.iter().filter(|of| of.0 == index).map(|of| of.1).collect();
+        tries.sort();
+        tries[TRIES / 2]
+    });
     figure(format_args!(
-        "rolling restarts of three leaders under TLS: {} writes, {} failed; writes paused {}; the best of each node \
-         {best:?}",
+        "rolling restarts of three leaders under TLS: {} writes, {} failed; writes paused {}; the middle one of each node \
+         {middle:?}",
         seen.acknowledged.len(),
         seen.failed.len(),
         spread(&gaps.iter().map(|of| of.1).collect::<Vec<_>>())
     ));
     assert!(seen.failed.is_empty(), "{:#?}", seen.failed);
-    assert!(best.iter().all(|gap| *gap <= GAP_MAX), "{gaps:?}");
+    assert!(middle.iter().all(|gap| *gap <= GAP_MAX), "{gaps:?}");
 }
 
 /// Makes a node the leader.

@@ -23,11 +23,11 @@ use tokio::time::Sleep;
 use super::calls::{CallFuture, Calls, Done};
 use super::session::{Event, Session, Surroundings};
 use crate::Status;
-use crate::server::ServerConfig;
-use crate::server::service::{Answer, Call, Service};
+use crate::server::service::{Answer, BoxFuture, Call, Service};
 use crate::server::stats::Counters;
 use crate::server::stop::Stop;
 use crate::server::stream::{Bell, Rung};
+use crate::server::{ServerConfig, browser, http1};
 
 /// Holds one whole frame at least.
 const INPUT_BYTES: usize = 32 << 10;
@@ -153,6 +153,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, S: Service> Driver<IO, S> {
             match event {
                 Event::Unary { stream, method, metadata, deadline, message } => {
                     self.counters.call_started();
+                    if let Some(refusal) = browser::refuses_call(&metadata) {
+                        self.session.respond(stream, Err(refusal));
+                        continue;
+                    }
                     let call = Call { peer: self.peer, metadata, deadline };
                     match self.service.unary(method, call, message) {
                         Answer::Ready(result) => self.session.respond(stream, result),
@@ -161,13 +165,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, S: Service> Driver<IO, S> {
                 }
                 Event::Streaming { stream, method, metadata, deadline, channel } => {
                     self.counters.call_started();
+                    if let Some(refusal) = browser::refuses_call(&metadata) {
+                        self.start(stream, deadline, CallFuture::Streaming(Box::pin(async { Err(refusal) })));
+                        continue;
+                    }
                     let call = Call { peer: self.peer, metadata, deadline };
                     let future = self.service.streaming(method, call, channel.requests(), channel.responses());
                     self.start(stream, deadline, CallFuture::Streaming(future));
                 }
                 Event::Http { stream, request, channel } => {
                     let call = Call { peer: self.peer, metadata: Default::default(), deadline: None };
-                    let answer = self.service.http(call, *request);
+                    let answer: BoxFuture<_> = match browser::refusal(request.headers(), &self.config.names) {
+                        Some(why) => {
+                            let refused = http1::refused(http::StatusCode::FORBIDDEN, why);
+                            Box::pin(async { refused })
+                        }
+                        None => self.service.http(call, *request),
+                    };
                     let mut responses = channel.responses();
                     let future = async move {
                         let (head, mut body) = answer.await.into_parts();
