@@ -10,6 +10,7 @@
 //! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
 //! | `catch_up` | a node that missed much is filled by a snapshot, whenever it is killed |
 //! | `rolling` | all nodes are restarted one after the other, and no client notices |
+//! | `versions` | members of two builds work together, there and back; what a later one wrote is left alone |
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
 //! | `backup` | archives, incremental chains, rounds; the runbook's `tar` into a running cluster and into none |
 //! | `membership`, `changing` | members come, go, are promoted, also while nodes are killed |
@@ -73,4 +74,5 @@ mod spared;
 mod stalled_disk;
 mod stopping;
 mod tell;
+mod versions;
 mod watching;
