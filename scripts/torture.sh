@@ -5,6 +5,8 @@
 #   scripts/torture.sh 8 14               these rows
 #   scripts/torture.sh fuzz               the fuzz targets, half a minute each
 #   COUNT=20 scripts/torture.sh           every row with this count
+#   OTHER=REVISION scripts/torture.sh 16  two versions side by side: this checkout's and that revision's; the last tag by
+#                                         default. CENTRA_OTHER_BIN=FOLDER names one that is built already.
 #
 # A row is a set of tests. Some count by themselves what CENTRA_RUNS asks for; the others are run again until there were
 # enough faults. A test that fails ends its part of the row, and so does one that says it cannot run here; what it printed
@@ -82,6 +84,23 @@ build() {
     [ ${#programs[@]} = 3 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
 }
 
+# The programs of another revision, in a folder of their own that stays for the next time.
+build_other() {
+    local revision folder
+    revision=${OTHER:-$(git describe --tags --abbrev=0 2>/dev/null)} && [ -n "$revision" ] || return 0
+    revision=$(git rev-parse --verify --short "$revision^{commit}") || exit 1
+    folder=$PWD/target/other-$revision
+    if [ ! -x "$folder/bin/chainfire" ]; then
+        echo "── building $revision in $folder"
+        mkdir -p "$folder/source" "$folder/bin"
+        { git archive "$revision" | tar xm -C "$folder/source" &&
+            (cd "$folder/source" && CARGO_TARGET_DIR=$folder/target cargo build --release --locked --quiet -p chainfire --bin chainfire) &&
+            mv "$folder/target/release/chainfire" "$folder/bin/" && rm -rf "$folder/target" "$folder/source"; } ||
+            { echo "torture: $revision cannot be built" >&2; exit 1; }
+    fi
+    export CENTRA_OTHER_BIN=$folder/bin
+}
+
 between() {
     local path=${1##*(}
     path=${path%)*}
@@ -91,11 +110,13 @@ between() {
 
 rows=("$@")
 build
-row 2 2000 "power loss: SIGKILL to all nodes" processes:durability::three_nodes_killed:counts
+row 2 2000 "power loss: SIGKILL to all, and what was not synced is gone" processes:durability::three_nodes_killed:counts \
+    processes:power::three_nodes_without:counts
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
     processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts
-row 6 1 "EIO, ENOSPC, short write, fsync error at every call" log_store:faults:1
+row 6 600 "EIO, ENOSPC, short write, fsync error at every call" processes:disk_faults:counts \
+    processes:power::a_single_node_whose:counts log_store:faults:200
 row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:3
 row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
     runbook:partitions::a_ring:counts runbook:partitions::a_bridge:counts runbook:partitions::one_who:counts \
@@ -108,7 +129,9 @@ row 13 100 "a full disk" processes:full_disk::a_full_disk:counts processes:full_
 row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
 row 15 100 "a leader whose disk stands still or is slow; 10 % loss" processes:stalled_disk::a_leader_with_a_stalled:1 \
     processes:stalled_disk::a_leader_with_a_slow:1 processes:lossy:counts
-row 16 100 "rolling restart under load (one version)" processes:rolling:3
+if wanted 16 && [ -z "${CENTRA_OTHER_BIN:-}" ]; then build_other; fi
+row 16 100 "rolling upgrade, mixed versions, downgrade" processes:rolling:3 processes:versions::what_a_later:2 \
+    processes:versions::two_versions:counts
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
 
 if wanted fuzz; then

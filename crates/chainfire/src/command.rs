@@ -15,7 +15,8 @@
 //! A client's request is carried as it came, so that proposing it copies bytes and decodes nothing. The price: the
 //! state machine meets whatever bytes a client sent, and turns those that make no sense into
 //! [`ApiError::MalformedCommand`], equally on every replica. A field that a later etcd adds is skipped by protobuf's
-//! rules, equally too.
+//! rules, equally too. A tag that is not in the table is a later version's: replicas of the two versions would come to
+//! different states, so the one that does not know it must not go on ([`Command::unknown_tag`]).
 //!
 //! Left out: validation of what makes sense but is forbidden (an empty key, too many operations). That is the API's,
 //! before anything is proposed. The machine refuses only what depends on its state.
@@ -74,6 +75,12 @@ impl Command {
             Command::InTerm { .. } => Err(ApiError::LeaderChanged),
             command => Ok(command),
         }
+    }
+
+    /// The tag of a command that only a later version can carry out.
+    pub fn unknown_tag(bytes: &[u8]) -> Option<u8> {
+        let inner = if bytes.first() == Some(&IN_TERM) { bytes.get(1 + size_of::<u64>()) } else { bytes.first() };
+        inner.copied().filter(|tag| *tag > IN_TERM)
     }
 
     /// Reads a command; keys and values share the memory of `bytes`.
@@ -212,6 +219,18 @@ mod tests {
         ];
         for command in commands {
             assert_eq!(Command::decode(command.encode()).as_ref(), Ok(&command));
+        }
+    }
+
+    #[test]
+    fn what_a_later_version_proposed_is_told_from_noise() {
+        let nested = |tag| [&[IN_TERM][..], &3_u64.to_le_bytes(), &[tag]].concat();
+        assert_eq!(Command::unknown_tag(&[IN_TERM + 1, 1, 2]), Some(IN_TERM + 1));
+        assert_eq!(Command::unknown_tag(&nested(99)), Some(99));
+        for known in
+            [vec![], vec![0], vec![PUT, 0xFF], vec![IN_TERM], vec![IN_TERM, 1, 2], nested(IN_TERM), nested(PUT)]
+        {
+            assert_eq!(Command::unknown_tag(&known), None, "{known:?}");
         }
     }
 

@@ -53,7 +53,8 @@ impl From<MachineError> for Stop {
     }
 }
 
-/// Carries one command out. With `reply`, the outcome holds the encoded response.
+/// Carries one command out. With `reply`, the outcome holds the encoded response. `TooNew` for a command that this program does
+/// not know: whoever does comes to another state.
 pub(super) fn execute(
     stage: &mut Stage<'_>,
     identity: &Identity,
@@ -61,6 +62,12 @@ pub(super) fn execute(
     command: Bytes,
     reply: bool,
 ) -> Result<Outcome, MachineError> {
+    if let Some(tag) = Command::unknown_tag(&command) {
+        let why = format!(
+            "an entry of the log holds a command of a later version (number {tag}): start that version here, too"
+        );
+        return Err(MachineError::TooNew(why));
+    }
     let done = Command::decode(command).and_then(|command| command.in_term(term)).map_err(Stop::from);
     let done = done.and_then(|command| run(stage, command, reply));
     match done {

@@ -4,6 +4,7 @@
 //! A cluster that is dropped kills its processes and removes its folder. When a test fails, the ends of the logs are
 //! shown and the folder stays. Whoever kills the test program kills the nodes with it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,10 @@ pub struct Node {
     pub initial_cluster: String,
     pub initial_state: &'static str,
     pub log: PathBuf,
+    /// Under etcd's name.
+    pub program: PathBuf,
+    /// Beside what every program is given.
+    pub environment: Vec<(&'static str, OsString)>,
     process: Option<Child>,
 }
 
@@ -120,6 +125,8 @@ impl Cluster {
             initial_cluster: String::new(),
             initial_state,
             log: self.folder().join(format!("{name}.log")),
+            program: self.program(),
+            environment: Vec::new(),
             process: None,
             name,
         });
@@ -219,7 +226,8 @@ impl Cluster {
     /// The command line of a node.
     pub fn command(&self, index: usize) -> Command {
         let node = &self.nodes[index];
-        let mut command = command(&self.program());
+        let mut command = command(&node.program);
+        command.envs(node.environment.iter().cloned());
         let mut flags = vec![
             ("name", node.name.clone()),
             ("data-dir", node.data_dir.display().to_string()),

@@ -121,7 +121,7 @@ async fn damage_of_any_kind_at_any_place_is_made_good() {
         wait_for_voters(&cluster, 3).await;
         took.push(began.elapsed());
         assert!(began.elapsed() < HEALED_WITHIN, "{told}: healed after {took:?}");
-        while readers.answers.load(Ordering::Relaxed) == 0 {
+        while readers.answers() == 0 {
             assert!(began.elapsed() < HEALED_WITHIN, "{told}: nothing is read from it");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -459,14 +459,14 @@ pub async fn right_answers(client: &Client, serializable: bool) -> Result<usize,
 }
 
 /// Read all the time, linearizably and not, and panic at a wrong answer.
-struct Readers {
+pub struct Readers {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Readers {
-    fn start(endpoint: &str) -> Readers {
+    pub fn start(endpoint: &str) -> Readers {
         let (stop, answers): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
         let tasks = [true, false].map(|serializable| {
             let client = Client::with_timeout(endpoint, Duration::from_secs(1));
@@ -483,7 +483,12 @@ impl Readers {
         Readers { stop, answers, tasks: tasks.into() }
     }
 
-    async fn finish(self) -> u64 {
+    /// So far.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    pub async fn finish(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.unwrap();

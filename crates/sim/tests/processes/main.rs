@@ -4,11 +4,13 @@
 //! | module | what must hold |
 //! |---|---|
 //! | `linearizable` | what concurrent clients saw under kills and pauses is linearizable |
-//! | `durability` | nothing acknowledged is lost when all nodes die at once |
+//! | `durability`, `power` | nothing acknowledged is lost when all nodes die at once, and with them what was not synced |
+//! | `disk_faults` | a write, sync or read that fails costs one node at most a restart or its data |
 //! | `watching` | a watch that reconnects gets every revision once |
 //! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
 //! | `catch_up` | a node that missed much is filled by a snapshot, whenever it is killed |
 //! | `rolling` | all nodes are restarted one after the other, and no client notices |
+//! | `versions` | members of two builds work together, there and back; what a later one wrote is left alone |
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
 //! | `backup` | archives, incremental chains, rounds; the runbook's `tar` into a running cluster and into none |
 //! | `membership`, `changing` | members come, go, are promoted, also while nodes are killed |
@@ -24,7 +26,8 @@
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
-//! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `harm` (to their files), `client` (one
+//! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `failing_disk` (whose calls
+//! fail, and which loses its power), `harm` (to their files), `client` (one
 //! endpoint), `pki` (certificates), `history` (clients whose doings are recorded), `planted` (the judge of histories, and
 //! faults that it must see), `tell` (figures, seeds, and tests that cannot run here). Checks that judge by themselves have
 //! a test beside them that they see what they look for.
@@ -40,10 +43,12 @@ mod catch_up;
 mod changing;
 mod client;
 mod cluster;
+mod disk_faults;
 mod disks;
 mod durability;
 mod etcdctl;
 mod every_node;
+mod failing_disk;
 mod full_disk;
 mod gossip;
 mod harm;
@@ -60,6 +65,7 @@ mod offline;
 mod operation;
 mod pki;
 mod planted;
+mod power;
 mod python;
 mod restore;
 mod rolling;
@@ -68,4 +74,5 @@ mod spared;
 mod stalled_disk;
 mod stopping;
 mod tell;
+mod versions;
 mod watching;

@@ -26,10 +26,7 @@ const ROUNDS: usize = 5;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_get_every_revision_once_while_nodes_are_killed() {
     let mut cluster = Cluster::start_with(3, Options::brisk()).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let watchers: Vec<_> = (0..WATCHERS).map(|first| Watcher::start(&cluster.endpoints(), first)).collect();
-    let writers: Vec<_> =
-        (0..WRITERS).map(|id| tokio::spawn(write(cluster.endpoints(), id as u64, stop.clone()))).collect();
+    let watched = Watched::start(&cluster);
     let mut rng = Rng::new(u64::from(std::process::id()));
     for round in 0..ROUNDS {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -40,29 +37,7 @@ async fn watches_get_every_revision_once_while_nodes_are_killed() {
         cluster.spawn(victim);
         cluster.wait_until_serving(victim).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    let last = client::revision(&cluster.client(0).get("/").await.unwrap().header);
-    let mut reconnects = 0;
-    let mut told = Vec::new();
-    for watcher in watchers {
-        reconnects += watcher.reconnects();
-        told.push(watcher.until(last).await);
-    }
-    let retold = Watcher::start(&cluster.endpoints(), 0).until(last).await;
-    figure(format_args!(
-        "watch: {WATCHERS} watchers, {} events of {last} revisions, {reconnects} reconnects",
-        retold.len()
-    ));
-    assert!(reconnects >= WATCHERS, "the faults cut the watches off");
-    assert_eq!(broken_promise(&retold, last), None);
-    for events in &told {
-        assert_eq!(broken_promise(events, last), None);
-        assert!(*events == retold, "a watch that was cut off told another history than one that was not");
-    }
-    agrees_with_reads(&cluster.client(1), &retold).await;
+    let (retold, last) = watched.judge(&cluster).await;
 
     // The judge sees a lost, a doubled and a swapped event.
     let mut lost = retold.clone();
@@ -74,6 +49,52 @@ async fn watches_get_every_revision_once_while_nodes_are_killed() {
     let mut swapped = retold.clone();
     swapped.swap(0, retold.len() - 1);
     assert!(broken_promise(&swapped, last).is_some());
+}
+
+/// Watchers, and clients that write what they watch; nobody else may write.
+pub struct Watched {
+    stop: Arc<AtomicBool>,
+    watchers: Vec<Watcher>,
+    writers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Watched {
+    pub fn start(cluster: &Cluster) -> Watched {
+        let stop = Arc::new(AtomicBool::new(false));
+        let watchers = (0..WATCHERS).map(|first| Watcher::start(&cluster.endpoints(), first)).collect();
+        let writers =
+            (0..WRITERS).map(|id| tokio::spawn(write(cluster.endpoints(), id as u64, stop.clone()))).collect();
+        Watched { stop, watchers, writers }
+    }
+
+    /// All that was told, up to the store's last revision, by a watch that was never cut off. Those that were must have told
+    /// the same.
+    pub async fn judge(self, cluster: &Cluster) -> (Vec<Event>, i64) {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.await.unwrap();
+        }
+        let last = client::revision(&cluster.client(0).get("/").await.unwrap().header);
+        let mut reconnects = 0;
+        let mut told = Vec::new();
+        for watcher in self.watchers {
+            reconnects += watcher.reconnects();
+            told.push(watcher.until(last).await);
+        }
+        let retold = Watcher::start(&cluster.endpoints(), 0).until(last).await;
+        figure(format_args!(
+            "watch: {WATCHERS} watchers, {} events of {last} revisions, {reconnects} reconnects",
+            retold.len()
+        ));
+        assert!(reconnects >= WATCHERS, "the faults cut the watches off");
+        assert_eq!(broken_promise(&retold, last), None);
+        for events in &told {
+            assert_eq!(broken_promise(events, last), None);
+            assert!(*events == retold, "a watch that was cut off told another history than one that was not");
+        }
+        agrees_with_reads(&cluster.client(1), &retold).await;
+        (retold, last)
+    }
 }
 
 /// Puts, deletes and transactions over two keys; every revision of the store is one of these.
