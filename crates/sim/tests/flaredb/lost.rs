@@ -166,14 +166,19 @@ async fn a_store_with_a_damaged_state_is_made_anew() {
 /// is made anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_damaged_under_load_is_made_anew() {
-    const KEYS: u64 = 2000;
+    const KEYS: u64 = 4000;
     let key = |number: u64| format!("k{number:05}");
-    let value = |number: u64| format!("{number}-{}", "v".repeat(1000));
+    // Bytes that no compression makes smaller.
+    let value = |number: u64| {
+        let mut random = base::Rng::new(number + 1);
+        (0..1000).map(|_| char::from(b'0' + random.below(75) as u8)).collect::<String>()
+    };
     let mut cluster = Cluster::start(1, 3).await;
     for number in 0..KEYS {
         put(&mut cluster.raw(0).await, &key(number), &value(number)).await.unwrap();
     }
-    // What was written is in files, and none of it in a cache.
+    // What was written is in files, and most of it in no cache: before the damage only some is read.
+    let bound = Arc::new(AtomicU64::new(KEYS / 8));
     let damaged = cluster.leader().await;
     cluster.stores[damaged].stop().await;
     cluster.stores[damaged].spawn();
@@ -183,15 +188,18 @@ async fn a_store_that_is_damaged_under_load_is_made_anew() {
     let readers: Vec<_> = urls
         .into_iter()
         .map(|url| {
-            let (stop, read) = (stop.clone(), read.clone());
+            let (stop, read, bound) = (stop.clone(), read.clone(), bound.clone());
             tokio::spawn(async move {
                 let (mut random, mut longest) = (base::Rng::new(7), Duration::ZERO);
                 let mut answered = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
-                    let Ok(channel) = rpc::client::connect(&url, Duration::from_secs(1), None).await else { continue };
+                    let Ok(channel) = rpc::client::connect(&url, Duration::from_secs(1), None).await else {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    };
                     let mut client = RawClient::new(channel);
                     loop {
-                        let number = random.below(KEYS);
+                        let number = random.below(bound.load(Ordering::Relaxed));
                         match get(&mut client, &key(number)).await {
                             Ok(found) => assert!(found == Some(value(number)), "{} is {found:?}", key(number)),
                             Err(_) => break,
@@ -212,6 +220,7 @@ async fn a_store_that_is_damaged_under_load_is_made_anew() {
 
     let began = Instant::now();
     let harmed = flip_in_tables(&cluster.data_dir(&cluster.stores[damaged]));
+    bound.store(KEYS, Ordering::Relaxed);
     cluster
         .until("the damaged store is made anew", async |cluster| {
             let page = cluster.page("stores").await.unwrap_or_default();
