@@ -117,7 +117,7 @@ impl Failure {
         match kind {
             Some(ErrorKind::ConnectionRefused) => {
                 Failure::new(Kind::Unreachable, format!("{endpoint}: connection refused"))
-                    .advise("is the node running? try `systemctl status chainfire`, or another --endpoint")
+                    .advise("is a server running there? look with `systemctl status`, or try another --endpoint")
             }
             Some(ErrorKind::TimedOut) => Failure::silent(endpoint),
             _ => Failure::new(Kind::Unreachable, format!("{endpoint}: cannot connect: {cause}"))

@@ -254,7 +254,7 @@ fn failures_say_what_to_do() {
     let (code, _, complaint) = run(&["--endpoint", "127.0.0.1:1", "status"], &[], "");
     assert_eq!(code, 3);
     assert!(
-        complaint.starts_with("Error: http://127.0.0.1:1: connection refused (is the node running?"),
+        complaint.starts_with("Error: http://127.0.0.1:1: connection refused (is a server running there?"),
         "{complaint}"
     );
     assert_eq!(complaint.lines().count(), 1);

@@ -12,7 +12,7 @@
 //! | [`region`] | a region: its state machine, its records, its snapshot |
 //! | [`store`] | which regions are here, and how they come and go |
 //! | [`load`] | what the regions carry, and which are to be cut for it |
-//! | [`merging`] | how a region's leader brings a merge to its end |
+//! | [`merging`], [`merge_stats`] | how a region's leader brings a merge to its end; how many, and what came of them |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
@@ -30,6 +30,7 @@ pub mod config;
 mod config_reference;
 pub mod heal;
 pub mod load;
+pub mod merge_stats;
 pub mod merging;
 pub mod metrics;
 pub mod pd;

@@ -27,6 +27,7 @@ use proto::flaredb::command::What;
 use proto::flaredb::{self as pb, Verdict};
 use proto::placement as pd;
 
+use crate::merge_stats::GivenUp;
 use crate::region::machine::REFUSED;
 use crate::region::{Frozen, Merged, RegionState};
 use crate::store::{Region, Store};
@@ -43,6 +44,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_SOON: Duration = Duration::from_millis(50);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A frozen region that is led here.
+struct Watched {
+    /// The entry that froze it.
+    at: u64,
+    /// Since when this store has known.
+    since: Time,
+    /// Why it is not merged, as soon as that is settled here.
+    given_up: Option<GivenUp>,
+}
 
 /// A step of the placement driver: the region is to become part of the neighbour `into`.
 pub async fn begin(store: &Store, region: &Region, version: u64, into: &pd::MergeStep) -> Result<(), String> {
@@ -66,14 +77,14 @@ pub async fn begin(store: &Store, region: &Region, version: u64, into: &pd::Merg
         return Err(format!("it cannot be merged as it is, code {outcome}"));
     }
     tracing::info!(target: "flaredb_raft", "Froze a region to merge it, region={} into={}", region.id(), into.into);
+    store.merge_stats.begun();
     store.merges.notify_one();
     Ok(())
 }
 
 /// Looks after the merges of the regions that this store leads, for as long as it runs.
 pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
-    // Since when this store has known regions to be frozen, and by which entry.
-    let mut frozen: BTreeMap<GroupId, (u64, Time)> = BTreeMap::new();
+    let mut frozen: BTreeMap<GroupId, Watched> = BTreeMap::new();
     let mut settled = store.node.now();
     loop {
         let wait = if frozen.is_empty() { LOOK_EVERY } else { LOOK_SOON };
@@ -99,12 +110,24 @@ pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
                 remembering.push(region);
             }
         }
-        frozen.retain(|id, (at, _)| resolving.iter().any(|(region, freeze)| region.id() == *id && freeze.at == *at));
+        frozen.retain(|id, watched| {
+            let goes_on = resolving.iter().any(|(region, freeze)| region.id() == *id && freeze.at == watched.at);
+            if !goes_on {
+                count_end(&store, *id, watched, now);
+            }
+            goes_on
+        });
         let resolved = resolving.iter().map(|(region, freeze)| {
-            let (_, since) = *frozen.entry(region.id()).or_insert((freeze.at, now));
+            let new = Watched { at: freeze.at, since: now, given_up: None };
+            let since = frozen.entry(region.id()).or_insert(new).since;
             resolve(&store, &places, region, freeze, now.since(since) >= PATIENCE)
         });
-        future::join_all(resolved.collect::<Vec<_>>()).await;
+        let resolved = future::join_all(resolved.collect::<Vec<_>>()).await;
+        for ((region, _), given_up) in resolving.iter().zip(resolved) {
+            let Some(watched) = frozen.get_mut(&region.id()) else { continue };
+            watched.given_up = watched.given_up.or(given_up);
+        }
+        store.merge_stats.frozen_since(frozen.values().map(|watched| watched.since).min());
         if now.since(settled) >= LOOK_EVERY {
             settled = now;
             future::join_all(remembering.iter().map(|region| settle(&store, region))).await;
@@ -112,42 +135,60 @@ pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
     }
 }
 
-/// One attempt to bring a frozen region on.
-async fn resolve(store: &Arc<Store>, places: &Arc<dyn Locate>, region: &Region, frozen: &Frozen, late: bool) {
+/// A frozen region that is led here is no more, or not frozen by this entry, or led elsewhere, where its end is counted.
+fn count_end(store: &Store, id: GroupId, watched: &Watched, now: Time) {
+    let left = store.region(id).map(|region| region.state());
+    let given_up = match left {
+        None => None,
+        Some(state) if state.frozen.as_ref().is_some_and(|frozen| frozen.at == watched.at) => return,
+        Some(_) => Some(watched.given_up.unwrap_or(GivenUp::TargetChanged)),
+    };
+    store.merge_stats.over(given_up, now.since(watched.since));
+}
+
+/// One attempt to bring a frozen region on; why the merge is given up, if it is.
+async fn resolve(
+    store: &Arc<Store>,
+    places: &Arc<dyn Locate>,
+    region: &Region,
+    frozen: &Frozen,
+    late: bool,
+) -> Option<GivenUp> {
     let state = region.state();
-    match ask_target(store, places, region, frozen, None).await.verdict() {
-        Verdict::Never => thaw(region, &state, frozen).await,
-        Verdict::Open if late => {
-            abort(store, places, region, frozen, "not all of its members are there in time").await;
+    let given_up = match ask_target(store, places, region, frozen, None).await.verdict() {
+        Verdict::Never => {
+            thaw(region, &state, frozen).await;
+            return Some(GivenUp::TargetChanged);
         }
+        Verdict::Open if late => GivenUp::MembersMissing,
         Verdict::Open => {
             if !all_are_frozen(store, region, &state, frozen).await {
-                return;
+                return None;
             }
             let seal = What::Seal(pb::Seal { frozen_at: frozen.at });
-            match propose(region, pb::Command { version: state.version, what: Some(seal) }).await {
-                Ok(0) => {}
-                Ok(_) => return abort(store, places, region, frozen, "its members have changed").await,
-                // It is tried again.
-                Err(_) => return,
-            }
-            let commit = pb::CommitMerge {
-                source: Some(state.describe(region.id())),
-                frozen_at: frozen.at,
-                frozen_term: frozen.term,
-                frozen_hash: frozen.hash,
-            };
-            let answer = ask_target(store, places, region, frozen, Some(What::CommitMerge(commit))).await;
-            if answer.refused {
-                abort(store, places, region, frozen, "the neighbour cannot take it in as it is").await;
+            // What fails is tried again.
+            match propose(region, pb::Command { version: state.version, what: Some(seal) }).await.ok()? {
+                0 => {
+                    let commit = pb::CommitMerge {
+                        source: Some(state.describe(region.id())),
+                        frozen_at: frozen.at,
+                        frozen_term: frozen.term,
+                        frozen_hash: frozen.hash,
+                    };
+                    let answer = ask_target(store, places, region, frozen, Some(What::CommitMerge(commit))).await;
+                    answer.refused.then_some(GivenUp::TargetRefused)?
+                }
+                _ => GivenUp::MembersChanged,
             }
         }
         // Its replica on each store takes this one's away; or nobody says, which is asked again.
-        Verdict::Merged | Verdict::Unknown => {}
-    }
+        Verdict::Merged | Verdict::Unknown => return None,
+    };
+    abort(store, places, region, frozen, given_up).await;
+    Some(given_up)
 }
 
-async fn abort(store: &Arc<Store>, places: &Arc<dyn Locate>, region: &Region, frozen: &Frozen, why: &str) {
+async fn abort(store: &Arc<Store>, places: &Arc<dyn Locate>, region: &Region, frozen: &Frozen, why: GivenUp) {
     tracing::warn!(
         target: "flaredb_raft",
         "A merge is given up, region={} into={} why={why} code=CF8511",

@@ -28,6 +28,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::blocking::Blocking;
 use crate::load::{Load, Seen};
+use crate::merge_stats::MergeStats;
 use crate::region::layout::{self, RAW, REGION, Record};
 use crate::region::machine::{self, Happened};
 use crate::region::overlap;
@@ -88,6 +89,7 @@ pub struct Store {
     stores: Mutex<BTreeSet<NodeId>>,
     /// There is a merge to be attended to ([`crate::merging`]).
     pub merges: Notify,
+    pub merge_stats: MergeStats,
     pub space: Space,
 }
 
@@ -148,6 +150,7 @@ impl Store {
             chores,
             stores: Mutex::default(),
             merges: Notify::new(),
+            merge_stats: MergeStats::default(),
             space: Space::default(),
         };
         (Arc::new(store), heard)

@@ -15,8 +15,13 @@ pub fn changes(before: &Membership, after: &Membership) -> Vec<String> {
     }
     for (node, member) in &after.members {
         let Some(old) = before.members.get(node) else {
-            let addresses = member.peer_urls.join(",");
-            lines.push(format!("Added node, node={node} addr={addresses} role={}", role_name(member.role)));
+            // Members of groups that are placed have none of their own.
+            let addresses = if member.peer_urls.is_empty() {
+                String::new()
+            } else {
+                format!(" addr={}", member.peer_urls.join(","))
+            };
+            lines.push(format!("Added node, node={node}{addresses} role={}", role_name(member.role)));
             continue;
         };
         if old.role != member.role && member.role == MemberRole::Voter {

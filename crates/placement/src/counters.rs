@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::model::Cause;
 use crate::plan::RoundStats;
+use crate::refusals::Refusals;
 
 /// Blocked regions are mentioned when they have been so for this long, and then this often.
 const BLOCKED_SAID_AFTER: Duration = Duration::from_secs(10);
@@ -25,6 +26,7 @@ pub struct Counters {
     pub rounds: Histogram,
     pub heartbeats: AtomicU64,
     pub registrations_refused: AtomicU64,
+    pub refusals: Refusals,
     operators: Mutex<Operators>,
     blocked: Mutex<Blocked>,
 }
@@ -48,6 +50,7 @@ impl Default for Counters {
             rounds: Histogram::new(&REQUEST_BOUNDS_US),
             heartbeats: AtomicU64::new(0),
             registrations_refused: AtomicU64::new(0),
+            refusals: Refusals::default(),
             operators: Mutex::default(),
             blocked: Mutex::default(),
         }

@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::machine::{self, SharedRecords};
 use crate::model::Operator;
 use crate::plan::round::Round;
+use crate::refusals::Refusal as Refused;
 use crate::term::{Term, meta_of, policy_of};
 use crate::view::InFlight;
 
@@ -211,8 +212,9 @@ impl Leader {
     }
 
     pub async fn register(&self, mut request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Status> {
-        let about = format!("incarnation={:x} addr={}", request.incarnation, request.client_url);
+        let about = format!("incarnation={:016x} addr={}", request.incarnation, request.client_url);
         let asked = request.store_id;
+        let (incarnation, address) = (request.incarnation, request.client_url.clone());
         self.settle().await?;
         request.silent_stores = self.silent()?;
         if request.lost {
@@ -228,6 +230,12 @@ impl Leader {
         };
         let body = registered.inspect_err(|why| {
             self.counters.refused();
+            // What is not to be decided yet is no refusal.
+            if why.code != Code::Unavailable {
+                let (address, at) = (address.clone(), self.now());
+                let why = why.message.to_string();
+                self.counters.refusals.note(Refused { store_id: asked, incarnation, address, why, at });
+            }
             tracing::warn!(
                 target: "placement_store",
                 "Did not register a store, store_id={asked} {about} why={} code=CF8002",
@@ -236,6 +244,7 @@ impl Leader {
         })?;
         let response =
             pb::RegisterResponse::decode(body).map_err(|_| Status::internal("an outcome of a later version"))?;
+        self.counters.refusals.forget(incarnation, &address);
         if lost {
             tracing::warn!(
                 target: "placement_store",

@@ -19,7 +19,10 @@
 //!    An empty data folder never goes on under the id of one that is lost: regions may have members there that have voted,
 //!    also such as were not reported yet, and what asks for them by that id must not be answered out of nothing. It comes in
 //!    under an id of its own and takes the address ([`Stage::displace`]); the replicas of the lost one are made anew.
-//! 3. A region's record never goes back to an earlier epoch. One that lies within a newer one's range has become part of it:
+//! 3. A data folder is where it was last, or where it is first heard of once people have said that it was moved. The same
+//!    folder at another place is a copy of it, however silent the original may be: that one may be cut off from here alone,
+//!    and what it has voted and acknowledged since is not in the copy.
+//! 4. A region's record never goes back to an earlier epoch. One that lies within a newer one's range has become part of it:
 //!    its record goes, and does not come back.
 
 use std::collections::BTreeMap;
@@ -28,6 +31,7 @@ use std::sync::Arc;
 
 use base::{ClusterId, PeerId, hash};
 use bytes::{Buf, BufMut, Bytes};
+use consensus::membership::bare_address;
 use consensus::{
     Applied, Entry, HASH_EVERY, MachineError, Mark, Outcome, Payload, SnapshotSink, SnapshotSource, StateMachine,
 };
@@ -210,6 +214,9 @@ impl Stage<'_> {
             return Err((FAILED_PRECONDITION, why));
         }
         let by_incarnation = self.records.stores.values().find(|store| store.incarnation == request.incarnation);
+        if let Some(original) = by_incarnation.filter(|store| is_elsewhere(store, &request)) {
+            return Err((ALREADY_EXISTS, copied(original, &request)));
+        }
         if request.lost {
             let lost =
                 by_incarnation.cloned().ok_or_else(|| (NOT_FOUND, "no store has this data folder".to_owned()))?;
@@ -277,6 +284,7 @@ impl Stage<'_> {
             version: request.version,
             replaced_by: 0,
             given_up: false,
+            may_move: false,
             ..kept
         };
         self.put_store(store);
@@ -401,6 +409,7 @@ impl Stage<'_> {
         store.region_weight = set.region_weight.or(store.region_weight);
         store.add_limit = set.add_limit.or(store.add_limit);
         store.remove_limit = set.remove_limit.or(store.remove_limit);
+        store.may_move |= set.moved;
         store.labels_set.extend(set.labels);
         for label in &set.labels_removed {
             store.labels_set.remove(label);
@@ -430,6 +439,22 @@ impl Stage<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a store with this data folder is somewhere else. One that lost its place is nowhere.
+fn is_elsewhere(store: &pb::Store, request: &pb::RegisterRequest) -> bool {
+    let stands = store.state() != pb::StoreState::Tombstone && !store.peer_url.is_empty();
+    stands && !store.may_move && bare_address(&store.peer_url) != bare_address(&request.peer_url)
+}
+
+fn copied(original: &pb::Store, request: &pb::RegisterRequest) -> String {
+    let pb::Store { id, client_url, peer_url, .. } = original;
+    format!(
+        "this data folder is that of store {id} at {client_url} / {peer_url}, and comes from {} / {}: one of the two is a copy; \
+         empty this one, or, if it was moved here and nothing runs there any more, say so: \
+         flaredb-client --endpoint PD stores moved {id}",
+        request.client_url, request.peer_url
+    )
 }
 
 /// Why a data folder cannot be a store that another one is.

@@ -99,7 +99,7 @@ impl Step {
     /// merge shows in the region being gone, never here.
     pub fn is_done(&self, region: &Region, planned: Epoch) -> bool {
         match self {
-            Step::AddLearner { store, .. } => region.peer(*store).is_some() && !region.pending.contains(store),
+            Step::AddLearner { store, .. } => region.peer(*store).is_some() && region.is_well_in(*store),
             Step::Promote { store } => region.peer(*store).is_some_and(|peer| !peer.learner),
             Step::Remove { store, peer } => region.peer(*store).is_none_or(|there| there.id != *peer),
             Step::TransferLeader { to } => region.leader == Some(*to),

@@ -145,12 +145,67 @@ fn another_place_or_a_used_folder_takes_no_silent_stores_id() {
     assert!(pd.register(folder(100, "a"), &[]).unwrap_err().1.contains("was removed"));
 }
 
+/// However long the placement driver has not heard of the original: others may have.
+#[test]
+fn a_copied_folder_is_refused_until_people_say_that_it_was_moved() {
+    let mut pd = Driver::new();
+    assert_eq!(pd.register(empty(1, 100, "a"), &[]), Ok(1));
+    assert_eq!(pd.register(empty(2, 200, "b"), &[]), Ok(2));
+    pd.founded();
+    let before = pd.store(1);
+    let copies = [folder(100, "c"), Asked { id: 1, ..folder(100, "c") }, empty(1, 100, "c"), empty(0, 100, "b")];
+    for silent in [&[][..], &[1], &[1, 2]] {
+        for copy in copies {
+            let (code, why) = pd.register(copy, silent).unwrap_err();
+            assert!(code == machine::ALREADY_EXISTS && why.contains("store 1 at http://a:2379 / a:2380"), "{why}");
+            assert!(why.contains("one of the two is a copy") && why.contains("stores moved 1"), "{why}");
+            assert_eq!(pd.store(1), before, "the original is as it was");
+        }
+        // The same id with another folder is no better off.
+        let (_, why) = pd.register(Asked { id: 1, ..folder(101, "c") }, silent).unwrap_err();
+        assert!(why.contains("duplicate store_id 1"), "{why}");
+    }
+    assert_eq!(pd.register(folder(100, "a"), &[1]), Ok(1), "the original comes back");
+
+    // With TLS from now on, or by another name for clients.
+    let secure = pb::RegisterRequest {
+        incarnation: 100,
+        client_url: "https://store1:2379".to_owned(),
+        peer_url: "https://a:2380".to_owned(),
+        ..pb::RegisterRequest::default()
+    };
+    pd.execute(What::Register(secure)).unwrap();
+    assert_eq!(pd.store(1).client_url, "https://store1:2379");
+
+    let moved = pb::SetStore { store_id: 1, moved: true, ..pb::SetStore::default() };
+    pd.execute(What::SetStore(moved.clone())).unwrap();
+    assert_eq!(pd.register(folder(100, "c"), &[1]), Ok(1));
+    assert_eq!((pd.store(1).peer_url.as_str(), pd.store(1).may_move), ("c:2380", false));
+    // Once: what is left where it was is the copy then.
+    assert!(pd.register(folder(100, "a"), &[1]).unwrap_err().1.contains("store 1 at http://c:2379"));
+    // Where it stayed after all, it is not to be moved any more.
+    pd.execute(What::SetStore(moved)).unwrap();
+    assert_eq!(pd.register(folder(100, "c"), &[]), Ok(1));
+    assert!(pd.register(folder(100, "a"), &[1]).is_err());
+}
+
 #[test]
 fn a_damaged_store_is_given_up_for_good() {
     let mut pd = Driver::new();
     assert_eq!(pd.register(empty(1, 100, "a"), &[]), Ok(1));
     pd.founded();
-    let lost = |incarnation| pb::RegisterRequest { incarnation, lost: true, ..pb::RegisterRequest::default() };
+    let at = |place: &str, incarnation| pb::RegisterRequest {
+        incarnation,
+        client_url: format!("http://{place}:2379"),
+        peer_url: format!("{place}:2380"),
+        lost: true,
+        ..pb::RegisterRequest::default()
+    };
+    let lost = |incarnation| at("a", incarnation);
+    // A copy, torn while it was made, does not end the original.
+    let (code, why) = pd.execute(What::Register(at("b", 100))).unwrap_err();
+    assert!(code == machine::ALREADY_EXISTS && why.contains("a copy"), "{why}");
+    assert_eq!(pd.store(1).state(), StoreState::Up);
     assert_eq!(pd.execute(What::Register(lost(9))).unwrap_err().0, machine::NOT_FOUND);
     for _ in 0..2 {
         pd.execute(What::Register(lost(100))).unwrap();

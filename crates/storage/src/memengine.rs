@@ -42,6 +42,8 @@ struct State {
     /// The number of the install that may be committed.
     install: u64,
     full: bool,
+    /// So many more writes find room.
+    writes_left: Option<u64>,
     /// Whether the power is cut during the next commit, and whether the new content then stays.
     cut_commit: Option<bool>,
 }
@@ -67,6 +69,7 @@ impl MemEngine {
             watermark: 0,
             install: 0,
             full: false,
+            writes_left: None,
             cut_commit: None,
         };
         MemEngine { families, state: RwLock::new(state), cleaned: Arc::default() }
@@ -82,6 +85,7 @@ impl MemEngine {
         state.watermark_set = 0;
         state.watermark = 0;
         state.full = false;
+        state.writes_left = None;
         state.cut_commit = None;
     }
 
@@ -109,6 +113,11 @@ impl MemEngine {
         self.state.write().full = full;
     }
 
+    /// The disk is full ([`MemEngine::set_full`]) after so many more writes.
+    pub fn set_full_after(&self, writes: u64) {
+        self.state.write().writes_left = Some(writes);
+    }
+
     /// Cuts the power in the middle of the next [`Engine::commit_install`], which then fails; `rng` decides whether
     /// the old content survives or the new.
     pub fn cut_power_in_next_commit(&self, rng: &mut Rng) {
@@ -119,6 +128,11 @@ impl MemEngine {
 impl Engine for MemEngine {
     fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
         let mut state = self.state.write();
+        match &mut state.writes_left {
+            Some(0) => (state.full, state.writes_left) = (true, None),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         if state.full {
             return Err(EngineError::NoSpace("the simulated disk is full".into()));
         }

@@ -187,6 +187,8 @@ pub enum Stores {
         #[arg(long, value_name = "NAME", conflicts_with = "labels")]
         remove: Option<String>,
     },
+    /// Say that a store's data folder was moved and nothing runs where it was: it may come back at another address, once
+    Moved { store: u64 },
 }
 
 #[derive(Subcommand, Debug)]
@@ -200,6 +202,12 @@ pub enum Regions {
     Show { region: u64 },
     /// The one that has a key
     At { key: String },
+    /// Those with something the matter
+    Check {
+        /// miss-peer, extra-peer, down-peer, pending-peer, learner-peer, offline-peer, no-leader, empty-region,
+        /// oversized-region or undersized-region
+        what: String,
+    },
     /// Those that carry most, the busiest first
     Hot {
         /// By what is read, instead of what is written

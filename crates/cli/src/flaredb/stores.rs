@@ -40,6 +40,7 @@ pub async fn run(pages: &Pages<'_>, what: Stores, output: &mut Output) -> Result
             let body: Value = labels.into_iter().map(|(name, value)| (name, json!(value))).collect();
             pages.post(&format!("store/{store}/label"), &body).await?
         }
+        Stores::Moved { store } => pages.post(&format!("store/{store}/moved"), &Value::Null).await?,
         Stores::Label { store, remove: Some(name), .. } => {
             pages.delete(&format!("store/{store}/label/{}", escaped(&name))).await?
         }
@@ -93,10 +94,11 @@ pub async fn regions(pages: &Pages<'_>, what: Regions, output: &mut Output) -> R
     match what {
         Regions::List { limit } => {
             let page = pages.get("regions").await?;
-            let mut regions: Vec<&Value> = list(&page["regions"]).iter().collect();
-            regions.sort_by_key(|region| region["start_key"].as_str().unwrap_or_default());
-            let rows = regions.into_iter().take(limit).map(region_row).collect();
-            show::rows(output, &page, &REGION_HEAD, rows)
+            show::rows(output, &page, &REGION_HEAD, region_rows(&page, limit))
+        }
+        Regions::Check { what } => {
+            let page = pages.get(&format!("regions/check/{}", escaped(&what))).await?;
+            show::rows(output, &page, &REGION_HEAD, region_rows(&page, usize::MAX))
         }
         Regions::Show { region } => show::fields(output, &pages.get(&format!("region/id/{region}")).await?),
         Regions::At { key } => show::fields(output, &pages.get(&format!("region/key/{}", escaped(&key))).await?),
@@ -124,6 +126,13 @@ pub async fn regions(pages: &Pages<'_>, what: Regions, output: &mut Output) -> R
 }
 
 const REGION_HEAD: [&str; 9] = ["REGION", "START", "END", "EPOCH", "LEADER", "STORES", "MIB", "KEYS", "REQUESTS"];
+
+/// In the order of their keys.
+fn region_rows(page: &Value, limit: usize) -> Vec<Vec<String>> {
+    let mut regions: Vec<&Value> = list(&page["regions"]).iter().collect();
+    regions.sort_by_key(|region| region["start_key"].as_str().unwrap_or_default());
+    regions.into_iter().take(limit).map(region_row).collect()
+}
 
 fn region_row(region: &Value) -> Vec<String> {
     let stores = list(&region["peers"]).iter().map(|peer| {

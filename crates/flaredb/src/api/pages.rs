@@ -12,7 +12,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "method not allowed\n".to_owned());
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "pages are read with GET");
     }
     match request.uri().path() {
         "/health" | "/livez" | "/readyz" => health(&api.store),
@@ -21,7 +21,11 @@ pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
             page(StatusCode::OK, "application/json", body)
         }
         "/metrics" => page(StatusCode::OK, METRICS_TYPE, metrics::render(api)),
-        _ => page(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n".to_owned()),
+        path if path.starts_with("/pd/") => refused(
+            StatusCode::NOT_FOUND,
+            "this is a store: the placement driver has these pages, at pd_addr of flaredb.toml",
+        ),
+        _ => refused(StatusCode::NOT_FOUND, "there is no such page: /health, /livez, /readyz, /version, /metrics"),
     }
 }
 
@@ -35,6 +39,10 @@ fn health(store: &Store) -> Response<HttpBody> {
     };
     let healthy = status == StatusCode::OK;
     page(status, "application/json", format!(r#"{{"health":"{healthy}","reason":"{reason}"}}"#))
+}
+
+fn refused(status: StatusCode, why: &str) -> Response<HttpBody> {
+    page(status, "application/json", format!("{{\"error\":\"{why}\"}}\n"))
 }
 
 fn page(status: StatusCode, kind: &'static str, body: String) -> Response<HttpBody> {

@@ -20,6 +20,7 @@ use storage::engine::EngineStats;
 use storage::log::LogStats;
 
 use crate::api::Api;
+use crate::merge_stats::Merges;
 use crate::pd::PdStats;
 use crate::store::Store;
 
@@ -30,6 +31,7 @@ pub struct Sources<'a> {
     pub forwarded: u64,
     pub slow_requests: u64,
     pub regions: RegionCounts,
+    pub merges: Merges,
     pub pd: PdStats,
     pub driver: &'a DriverStats,
     pub log: &'a LogStats,
@@ -93,6 +95,7 @@ pub fn render(api: &Api) -> String {
         forwarded: api.router.forwarded(),
         slow_requests: api.requests.slow.seen(),
         regions: RegionCounts::of(store),
+        merges: store.merge_stats.read(store.node.now()),
         pd: api.pd.stats(),
         driver: &store.node.stats(),
         log: &api.node.log_stats(),
@@ -121,6 +124,7 @@ fn page(sources: &Sources) -> String {
     let help = "Committed entries that are not applied here, of the region that has most of them.";
     page.gauge("flaredb_raft_apply_lag_entries", help, regions.apply_lag);
     followers(&mut page, regions);
+    merges(&mut page, &sources.merges);
     page.counter("flaredb_raft_turns_total", "Turns of the consensus host.", get(&driver.turns));
     page.counter(
         "flaredb_raft_applied_entries_total",
@@ -159,6 +163,17 @@ fn page(sources: &Sources) -> String {
     page.counter("flaredb_connections_refused_total", "Connections beyond the bounds.", server.connections_refused);
     process::add(&mut page);
     page.text()
+}
+
+fn merges(page: &mut Page, merges: &Merges) {
+    page.counter("flaredb_merges_begun_total", "Regions frozen here to become part of a neighbour.", merges.begun);
+    page.counter("flaredb_merges_done_total", "Regions that have become part of a neighbour.", merges.done);
+    let given_up = merges.given_up.iter().map(|(why, count)| (labels(&[("why", why)]), count));
+    page.counters("flaredb_merges_given_up_total", "Frozen regions that went on as they were, by why.", given_up);
+    let help = "How long regions were frozen for a merge, and answered nobody, whatever came of it.";
+    page.histogram("flaredb_merge_frozen_duration_seconds", help, &merges.frozen);
+    let help = "Since the region led here froze that has been frozen longest; 0: none is.";
+    page.gauge("flaredb_merge_frozen_seconds", help, merges.frozen_for.as_secs_f64());
 }
 
 fn followers(page: &mut Page, regions: &RegionCounts) {

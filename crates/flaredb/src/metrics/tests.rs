@@ -2,17 +2,22 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use base::PeerId;
+use base::{PeerId, Time};
 use node::metrics::reference::{mistakes, table};
 use node::tls::{Expiry, FileKind};
 
 use super::*;
+use crate::merge_stats::{GivenUp, MergeStats};
 
 fn full() -> String {
     let requests = Methods::new(&["Get", "Put"]);
     requests.begin(1).ends(0);
     let driver = DriverStats::default();
     driver.turns.store(7, Ordering::Relaxed);
+    let merged = MergeStats::default();
+    merged.begun();
+    merged.over(Some(GivenUp::MembersMissing), Duration::from_secs(6));
+    merged.frozen_since(Some(Time::from_millis(1500)));
     page(&Sources {
         requests: &requests,
         forwarded: 3,
@@ -24,6 +29,7 @@ fn full() -> String {
             apply_lag: 4,
             followers: BTreeMap::from([(NodeId(2), (10, 0)), (NodeId(3), (99, 2))]),
         },
+        merges: merged.read(Time::from_millis(9000)),
         pd: PdStats { answered: 20, failed: 1, age: Some(Duration::from_millis(1500)) },
         driver: &driver,
         log: &LogStats { bytes: 64, segments: 1, syncs: 3, entries_written: 20 },
@@ -55,6 +61,10 @@ fn the_page_keeps_to_the_format_and_says_what_it_was_told() {
         "flaredb_disk_available_bytes 1073741824",
         "flaredb_rocksdb_stall_seconds_total 2.5",
         "flaredb_rocksdb_compaction_seconds_total 1.5",
+        "flaredb_merges_begun_total 1",
+        "flaredb_merges_given_up_total{why=\"members-missing\"} 1",
+        "flaredb_merge_frozen_duration_seconds_sum 6",
+        "flaredb_merge_frozen_seconds 7.5",
         "flaredb_pd_heartbeat_age_seconds 1.5",
         "flaredb_tls_expiry_timestamp_seconds{file=\"cert\"} 1900000000",
         "flaredb_network_peer_sent_bytes_total{peer=\"2\"} 300",

@@ -317,3 +317,6 @@ fn failed(error: io::Error) -> MachineError {
 fn bad(why: &str) -> MachineError {
     MachineError::BadSnapshot(why.into())
 }
+
+#[cfg(test)]
+mod tests;

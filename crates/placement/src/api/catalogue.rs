@@ -17,7 +17,11 @@ const PAGES: &[(&str, &str, &str)] = &[
     ("POST", "leader/transfer/{name or id}", "this member leads"),
     ("GET", "status", "version, cluster, leader, whether it has heard enough to plan"),
     ("GET", "version", "the version that runs"),
-    ("GET", "stores", "all stores that are not removed"),
+    (
+        "GET",
+        "stores",
+        "all stores that are not removed, and as `refused` those that were not let in lately; ?state=Up, Disconnected, Down, Offline or Tombstone",
+    ),
     ("GET", "stores/limit", "replicas a minute that they take in and give"),
     ("GET", "store/{id}", "one store; 410: it was removed"),
     ("DELETE", "store/{id}", "empty it, and remove it when nothing is left; 409: the others could not take it"),
@@ -32,8 +36,24 @@ const PAGES: &[(&str, &str, &str)] = &[
     ("DELETE", "store/{id}/limit", "back to the policy's"),
     ("POST", "store/{id}/label", "{\"zone\": \"z1\"}: counts before the label that the store brings along"),
     ("DELETE", "store/{id}/label/{name}", "back to what the store brings along"),
-    ("GET", "stats/region", "regions, and what is the matter with them, in numbers"),
-    ("GET", "regions", "all regions"),
+    (
+        "POST",
+        "store/{id}/moved",
+        "its data folder was moved, and nothing runs where it was: it is taken in from wherever it comes next; 409: it runs",
+    ),
+    (
+        "GET",
+        "stats/region",
+        "regions, and what is the matter with them, in numbers; ?start_key=, ?end_key=: those that have keys of this range",
+    ),
+    ("GET", "regions", "all regions; ?limit="),
+    ("GET", "regions/key", "regions in the order of their keys; ?key=: from there on, ?end_key=, ?limit= (16)"),
+    ("GET", "regions/store/{id}", "those with a replica in a store"),
+    (
+        "GET",
+        "regions/check/{what}",
+        "those with something the matter: miss-peer, extra-peer, down-peer, pending-peer, learner-peer, offline-peer, no-leader, empty-region, oversized-region, undersized-region",
+    ),
     ("GET", "region/id/{id}", "one region"),
     ("GET", "region/key/{key}", "the one that has a key; any byte may be written as %XX"),
     ("GET", "hotspot/regions/read", "what regions are read, per second, by store, the busiest first"),
@@ -48,6 +68,7 @@ const PAGES: &[(&str, &str, &str)] = &[
     ("GET", "operators/records", "those that ended, the last one first; ?from=SECONDS since 1970"),
     ("GET", "operators/{region id}", "the one on a region"),
     ("DELETE", "operators/{region id}", "call it off"),
+    ("GET", "config", "the policy, as its field `schedule`"),
     ("GET", "config/schedule", "the policy"),
     ("POST", "config/schedule", "change what is named of it, and nothing else"),
     ("GET", "schedulers", "names of those that are on; ?status=paused, ?status=disabled"),
@@ -76,15 +97,22 @@ pub fn all() -> Value {
     json!({ "pages": PAGES.iter().map(|(method, path, what)| format!("{method} {path}: {what}")).collect::<Vec<_>>() })
 }
 
+/// Whether there is such a page; the list itself, with an empty path, is one.
+pub fn has(method: &Method, parts: &[&str]) -> bool {
+    let listed = PAGES.iter().any(|(known, path, _)| *known == method.as_str() && fits(path, parts));
+    listed || *method == Method::GET && parts == [""]
+}
+
+fn fits(pattern: &str, parts: &[&str]) -> bool {
+    let pattern = pattern.split('/');
+    pattern.clone().count() == parts.len()
+        && pattern.zip(parts).all(|(wanted, part)| wanted == *part || wanted.starts_with('{'))
+}
+
 /// 405 if another method would do, 404 otherwise.
 pub fn no_such_page(method: &Method, parts: &[&str]) -> PageError {
     let path = parts.join("/");
-    let fits = |pattern: &str| {
-        let pattern = pattern.split('/');
-        pattern.clone().count() == parts.len()
-            && pattern.zip(parts).all(|(wanted, part)| wanted == *part || wanted.starts_with('{'))
-    };
-    let others: Vec<&str> = PAGES.iter().filter(|(_, path, _)| fits(path)).map(|(method, ..)| *method).collect();
+    let others: Vec<&str> = PAGES.iter().filter(|(_, path, _)| fits(path, parts)).map(|(method, ..)| *method).collect();
     if others.is_empty() {
         return not_found(format!("there is no {method} {path}; see /pd/api/v1/"));
     }

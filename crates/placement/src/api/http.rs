@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Api, HTTP, pages};
 
-const PREFIX: &str = "/pd/api/v1/";
+const PREFIX: &str = "/pd/api/v1";
 const JSON: &str = "application/json";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -62,7 +62,9 @@ impl Api {
             _ => {}
         }
         // Both are bounded by the server's bound on headers; a length of two bytes holds them.
-        let Some(path) = path.strip_prefix(PREFIX).filter(|path| path.len() < 1 << 15) else {
+        let below =
+            path.strip_prefix(PREFIX).and_then(|path| if path.is_empty() { Some("") } else { path.strip_prefix('/') });
+        let Some(path) = below.filter(|path| path.len() < 1 << 15) else {
             return response(StatusCode::NOT_FOUND, JSON, error_text("there is no such page; see /pd/api/v1/"));
         };
         let query = request.uri().query().unwrap_or_default().to_owned();

@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 use super::Api;
 use super::http::{PageError, bad_request, not_found};
 use super::pages::Page;
+use super::query::Query;
 use crate::model::Key;
 use crate::plan::Round;
 use crate::plan::admin::{self, Refused, Wanted};
-use crate::term::Ended;
+use crate::term::{Ended, unix_s};
 use crate::view::InFlight;
 
 const NAMES: &str = "transfer-leader, transfer-peer, add-peer, remove-peer, split-region";
@@ -32,6 +33,8 @@ fn flight_value(flight: &InFlight, now: base::Time) -> Value {
         "region_id": operator.region.0,
         "cause": operator.cause.name(),
         "reason": operator.reason,
+        "rejected": operator.rejected,
+        "began_unix_seconds": unix_s().saturating_sub(now.since(flight.started).as_secs()),
         "steps": operator.steps.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "step": flight.step,
         "step_seconds": seconds,
@@ -58,11 +61,8 @@ fn none_under_way(region: u64) -> PageError {
 }
 
 /// Operators that ended, the last one first. `from`: seconds since 1970.
-pub fn records(api: &Api, query: &str) -> Page {
-    let from = match query.strip_prefix("from=") {
-        Some(text) => text.parse().map_err(|_| bad_request("from= takes seconds since 1970"))?,
-        None => 0,
-    };
+pub fn records(api: &Api, query: &Query) -> Page {
+    let from = query.number("from", "seconds since 1970")?.unwrap_or(0);
     let leader = api.leader()?;
     let now = leader.now();
     let value = |ended: &Ended| {
@@ -70,6 +70,10 @@ pub fn records(api: &Api, query: &str) -> Page {
         if let Value::Object(fields) = &mut value {
             fields.remove("seconds_without_progress");
             fields.insert("seconds".to_owned(), json!(ended.took.as_secs_f64()));
+            fields.insert(
+                "began_unix_seconds".to_owned(),
+                json!(ended.ended_unix_s.saturating_sub(ended.took.as_secs())),
+            );
             fields.insert("ended_unix_seconds".to_owned(), json!(ended.ended_unix_s));
             fields.insert("outcome".to_owned(), json!(ended.outcome));
         }

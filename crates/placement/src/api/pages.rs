@@ -5,10 +5,11 @@ use base::{GroupId, NodeId};
 use proto::placement as pb;
 use proto::placement::command::What;
 use rpc::Status;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::http::{PageError, Request, bad_request, body_of, not_found};
-use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers, store_settings};
+use super::query::{Query, unescaped};
+use super::{Api, catalogue, hotspot, leadership, members, operators, regions, schedulers, store_settings};
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused, may_remove};
 use crate::machine::Records;
@@ -20,10 +21,27 @@ pub type Page = Result<Value, PageError>;
 pub async fn answer(api: &Api, request: &Request) -> Page {
     let parts: Vec<&str> = request.path.split('/').collect();
     let method = if request.method == Method::HEAD { &Method::GET } else { &request.method };
-    if *method == Method::GET { get(api, &parts, request) } else { change(api, method, &parts, request).await }
+    if !catalogue::has(method, &parts) {
+        return Err(catalogue::no_such_page(method, &parts));
+    }
+    let query = Query::of(&request.query, parameters(&parts))?;
+    if *method == Method::GET { get(api, &parts, &query) } else { change(api, method, &parts, &query, request).await }
 }
 
-fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
+/// What may stand behind `?`.
+fn parameters(parts: &[&str]) -> &'static [&'static str] {
+    match parts {
+        ["stores"] | ["store", _, "state"] => &["state"],
+        ["regions"] => &["limit"],
+        ["regions", "key"] => &["key", "end_key", "limit"],
+        ["stats", "region"] => &["start_key", "end_key"],
+        ["operators", "records"] => &["from"],
+        ["schedulers"] => &["status"],
+        _ => &[],
+    }
+}
+
+fn get(api: &Api, parts: &[&str], query: &Query) -> Page {
     match parts {
         [""] => Ok(catalogue::all()),
         ["version"] => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
@@ -31,22 +49,26 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
         ["leader"] => Ok(members_page(api)["leader"].take()),
         ["health"] => Ok(health(api)),
         ["status"] => status(api),
-        ["stores"] => stores(api),
+        ["stores"] => stores(api, query),
         ["stores", "limit"] => store_settings::limits(api),
         ["store", id] => store(api, number(id)?),
         ["store", id, "limit"] => store_settings::limit(api, number(id)?),
-        ["stats", "region"] => region_stats(api),
-        ["regions"] => regions(api),
-        ["region", "id", id] => region(api, number(id)?),
-        ["region", "key", key] => region_at(api, &unescaped(key)?),
+        ["stats", "region"] => regions::stats(api, query),
+        ["regions"] => regions::all(api, query),
+        ["regions", "key"] => regions::from_key(api, query),
+        ["regions", "store", id] => regions::of_store(api, number(id)?),
+        ["regions", "check", what] => regions::check(api, what),
+        ["region", "id", id] => regions::one(api, number(id)?),
+        ["region", "key", key] => regions::at(api, &unescaped(key)?),
         ["hotspot", "regions", "read"] => hotspot::regions(api, hotspot::Kind::Read),
         ["hotspot", "regions", "write"] => hotspot::regions(api, hotspot::Kind::Write),
         ["hotspot", "stores"] => hotspot::stores(api),
         ["operators"] => operators::under_way(api),
-        ["operators", "records"] => operators::records(api, &request.query),
+        ["operators", "records"] => operators::records(api, query),
         ["operators", region] => operators::of_region(api, number(region)?),
+        ["config"] => Ok(json!({ "schedule": api.leader()?.policy()?.to_json() })),
         ["config", "schedule"] => Ok(api.leader()?.policy()?.to_json()),
-        ["schedulers"] => schedulers::list(api, &request.query),
+        ["schedulers"] => schedulers::list(api, query),
         ["explain", "region", id] => explain_region(api, number(id)?),
         ["explain", "store", id] => explain_store(api, number(id)?),
         ["explain", "removal", id] => explain_removal(api, number(id)?),
@@ -54,7 +76,7 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
     }
 }
 
-async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -> Page {
+async fn change(api: &Api, method: &Method, parts: &[&str], query: &Query, request: &Request) -> Page {
     let body = || body_of(request);
     match (method, parts) {
         (&Method::POST, ["members"]) => members::add(api, body()?).await,
@@ -62,7 +84,7 @@ async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -
         (&Method::POST, ["leader", "resign"]) => leadership::resign(api),
         (&Method::POST, ["leader", "transfer", name]) => leadership::transfer(api, &name_of(name)?),
         (&Method::DELETE, ["store", id]) => remove_store(api, number(id)?).await,
-        (&Method::POST, ["store", id, "state"]) => set_state(api, number(id)?, &request.query).await,
+        (&Method::POST, ["store", id, "state"]) => set_state(api, number(id)?, query).await,
         (&Method::POST, ["store", id, "weight"]) => store_settings::set_weight(api, number(id)?, &body()?).await,
         (&Method::POST, ["store", id, "limit"]) => store_settings::set_limit(api, number(id)?, &body()?).await,
         (&Method::DELETE, ["store", id, "limit"]) => store_settings::clear_limit(api, number(id)?).await,
@@ -70,6 +92,7 @@ async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -
         (&Method::DELETE, ["store", id, "label", name]) => {
             store_settings::remove_label(api, number(id)?, &name_of(name)?).await
         }
+        (&Method::POST, ["store", id, "moved"]) => store_settings::moved(api, number(id)?).await,
         (&Method::POST, ["operators"]) => operators::add(api, &body()?).await,
         (&Method::DELETE, ["operators", region]) => operators::cancel(api, number(region)?),
         (&Method::POST, ["config", "schedule"]) => set_policy(api, body()?).await,
@@ -79,22 +102,6 @@ async fn change(api: &Api, method: &Method, parts: &[&str], request: &Request) -
         (&Method::POST, ["explain", "policy"]) => explain_policy(api, &body()?),
         _ => Err(catalogue::no_such_page(method, parts)),
     }
-}
-
-/// A part of a path, in which any byte may be written as `%XX`.
-fn unescaped(part: &str) -> Result<Vec<u8>, PageError> {
-    let wrong = || bad_request(format!("`{}`: two hexadecimal digits stand behind %", part.escape_debug()));
-    let mut bytes = part.bytes();
-    let mut out = Vec::with_capacity(part.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16)).ok_or_else(wrong);
-        out.push((digit()? << 4 | digit()?) as u8);
-    }
-    Ok(out)
 }
 
 fn name_of(part: &str) -> Result<String, PageError> {
@@ -216,12 +223,33 @@ fn reason(state: &str, silent: u64) -> String {
     }
 }
 
-fn stores(api: &Api) -> Page {
+/// Those that are not removed; `state=`: those of a state, as they show it.
+fn stores(api: &Api, query: &Query) -> Page {
+    const STATES: [&str; 5] = ["Up", "Disconnected", "Down", "Offline", "Tombstone"];
+    let wanted = query.text("state")?;
+    if wanted.as_ref().is_some_and(|wanted| !STATES.contains(&wanted.as_str())) {
+        return Err(bad_request(format!("state= takes one of {}", STATES.join(", "))));
+    }
     let leader = api.leader()?;
     let (term, records, now) = (leader.term()?, leader.records().read(), leader.now());
-    let standing = records.stores.values().filter(|store| store.state() != pb::StoreState::Tombstone);
-    let all: Vec<Value> = standing.map(|store| store_value(store, &term, now)).collect();
-    Ok(json!({ "count": all.len(), "stores": all }))
+    let values = records.stores.values().map(|store| store_value(store, &term, now));
+    let is_wanted = |value: &Value| match &wanted {
+        Some(state) => value["state"] == state.as_str(),
+        None => value.is_object() && value["state"] != "Tombstone",
+    };
+    let all: Vec<Value> = values.filter(is_wanted).collect();
+    let mut page = json!({ "count": all.len(), "stores": all });
+    let refused = api.counters.refusals.list(now).into_iter().map(|refusal| {
+        json!({
+            "store_id": refusal.store_id,
+            "incarnation": format!("{:016x}", refusal.incarnation),
+            "address": refusal.address,
+            "reason": refusal.why,
+            "seconds_ago": now.since(refusal.at).as_secs(),
+        })
+    });
+    page["refused"] = refused.collect();
+    Ok(page)
 }
 
 fn store(api: &Api, id: u64) -> Page {
@@ -252,8 +280,8 @@ async fn remove_store(api: &Api, id: u64) -> Page {
     Ok(json!({ "message": format!("store {id} is being emptied; it is removed when nothing is left on it") }))
 }
 
-async fn set_state(api: &Api, id: u64, query: &str) -> Page {
-    let state = match query.strip_prefix("state=") {
+async fn set_state(api: &Api, id: u64, query: &Query) -> Page {
+    let state = match query.text("state")?.as_deref() {
         Some("Up") => pb::StoreState::Up,
         Some("Offline") => return remove_store(api, id).await,
         _ => return Err(bad_request("state=Up or state=Offline is wanted")),
@@ -270,73 +298,6 @@ async fn change_state(api: &Api, id: u64, state: pb::StoreState) -> Result<(), S
         term.view.put_store(meta_of(record), leader.now());
     }
     Ok(())
-}
-
-fn region_stats(api: &Api) -> Page {
-    let leader = api.leader()?;
-    let term = leader.term()?;
-    let (mut pending, mut down, mut learners, mut missing, mut leaderless) = (0, 0, 0, 0, 0);
-    let (mut by_store, mut led) = (Map::new(), Map::new());
-    for region in term.view.regions() {
-        pending += region.pending.len();
-        down += region.down.len();
-        learners += region.peers.iter().filter(|peer| peer.learner).count();
-        missing += usize::from(region.peers.len() < term.policy.max_replicas as usize);
-        leaderless += usize::from(region.leader.is_none());
-    }
-    for store in term.view.stores() {
-        by_store.insert(store.id().to_string(), store.region_count().into());
-        led.insert(store.id().to_string(), store.leader_count().into());
-    }
-    Ok(json!({
-        "count": term.view.region_count(),
-        "pending_peers": pending,
-        "down_peers": down,
-        "learner_peers": learners,
-        "missing_peers": missing,
-        "leaderless": leaderless,
-        "storage_size": term.view.total_bytes() >> 20,
-        "store_leader_count": led,
-        "store_peer_count": by_store,
-    }))
-}
-
-fn region_value(region: &Region) -> Value {
-    let peer = |peer: &crate::Peer| json!({ "id": peer.id.0, "store_id": peer.store.0, "is_learner": peer.learner });
-    json!({
-        "id": region.id.0,
-        "start_key": crate::model::hex(&region.start),
-        "end_key": crate::model::hex(&region.end),
-        "epoch": { "conf_ver": region.epoch.conf_version, "version": region.epoch.version },
-        "peers": region.peers.iter().map(peer).collect::<Vec<_>>(),
-        "leader": region.leader.map(|store| json!({ "store_id": store.0 })),
-        "pending_peers": region.pending.iter().map(|store| store.0).collect::<Vec<_>>(),
-        "down_peers": region.down.iter().map(|down| down.store.0).collect::<Vec<_>>(),
-        "approximate_size": region.bytes >> 20,
-        "approximate_keys": region.keys,
-        "read_bytes_per_sec": region.read_bytes_per_sec,
-        "read_keys_per_sec": region.read_keys_per_sec,
-        "write_bytes_per_sec": region.write_bytes_per_sec,
-        "write_keys_per_sec": region.write_keys_per_sec,
-        "requests_per_sec": region.requests_per_sec,
-        "hot": region.is_hot(),
-    })
-}
-
-fn regions(api: &Api) -> Page {
-    let term = api.leader()?.term()?;
-    let all: Vec<Value> = term.view.regions().map(region_value).collect();
-    Ok(json!({ "count": all.len(), "regions": all }))
-}
-
-fn region(api: &Api, id: u64) -> Page {
-    let term = api.leader()?.term()?;
-    term.view.region(GroupId(id)).map(region_value).ok_or_else(|| not_found(format!("there is no region {id}")))
-}
-
-fn region_at(api: &Api, key: &[u8]) -> Page {
-    let term = api.leader()?.term()?;
-    term.view.region_at(key).map(region_value).ok_or_else(|| not_found("no region covers the key yet"))
 }
 
 async fn set_policy(api: &Api, patch: Value) -> Page {
@@ -440,6 +401,13 @@ impl Api {
         if down_peers > 0 {
             problems.push(format!("{down_peers} replicas do not answer their leaders"));
         }
+        let refused = self.counters.refusals.list(now).into_iter().map(|refusal| pb::RefusedStore {
+            store_id: refusal.store_id,
+            incarnation: refusal.incarnation,
+            client_url: refusal.address,
+            why: refusal.why,
+            seconds_ago: now.since(refusal.at).as_secs(),
+        });
         if records.regions.is_empty() {
             problems.push("there is no region yet: no store has come".to_owned());
         }
@@ -452,6 +420,7 @@ impl Api {
             down_peers,
             operators: term.view.flights().count() as u64,
             problems,
+            refused: refused.collect(),
         })
     }
 }

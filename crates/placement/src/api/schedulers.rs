@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::http::{PageError, bad_request, not_found};
 use super::pages::Page;
+use super::query::Query;
 use crate::policy::{EVICT_LEADER, Policy, Scheduler};
 use crate::term::unix_s;
 use crate::view::StoreState;
@@ -43,18 +44,18 @@ fn named(name: &str) -> Result<Named, PageError> {
 }
 
 /// Names of those that are on; `status=paused`: of those of them that rest; `status=disabled`: of those that are off.
-pub fn list(api: &Api, query: &str) -> Page {
+pub fn list(api: &Api, query: &Query) -> Page {
     let policy = api.leader()?.policy()?;
     let on = |scheduler: &Scheduler| policy.schedulers.contains(scheduler);
     let names = |all: Vec<Scheduler>| all.iter().map(|scheduler| scheduler.name()).collect::<Vec<_>>();
-    let names = match query {
-        "" => {
+    let names = match query.text("status")?.as_deref() {
+        None => {
             let mut names = names(policy.schedulers.iter().copied().collect());
             names.extend((!policy.evict_leader_stores.is_empty()).then_some(EVICT_LEADER));
             names
         }
-        "status=paused" => names(policy.paused_schedulers.keys().copied().filter(on).collect()),
-        "status=disabled" => names(Scheduler::ALL.into_iter().filter(|scheduler| !on(scheduler)).collect()),
+        Some("paused") => names(policy.paused_schedulers.keys().copied().filter(on).collect()),
+        Some("disabled") => names(Scheduler::ALL.into_iter().filter(|scheduler| !on(scheduler)).collect()),
         _ => return Err(bad_request("status=paused or status=disabled is possible")),
     };
     Ok(names.into())

@@ -8,10 +8,13 @@
 //! | DELETE `store/{id}/limit` | back to the policy's |
 //! | POST `store/{id}/label` | `{"zone": "z1"}`: counts before the label that the store brings along |
 //! | DELETE `store/{id}/label/{name}` | back to what the store brings along |
+//! | POST `store/{id}/moved` | none: its data folder was moved, and nothing runs where it was; it may register from elsewhere, once |
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ::http::StatusCode;
+use base::NodeId;
 use proto::placement as pb;
 use serde_json::{Map, Value, json};
 
@@ -24,6 +27,8 @@ const WEIGHTS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
 const RATE_MAX: u64 = 100_000;
 const LABELS_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 64;
+/// A store that was heard of so lately runs.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
 
 /// The record of a store that stands.
 fn record(api: &Api, id: u64) -> Result<pb::Store, PageError> {
@@ -150,6 +155,22 @@ pub async fn remove_label(api: &Api, id: u64, name: &str) -> Page {
     let labels_removed = vec![name.to_owned()];
     api.leader()?.set_store(pb::SetStore { store_id: id, labels_removed, ..pb::SetStore::default() }).await?;
     labels_value(api, id)
+}
+
+/// The same data folder at another place is taken for a copy, before people say that it is not.
+pub async fn moved(api: &Api, id: u64) -> Page {
+    let store = record(api, id)?;
+    let leader = api.leader()?;
+    let silent = leader.term()?.view.store(NodeId(id)).map(|store| store.silent_for(leader.now()));
+    if silent.is_none_or(|silent| silent < HEARD_WITHIN) {
+        let why = format!(
+            "store {id} is alive at {}, so what is elsewhere is a copy; stop it first if its folder is to be moved",
+            store.client_url
+        );
+        return Err(PageError::Http(StatusCode::CONFLICT, why));
+    }
+    leader.set_store(pb::SetStore { store_id: id, moved: true, ..pb::SetStore::default() }).await?;
+    Ok(json!({ "message": format!("store {id} is taken in from wherever its data folder comes next") }))
 }
 
 fn labels_value(api: &Api, id: u64) -> Page {

@@ -254,6 +254,13 @@ impl View {
         self.region(*id).filter(|region| region.end.is_empty() || key < &*region.end)
     }
 
+    /// In the order of their keys, from the one that covers the key on.
+    pub fn regions_behind<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Region> {
+        let first = self.region_at(key).map_or(key, |region| &region.start[..]);
+        let behind = self.by_start.range::<[u8], _>((Bound::Included(first), Bound::Unbounded));
+        behind.filter_map(|(_, id)| self.region(*id))
+    }
+
     /// The regions before and behind, where the key space has no gap.
     pub fn neighbours(&self, region: &Region) -> (Option<&Region>, Option<&Region>) {
         let before = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&*region.start))).next_back();

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::cluster::{Cluster, delete, get, put};
+use crate::cluster::{Cluster, PATIENCE, delete, get, put};
 use crate::disks::SmallDisk;
 
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// What is left where a disk is filled: less than the line above which puts are taken.
 const LEFT_BYTES: u64 = 16 << 20;
+/// And a little more than that line.
+const ABOVE_THE_LINE: u64 = 45 << 20;
 
 fn small_disk(cluster: &Cluster, store: usize) -> Option<SmallDisk> {
     let disk = SmallDisk::mount_at(&cluster.data_dir(&cluster.stores[store]));
@@ -113,4 +115,73 @@ async fn a_full_store_among_others_hands_over_and_is_relieved() {
             page["stores"].as_array().is_some_and(|stores| stores.iter().all(|store| store["full"] == false))
         })
         .await;
+}
+
+/// What is received is more than there is room for, before it is whole or while it is put in place: the store goes on, and has
+/// it once there is room.
+async fn runs_out_of_room_while_there_is_a(part: &str) {
+    const VALUES: usize = 120;
+    let mut cluster = Cluster::new(1, 3);
+    let Some(disk) = small_disk(&cluster, 2) else { return };
+    cluster.pd[0].spawn();
+    cluster.stores[0].spawn();
+    cluster.until("the first region is there", async |cluster| cluster.has_replicas(1).await).await;
+    let value = |number: usize| {
+        // Bytes that no compression makes smaller.
+        let mut random = base::Rng::new(number as u64 + 1);
+        (0..1 << 20).map(|_| char::from(b'0' + random.below(75) as u8)).collect::<String>()
+    };
+    for number in 0..VALUES {
+        put(&mut cluster.raw(0).await, &format!("k{number:03}"), &value(number)).await.unwrap();
+    }
+    cluster.stores[1].spawn();
+    cluster.until("there are two replicas", async |cluster| cluster.has_replicas(2).await).await;
+    cluster.set_policy(r#"{"high-space-ratio": 0.98, "low-space-ratio": 0.99}"#);
+    cluster.stores[2].spawn();
+    let (ballast, incoming) = (disk.path().join("someone-elses"), disk.path().join("incoming"));
+    let began = Instant::now();
+    let is_there = || {
+        let mut names = fs::read_dir(&incoming).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.any(|name| name.to_string_lossy().ends_with(part))
+    };
+    while !is_there() {
+        assert!(began.elapsed() < PATIENCE, "nothing comes");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    disk.fill(&ballast, ABOVE_THE_LINE);
+    println!("figure: full while there is a {part}: {}", is_there());
+    cluster
+        .until("there is no room for all of it", async |cluster| {
+            cluster.page("stores").await.is_some_and(|page| page["stores"][2]["full"] == true)
+        })
+        .await;
+    // The others go on, and so does this one.
+    for store in 0..3 {
+        put(&mut cluster.raw(store).await, &format!("meanwhile-{store}"), "v").await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!cluster.stores[2].has_ended(), "it ended");
+    let said = cluster.stores[2].said();
+    println!("figure: waited to be put in place: {}", said.contains("CF4016"));
+    fs::remove_file(&ballast).unwrap();
+    cluster.until("it has all of it", async |cluster| cluster.has_replicas(3).await).await;
+    for number in (0..VALUES).step_by(17) {
+        let read = get(&mut cluster.raw(2).await, &format!("k{number:03}")).await.unwrap();
+        assert!(read.as_deref() == Some(&value(number)), "k{number:03} is another one");
+    }
+    cluster.stores[2].stop().await;
+    cluster.stores[2].spawn();
+    cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
+    let left_overs = fs::read_dir(&incoming).map_or(0, Iterator::count);
+    assert_eq!(left_overs, 0, "what was received and is in place takes no room");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_before_a_region_has_come_is_waited_for() {
+    runs_out_of_room_while_there_is_a(".part").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_while_a_region_is_put_in_place_is_waited_for() {
+    runs_out_of_room_while_there_is_a(".whole").await;
 }

@@ -2,7 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use rpc::client::RawClient;
 use storage::rocks::{RocksEngine, RocksOptions};
 use storage::{Engine as _, FamilyId, FamilySpec, WriteBatch};
 
@@ -156,6 +160,105 @@ async fn a_store_with_a_damaged_log_is_made_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_with_a_damaged_state_is_made_anew() {
     is_made_anew(|folder| fs::remove_file(folder.join("CURRENT")).unwrap()).await;
+}
+
+/// Damage that comes while a store runs and is read and written: nothing wrong is answered, nobody waits for long, and the store
+/// is made anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_damaged_under_load_is_made_anew() {
+    const KEYS: u64 = 4000;
+    let key = |number: u64| format!("k{number:05}");
+    // Bytes that no compression makes smaller.
+    let value = |number: u64| {
+        let mut random = base::Rng::new(number + 1);
+        (0..1000).map(|_| char::from(b'0' + random.below(75) as u8)).collect::<String>()
+    };
+    let mut cluster = Cluster::start(1, 3).await;
+    for number in 0..KEYS {
+        put(&mut cluster.raw(0).await, &key(number), &value(number)).await.unwrap();
+    }
+    // What was written is in files, and most of it in no cache: before the damage only some is read.
+    let bound = Arc::new(AtomicU64::new(KEYS / 8));
+    let damaged = cluster.leader().await;
+    cluster.stores[damaged].stop().await;
+    cluster.stores[damaged].spawn();
+    cluster.until("the store is back", async |cluster| cluster.has_replicas(3).await).await;
+    let (id, urls) = (damaged as u64 + 1, cluster.stores.iter().map(|store| store.url()).collect::<Vec<_>>());
+    let (stop, read) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let readers: Vec<_> = urls
+        .into_iter()
+        .map(|url| {
+            let (stop, read, bound) = (stop.clone(), read.clone(), bound.clone());
+            tokio::spawn(async move {
+                let (mut random, mut longest) = (base::Rng::new(7), Duration::ZERO);
+                let mut answered = Instant::now();
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(channel) = rpc::client::connect(&url, Duration::from_secs(1), None).await else {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    };
+                    let mut client = RawClient::new(channel);
+                    loop {
+                        let number = random.below(bound.load(Ordering::Relaxed));
+                        match get(&mut client, &key(number)).await {
+                            Ok(found) => assert!(found == Some(value(number)), "{} is {found:?}", key(number)),
+                            Err(_) => break,
+                        }
+                        longest = longest.max(answered.elapsed());
+                        answered = Instant::now();
+                        read.fetch_add(1, Ordering::Relaxed);
+                        if stop.load(Ordering::Relaxed) || put(&mut client, "written", "meanwhile").await.is_err() {
+                            break;
+                        }
+                    }
+                }
+                longest
+            })
+        })
+        .collect();
+    cluster.until("there is load", async |_| read.load(Ordering::Relaxed) > 300).await;
+
+    let began = Instant::now();
+    let harmed = flip_in_tables(&cluster.data_dir(&cluster.stores[damaged]));
+    bound.store(KEYS, Ordering::Relaxed);
+    cluster
+        .until("the damaged store is made anew", async |cluster| {
+            let page = cluster.page("stores").await.unwrap_or_default();
+            let stores = page["stores"].as_array().cloned().unwrap_or_default();
+            let gone = stores.len() == 3 && stores.iter().all(|store| store["id"] != id && store["state"] == "Up");
+            gone && cluster.has_replicas(3).await
+        })
+        .await;
+    println!("figure: {harmed} bytes flipped under load: whole again after {} ms", began.elapsed().as_millis());
+    let said = cluster.stores[damaged].said();
+    assert!(said.contains("CF8540") && said.contains("This store was damaged and begins anew"), "{said}");
+    stop.store(true, Ordering::Relaxed);
+    for (store, reader) in readers.into_iter().enumerate() {
+        let longest = reader.await.expect("nothing wrong was read");
+        println!("figure: through store {}: no answer for {} ms at most", store + 1, longest.as_millis());
+        assert!(store == damaged || longest < Duration::from_secs(5), "store {}: {longest:?}", store + 1);
+    }
+    for number in (0..KEYS).step_by(97) {
+        assert!(get(&mut cluster.raw(damaged).await, &key(number)).await.unwrap() == Some(value(number)));
+    }
+}
+
+/// A byte in every 4 KiB of each table file that is there; how many.
+fn flip_in_tables(folder: &Path) -> usize {
+    use std::os::unix::fs::FileExt as _;
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut flipped = 0;
+    for table in files.filter(|path| path.extension().is_some_and(|end| end == "sst")) {
+        let file = fs::OpenOptions::new().read(true).write(true).open(&table).unwrap();
+        for at in (100..file.metadata().unwrap().len()).step_by(4096) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            flipped += 1;
+        }
+    }
+    assert!(flipped > 10, "{flipped} bytes in {}", folder.display());
+    flipped
 }
 
 /// What is nowhere else is not given up.

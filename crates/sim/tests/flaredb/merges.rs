@@ -262,4 +262,28 @@ async fn a_merge_that_cannot_go_on_is_given_up_and_writes_go_on() {
         worker.end(&cluster).await;
     }
     check_all(&mut cluster, &written).await;
+    // No store has begun anew, so the pages tell it all.
+    let figures =
+        ["merges_begun_total", "merges_done_total", "merges_given_up_total", "merge_frozen_duration_seconds_count"];
+    cluster
+        .until("what came of the merges is counted, and none is under way", async |cluster| {
+            let [begun, done, given_up, frozen] = figures.map(|name| format!("flaredb_{name}"));
+            let (begun, done) = (sum(cluster, &begun).await, sum(cluster, &done).await);
+            let (given_up, frozen) = (sum(cluster, &given_up).await, sum(cluster, &frozen).await);
+            let under_way = sum(cluster, "flaredb_merge_frozen_seconds").await;
+            begun >= done && done >= 1.0 && given_up >= 1.0 && frozen == done + given_up && under_way == 0.0
+        })
+        .await;
+}
+
+/// Of all samples of a name, on all stores.
+async fn sum(cluster: &Cluster, name: &str) -> f64 {
+    let mut sum = 0.0;
+    for store in &cluster.stores {
+        let page = rpc::client::page(&store.url(), "/metrics", None).await.unwrap_or_default();
+        let page = String::from_utf8_lossy(&page).into_owned();
+        let samples = page.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
+        sum += samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+    }
+    sum
 }

@@ -283,6 +283,15 @@ async fn what_is_wrong_is_told_with_what_would_be_right() {
         ("POST", "config/schedule", json!({ "max-replica": 1 }), 400, "max-replicas"),
         ("GET", "region/key/%4", Value::Null, 400, "two hexadecimal digits"),
         ("DELETE", "store/1", Value::Null, 409, "add a store first"),
+        ("DELETE", "store/1?force=true", Value::Null, 400, "unknown parameter `force`; known: none"),
+        ("GET", "stores?state=Upp", Value::Null, 400, "Up, Disconnected, Down, Offline, Tombstone"),
+        ("GET", "regions?offset=3", Value::Null, 400, "known: limit"),
+        ("GET", "regions/key?key=%6", Value::Null, 400, "two hexadecimal digits"),
+        ("GET", "regions/store/7", Value::Null, 404, "there is no store 7"),
+        ("GET", "regions/check/health", Value::Null, 404, "miss-peer, extra-peer, down-peer"),
+        ("GET", "schedulers?status=on", Value::Null, 400, "status=paused or status=disabled"),
+        ("POST", "store/7/moved", Value::Null, 404, "there is no store 7: 1"),
+        ("POST", "store/1/moved", Value::Null, 409, "store 1 is alive at"),
     ];
     for (number, (method, path, body, code, words)) in cases.into_iter().enumerate() {
         // Whoever is asked.
@@ -307,6 +316,57 @@ async fn what_is_wrong_is_told_with_what_would_be_right() {
         let leads = words == "leads" && why.contains("the leader is in store 1 already");
         assert!(got == code && (leads || why.contains(words)), "{body}: {got} {why}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regions_are_found_by_key_by_store_and_by_what_is_the_matter() {
+    let mut cluster = Cluster::start(1, 1).await;
+    split_at(&mut cluster, &["b", "c"]).await;
+    let starts = async |path: &str| -> Vec<String> {
+        let page = done(&cluster.pd[0], "GET", path, Value::Null).await;
+        assert_eq!(page["count"].as_u64(), Some(regions(&page).len() as u64));
+        regions(&page).iter().map(|region| region["start_key"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(starts("regions/key?key=ba&limit=2").await, ["62", "63"]);
+    assert_eq!(starts("regions/key?key=a&end_key=%63").await, ["", "62"]);
+    assert_eq!(starts("regions/key").await, ["", "62", "63"]);
+    assert_eq!((starts("regions?limit=2").await.len(), starts("regions/store/1").await.len()), (2, 3));
+    // One store, and three replicas are wanted.
+    assert_eq!(starts("regions/check/miss-peer").await.len(), 3);
+    for well in
+        ["extra-peer", "down-peer", "pending-peer", "learner-peer", "offline-peer", "no-leader", "oversized-region"]
+    {
+        assert_eq!(starts(&format!("regions/check/{well}")).await, [""; 0], "{well}");
+    }
+    let stats = done(&cluster.pd[0], "GET", "stats/region?start_key=b&end_key=c", Value::Null).await;
+    assert_eq!((stats["count"].as_u64(), stats["missing_peers"].as_u64()), (Some(1), Some(1)), "{stats}");
+    assert_eq!(stats["store_peer_count"], json!({ "1": 1 }));
+    for (state, count) in [("Up", 1), ("Down", 0), ("Tombstone", 0)] {
+        let stores = done(&cluster.pd[0], "GET", &format!("stores?state={state}"), Value::Null).await;
+        assert_eq!(stores["count"], count, "{state}");
+    }
+    let config = done(&cluster.pd[0], "GET", "config", Value::Null).await;
+    assert_eq!(config["schedule"], done(&cluster.pd[0], "GET", "config/schedule", Value::Null).await);
+    let list = rpc::client::page(&cluster.pd[0].url(), "/pd/api/v1", None).await.unwrap();
+    assert!(String::from_utf8_lossy(&list).contains("regions/check/{what}"));
+    let (shown, said) = cluster.client(&cluster.pd[0], &["regions", "check", "miss-peer"]);
+    assert!(shown && said.lines().count() == 3, "{said}");
+    // The split, as it is told afterwards.
+    cluster
+        .until("the split is over", async |cluster| {
+            let records = cluster.page("operators/records").await.unwrap_or_default();
+            let split = records.as_array().into_iter().flatten().find(|record| record["cause"] == "admin").cloned();
+            split.is_some_and(|split| {
+                let [began, ended] = ["began", "ended"].map(|when| split[format!("{when}_unix_seconds")].as_u64());
+                began <= ended && began > Some(1_600_000_000) && split["rejected"].is_array()
+            })
+        })
+        .await;
+    // A store knows none of these pages, and says who does.
+    let answer = rpc::client::exchange(&cluster.stores[0].url(), "GET", "/pd/api/v1/stores", b"", None).await.unwrap();
+    assert_eq!(answer.code, 404);
+    let error: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert!(error["error"].as_str().unwrap().contains("pd_addr"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -76,6 +76,68 @@ async fn a_copied_data_folder_is_refused() {
     put(&mut cluster.raw(2).await, "k", "v").await.unwrap();
 }
 
+/// A copy that comes while the original is not heard of is refused too, and changes nothing; a folder that was moved is taken
+/// in when people have said so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_refused_while_the_original_is_not_heard_of() {
+    let mut cluster = Cluster::start(1, 3).await;
+    let copy = cluster.add_store(0);
+    cluster.stores[2].stop().await;
+    let (from, to) = (cluster.data_dir(&cluster.stores[2]), cluster.data_dir(&cluster.stores[copy]));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    cluster.stores[2].spawn();
+    cluster.until("the original is back", async |cluster| cluster.has_replicas(3).await).await;
+    put(&mut cluster.raw(2).await, "since", "the copy was made").await.unwrap();
+    let (done, said) = cluster.client(&cluster.pd[0], &["stores", "moved", "3"]);
+    assert!(!done, "it runs: {said}");
+
+    cluster.stores[2].pause();
+    cluster.until("the original is missed", async |cluster| silent_for(cluster, 3).await >= 12.0).await;
+    cluster.stores[copy].spawn();
+    cluster
+        .until("the copy is told what it is", async |cluster| {
+            cluster.stores[copy].said().contains("one of the two is a copy; empty this one")
+        })
+        .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!cluster.stores[copy].said().contains("Registered with PD"));
+    cluster.stores[2].resume();
+    cluster.until("the original goes on", async |cluster| cluster.has_replicas(3).await).await;
+    let page = cluster.page("store/3").await.unwrap();
+    assert_eq!(page["address"].as_str(), Some(cluster.stores[2].url().as_str()));
+    let read = get(&mut cluster.raw(2).await, "since").await.unwrap();
+    assert_eq!(read.as_deref(), Some("the copy was made"));
+
+    // Moved in earnest.
+    cluster.stores[copy].kill();
+    cluster.stores[2].stop().await;
+    let (from, to) = (cluster.data_dir(&cluster.stores[2]), cluster.data_dir(&cluster.stores[copy]));
+    std::fs::remove_dir_all(&to).unwrap();
+    std::fs::rename(from, to).unwrap();
+    cluster
+        .until("the store may come from elsewhere", async |cluster| {
+            cluster.client(&cluster.pd[0], &["stores", "moved", "3"]).0
+        })
+        .await;
+    cluster.stores[copy].spawn();
+    cluster.until("it is back at its new place", async |cluster| cluster.has_replicas(3).await).await;
+    let page = cluster.page("stores").await.unwrap();
+    assert_eq!(
+        (page["count"].as_u64(), page["stores"][2]["address"].as_str()),
+        (Some(3), Some(&*cluster.stores[copy].url()))
+    );
+    let read = get(&mut cluster.raw(copy).await, "since").await.unwrap();
+    assert_eq!(read.as_deref(), Some("the copy was made"));
+}
+
+/// Since when the placement driver has not heard of a store.
+async fn silent_for(cluster: &Cluster, store: u64) -> f64 {
+    let page = rpc::client::page(&cluster.pd[0].url(), "/metrics", None).await.unwrap_or_default();
+    let page = String::from_utf8_lossy(&page).into_owned();
+    let series = format!("flaredb_store_heartbeat_age_seconds{{store_id=\"{store}\"}} ");
+    page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0.0)
+}
+
 /// A store that is told to stop hands over what it leads: nobody has to miss it first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_stops_hands_over() {

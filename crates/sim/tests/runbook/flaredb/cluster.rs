@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 
 use crate::book::fill;
 use crate::said::Said;
+use crate::settings::{CERTIFICATES, MAKE_CERTIFICATES, repository};
 use crate::world::World;
 
 pub const STORE_CONFIG: &str = "/etc/centra-cloud/flaredb.toml";
@@ -35,13 +36,7 @@ impl Cluster {
 
     /// With a drop-in for each store.
     pub fn found_with(members: usize, stores: usize, drop_in: &str) -> Cluster {
-        let mut cluster = Cluster { world: World::of_flaredb(), pd: Vec::new(), stores: Vec::new() };
-        for number in 1..=members {
-            let address = format!("127.0.0.{}", PD_FROM + number - 1);
-            let machine = cluster.world.add_loopback_machine(&format!("pd{number}"), &address, "placement-driver");
-            cluster.pd.push(machine);
-            cluster.set_up_pd(number, members);
-        }
+        let mut cluster = Cluster::of(members);
         for _ in 0..stores {
             let number = cluster.add_store();
             if !drop_in.is_empty() {
@@ -54,6 +49,42 @@ impl Cluster {
         cluster.start_all(&cluster.stores);
         cluster.until_replicated(stores.min(3));
         cluster
+    }
+
+    /// So many members of the placement driver, set up and not started.
+    pub fn of(members: usize) -> Cluster {
+        let mut cluster = Cluster { world: World::of_flaredb(), pd: Vec::new(), stores: Vec::new() };
+        for number in 1..=members {
+            let address = format!("127.0.0.{}", PD_FROM + number - 1);
+            let machine = cluster.world.add_loopback_machine(&format!("pd{number}"), &address, "placement-driver");
+            cluster.pd.push(machine);
+            cluster.set_up_pd(number, members);
+        }
+        cluster
+    }
+
+    /// Makes certificates where the operator's lie, and brings each machine its own.
+    pub fn certify(&self) {
+        let script = repository().join(MAKE_CERTIFICATES);
+        let kinds = [("placement-driver", &self.pd), ("flaredb", &self.stores)];
+        let all = kinds
+            .iter()
+            .flat_map(|(kind, machines)| (1..).zip(*machines).map(move |(n, machine)| (*kind, n, *machine)));
+        let hosts: String = all
+            .clone()
+            .map(|(_, number, machine)| format!(" --host {number}={}", self.world.address(machine)))
+            .collect();
+        let (pd, stores) = (self.pd.len(), self.stores.len());
+        self.world
+            .operator(&format!("{} {CERTIFICATES} --nodes {stores} --pd {pd}{hosts}", script.display()))
+            .succeeds();
+        for (kind, number, machine) in all {
+            let pair = format!("{kind}-node-{number}");
+            let name = self.world.name(machine);
+            let copy = format!("cd {CERTIFICATES} && scp ca.crt {pair}.crt {pair}.key {name}:{CERTIFICATES}/");
+            self.world.operator(&copy).succeeds();
+            self.world.on(machine, &format!("chown -R {kind}: {CERTIFICATES}")).succeeds();
+        }
     }
 
     fn start_all(&self, machines: &[usize]) {

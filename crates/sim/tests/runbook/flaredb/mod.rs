@@ -10,6 +10,7 @@
 //! | `tuning` | Performance Tuning |
 //! | `monitoring` | Monitoring & Alerts |
 //! | `logs` | Log Analysis |
+//! | `operations` | beyond the runbook: the placement driver's further calls, as its contract lists them |
 //! | `recovery` | beyond the runbook: placement drivers that are lost, as docs/ops teaches it |
 //!
 //! [`cluster`] is the harness: a placement driver and stores, each a machine of the world with an address of 127.0.0.0/8.
@@ -18,6 +19,7 @@ mod book;
 mod cluster;
 mod logs;
 mod monitoring;
+mod operations;
 mod quick;
 mod recovery;
 mod registering;

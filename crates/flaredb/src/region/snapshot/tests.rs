@@ -1,0 +1,132 @@
+//! A region comes to another store, whose disk is full in the middle of it.
+
+use base::hash;
+use consensus::entry::{Commands, CommandsBuilder};
+use consensus::{Applied, Entry, Payload, StateMachine as _};
+use prost::Message as _;
+use proto::flaredb as pb;
+use proto::flaredb::command::What;
+use storage::memengine::MemEngine;
+use tempfile::TempDir;
+
+use super::*;
+use crate::region::RangeMap;
+use crate::region::machine::RegionMachine;
+
+const REGION_ID: GroupId = GroupId(5);
+/// Two to a batch.
+const VALUE_BYTES: usize = BATCH_BYTES / 2 + 1;
+
+struct Place {
+    engine: Arc<MemEngine>,
+    folder: TempDir,
+    map: Arc<RangeMap>,
+    machine: RegionMachine,
+}
+
+impl Place {
+    fn new() -> Place {
+        let engine = Arc::new(MemEngine::new(&layout::FAMILIES));
+        let (folder, map) = (TempDir::new().unwrap(), Arc::<RangeMap>::default());
+        let machine = open(&engine, &folder, &map).unwrap();
+        Place { engine, folder, map, machine }
+    }
+
+    fn found(&mut self) {
+        self.machine.set_range(Bytes::new(), Bytes::new());
+        self.machine.found(Mark { index: 1, term: 1, hash: hash::START }, Bytes::new()).unwrap();
+    }
+
+    fn put(&mut self, key: &str, value: Vec<u8>) {
+        let mut commands = CommandsBuilder::new(PeerId(1));
+        let mutation = pb::Mutation { key: key.to_owned().into(), value: Some(value.into()) };
+        let what = What::Write(pb::Write { mutations: vec![mutation], tell: false });
+        commands.push(1, &pb::Command { version: 1, what: Some(what) }.encode_to_vec());
+        let payload = Payload::Commands(Commands::decode(commands.finish()).unwrap());
+        let index = self.machine.mark().index + 1;
+        let mut applied = Applied::default();
+        self.machine.apply(&[Entry { index, term: 1, payload }], PeerId(1), &mut applied).unwrap();
+        assert_eq!(applied.outcomes[0].1.code, 0);
+    }
+
+    fn has(&self, key: &str) -> Option<Bytes> {
+        self.engine.get(RAW, &layout::raw_key(key.as_bytes())).unwrap()
+    }
+
+    fn is_answered(&self) -> bool {
+        self.map.find(b"k1").is_some()
+    }
+
+    fn receive(&self, from: &Place) -> Receiver {
+        let mut stream = from.machine.snapshot().unwrap();
+        let mut receiver = Receiver::new(self.engine.clone(), self.folder.path(), REGION_ID).unwrap();
+        while let Some(chunk) = stream.next_chunk().unwrap() {
+            receiver.write(chunk).unwrap();
+        }
+        receiver.finish().unwrap();
+        receiver
+    }
+}
+
+fn open(engine: &Arc<MemEngine>, folder: &TempDir, map: &Arc<RangeMap>) -> Result<RegionMachine, MachineError> {
+    RegionMachine::open(engine.clone(), folder.path().to_owned(), REGION_ID, map.clone(), Arc::new(|_| {}))
+}
+
+fn is_no_space<T>(result: Result<T, MachineError>) -> bool {
+    matches!(result, Err(MachineError::Engine(EngineError::NoSpace(_))))
+}
+
+/// Whichever write finds no room, and whether the store goes on or begins anew: nothing of it is answered, and with room it
+/// comes to what the sender has.
+#[test]
+fn a_disk_that_is_full_in_the_middle_is_waited_for() {
+    let mut sender = Place::new();
+    sender.found();
+    for number in 0..5 {
+        sender.put(&format!("k{number}"), vec![number; VALUE_BYTES]);
+    }
+    let mut failed_at = Vec::new();
+    for writes in 0.. {
+        let mut fails = false;
+        for begins_anew in [false, true] {
+            let mut late = Place::new();
+            late.found();
+            late.put("k1", b"old".to_vec());
+            late.put("gone", b"old".to_vec());
+            late.engine.flush().unwrap();
+            assert!(late.is_answered());
+            let mut receiver = late.receive(&sender);
+            late.engine.set_full_after(writes);
+            fails = is_no_space(late.machine.install(&mut receiver));
+            if fails {
+                assert!(!late.is_answered(), "after {writes} writes something is answered");
+                assert!(is_no_space(late.machine.install(&mut receiver)), "it is still full");
+            }
+            if fails && begins_anew {
+                late.engine.flush().unwrap();
+                late.engine.crash();
+                drop(receiver);
+                late.map = Arc::default();
+                late.engine.set_full(true);
+                assert!(is_no_space(open(&late.engine, &late.folder, &late.map)), "a start finds no room either");
+                late.engine.set_full(false);
+                late.machine = open(&late.engine, &late.folder, &late.map).unwrap();
+            } else if fails {
+                late.engine.set_full(false);
+                late.machine.install(&mut receiver).unwrap();
+            }
+            assert!(late.is_answered());
+            assert_eq!(late.machine.mark(), sender.machine.mark());
+            for number in 0..5 {
+                assert_eq!(late.has(&format!("k{number}")), sender.has(&format!("k{number}")));
+            }
+            assert_eq!(late.has("gone"), None);
+            assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0, "nothing is left in incoming/");
+        }
+        if !fails {
+            break;
+        }
+        failed_at.push(writes);
+    }
+    assert!(failed_at.len() >= 3, "it takes several writes: {failed_at:?}");
+}

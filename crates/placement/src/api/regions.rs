@@ -1,0 +1,147 @@
+//! Pages on regions: which there are, where, and what is the matter with them.
+
+use base::{GroupId, NodeId};
+use serde_json::{Map, Value, json};
+
+use super::Api;
+use super::http::not_found;
+use super::pages::Page;
+use super::query::Query;
+use crate::term::Term;
+use crate::view::{Region, StoreState};
+
+/// Of `regions/key`, when nothing is said.
+const LIMIT: u64 = 16;
+
+type Matters = fn(&Term, &Region) -> bool;
+
+/// What `regions/check/…` finds.
+const CHECKS: [(&str, Matters); 10] = [
+    ("miss-peer", |term, region| region.voters().count() < term.policy.max_replicas as usize),
+    ("extra-peer", |term, region| region.voters().count() > term.policy.max_replicas as usize),
+    ("down-peer", |_, region| !region.down.is_empty()),
+    ("pending-peer", |_, region| !region.pending.is_empty()),
+    ("learner-peer", |_, region| region.peers.iter().any(|peer| peer.learner)),
+    ("offline-peer", |term, region| region.peers.iter().any(|peer| !is_up(term, peer.store))),
+    ("no-leader", |_, region| region.leader.is_none()),
+    ("empty-region", |_, region| !region.unmeasured && region.heard.is_some() && region.keys == 0 && region.bytes == 0),
+    ("oversized-region", |term, region| region.bytes > term.policy.split_bytes()),
+    ("undersized-region", |term, region| {
+        let policy = &term.policy;
+        let small = region.bytes <= policy.merge_bytes() && region.keys <= policy.max_merge_region_keys;
+        small && !region.unmeasured && region.heard.is_some()
+    }),
+];
+
+/// Whether a store is neither being emptied nor removed.
+fn is_up(term: &Term, store: NodeId) -> bool {
+    term.view.store(store).is_some_and(|store| store.meta.state == StoreState::Up)
+}
+
+pub fn stats(api: &Api, query: &Query) -> Page {
+    let (start, end) = (query.bytes("start_key").unwrap_or_default(), query.bytes("end_key").unwrap_or_default());
+    let term = api.leader()?.term()?;
+    let touches =
+        |region: &&Region| (end.is_empty() || &*region.start < end) && (region.end.is_empty() || start < &*region.end);
+    let (mut count, mut pending, mut down, mut learners, mut missing, mut leaderless) = (0, 0, 0, 0, 0, 0);
+    let mut bytes = 0;
+    let (mut by_store, mut led) = (Map::new(), Map::new());
+    for store in term.view.stores() {
+        by_store.insert(store.id().to_string(), 0.into());
+        led.insert(store.id().to_string(), 0.into());
+    }
+    let more = |counts: &mut Map<String, Value>, store: NodeId| {
+        let count = counts.get(&store.to_string()).and_then(Value::as_u64).unwrap_or(0);
+        counts.insert(store.to_string(), (count + 1).into());
+    };
+    for region in term.view.regions().filter(touches) {
+        count += 1;
+        bytes += region.bytes;
+        pending += region.pending.len();
+        down += region.down.len();
+        learners += region.peers.iter().filter(|peer| peer.learner).count();
+        missing += usize::from(region.voters().count() < term.policy.max_replicas as usize);
+        leaderless += usize::from(region.leader.is_none());
+        region.peers.iter().for_each(|peer| more(&mut by_store, peer.store));
+        region.leader.into_iter().for_each(|store| more(&mut led, store));
+    }
+    Ok(json!({
+        "count": count,
+        "pending_peers": pending,
+        "down_peers": down,
+        "learner_peers": learners,
+        "missing_peers": missing,
+        "leaderless": leaderless,
+        "storage_size": bytes >> 20,
+        "store_leader_count": led,
+        "store_peer_count": by_store,
+    }))
+}
+
+fn value(region: &Region) -> Value {
+    let peer = |peer: &crate::Peer| json!({ "id": peer.id.0, "store_id": peer.store.0, "is_learner": peer.learner });
+    json!({
+        "id": region.id.0,
+        "start_key": crate::model::hex(&region.start),
+        "end_key": crate::model::hex(&region.end),
+        "epoch": { "conf_ver": region.epoch.conf_version, "version": region.epoch.version },
+        "peers": region.peers.iter().map(peer).collect::<Vec<_>>(),
+        "leader": region.leader.map(|store| json!({ "store_id": store.0 })),
+        "pending_peers": region.pending.iter().map(|store| store.0).collect::<Vec<_>>(),
+        "down_peers": region.down.iter().map(|down| down.store.0).collect::<Vec<_>>(),
+        "approximate_size": region.bytes >> 20,
+        "approximate_keys": region.keys,
+        "read_bytes_per_sec": region.read_bytes_per_sec,
+        "read_keys_per_sec": region.read_keys_per_sec,
+        "write_bytes_per_sec": region.write_bytes_per_sec,
+        "write_keys_per_sec": region.write_keys_per_sec,
+        "requests_per_sec": region.requests_per_sec,
+        "hot": region.is_hot(),
+    })
+}
+
+fn list<'a>(regions: impl Iterator<Item = &'a Region>) -> Value {
+    let all: Vec<Value> = regions.map(value).collect();
+    json!({ "count": all.len(), "regions": all })
+}
+
+pub fn all(api: &Api, query: &Query) -> Page {
+    let limit = query.number("limit", "how many regions")?.unwrap_or(u64::MAX);
+    let term = api.leader()?.term()?;
+    Ok(list(term.view.regions().take(usize::try_from(limit).unwrap_or(usize::MAX))))
+}
+
+/// In the order of their keys, from the one that has `key` on, and as far as `end_key`.
+pub fn from_key(api: &Api, query: &Query) -> Page {
+    let (start, end) = (query.bytes("key").unwrap_or_default(), query.bytes("end_key").unwrap_or_default());
+    let limit = query.number("limit", "how many regions")?.unwrap_or(LIMIT);
+    let term = api.leader()?.term()?;
+    let regions = term.view.regions_behind(start).take_while(|region| end.is_empty() || &*region.start < end);
+    Ok(list(regions.take(usize::try_from(limit).unwrap_or(usize::MAX))))
+}
+
+pub fn of_store(api: &Api, id: u64) -> Page {
+    let term = api.leader()?.term()?;
+    let store = term.view.store(NodeId(id)).ok_or_else(|| not_found(format!("there is no store {id}")))?;
+    Ok(list(store.regions().filter_map(|region| term.view.region(region))))
+}
+
+pub fn check(api: &Api, what: &str) -> Page {
+    let found = CHECKS.iter().find(|(name, _)| *name == what);
+    let Some((_, matters)) = found else {
+        let known: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+        return Err(not_found(format!("there is no check `{}`: {}", what.escape_debug(), known.join(", "))));
+    };
+    let term = api.leader()?.term()?;
+    Ok(list(term.view.regions().filter(|region| matters(&term, region))))
+}
+
+pub fn one(api: &Api, id: u64) -> Page {
+    let term = api.leader()?.term()?;
+    term.view.region(GroupId(id)).map(value).ok_or_else(|| not_found(format!("there is no region {id}")))
+}
+
+pub fn at(api: &Api, key: &[u8]) -> Page {
+    let term = api.leader()?.term()?;
+    term.view.region_at(key).map(value).ok_or_else(|| not_found("no region covers the key yet"))
+}

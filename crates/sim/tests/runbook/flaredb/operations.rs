@@ -1,0 +1,103 @@
+//! The placement driver's further calls, as the contract lists them: each answers through any member, does what it is for, and
+//! what cannot be done is refused as JSON, with a reason.
+
+use serde_json::{Value, json};
+
+use super::book::operations;
+use super::cluster::Cluster;
+
+/// Code and answer of a call of one member, with the content type that curl sends by itself.
+fn call(cluster: &Cluster, member: usize, method: &str, page: &str, body: &str) -> (u16, Value) {
+    let address = cluster.world.address(cluster.pd(member));
+    let data = if body.is_empty() { String::new() } else { format!(" -d '{body}'") };
+    let line = format!("curl -sS -w '\\n%{{http_code}}' -X {method}{data} 'http://{address}:2379/pd/api/v1/{page}'");
+    let said = cluster.world.operator(&line).succeeds();
+    let (answer, code) = said.out.trim_end().rsplit_once('\n').expect("an answer and a code");
+    let value = serde_json::from_str(answer).unwrap_or_else(|error| panic!("{method} {page}: {error} in {answer}"));
+    (code.parse().expect("a code"), value)
+}
+
+#[test]
+fn every_call_of_the_contract_answers_and_does_what_it_is_for() {
+    let cluster = Cluster::found(3, 3);
+    let first = cluster.page("regions")["regions"][0].clone();
+    let region = first["id"].to_string();
+    for (number, page) in operations::READ.iter().enumerate() {
+        let (code, value) = call(&cluster, number % 3 + 1, "GET", &page.replace("REGION", &region), "");
+        assert!(code == 200 && value.get("error").is_none(), "{page}: {code} {value}");
+    }
+
+    let read = |page: &str| call(&cluster, 2, "GET", page, "").1;
+    // What shows that it was done.
+    let shown = |page: &str| -> Value {
+        match page {
+            "store/1/label" | "store/1/label/zone" => read("store/1")["labels"].clone(),
+            "store/1/weight" => read("store/1")["leader_weight"].clone(),
+            "store/1/limit" => read("store/1/limit")["add-peer"]["rate"].clone(),
+            "store/1/state?state=Up" => read("store/1")["state"].clone(),
+            "schedulers/balance-region-scheduler" => read("schedulers?status=paused"),
+            "schedulers/balance-leader-scheduler" | "schedulers" => read("schedulers?status=disabled"),
+            "config/schedule" => read("config/schedule")["max-snapshot-count"].clone(),
+            _ => Value::Null,
+        }
+    };
+    let wanted = [
+        json!([{ "key": "zone", "value": "z1" }]),
+        json!([]),
+        json!(2.0),
+        json!(1.0),
+        json!(7),
+        json!(15),
+        json!("Up"),
+        json!(["balance-region-scheduler"]),
+        json!([]),
+        json!(["balance-leader-scheduler"]),
+        json!([]),
+        json!(3),
+        Value::Null,
+        Value::Null,
+    ];
+    let leader = read("leader")["member_id"].clone();
+    for ((number, (method, page, body)), wanted) in operations::CHANGED.iter().enumerate().zip(wanted) {
+        let (code, value) = call(&cluster, number % 3 + 1, method, page, body);
+        assert!(code == 200 && value.get("error").is_none(), "{method} {page}: {code} {value}");
+        assert_eq!(shown(page), wanted, "{method} {page} {body}");
+        if *page == "explain/policy" {
+            assert!(
+                value["replicas"] == 2 && value["bytes"].is_u64() && value["blocked"][0]["regions"] == 1,
+                "{value}"
+            );
+        }
+    }
+    cluster.world.until("another member leads", || {
+        let now = read("leader")["member_id"].clone();
+        now.is_u64() && now != leader
+    });
+    let name = format!("leader/transfer/{leader}");
+    cluster.world.until("the leader is handed back", || {
+        // It has to hear of all of them first.
+        call(&cluster, 1, "POST", &name, "");
+        read("leader")["member_id"] == leader
+    });
+
+    // An operator of people's, and its record.
+    cluster.until_replicated(3);
+    let to = cluster.leader() % 3 + 1;
+    let body = format!(r#"{{"name": "transfer-leader", "region_id": {region}, "to_store_id": {to}}}"#);
+    cluster.world.until("the operator is begun", || call(&cluster, 3, "POST", "operators", &body).0 == 200);
+    cluster.world.until("its record tells cause, steps and durations", || {
+        let records = read("operators/records");
+        let admin = records.as_array().into_iter().flatten().find(|record| record["cause"] == "admin").cloned();
+        admin.is_some_and(|record| {
+            let steps = record["steps"].as_array().map(Vec::len);
+            assert!(steps == Some(1) && record["began_unix_seconds"].is_u64(), "{record}");
+            record["outcome"] == "done" && record["step_seconds"].as_array().map(Vec::len) == steps
+        })
+    });
+
+    for (number, (method, page, body, wanted)) in operations::REFUSED.iter().enumerate() {
+        let (code, value) = call(&cluster, number % 3 + 1, method, &page.replace("REGION", &region), body);
+        let why = value["error"].as_str().unwrap_or_default();
+        assert!(code == *wanted && why.len() > 10, "{method} {page}: {code} {value}");
+    }
+}
