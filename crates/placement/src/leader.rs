@@ -135,13 +135,22 @@ impl Leader {
     pub async fn begin(&self, mut operator: Operator) -> Result<Option<u64>, Status> {
         let ids_wanted = self.term()?.ids_for(&operator);
         let first = if ids_wanted > 0 { self.allocate(ids_wanted).await? } else { 0 };
+        let mut ids = first..first + u64::from(ids_wanted);
+        let taken = self.records.read().taken(ids.clone());
+        if let Some(id) = taken {
+            tracing::error!(
+                target: "placement_schedule",
+                "An id that was drawn is in use, and the operator is planned anew, id={id} region={} code=CF8023",
+                operator.region
+            );
+            return Ok(None);
+        }
         let mut term = self.term()?;
         // Heartbeats may have come in between.
         let is_as_planned = term.view.region(operator.region).is_some_and(|region| region.epoch == operator.epoch);
         if !is_as_planned || term.ids_for(&operator) != ids_wanted {
             return Ok(None);
         }
-        let mut ids = first..first + u64::from(ids_wanted);
         let mut draw = move || ids.next().expect("so many were counted");
         operator.draw_peers(|| PeerId(draw()));
         term.prepare_split(&operator, draw);
@@ -398,3 +407,6 @@ pub fn of_refusal(why: Refusal) -> Status {
         _ => Status::unavailable(why.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

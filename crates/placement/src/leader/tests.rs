@@ -1,0 +1,195 @@
+//! A leader of a group that is only pretended: what is proposed is applied at once or after a while, and whether a quorum
+//! stands behind a read is the test's choice.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use base::ClusterId;
+use consensus::entry::{Commands, CommandsBuilder};
+use consensus::{Applied, Entry, GroupStatus, Mark, Membership, MembershipChange, Outcome, Payload, StateMachine as _};
+use node::ground::Later;
+use node::handle::ReadGrant;
+use storage::memengine::MemEngine;
+
+use super::*;
+use crate::machine::{FAMILIES, PlacementMachine};
+use crate::model::{Cause, Step};
+
+const LOCAL: PeerId = PeerId(1);
+
+/// What leader and test share.
+struct Group {
+    machine: Mutex<PlacementMachine>,
+    now_ms: AtomicU64,
+    term: AtomicU64,
+    /// A new leader is elsewhere, and this one has not heard of it.
+    cut_off: AtomicBool,
+    reads: AtomicU64,
+    /// Turns of the runtime that an entry takes.
+    slowness: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Pretended(Arc<Group>);
+
+impl Pretended {
+    fn apply(&self, command: &[u8]) -> Outcome {
+        let mut machine = self.0.machine.lock();
+        let mut builder = CommandsBuilder::new(LOCAL);
+        builder.push(1, command);
+        let payload = Payload::Commands(Commands::decode(builder.finish()).unwrap());
+        let index = machine.mark().index + 1;
+        let mut applied = Applied::default();
+        machine.apply(&[Entry { index, term: 1, payload }], LOCAL, &mut applied).unwrap();
+        applied.outcomes.pop().unwrap().1
+    }
+}
+
+impl Replicated for Pretended {
+    fn id(&self) -> GroupId {
+        GroupId(1)
+    }
+
+    fn status(&self) -> Arc<GroupStatus> {
+        let term = self.0.term.load(Ordering::SeqCst);
+        Arc::new(GroupStatus { role: Role::Leader, term, ..GroupStatus::default() })
+    }
+
+    fn membership(&self) -> Arc<Membership> {
+        Arc::default()
+    }
+
+    fn now(&self) -> Time {
+        Time::from_millis(self.0.now_ms.load(Ordering::SeqCst))
+    }
+
+    fn propose(&self, command: Bytes) -> Later<Result<Outcome, Refusal>> {
+        let group = self.clone();
+        Box::pin(async move {
+            for _ in 0..group.0.slowness.load(Ordering::SeqCst) {
+                tokio::task::yield_now().await;
+            }
+            Ok(group.apply(&command))
+        })
+    }
+
+    fn change(&self, _change: MembershipChange) -> Later<Result<Membership, Refusal>> {
+        Box::pin(std::future::ready(Err(Refusal::NoGroup)))
+    }
+
+    fn transfer(&self, _to: Option<NodeId>) -> Later<Result<(), Refusal>> {
+        Box::pin(std::future::ready(Err(Refusal::NoGroup)))
+    }
+
+    fn read(&self) -> Later<Result<ReadGrant, Refusal>> {
+        self.0.reads.fetch_add(1, Ordering::SeqCst);
+        let index = self.0.machine.lock().mark().index;
+        let cut_off = self.0.cut_off.load(Ordering::SeqCst);
+        let grant = if cut_off { Err(Refusal::TimedOut) } else { Ok(ReadGrant { index, valid_until: None }) };
+        Box::pin(std::future::ready(grant))
+    }
+
+    fn is_sound(&self) -> bool {
+        true
+    }
+
+    fn differs(&self) -> bool {
+        false
+    }
+
+    fn hold_group(&self, _held: bool) {}
+
+    fn snapshot_bytes_sent(&self) -> u64 {
+        0
+    }
+
+    fn still_valid(&self, _grant: &ReadGrant) -> bool {
+        true
+    }
+}
+
+struct World {
+    group: Pretended,
+    leader: Arc<Leader>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl World {
+    /// So many stores, from 1 on.
+    fn new(stores: u64) -> World {
+        let mut machine = PlacementMachine::open(Arc::new(MemEngine::new(&FAMILIES)), ClusterId(7)).unwrap();
+        machine.found(Mark { index: 1, term: 1, hash: base::hash::START }, Bytes::new()).unwrap();
+        let records = machine.records();
+        let group = Pretended(Arc::new(Group {
+            machine: Mutex::new(machine),
+            now_ms: AtomicU64::new(1000),
+            term: AtomicU64::new(1),
+            cut_off: AtomicBool::new(false),
+            reads: AtomicU64::new(0),
+            slowness: AtomicU64::new(0),
+        }));
+        let leader = Leader::new(group.clone(), records, Policy::default(), Arc::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let world = World { group, leader, runtime };
+        for store in 1..=stores {
+            world.run(world.leader.register(asking(store, store))).unwrap();
+        }
+        world
+    }
+
+    fn run<T>(&self, task: impl Future<Output = T>) -> T {
+        self.runtime.block_on(task)
+    }
+
+    fn pass(&self, time: Duration) {
+        self.group.0.now_ms.fetch_add(time.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    fn heartbeat(&self, store: u64, led: Vec<pb::RegionReport>, others: &[(u64, u64)]) -> pb::HeartbeatResponse {
+        self.try_heartbeat(store, led, others).unwrap()
+    }
+
+    fn try_heartbeat(
+        &self,
+        store: u64,
+        led: Vec<pb::RegionReport>,
+        others: &[(u64, u64)],
+    ) -> Result<pb::HeartbeatResponse, Status> {
+        let others = others.iter().map(|(region_id, peer_id)| pb::Replica { region_id: *region_id, peer_id: *peer_id });
+        let incarnation = self.leader.records().read().stores[&store].incarnation;
+        let others = others.collect();
+        let request = pb::HeartbeatRequest { store_id: store, incarnation, led, others, ..Default::default() };
+        self.run(self.leader.heartbeat(request))
+    }
+}
+
+fn asking(store_id: u64, incarnation: u64) -> pb::RegisterRequest {
+    let (client_url, peer_url) = (format!("http://s{incarnation}:1"), format!("s{incarnation}:2"));
+    pb::RegisterRequest { store_id, incarnation, client_url, peer_url, ..pb::RegisterRequest::default() }
+}
+
+/// The whole key space, in these peers: id and store.
+fn region(id: u64, conf_version: u64, peers: &[(u64, u64)]) -> pb::RegionReport {
+    let peer = |(id, store_id): &(u64, u64)| pb::Peer { id: *id, store_id: *store_id, learner: false };
+    let peers = peers.iter().map(peer).collect();
+    let region = pb::Region { id, conf_version, version: 1, peers, ..pb::Region::default() };
+    pb::RegionReport { region: Some(region), measured: true, ..pb::RegionReport::default() }
+}
+
+fn operator(world: &World, region: u64, steps: Vec<Step>) -> Operator {
+    let epoch = world.leader.term().unwrap().view.region(GroupId(region)).unwrap().epoch;
+    Operator { region: GroupId(region), epoch, cause: Cause::Admin, steps, reason: String::new(), rejected: Vec::new() }
+}
+
+/// Whoever begins with records that lag draws ids that are in use.
+#[test]
+fn no_operator_begins_with_an_id_that_is_in_use() {
+    let world = World::new(4);
+    world.heartbeat(1, vec![region(7, 1, &[(11, 1), (12, 2), (13, 3)])], &[]);
+    let next = world.run(world.leader.allocate(1)).unwrap() + 1;
+    // A region that was born elsewhere has what comes next, by a record that did not move the sequence.
+    let stolen = pb::Region { id: 9, ..region(9, 1, &[(next, 4)]).region.unwrap() };
+    world.leader.records().write().plant(stolen);
+    let add = operator(&world, 7, vec![Step::AddLearner { store: NodeId(4), peer: PeerId::NONE }]);
+    assert_eq!(world.run(world.leader.begin(add.clone())).unwrap(), None);
+    assert!(world.run(world.leader.begin(add)).unwrap().is_some(), "the next one is free");
+}
