@@ -30,6 +30,8 @@ use crate::view::InFlight;
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// A store that was heard of so lately is alive.
 const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
+/// A damaged store is let go on the word of stores that were heard of so lately.
+const WORD_WITHIN: Duration = Duration::from_secs(3);
 /// One that was not for so long gives its address to a newcomer.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 
@@ -306,9 +308,10 @@ impl Leader {
         })
     }
 
-    /// Whether each region with a voter in a store has a majority of others that are well.
+    /// Whether each region with a voter in a store has a majority of others that are well, by what their stores have said
+    /// since it began to ask: what they said before may be of a time when it was not damaged, and they were well.
     fn can_do_without(&self, request: &pb::RegisterRequest) -> Result<(), Status> {
-        let (term, now) = (self.term()?, self.now());
+        let (mut term, now) = (self.term()?, self.now());
         let records = self.records.read();
         let store = records.stores.values().find(|store| store.incarnation == request.incarnation);
         let Some(store) = store.filter(|store| store.state() != pb::StoreState::Tombstone) else { return Ok(()) };
@@ -316,6 +319,7 @@ impl Leader {
             return Err(Status::unavailable("the placement driver has not heard of most regions yet"));
         }
         let id = NodeId(store.id);
+        let since = term.asks_since(id, now);
         let round = Round::new(&term.view, &term.policy, now, 0);
         for region in term.view.store(id).into_iter().flat_map(|store| store.regions()) {
             let Some(region) = term.view.region(region) else { continue };
@@ -327,7 +331,13 @@ impl Leader {
                 let why = format!("region {} has its only replica there", region.id);
                 return Err(Status::new(Code::FailedPrecondition, why));
             }
-            let well = region.voters().filter(|peer| peer.store != id && round.is_well(region, peer.store)).count();
+            if region.heard.is_none_or(|heard| heard <= since) {
+                let why = format!("region {} has not reported since the store was found damaged", region.id);
+                return Err(Status::unavailable(why));
+            }
+            let heard = |store| term.view.store(store).is_some_and(|store| store.silent_for(now) <= WORD_WITHIN);
+            let others = region.voters().map(|peer| peer.store).filter(|store| *store != id);
+            let well = others.filter(|store| heard(*store) && round.is_well(region, *store)).count();
             if well * 2 <= voters {
                 let why = format!("of the {voters} voters of region {} only {well} others are well", region.id);
                 return Err(Status::unavailable(why));

@@ -30,6 +30,9 @@ const ENDED_MAX: usize = 1000;
 /// make it a member.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
+/// Who asks to be given up asks every second; after such a silence it begins to ask anew.
+const ASKS_WITHIN: Duration = Duration::from_secs(10);
+
 /// All that is heard and planned in one term.
 pub struct Term {
     pub number: u64,
@@ -42,6 +45,8 @@ pub struct Term {
     splits: BTreeMap<GroupId, pb::SplitStep>,
     /// How far the steps under way have come, in the words of the regions' leaders.
     progress: BTreeMap<GroupId, u64>,
+    /// Stores that ask to be given up: since when, and when they asked last.
+    asking: BTreeMap<NodeId, (Time, Time)>,
     pub began: Time,
     counters: Arc<Counters>,
 }
@@ -82,6 +87,7 @@ impl Term {
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
             progress: BTreeMap::new(),
+            asking: BTreeMap::new(),
             began: now,
             counters,
         })
@@ -235,6 +241,14 @@ impl Term {
             !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
         request.others.iter().filter(is_gone).copied().collect()
+    }
+
+    /// Notes that a store asks to be given up; since when it does.
+    pub fn asks_since(&mut self, store: NodeId, now: Time) -> Time {
+        self.asking.retain(|_, (_, last)| now.since(*last) < ASKS_WITHIN);
+        let (since, last) = self.asking.entry(store).or_insert((now, now));
+        *last = now;
+        *since
     }
 
     pub fn plan(&mut self, now: Time) -> Vec<Operator> {

@@ -193,3 +193,34 @@ fn no_operator_begins_with_an_id_that_is_in_use() {
     assert_eq!(world.run(world.leader.begin(add.clone())).unwrap(), None);
     assert!(world.run(world.leader.begin(add)).unwrap().is_some(), "the next one is free");
 }
+
+#[test]
+fn a_damaged_store_is_let_go_on_word_that_is_newer_than_its_question() {
+    let world = World::new(3);
+    let second = Duration::from_secs(1);
+    let report = || vec![region(7, 1, &[(11, 1), (12, 2), (13, 3)])];
+    let ask = || world.run(world.leader.register(pb::RegisterRequest { lost: true, ..asking(0, 1) }));
+    let refused = |words: &str| {
+        let why = ask().unwrap_err();
+        assert!(why.code == Code::Unavailable && why.message.contains(words), "{}", why.message);
+    };
+    world.heartbeat(2, report(), &[]);
+    world.heartbeat(3, Vec::new(), &[(7, 13)]);
+    world.pass(second * 10);
+    // All that is known is of ten seconds ago.
+    refused("has not reported since");
+    world.pass(second);
+    world.heartbeat(2, report(), &[]);
+    refused("only 1 others are well");
+    world.heartbeat(3, Vec::new(), &[(7, 13)]);
+    // It has not asked for so long that it may have been well in between.
+    world.pass(second * 20);
+    world.heartbeat(3, Vec::new(), &[(7, 13)]);
+    refused("has not reported since");
+    world.pass(second);
+    world.heartbeat(2, vec![pb::RegionReport { pending: vec![13], ..report().remove(0) }], &[]);
+    refused("only 1 others are well");
+    world.heartbeat(2, report(), &[]);
+    ask().unwrap();
+    assert_eq!(world.leader.records().read().stores[&1].state(), pb::StoreState::Tombstone);
+}
