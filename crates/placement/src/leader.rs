@@ -290,14 +290,22 @@ impl Leader {
         if !changed.is_empty() {
             self.propose(What::Save(pb::SaveRegions { regions: changed })).await?;
         }
-        let mut term = self.term()?;
-        let now = self.now();
-        let steps = term.hear(id, &request, now);
+        let (steps, retires) = {
+            let (mut term, now) = (self.term()?, self.now());
+            let steps = term.hear(id, &request, now);
+            (steps, !term.retired(&request, &self.records.read(), now).is_empty())
+        };
+        // Data is deleted on this word, and a leader that was replaced does not know of members that came since.
+        if retires {
+            self.handle.read().await.map_err(of_refusal)?;
+        }
+        let (term, now) = (self.term()?, self.now());
         let records = self.records.read();
+        let retired = if retires { term.retired(&request, &records, now) } else { Vec::new() };
         Ok(pb::HeartbeatResponse {
             stores: records.stores.values().cloned().collect(),
             steps,
-            retired: term.retired(&request, &records, now),
+            retired,
             region_split_bytes: term.policy.split_bytes(),
             load_split: Some(pb::LoadSplit {
                 requests_per_sec: term.policy.load_split_requests_per_sec,

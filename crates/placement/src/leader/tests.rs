@@ -24,6 +24,8 @@ struct Group {
     /// A new leader is elsewhere, and this one has not heard of it.
     cut_off: AtomicBool,
     reads: AtomicU64,
+    /// What a read makes this member learn of.
+    news: Mutex<Option<pb::Region>>,
     /// Turns of the runtime that an entry takes.
     slowness: AtomicU64,
 }
@@ -82,6 +84,10 @@ impl Replicated for Pretended {
 
     fn read(&self) -> Later<Result<ReadGrant, Refusal>> {
         self.0.reads.fetch_add(1, Ordering::SeqCst);
+        if let Some(region) = self.0.news.lock().take() {
+            let what = Some(What::Save(pb::SaveRegions { regions: vec![region] }));
+            self.apply(&pb::Command { what }.encode_to_vec());
+        }
         let index = self.0.machine.lock().mark().index;
         let cut_off = self.0.cut_off.load(Ordering::SeqCst);
         let grant = if cut_off { Err(Refusal::TimedOut) } else { Ok(ReadGrant { index, valid_until: None }) };
@@ -125,6 +131,7 @@ impl World {
             term: AtomicU64::new(1),
             cut_off: AtomicBool::new(false),
             reads: AtomicU64::new(0),
+            news: Mutex::default(),
             slowness: AtomicU64::new(0),
         }));
         let leader = Leader::new(group.clone(), records, Policy::default(), Arc::default());
@@ -223,4 +230,24 @@ fn a_damaged_store_is_let_go_on_word_that_is_newer_than_its_question() {
     world.heartbeat(2, report(), &[]);
     ask().unwrap();
     assert_eq!(world.leader.records().read().stores[&1].state(), pb::StoreState::Tombstone);
+}
+
+#[test]
+fn no_replica_is_taken_away_on_the_word_of_a_leader_that_was_replaced() {
+    let world = World::new(3);
+    world.heartbeat(1, vec![region(7, 1, &[(11, 1), (12, 2)])], &[]);
+    world.pass(Duration::from_secs(20));
+    world.heartbeat(1, vec![region(7, 1, &[(11, 1), (12, 2)])], &[]);
+    let retired = || world.try_heartbeat(3, Vec::new(), &[(7, 13)]).map(|answer| answer.retired.len());
+    let reads = || world.group.0.reads.load(Ordering::SeqCst);
+    assert_eq!(retired(), Ok(1));
+    world.group.0.cut_off.store(true, Ordering::SeqCst);
+    assert!(retired().is_err(), "no quorum stands behind it");
+    // It is a member by now, and this one has not applied that yet.
+    world.group.0.cut_off.store(false, Ordering::SeqCst);
+    *world.group.0.news.lock() = region(7, 2, &[(11, 1), (12, 2), (13, 3)]).region;
+    assert_eq!(retired(), Ok(0));
+    let before = reads();
+    assert_eq!(retired(), Ok(0));
+    assert_eq!(reads(), before, "where nothing is taken away, nobody is asked");
 }
