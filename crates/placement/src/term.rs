@@ -26,8 +26,8 @@ use crate::{Plan, Policy, View, plan};
 
 /// Operators that ended, kept for people.
 const ENDED_MAX: usize = 1000;
-/// A new leader takes no replica away before this has passed: a step that the one before it has handed out may be about to
-/// make it a member.
+/// A new leader takes no replica away before this has passed, and no leader one that an operator was to add before so much
+/// has passed since the operator ended: a step that was handed out may be about to make it a member.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
 /// Who asks to be given up asks every second; after such a silence it begins to ask anew.
@@ -45,6 +45,8 @@ pub struct Term {
     splits: BTreeMap<GroupId, pb::SplitStep>,
     /// How far the steps under way have come, in the words of the regions' leaders.
     progress: BTreeMap<GroupId, u64>,
+    /// Replicas that ended operators were to add, and when those ended; the last [`RETIRE_AFTER`].
+    added: VecDeque<(Time, GroupId, PeerId)>,
     /// Stores that ask to be given up: since when, and when they asked last.
     asking: BTreeMap<NodeId, (Time, Time)>,
     pub began: Time,
@@ -87,6 +89,7 @@ impl Term {
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
             progress: BTreeMap::new(),
+            added: VecDeque::new(),
             asking: BTreeMap::new(),
             began: now,
             counters,
@@ -231,13 +234,10 @@ impl Term {
             let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
             let id = GroupId(replica.region_id);
             let heard = self.view.region(id).is_some_and(|region| region.heard.is_some());
-            let awaited = self.view.flight(id).is_some_and(|flight| {
-                flight
-                    .operator
-                    .steps
-                    .iter()
-                    .any(|step| matches!(step, Step::AddLearner { peer, .. } if peer.0 == replica.peer_id))
-            });
+            let own = (id, PeerId(replica.peer_id));
+            let under_way = self.view.flight(id).is_some_and(|flight| added_by(&flight.operator).any(|it| it == own));
+            let lately = self.added.iter().rev().take_while(|(ended, ..)| now.since(*ended) < RETIRE_AFTER);
+            let awaited = under_way || lately.into_iter().any(|(_, region, peer)| (*region, *peer) == own);
             !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
         request.others.iter().filter(is_gone).copied().collect()
@@ -329,6 +329,10 @@ impl Term {
 
     pub fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
+        while self.added.front().is_some_and(|(ended, ..)| now.since(*ended) >= RETIRE_AFTER) {
+            self.added.pop_front();
+        }
+        self.added.extend(added_by(&flight.operator).map(|(region, peer)| (now, region, peer)));
         self.splits.remove(&flight.operator.region);
         self.progress.remove(&flight.operator.region);
         self.counters.ended(flight.operator.cause, outcome);
@@ -363,6 +367,14 @@ impl Term {
     pub fn ended(&self) -> impl Iterator<Item = &Ended> {
         self.ended.iter().rev()
     }
+}
+
+/// The replicas that an operator makes.
+fn added_by(operator: &Operator) -> impl Iterator<Item = (GroupId, PeerId)> {
+    operator.steps.iter().filter_map(|step| match step {
+        Step::AddLearner { peer, .. } => Some((operator.region, *peer)),
+        _ => None,
+    })
 }
 
 pub fn policy_of(records: &Records, defaults: &Policy) -> Result<Policy, Status> {

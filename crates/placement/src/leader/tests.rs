@@ -251,3 +251,23 @@ fn no_replica_is_taken_away_on_the_word_of_a_leader_that_was_replaced() {
     assert_eq!(retired(), Ok(0));
     assert_eq!(reads(), before, "where nothing is taken away, nobody is asked");
 }
+
+/// A store has admitted a replica, and the region's leader is about to make it a member.
+#[test]
+fn a_replica_that_an_ended_operator_was_to_add_is_spared_for_a_while() {
+    let world = World::new(3);
+    let report = || vec![region(7, 1, &[(11, 1), (12, 2)])];
+    world.heartbeat(1, report(), &[]);
+    world.pass(Duration::from_secs(60));
+    let add = operator(&world, 7, vec![Step::AddLearner { store: NodeId(3), peer: PeerId::NONE }]);
+    world.run(world.leader.begin(add)).unwrap();
+    let steps = world.heartbeat(1, report(), &[]).steps;
+    let Some(pb::step::Action::AddLearner(peer)) = &steps[0].action else { panic!("{steps:?}") };
+    let retired = || world.heartbeat(3, Vec::new(), &[(7, peer.id)]).retired.len();
+    world.leader.cancel(GroupId(7)).unwrap().unwrap();
+    assert_eq!(retired(), 0);
+    world.pass(Duration::from_secs(14));
+    assert_eq!(retired(), 0);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(retired(), 1);
+}
