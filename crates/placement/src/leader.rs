@@ -21,6 +21,7 @@ use rpc::{Code, Status};
 
 use crate::Policy;
 use crate::counters::Counters;
+use crate::explain::forecast::{RemovalRefused, may_remove};
 use crate::machine::{self, SharedRecords};
 use crate::model::Operator;
 use crate::plan::round::Round;
@@ -42,6 +43,7 @@ pub struct Leader {
     /// The policy while nobody has set one.
     defaults: Policy,
     term: Mutex<Option<Term>>,
+    removing: tokio::sync::Mutex<()>,
     pub counters: Arc<Counters>,
 }
 
@@ -53,7 +55,8 @@ impl Leader {
         counters: Arc<Counters>,
     ) -> Arc<Leader> {
         let handle = Arc::new(handle);
-        Arc::new(Leader { handle, records, defaults, term: Mutex::default(), counters })
+        let (term, removing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(Leader { handle, records, defaults, term, removing, counters })
     }
 
     /// The policy that the records hold.
@@ -119,12 +122,7 @@ impl Leader {
         };
         for store in emptied {
             tracing::info!(target: "placement_store", "Store is empty and removed, store_id={store}");
-            let state = pb::StoreState::Tombstone as i32;
-            self.propose(What::SetState(pb::SetStoreState { store_id: store.0, state })).await?;
-            let record = self.records.read().stores.get(&store.0).cloned();
-            if let Some(record) = record {
-                self.term()?.view.put_store(meta_of(&record), self.now());
-            }
+            self.set_state(store.0, pb::StoreState::Tombstone).await?;
         }
         for operator in planned {
             // What has changed meanwhile is planned anew in the next round.
@@ -193,6 +191,34 @@ impl Leader {
     pub async fn set_store(&self, set: pb::SetStore) -> Result<(), Status> {
         let id = set.store_id;
         self.propose(What::SetStore(set)).await?;
+        let mut term = self.term()?;
+        if let Some(record) = self.records.read().stores.get(&id) {
+            term.view.put_store(meta_of(record), self.now());
+        }
+        Ok(())
+    }
+
+    /// Begins to empty a store, unless the others could not take what it holds. One at a time, so that each reckons with
+    /// those before it.
+    pub async fn remove_store(&self, id: u64) -> Result<Result<(), RemovalRefused>, Status> {
+        let _alone = self.removing.lock().await;
+        // What was proposed before, and given up waiting for, is decided when an entry behind it is applied.
+        self.propose(What::Save(pb::SaveRegions::default())).await?;
+        {
+            let (mut term, now) = (self.term()?, self.now());
+            for store in self.records.read().stores.values() {
+                term.view.put_store(meta_of(store), now);
+            }
+            if let Err(why) = may_remove(&term.view, &term.policy, NodeId(id), now) {
+                return Ok(Err(why));
+            }
+        }
+        self.set_state(id, pb::StoreState::Offline).await.map(Ok)
+    }
+
+    /// Replicates whether a store stays.
+    pub async fn set_state(&self, id: u64, state: pb::StoreState) -> Result<(), Status> {
+        self.propose(What::SetState(pb::SetStoreState { store_id: id, state: state as i32 })).await?;
         let mut term = self.term()?;
         if let Some(record) = self.records.read().stores.get(&id) {
             term.view.put_store(meta_of(record), self.now());

@@ -3,16 +3,15 @@
 use ::http::{Method, StatusCode};
 use base::{GroupId, NodeId};
 use proto::placement as pb;
-use proto::placement::command::What;
 use rpc::Status;
 use serde_json::{Map, Value, json};
 
 use super::http::{PageError, Request, bad_request, body_of, not_found};
 use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers, store_settings};
 use crate::Policy;
-use crate::explain::forecast::{self, RemovalRefused, may_remove};
+use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
-use crate::term::{Term, labels_of, meta_of};
+use crate::term::{Term, labels_of};
 use crate::view::{Health, Region, Store, StoreState};
 
 pub type Page = Result<Value, PageError>;
@@ -236,19 +235,14 @@ fn store(api: &Api, id: u64) -> Page {
 
 /// Begins to empty a store. Refused when the others could not take what it holds.
 async fn remove_store(api: &Api, id: u64) -> Page {
-    let leader = api.leader()?;
-    {
-        let term = leader.term()?;
-        may_remove(&term.view, &term.policy, NodeId(id), leader.now()).map_err(|why| {
-            let code = match why {
-                RemovalRefused::Unknown(_) => StatusCode::NOT_FOUND,
-                RemovalRefused::Tombstone(_) => StatusCode::GONE,
-                RemovalRefused::TooFewStores { .. } => StatusCode::CONFLICT,
-            };
-            PageError::Http(code, why.to_string())
-        })?;
-    }
-    change_state(api, id, pb::StoreState::Offline).await?;
+    api.leader()?.remove_store(id).await?.map_err(|why| {
+        let code = match why {
+            RemovalRefused::Unknown(_) => StatusCode::NOT_FOUND,
+            RemovalRefused::Tombstone(_) => StatusCode::GONE,
+            RemovalRefused::TooFewStores { .. } => StatusCode::CONFLICT,
+        };
+        PageError::Http(code, why.to_string())
+    })?;
     Ok(json!({ "message": format!("store {id} is being emptied; it is removed when nothing is left on it") }))
 }
 
@@ -258,18 +252,8 @@ async fn set_state(api: &Api, id: u64, query: &str) -> Page {
         Some("Offline") => return remove_store(api, id).await,
         _ => return Err(bad_request("state=Up or state=Offline is wanted")),
     };
-    change_state(api, id, state).await?;
+    api.leader()?.set_state(id, state).await?;
     Ok(json!({ "message": format!("store {id} is up again") }))
-}
-
-async fn change_state(api: &Api, id: u64, state: pb::StoreState) -> Result<(), Status> {
-    let leader = api.leader()?;
-    leader.propose(What::SetState(pb::SetStoreState { store_id: id, state: state as i32 })).await?;
-    let mut term = leader.term()?;
-    if let Some(record) = leader.records().read().stores.get(&id) {
-        term.view.put_store(meta_of(record), leader.now());
-    }
-    Ok(())
 }
 
 fn region_stats(api: &Api) -> Page {

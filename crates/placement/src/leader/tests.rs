@@ -271,3 +271,19 @@ fn a_replica_that_an_ended_operator_was_to_add_is_spared_for_a_while() {
     world.pass(Duration::from_secs(2));
     assert_eq!(retired(), 1);
 }
+
+#[test]
+fn of_two_removals_at_once_only_so_many_pass_as_can_be_done_without() {
+    let world = World::new(4);
+    for store in [1, 2, 4] {
+        world.heartbeat(store, Vec::new(), &[]);
+    }
+    world.heartbeat(3, vec![region(7, 1, &[(11, 1), (12, 2), (13, 3)])], &[]);
+    world.group.0.slowness.store(5, Ordering::SeqCst);
+    let (first, second) = world.run(async { tokio::join!(world.leader.remove_store(1), world.leader.remove_store(2)) });
+    assert_eq!(first.unwrap(), Ok(()));
+    let why = second.unwrap().unwrap_err();
+    assert!(matches!(why, RemovalRefused::TooFewStores { left: 2, wanted: 3, .. }), "{why}");
+    let offline = |store: &&pb::Store| store.state() == pb::StoreState::Offline;
+    assert_eq!(world.leader.records().read().stores.values().filter(offline).count(), 1);
+}
