@@ -111,6 +111,10 @@ impl Term {
         let _ = self.view.report_store(id, report, now);
         let differing = request.differing.iter().map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
         self.view.report_differing(id, differing);
+        // What it has and does not lead, it may have led before.
+        for replica in &request.others {
+            self.view.leads_no_more(GroupId(replica.region_id), id, now);
+        }
         let mut steps = Vec::new();
         for reported in &request.led {
             let Some(region) = &reported.region else { continue };

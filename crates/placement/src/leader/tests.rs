@@ -287,3 +287,26 @@ fn of_two_removals_at_once_only_so_many_pass_as_can_be_done_without() {
     let offline = |store: &&pb::Store| store.state() == pb::StoreState::Offline;
     assert_eq!(world.leader.records().read().stores.values().filter(offline).count(), 1);
 }
+
+#[test]
+fn a_region_whose_leader_leads_no_more_has_none_until_another_reports() {
+    let world = World::new(2);
+    let report = || vec![region(7, 1, &[(11, 1), (12, 2)])];
+    let leader = || {
+        let term = world.leader.term().unwrap();
+        let led = [1, 2].map(|store| term.view.store(NodeId(store)).unwrap().leader_count());
+        (term.view.region(GroupId(7)).unwrap().leader, led, term.view.leaderless().count())
+    };
+    world.heartbeat(1, report(), &[]);
+    world.heartbeat(2, Vec::new(), &[(7, 12)]);
+    assert_eq!(leader(), (Some(NodeId(1)), [1, 0], 0), "another one's word does not count");
+    world.heartbeat(1, Vec::new(), &[(7, 11)]);
+    assert_eq!(leader(), (None, [0, 0], 1));
+    let explained = {
+        let term = world.leader.term().unwrap();
+        crate::explain::region::explain(&term.view, &term.policy, GroupId(7), world.leader.now()).unwrap()
+    };
+    assert!(explained.to_string().contains("it has no leader"), "{explained}");
+    world.heartbeat(2, report(), &[]);
+    assert_eq!(leader(), (Some(NodeId(2)), [0, 1], 0));
+}
