@@ -7,13 +7,14 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Refusal, Role};
 use node::Replicated;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use prost::Message as _;
 use proto::placement as pb;
 use proto::placement::command::What;
@@ -43,6 +44,8 @@ pub struct Leader {
     /// The policy while nobody has set one.
     defaults: Policy,
     term: Mutex<Option<Term>>,
+    /// The last term in which the records held all that was replicated before it.
+    settled: AtomicU64,
     removing: tokio::sync::Mutex<()>,
     pub counters: Arc<Counters>,
 }
@@ -56,7 +59,7 @@ impl Leader {
     ) -> Arc<Leader> {
         let handle = Arc::new(handle);
         let (term, removing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Arc::new(Leader { handle, records, defaults, term, removing, counters })
+        Arc::new(Leader { handle, records, defaults, term, settled: AtomicU64::new(0), removing, counters })
     }
 
     /// The policy that the records hold.
@@ -72,14 +75,25 @@ impl Leader {
         self.handle.now()
     }
 
-    /// What this member knows as the leader; an error if it does not lead.
-    pub fn term(&self) -> Result<parking_lot::MappedMutexGuard<'_, Term>, Status> {
+    /// What this member knows as the leader, if it has begun to: asking begins nothing.
+    pub fn known(&self) -> Option<MappedMutexGuard<'_, Term>> {
+        let status = self.handle.status();
+        let known = self.term.lock();
+        let is_current = |known: &Term| status.role == Role::Leader && known.number == status.term;
+        MutexGuard::try_map(known, |known| known.as_mut().filter(|known| is_current(known))).ok()
+    }
+
+    /// What this member knows as the leader; an error if it does not lead, or has not settled in this term.
+    pub fn term(&self) -> Result<MappedMutexGuard<'_, Term>, Status> {
         let status = self.handle.status();
         if status.role != Role::Leader {
             return Err(Status::unavailable("no leader elected: this member of the placement driver does not lead"));
         }
         let mut known = self.term.lock();
         if known.as_ref().is_none_or(|known| known.number != status.term) {
+            if self.settled.load(Ordering::SeqCst) != status.term {
+                return Err(Status::unavailable("this member of the placement driver has just begun to lead"));
+            }
             let counters = self.counters.clone();
             *known = Some(Term::new(status.term, &self.records.read(), &self.defaults, self.now(), counters)?);
         }
@@ -100,11 +114,16 @@ impl Leader {
 
     /// Waits until the records hold all that was replicated before this term; what is heard is held against them.
     pub async fn settle(&self) -> Result<(), Status> {
-        let term = self.handle.term();
-        if self.term.lock().as_ref().is_some_and(|known| known.number == term) {
-            return Ok(());
+        loop {
+            let term = self.handle.term();
+            if self.settled.load(Ordering::SeqCst) == term {
+                return Ok(());
+            }
+            self.handle.read().await.map_err(of_refusal)?;
+            if self.handle.term() == term {
+                self.settled.store(term, Ordering::SeqCst);
+            }
         }
-        self.handle.read().await.map(drop).map_err(of_refusal)
     }
 
     /// One round of it.

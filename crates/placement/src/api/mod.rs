@@ -91,7 +91,7 @@ impl Api {
 
     /// The page `/metrics`.
     fn metrics(&self) -> String {
-        let known = self.leader.get().and_then(|leader| Some((leader.term().ok()?, leader.now())));
+        let known = self.leader.get().and_then(|leader| Some((leader.known()?, leader.now())));
         metrics::page(&Sources {
             group: &self.handle.status(),
             membership: &self.handle.membership(),

@@ -1,7 +1,7 @@
 //! A leader of a group that is only pretended: what is proposed is applied at once or after a while, and whether a quorum
 //! stands behind a read is the test's choice.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use base::ClusterId;
 use consensus::entry::{Commands, CommandsBuilder};
@@ -309,4 +309,19 @@ fn a_region_whose_leader_leads_no_more_has_none_until_another_reports() {
     assert!(explained.to_string().contains("it has no leader"), "{explained}");
     world.heartbeat(2, report(), &[]);
     assert_eq!(leader(), (Some(NodeId(2)), [0, 1], 0));
+}
+
+#[test]
+fn a_look_at_the_figures_begins_nothing() {
+    let world = World::new(1);
+    assert!(world.leader.known().is_some());
+    world.group.0.term.store(2, Ordering::SeqCst);
+    // What the leader before has replicated is not applied here yet.
+    *world.group.0.news.lock() = region(7, 1, &[(11, 1)]).region;
+    assert!(world.leader.known().is_none());
+    assert!(world.leader.term().is_err(), "the records lag");
+    world.run(world.leader.settle()).unwrap();
+    assert!(world.leader.known().is_none());
+    assert!(world.leader.term().unwrap().view.region(GroupId(7)).is_some());
+    assert!(world.leader.known().is_some());
 }
