@@ -350,7 +350,8 @@ mod tests {
         let step = Step::AddLearner { store: NodeId(2), peer: PeerId(12) };
         let is_done = |down: &[u64], pending: &[u64]| {
             let mut view = View::new(Time::ZERO);
-            [1, 2].map(|store| view.put_store(StoreMeta::new(NodeId(store)), Time::ZERO));
+            view.put_store(StoreMeta::new(NodeId(1)), Time::ZERO);
+            view.put_store(StoreMeta::new(NodeId(2)), Time::ZERO);
             let peer = |store, learner| Peer { id: PeerId(10 + store), store: NodeId(store), learner };
             let down = down.iter().map(|store| DownPeer { store: NodeId(*store), since: Time::ZERO }).collect();
             let pending = pending.iter().map(|store| NodeId(*store)).collect();
