@@ -21,7 +21,9 @@ use rpc::Status;
 use crate::counters::Counters;
 use crate::machine::Records;
 use crate::model::{Epoch, Operator, Peer, Step};
-use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
+use crate::view::{
+    DownPeer, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
+};
 use crate::{Plan, Policy, View, plan};
 
 /// Operators that ended, kept for people.
@@ -32,6 +34,9 @@ const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
 /// Who asks to be given up asks every second; after such a silence it begins to ask anew.
 const ASKS_WITHIN: Duration = Duration::from_secs(10);
+
+/// A region that has not reported another one's keys for so long does so no more.
+const OVERLAP_KEPT: Duration = Duration::from_secs(60);
 
 /// All that is heard and planned in one term.
 pub struct Term {
@@ -47,6 +52,8 @@ pub struct Term {
     progress: BTreeMap<GroupId, u64>,
     /// Replicas that ended operators were to add, and when those ended; the last [`RETIRE_AFTER`].
     added: VecDeque<(Time, GroupId, PeerId)>,
+    /// Regions that report keys which another region has: that one, since when, and when last.
+    overlaps: BTreeMap<GroupId, (GroupId, Time, Time)>,
     /// Stores that ask to be given up: since when, and when they asked last.
     asking: BTreeMap<NodeId, (Time, Time)>,
     pub began: Time,
@@ -90,6 +97,7 @@ impl Term {
             splits: BTreeMap::new(),
             progress: BTreeMap::new(),
             added: VecDeque::new(),
+            overlaps: BTreeMap::new(),
             asking: BTreeMap::new(),
             began: now,
             counters,
@@ -140,6 +148,7 @@ impl Term {
             let id = report.id;
             match self.view.report_region(report, now) {
                 Ok(heard) => {
+                    self.overlaps.remove(&id);
                     for (other, flight) in heard.replaced {
                         let merged = flight.as_ref().and_then(|flight| flight.operator.merges_into()) == Some(id);
                         let outcome = format!("region {other} is part of region {id} by now");
@@ -161,6 +170,10 @@ impl Term {
                     }
                 }
                 Err(why) => {
+                    if let ReportError::Overlap { region, other } = why {
+                        let known = self.overlaps.entry(region).or_insert((other, now, now));
+                        (known.0, known.2) = (other, now);
+                    }
                     tracing::debug!(target: "placement_region", "A region's report was left out, region={id} why={why}");
                     continue;
                 }
@@ -247,6 +260,15 @@ impl Term {
         request.others.iter().filter(is_gone).copied().collect()
     }
 
+    /// Regions that have reported keys of another region's for so long, and until lately; and that other region.
+    pub fn overlaps(&self, lasting: Duration, now: Time) -> impl Iterator<Item = (GroupId, GroupId)> {
+        let lasts = move |since: Time, last: Time| last.since(since) >= lasting && now.since(last) < lasting;
+        self.overlaps
+            .iter()
+            .filter(move |(_, (_, since, last))| lasts(*since, *last))
+            .map(|(id, (other, ..))| (*id, *other))
+    }
+
     /// Notes that a store asks to be given up; since when it does.
     pub fn asks_since(&mut self, store: NodeId, now: Time) -> Time {
         self.asking.retain(|_, (_, last)| now.since(*last) < ASKS_WITHIN);
@@ -259,6 +281,7 @@ impl Term {
         if !self.view.is_ready(&self.policy, now) {
             return Vec::new();
         }
+        self.overlaps.retain(|_, (.., last)| now.since(*last) < OVERLAP_KEPT);
         self.round += 1;
         let began = Instant::now();
         let Plan { operators, stats } = plan(&self.view, &self.policy, now, self.round);

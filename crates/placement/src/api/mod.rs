@@ -15,6 +15,7 @@ mod raw;
 mod rpc_calls;
 mod schedulers;
 mod store_settings;
+mod verdict;
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,5 +1,7 @@
 //! The pages under `/pd/api/v1`, each a JSON value. Shapes are those that tools written for PD know; numbers are numbers.
 
+use std::time::Duration;
+
 use ::http::{Method, StatusCode};
 use base::{GroupId, NodeId};
 use proto::placement as pb;
@@ -7,12 +9,15 @@ use rpc::Status;
 use serde_json::{Map, Value, json};
 
 use super::http::{PageError, Request, bad_request, body_of, not_found};
-use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers, store_settings};
+use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers, store_settings, verdict};
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
 use crate::term::{Term, labels_of};
 use crate::view::{Health, Region, Store, StoreState};
+
+/// A new leader has not heard of the other members yet.
+const MEMBERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 pub type Page = Result<Value, PageError>;
 
@@ -129,6 +134,17 @@ fn health(api: &Api) -> Value {
     membership.members.values().map(one).collect()
 }
 
+/// Members that do not answer this one, which leads.
+fn silent_members(api: &Api) -> Vec<String> {
+    let (status, membership) = (api.handle.status(), api.handle.membership());
+    if api.handle.now().since(status.led_since) < MEMBERS_ANSWER_WITHIN {
+        return Vec::new();
+    }
+    let heard = |peer| status.followers.iter().any(|(follower, _, heard)| *follower == peer && *heard);
+    let silent = membership.members.values().filter(|member| member.peer != status.peer && !heard(member.peer));
+    silent.map(|member| member.name.clone()).collect()
+}
+
 fn status(api: &Api) -> Page {
     let term = api.leader()?.term()?;
     Ok(json!({
@@ -205,7 +221,7 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
     })
 }
 
-fn reason(state: &str, silent: u64) -> String {
+pub fn reason(state: &str, silent: u64) -> String {
     match state {
         "Up" => String::new(),
         "Disconnected" => format!("not heard of for {silent} s"),
@@ -381,7 +397,7 @@ impl Api {
             client_urls: member.client_urls.clone(),
             leader: member.node == status.leader_node,
         });
-        let mut problems = Vec::new();
+        let silent = silent_members(self);
         let mut stores = Vec::new();
         for record in records.stores.values() {
             let Some(store) = term.view.store(NodeId(record.id)) else { continue };
@@ -391,13 +407,6 @@ impl Api {
                 Health::Connected => Some(0),
                 Health::Disconnected(silent) | Health::Down(silent) => Some(silent.as_secs()),
             };
-            if matches!(state, "Down" | "Disconnected") {
-                problems.push(format!(
-                    "store {} is {state}: {}",
-                    record.id,
-                    reason(state, silent_seconds.unwrap_or(0))
-                ));
-            }
             stores.push(pb::StoreStatus {
                 store: Some(record.clone()),
                 state: state.to_owned(),
@@ -413,29 +422,16 @@ impl Api {
                 silent_seconds,
             });
         }
-        let wanted = term.policy.max_replicas as usize;
-        let voters = |region: &Region| region.peers.iter().filter(|peer| !peer.learner).count();
-        let missing = term.view.regions().filter(|region| voters(region) < wanted).count();
-        if missing > 0 {
-            problems.push(format!("{missing} regions have fewer than {wanted} voting replicas"));
-        }
         let sum = |of: fn(&Region) -> usize| term.view.regions().map(of).sum::<usize>() as u64;
-        let down_peers = sum(|region| region.down.len());
-        if down_peers > 0 {
-            problems.push(format!("{down_peers} replicas do not answer their leaders"));
-        }
-        if records.regions.is_empty() {
-            problems.push("there is no region yet: no store has come".to_owned());
-        }
         Ok(pb::ClusterStatusResponse {
             cluster_id: cluster_of(self, &records).0,
             members: members.collect(),
             stores,
             region_count: term.view.region_count() as u64,
             pending_peers: sum(|region| region.pending.len()),
-            down_peers,
+            down_peers: sum(|region| region.down.len()),
             operators: term.view.flights().count() as u64,
-            problems,
+            problems: verdict::problems(&term, &records, &silent, now),
         })
     }
 }
