@@ -51,6 +51,7 @@ pub mod model;
 pub mod plan;
 pub mod policy;
 pub mod recover;
+pub mod refused;
 pub mod router;
 pub mod scale;
 pub mod server;

@@ -13,6 +13,7 @@ use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers,
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
+use crate::refused::described;
 use crate::term::{Term, labels_of};
 use crate::view::{Health, Region, Store, StoreState};
 
@@ -246,7 +247,22 @@ fn store(api: &Api, id: u64) -> Page {
     if record.state() == pb::StoreState::Tombstone {
         return Err(PageError::Http(StatusCode::GONE, format!("store {id} was removed")));
     }
-    Ok(store_value(record, &term, leader.now()))
+    let mut value = store_value(record, &term, leader.now());
+    value["refused"] = leader.refused.like(record, leader.now()).iter().map(refused_value).collect();
+    Ok(value)
+}
+
+/// Another one that claimed to be the store.
+fn refused_value(refused: &pb::RefusedStore) -> Value {
+    json!({
+        "store_id": refused.store_id,
+        "incarnation": format!("{:016x}", refused.incarnation),
+        "address": refused.client_url,
+        "peer_address": refused.peer_url,
+        "seconds_ago": refused.seconds_ago,
+        "times": refused.times,
+        "why": refused.why,
+    })
 }
 
 /// Begins to empty a store. Refused when the others could not take what it holds.
@@ -364,7 +380,15 @@ fn explain_store(api: &Api, id: u64) -> Page {
     let (term, now) = (leader.term()?, leader.now());
     let explained = crate::explain::store::explain(&term.view, &term.policy, NodeId(id), now);
     let explained = explained.ok_or_else(|| not_found(format!("there is no store {id}")))?;
-    with_text(&explained)
+    let mut value = with_text(&explained)?;
+    let refused = leader.records().read().stores.get(&id).map(|record| leader.refused.like(record, now));
+    let refused = refused.unwrap_or_default();
+    let mut text = explained.to_string();
+    for refused in &refused {
+        text.push_str(&format!("refused as this store: {}\n", described(refused)));
+    }
+    (value["refused"], value["text"]) = (refused.iter().map(refused_value).collect(), text.into());
+    Ok(value)
 }
 
 /// What removing a store would mean; nothing is changed.
@@ -431,6 +455,7 @@ impl Api {
             pending_peers: sum(|region| region.pending.len()),
             down_peers: sum(|region| region.down.len()),
             operators: term.view.flights().count() as u64,
+            refused: leader.refused.all(now),
             problems: verdict::problems(&term, &records, &silent, now),
         })
     }

@@ -325,3 +325,18 @@ fn a_look_at_the_figures_begins_nothing() {
     assert!(world.leader.term().unwrap().view.region(GroupId(7)).is_some());
     assert!(world.leader.known().is_some());
 }
+
+#[test]
+fn who_was_refused_is_shown_until_it_is_let_in() {
+    let world = World::new(2);
+    let like = |store: u64| {
+        let record = world.leader.records().read().stores[&store].clone();
+        world.leader.refused.like(&record, world.leader.now())
+    };
+    let twin = pb::RegisterRequest { client_url: "http://twin:1".to_owned(), ..asking(2, 9) };
+    world.run(world.leader.register(twin.clone())).unwrap_err();
+    assert_eq!((like(1).len(), like(2).len()), (0, 1));
+    assert!(like(2)[0].why.contains("duplicate store_id 2") && like(2)[0].client_url == "http://twin:1");
+    world.run(world.leader.register(pb::RegisterRequest { store_id: 3, ..twin })).unwrap();
+    assert_eq!(like(2), []);
+}
