@@ -362,7 +362,7 @@ impl Leader {
         let records = self.records.read();
         let retired = if retires { term.retired(&request, &records, now) } else { Vec::new() };
         Ok(pb::HeartbeatResponse {
-            stores: records.stores.values().cloned().collect(),
+            stores: records.stores.values().filter(|store| stands(store)).cloned().collect(),
             steps,
             retired,
             region_split_bytes: term.policy.split_bytes(),
@@ -459,6 +459,11 @@ impl Leader {
             None => Err(Status::new(Code::NotFound, format!("there is no store {}", request.store_id))),
         }
     }
+}
+
+/// Stores that are gone concern nobody: whom an answer leaves out has no address.
+fn stands(store: &pb::Store) -> bool {
+    store.state() != pb::StoreState::Tombstone
 }
 
 /// What makes no sense is not replicated.

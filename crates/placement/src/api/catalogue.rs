@@ -33,7 +33,11 @@ const PAGES: &[(&str, &str, &str)] = &[
     ("POST", "store/{id}/label", "{\"zone\": \"z1\"}: counts before the label that the store brings along"),
     ("DELETE", "store/{id}/label/{name}", "back to what the store brings along"),
     ("GET", "stats/region", "regions, and what is the matter with them, in numbers"),
-    ("GET", "regions", "all regions"),
+    (
+        "GET",
+        "regions",
+        "regions in the order of their keys, 5000 at most; ?limit=100&key=%61: so many, from this key on; `next` is the page behind",
+    ),
     ("GET", "region/id/{id}", "one region"),
     ("GET", "region/key/{key}", "the one that has a key; any byte may be written as %XX"),
     ("GET", "hotspot/regions/read", "what regions are read, per second, by store, the busiest first"),

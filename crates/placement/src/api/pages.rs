@@ -20,6 +20,9 @@ use crate::view::{Health, Region, Store, StoreState};
 /// A new leader has not heard of the other members yet.
 const MEMBERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// One answer has so many at most; it takes the time of heartbeats.
+const REGIONS_MAX: usize = 5000;
+
 pub type Page = Result<Value, PageError>;
 
 pub async fn answer(api: &Api, request: &Request) -> Page {
@@ -41,7 +44,7 @@ fn get(api: &Api, parts: &[&str], request: &Request) -> Page {
         ["store", id] => store(api, number(id)?),
         ["store", id, "limit"] => store_settings::limit(api, number(id)?),
         ["stats", "region"] => region_stats(api),
-        ["regions"] => regions(api),
+        ["regions"] => regions(api, &request.query),
         ["region", "id", id] => region(api, number(id)?),
         ["region", "key", key] => region_at(api, &unescaped(key)?),
         ["hotspot", "regions", "read"] => hotspot::regions(api, hotspot::Kind::Read),
@@ -339,10 +342,36 @@ fn region_value(region: &Region) -> Value {
     })
 }
 
-fn regions(api: &Api) -> Page {
+fn regions(api: &Api, query: &str) -> Page {
+    let (limit, key) = part_of_regions(query)?;
     let term = api.leader()?.term()?;
-    let all: Vec<Value> = term.view.regions().map(region_value).collect();
-    Ok(json!({ "count": all.len(), "regions": all }))
+    Ok(regions_value(&term, limit, &key))
+}
+
+/// How many regions are wanted, and from which key on.
+fn part_of_regions(query: &str) -> Result<(usize, Vec<u8>), PageError> {
+    let (mut limit, mut key) = (REGIONS_MAX, Vec::new());
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        match part.split_once('=') {
+            Some(("limit", wanted)) => {
+                let wanted = wanted.parse().ok().filter(|wanted| (1..=REGIONS_MAX).contains(wanted));
+                limit = wanted.ok_or_else(|| bad_request(format!("limit is a number from 1 to {REGIONS_MAX}")))?;
+            }
+            Some(("key", from)) => key = unescaped(from)?,
+            _ => return Err(bad_request(format!("`{}`: limit and key can be given", part.escape_debug()))),
+        }
+    }
+    Ok((limit, key))
+}
+
+fn regions_value(term: &Term, limit: usize, key: &[u8]) -> Value {
+    let mut all = term.view.regions_from_key(key);
+    let regions: Vec<Value> = all.by_ref().take(limit).map(region_value).collect();
+    let next = all.next().map(|next| {
+        let key: String = next.start.iter().map(|byte| format!("%{byte:02X}")).collect();
+        format!("regions?limit={limit}&key={key}")
+    });
+    json!({ "count": regions.len(), "total": term.view.region_count(), "regions": regions, "next": next })
 }
 
 fn region(api: &Api, id: u64) -> Page {
@@ -458,5 +487,38 @@ impl Api {
             refused: leader.refused.all(now),
             problems: verdict::problems(&term, &records, &silent, now),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::Time;
+
+    use super::*;
+    use crate::view::{RegionReport, StoreMeta};
+
+    #[test]
+    fn regions_come_in_parts() {
+        let mut term = Term::new(1, &Records::default(), &Policy::default(), Time::ZERO, Arc::default()).unwrap();
+        term.view.put_store(StoreMeta::new(NodeId(1)), Time::ZERO);
+        for (id, start, end) in [(3, "", "a/"), (1, "a/", "m"), (2, "m", "")] {
+            let peers = vec![crate::Peer { id: base::PeerId(id), store: NodeId(1), learner: false }];
+            let (start, end) = (start.as_bytes().into(), end.as_bytes().into());
+            let report = RegionReport { id: GroupId(id), start, end, peers, ..RegionReport::default() };
+            term.view.report_region(report, Time::ZERO).unwrap();
+        }
+        let part = |query: &str| {
+            let (limit, key) = part_of_regions(query).ok().unwrap();
+            let value = regions_value(&term, limit, &key);
+            let ids = value["regions"].as_array().unwrap().iter().map(|region| region["id"].as_u64().unwrap());
+            (ids.collect::<Vec<_>>(), value["next"].as_str().map(ToOwned::to_owned))
+        };
+        assert_eq!(part(""), (vec![3, 1, 2], None));
+        assert_eq!(part("limit=1"), (vec![3], Some("regions?limit=1&key=%61%2F".to_owned())));
+        assert_eq!(part("limit=1&key=%61%2F"), (vec![1], Some("regions?limit=1&key=%6D".to_owned())));
+        assert_eq!(part("key=b"), (vec![1, 2], None));
+        assert!(["limit=0", "limit=5001", "limit=x", "keys=a"].iter().all(|query| part_of_regions(query).is_err()));
     }
 }

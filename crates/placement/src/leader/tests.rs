@@ -340,3 +340,11 @@ fn who_was_refused_is_shown_until_it_is_let_in() {
     world.run(world.leader.register(pb::RegisterRequest { store_id: 3, ..twin })).unwrap();
     assert_eq!(like(2), []);
 }
+
+#[test]
+fn stores_that_are_gone_are_told_to_nobody() {
+    let world = World::new(3);
+    world.run(world.leader.set_state(2, pb::StoreState::Tombstone)).unwrap();
+    let told: Vec<u64> = world.heartbeat(1, Vec::new(), &[]).stores.iter().map(|store| store.id).collect();
+    assert_eq!(told, [1, 3]);
+}
