@@ -26,7 +26,6 @@ use crate::explain::forecast::{RemovalRefused, may_remove};
 use crate::machine::{self, SharedRecords};
 use crate::model::Operator;
 use crate::plan::round::Round;
-use crate::refused::RefusedStores;
 use crate::term::{Term, meta_of, policy_of};
 use crate::view::InFlight;
 
@@ -47,7 +46,6 @@ pub struct Leader {
     term: Mutex<Option<Term>>,
     /// The last term in which the records held all that was replicated before it.
     settled: AtomicU64,
-    pub refused: RefusedStores,
     removing: tokio::sync::Mutex<()>,
     pub counters: Arc<Counters>,
 }
@@ -61,16 +59,7 @@ impl Leader {
     ) -> Arc<Leader> {
         let handle = Arc::new(handle);
         let (term, removing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Arc::new(Leader {
-            handle,
-            records,
-            defaults,
-            term,
-            settled: AtomicU64::new(0),
-            refused: RefusedStores::default(),
-            removing,
-            counters,
-        })
+        Arc::new(Leader { handle, records, defaults, term, settled: AtomicU64::new(0), removing, counters })
     }
 
     /// The policy that the records hold.
@@ -286,7 +275,6 @@ impl Leader {
             self.can_do_without(&request)?;
         }
         let lost = request.lost;
-        let asking = request.clone();
         let registered = match self.alive_elsewhere(&request)? {
             Some(address) => Err(Status::new(
                 Code::AlreadyExists,
@@ -296,14 +284,12 @@ impl Leader {
         };
         let body = registered.inspect_err(|why| {
             self.counters.refused();
-            self.refused.note(&asking, &why.message, self.now());
             tracing::warn!(
                 target: "placement_store",
                 "Did not register a store, store_id={asked} {about} why={} code=CF8002",
                 why.message
             );
         })?;
-        self.refused.forget(&asking);
         let response =
             pb::RegisterResponse::decode(body).map_err(|_| Status::internal("an outcome of a later version"))?;
         if lost {

@@ -51,7 +51,6 @@ pub mod model;
 pub mod plan;
 pub mod policy;
 pub mod recover;
-pub mod refused;
 pub mod router;
 pub mod scale;
 pub mod server;

@@ -31,13 +31,6 @@ pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failur
     for problem in &status.problems {
         output.line(format!("problem: {problem}"))?;
     }
-    for refused in &status.refused {
-        let pb::RefusedStore { store_id, incarnation, client_url, seconds_ago, times, why, .. } = refused;
-        output.line(format!(
-            "refused: store_id {store_id} of data folder {incarnation:016x} at {client_url}, {times} times, last \
-             {seconds_ago}s ago: {why}"
-        ))?;
-    }
     output.line(format!(
         "regions: {} (pending peers {}, down peers {}, operators {})",
         status.region_count, status.pending_peers, status.down_peers, status.operators
@@ -92,17 +85,6 @@ fn as_json(status: &pb::ClusterStatusResponse) -> Value {
             "silent_seconds": status.silent_seconds,
         })
     };
-    let refused = |refused: &pb::RefusedStore| {
-        json!({
-            "store_id": refused.store_id,
-            "incarnation": format!("{:016x}", refused.incarnation),
-            "address": refused.client_url,
-            "peer_address": refused.peer_url,
-            "seconds_ago": refused.seconds_ago,
-            "times": refused.times,
-            "why": refused.why,
-        })
-    };
     let member = |member: &pb::Member| json!({ "id": member.id, "name": member.name, "client_urls": member.client_urls, "leader": member.leader });
     json!({
         "cluster_id": format!("{:016x}", status.cluster_id),
@@ -113,7 +95,6 @@ fn as_json(status: &pb::ClusterStatusResponse) -> Value {
         "down_peers": status.down_peers,
         "operators": status.operators,
         "stores": status.stores.iter().map(store).collect::<Vec<_>>(),
-        "refused": status.refused.iter().map(refused).collect::<Vec<_>>(),
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
     })
 }

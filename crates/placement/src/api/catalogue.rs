@@ -19,7 +19,7 @@ const PAGES: &[(&str, &str, &str)] = &[
     ("GET", "version", "the version that runs"),
     ("GET", "stores", "all stores that are not removed"),
     ("GET", "stores/limit", "replicas a minute that they take in and give"),
-    ("GET", "store/{id}", "one store, and who else claimed to be it and was refused; 410: it was removed"),
+    ("GET", "store/{id}", "one store; 410: it was removed"),
     ("DELETE", "store/{id}", "empty it, and remove it when nothing is left; 409: the others could not take it"),
     ("POST", "store/{id}/state", "?state=Up: it stays after all; ?state=Offline: as DELETE"),
     (

@@ -13,7 +13,6 @@ use super::{Api, catalogue, hotspot, leadership, members, operators, schedulers,
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
-use crate::refused::described;
 use crate::term::{Term, labels_of};
 use crate::view::{Health, Region, Store, StoreState};
 
@@ -250,22 +249,7 @@ fn store(api: &Api, id: u64) -> Page {
     if record.state() == pb::StoreState::Tombstone {
         return Err(PageError::Http(StatusCode::GONE, format!("store {id} was removed")));
     }
-    let mut value = store_value(record, &term, leader.now());
-    value["refused"] = leader.refused.like(record, leader.now()).iter().map(refused_value).collect();
-    Ok(value)
-}
-
-/// Another one that claimed to be the store.
-fn refused_value(refused: &pb::RefusedStore) -> Value {
-    json!({
-        "store_id": refused.store_id,
-        "incarnation": format!("{:016x}", refused.incarnation),
-        "address": refused.client_url,
-        "peer_address": refused.peer_url,
-        "seconds_ago": refused.seconds_ago,
-        "times": refused.times,
-        "why": refused.why,
-    })
+    Ok(store_value(record, &term, leader.now()))
 }
 
 /// Begins to empty a store. Refused when the others could not take what it holds.
@@ -409,15 +393,7 @@ fn explain_store(api: &Api, id: u64) -> Page {
     let (term, now) = (leader.term()?, leader.now());
     let explained = crate::explain::store::explain(&term.view, &term.policy, NodeId(id), now);
     let explained = explained.ok_or_else(|| not_found(format!("there is no store {id}")))?;
-    let mut value = with_text(&explained)?;
-    let refused = leader.records().read().stores.get(&id).map(|record| leader.refused.like(record, now));
-    let refused = refused.unwrap_or_default();
-    let mut text = explained.to_string();
-    for refused in &refused {
-        text.push_str(&format!("refused as this store: {}\n", described(refused)));
-    }
-    (value["refused"], value["text"]) = (refused.iter().map(refused_value).collect(), text.into());
-    Ok(value)
+    with_text(&explained)
 }
 
 /// What removing a store would mean; nothing is changed.
@@ -484,7 +460,6 @@ impl Api {
             pending_peers: sum(|region| region.pending.len()),
             down_peers: sum(|region| region.down.len()),
             operators: term.view.flights().count() as u64,
-            refused: leader.refused.all(now),
             problems: verdict::problems(&term, &records, &silent, now),
         })
     }

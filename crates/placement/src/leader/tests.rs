@@ -327,21 +327,6 @@ fn a_look_at_the_figures_begins_nothing() {
 }
 
 #[test]
-fn who_was_refused_is_shown_until_it_is_let_in() {
-    let world = World::new(2);
-    let like = |store: u64| {
-        let record = world.leader.records().read().stores[&store].clone();
-        world.leader.refused.like(&record, world.leader.now())
-    };
-    let twin = pb::RegisterRequest { client_url: "http://twin:1".to_owned(), ..asking(2, 9) };
-    world.run(world.leader.register(twin.clone())).unwrap_err();
-    assert_eq!((like(1).len(), like(2).len()), (0, 1));
-    assert!(like(2)[0].why.contains("duplicate store_id 2") && like(2)[0].client_url == "http://twin:1");
-    world.run(world.leader.register(pb::RegisterRequest { store_id: 3, ..twin })).unwrap();
-    assert_eq!(like(2), []);
-}
-
-#[test]
 fn stores_that_are_gone_are_told_to_nobody() {
     let world = World::new(3);
     world.run(world.leader.set_state(2, pb::StoreState::Tombstone)).unwrap();
