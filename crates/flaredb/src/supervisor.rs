@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus::{Member, MemberRole, MembershipChange, Refusal, Role};
+use consensus::{GroupStatus, Member, MemberRole, MembershipChange, Refusal, Role};
 use node::Ground;
 use node::identity::Identity;
 use node::transport::{CallFuture, CallService, Caller, Standing};
@@ -194,9 +194,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
         }
         let membership = region.handle.membership();
         let silent = status.followers.iter().filter(|(peer, _, reached)| *peer != status.peer && !reached);
-        // Under steady writes a peer that has caught up is always a moment behind.
-        let caught_up = status.committed.saturating_sub(PENDING_ENTRIES);
-        let behind = status.followers.iter().filter(|(_, known, reached)| *reached && *known < caught_up);
+        let behind = status.followers.iter().filter(|(_, known, reached)| *reached && is_behind(&status, *known));
         let given = behind.clone().fold(0, |given: u64, (_, known, _)| given.wrapping_add(*known));
         let progress = given.wrapping_add(region.handle.snapshot_bytes_sent());
         let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
@@ -233,6 +231,12 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
     };
     let (store_id, incarnation) = (identity.node.0, identity.peer.0);
     pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others, differing }
+}
+
+/// Whether a peer that has so much of the log lacks something. Under steady writes one that has caught up is always a moment
+/// behind; one that has nothing is behind in the shortest log, and so is one that the log no longer reaches back to.
+fn is_behind(status: &GroupStatus, known: u64) -> bool {
+    known < status.committed.saturating_sub(PENDING_ENTRIES).max(1) || known + 1 < status.first
 }
 
 /// Does what an answer asks for, beside everything else.
@@ -356,5 +360,25 @@ impl CallService for StoreCalls {
             }
             _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_nothing_is_behind_in_the_shortest_log() {
+        let behind =
+            |first, committed, known| is_behind(&GroupStatus { first, committed, ..Default::default() }, known);
+        assert!(behind(1, 9, 0));
+        assert!(!behind(1, 9, 1));
+        // The log begins behind what it has: it needs a snapshot.
+        assert!(behind(9, 40, 7));
+        assert!(!behind(9, 40, 8));
+        // A log that was cut off at its end.
+        assert!(!behind(41, 40, 40));
+        assert!(behind(1, 1000, 935));
+        assert!(!behind(1, 1000, 936));
     }
 }

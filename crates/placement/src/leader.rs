@@ -7,13 +7,14 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Refusal, Role};
 use node::Replicated;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use prost::Message as _;
 use proto::placement as pb;
 use proto::placement::command::What;
@@ -21,6 +22,7 @@ use rpc::{Code, Status};
 
 use crate::Policy;
 use crate::counters::Counters;
+use crate::explain::forecast::{RemovalRefused, may_remove};
 use crate::machine::{self, SharedRecords};
 use crate::model::Operator;
 use crate::plan::round::Round;
@@ -31,6 +33,8 @@ use crate::view::InFlight;
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// A store that was heard of so lately is alive.
 const COPY_HEARD_WITHIN: Duration = Duration::from_secs(5);
+/// A damaged store is let go on the word of stores that were heard of so lately.
+const WORD_WITHIN: Duration = Duration::from_secs(3);
 /// One that was not for so long gives its address to a newcomer.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 
@@ -41,6 +45,9 @@ pub struct Leader {
     /// The policy while nobody has set one.
     defaults: Policy,
     term: Mutex<Option<Term>>,
+    /// The last term in which the records held all that was replicated before it.
+    settled: AtomicU64,
+    removing: tokio::sync::Mutex<()>,
     pub counters: Arc<Counters>,
 }
 
@@ -52,7 +59,8 @@ impl Leader {
         counters: Arc<Counters>,
     ) -> Arc<Leader> {
         let handle = Arc::new(handle);
-        Arc::new(Leader { handle, records, defaults, term: Mutex::default(), counters })
+        let (term, removing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(Leader { handle, records, defaults, term, settled: AtomicU64::new(0), removing, counters })
     }
 
     /// The policy that the records hold.
@@ -68,14 +76,25 @@ impl Leader {
         self.handle.now()
     }
 
-    /// What this member knows as the leader; an error if it does not lead.
-    pub fn term(&self) -> Result<parking_lot::MappedMutexGuard<'_, Term>, Status> {
+    /// What this member knows as the leader, if it has begun to: asking begins nothing.
+    pub fn known(&self) -> Option<MappedMutexGuard<'_, Term>> {
+        let status = self.handle.status();
+        let known = self.term.lock();
+        let is_current = |known: &Term| status.role == Role::Leader && known.number == status.term;
+        MutexGuard::try_map(known, |known| known.as_mut().filter(|known| is_current(known))).ok()
+    }
+
+    /// What this member knows as the leader; an error if it does not lead, or has not settled in this term.
+    pub fn term(&self) -> Result<MappedMutexGuard<'_, Term>, Status> {
         let status = self.handle.status();
         if status.role != Role::Leader {
             return Err(Status::unavailable("no leader elected: this member of the placement driver does not lead"));
         }
         let mut known = self.term.lock();
         if known.as_ref().is_none_or(|known| known.number != status.term) {
+            if self.settled.load(Ordering::SeqCst) != status.term {
+                return Err(Status::unavailable("this member of the placement driver has just begun to lead"));
+            }
             let counters = self.counters.clone();
             *known = Some(Term::new(status.term, &self.records.read(), &self.defaults, self.now(), counters)?);
         }
@@ -96,11 +115,16 @@ impl Leader {
 
     /// Waits until the records hold all that was replicated before this term; what is heard is held against them.
     pub async fn settle(&self) -> Result<(), Status> {
-        let term = self.handle.term();
-        if self.term.lock().as_ref().is_some_and(|known| known.number == term) {
-            return Ok(());
+        loop {
+            let term = self.handle.term();
+            if self.settled.load(Ordering::SeqCst) == term {
+                return Ok(());
+            }
+            self.handle.read().await.map_err(of_refusal)?;
+            if self.handle.term() == term {
+                self.settled.store(term, Ordering::SeqCst);
+            }
         }
-        self.handle.read().await.map(drop).map_err(of_refusal)
     }
 
     /// One round of it.
@@ -118,12 +142,7 @@ impl Leader {
         };
         for store in emptied {
             tracing::info!(target: "placement_store", "Store is empty and removed, store_id={store}");
-            let state = pb::StoreState::Tombstone as i32;
-            self.propose(What::SetState(pb::SetStoreState { store_id: store.0, state })).await?;
-            let record = self.records.read().stores.get(&store.0).cloned();
-            if let Some(record) = record {
-                self.term()?.view.put_store(meta_of(&record), self.now());
-            }
+            self.set_state(store.0, pb::StoreState::Tombstone).await?;
         }
         for operator in planned {
             // What has changed meanwhile is planned anew in the next round.
@@ -136,13 +155,22 @@ impl Leader {
     pub async fn begin(&self, mut operator: Operator) -> Result<Option<u64>, Status> {
         let ids_wanted = self.term()?.ids_for(&operator);
         let first = if ids_wanted > 0 { self.allocate(ids_wanted).await? } else { 0 };
+        let mut ids = first..first + u64::from(ids_wanted);
+        let taken = self.records.read().taken(ids.clone());
+        if let Some(id) = taken {
+            tracing::error!(
+                target: "placement_schedule",
+                "An id that was drawn is in use, and the operator is planned anew, id={id} region={} code=CF8023",
+                operator.region
+            );
+            return Ok(None);
+        }
         let mut term = self.term()?;
         // Heartbeats may have come in between.
         let is_as_planned = term.view.region(operator.region).is_some_and(|region| region.epoch == operator.epoch);
         if !is_as_planned || term.ids_for(&operator) != ids_wanted {
             return Ok(None);
         }
-        let mut ids = first..first + u64::from(ids_wanted);
         let mut draw = move || ids.next().expect("so many were counted");
         operator.draw_peers(|| PeerId(draw()));
         term.prepare_split(&operator, draw);
@@ -183,6 +211,34 @@ impl Leader {
     pub async fn set_store(&self, set: pb::SetStore) -> Result<(), Status> {
         let id = set.store_id;
         self.propose(What::SetStore(set)).await?;
+        let mut term = self.term()?;
+        if let Some(record) = self.records.read().stores.get(&id) {
+            term.view.put_store(meta_of(record), self.now());
+        }
+        Ok(())
+    }
+
+    /// Begins to empty a store, unless the others could not take what it holds. One at a time, so that each reckons with
+    /// those before it.
+    pub async fn remove_store(&self, id: u64) -> Result<Result<(), RemovalRefused>, Status> {
+        let _alone = self.removing.lock().await;
+        // What was proposed before, and given up waiting for, is decided when an entry behind it is applied.
+        self.propose(What::Save(pb::SaveRegions::default())).await?;
+        {
+            let (mut term, now) = (self.term()?, self.now());
+            for store in self.records.read().stores.values() {
+                term.view.put_store(meta_of(store), now);
+            }
+            if let Err(why) = may_remove(&term.view, &term.policy, NodeId(id), now) {
+                return Ok(Err(why));
+            }
+        }
+        self.set_state(id, pb::StoreState::Offline).await.map(Ok)
+    }
+
+    /// Replicates whether a store stays.
+    pub async fn set_state(&self, id: u64, state: pb::StoreState) -> Result<(), Status> {
+        self.propose(What::SetState(pb::SetStoreState { store_id: id, state: state as i32 })).await?;
         let mut term = self.term()?;
         if let Some(record) = self.records.read().stores.get(&id) {
             term.view.put_store(meta_of(record), self.now());
@@ -288,14 +344,22 @@ impl Leader {
         if !changed.is_empty() {
             self.propose(What::Save(pb::SaveRegions { regions: changed })).await?;
         }
-        let mut term = self.term()?;
-        let now = self.now();
-        let steps = term.hear(id, &request, now);
+        let (steps, retires) = {
+            let (mut term, now) = (self.term()?, self.now());
+            let steps = term.hear(id, &request, now);
+            (steps, !term.retired(&request, &self.records.read(), now).is_empty())
+        };
+        // Data is deleted on this word, and a leader that was replaced does not know of members that came since.
+        if retires {
+            self.handle.read().await.map_err(of_refusal)?;
+        }
+        let (term, now) = (self.term()?, self.now());
         let records = self.records.read();
+        let retired = if retires { term.retired(&request, &records, now) } else { Vec::new() };
         Ok(pb::HeartbeatResponse {
-            stores: records.stores.values().cloned().collect(),
+            stores: records.stores.values().filter(|store| stands(store)).cloned().collect(),
             steps,
-            retired: term.retired(&request, &records, now),
+            retired,
             region_split_bytes: term.policy.split_bytes(),
             load_split: Some(pb::LoadSplit {
                 requests_per_sec: term.policy.load_split_requests_per_sec,
@@ -306,9 +370,10 @@ impl Leader {
         })
     }
 
-    /// Whether each region with a voter in a store has a majority of others that are well.
+    /// Whether each region with a voter in a store has a majority of others that are well, by what their stores have said
+    /// since it began to ask: what they said before may be of a time when it was not damaged, and they were well.
     fn can_do_without(&self, request: &pb::RegisterRequest) -> Result<(), Status> {
-        let (term, now) = (self.term()?, self.now());
+        let (mut term, now) = (self.term()?, self.now());
         let records = self.records.read();
         let store = records.stores.values().find(|store| store.incarnation == request.incarnation);
         let Some(store) = store.filter(|store| store.state() != pb::StoreState::Tombstone) else { return Ok(()) };
@@ -316,6 +381,7 @@ impl Leader {
             return Err(Status::unavailable("the placement driver has not heard of most regions yet"));
         }
         let id = NodeId(store.id);
+        let since = term.asks_since(id, now);
         let round = Round::new(&term.view, &term.policy, now, 0);
         for region in term.view.store(id).into_iter().flat_map(|store| store.regions()) {
             let Some(region) = term.view.region(region) else { continue };
@@ -327,7 +393,13 @@ impl Leader {
                 let why = format!("region {} has its only replica there", region.id);
                 return Err(Status::new(Code::FailedPrecondition, why));
             }
-            let well = region.voters().filter(|peer| peer.store != id && round.is_well(region, peer.store)).count();
+            if region.heard.is_none_or(|heard| heard <= since) {
+                let why = format!("region {} has not reported since the store was found damaged", region.id);
+                return Err(Status::unavailable(why));
+            }
+            let heard = |store| term.view.store(store).is_some_and(|store| store.silent_for(now) <= WORD_WITHIN);
+            let others = region.voters().map(|peer| peer.store).filter(|store| *store != id);
+            let well = others.filter(|store| heard(*store) && round.is_well(region, *store)).count();
             if well * 2 <= voters {
                 let why = format!("of the {voters} voters of region {} only {well} others are well", region.id);
                 return Err(Status::unavailable(why));
@@ -384,6 +456,11 @@ impl Leader {
     }
 }
 
+/// Stores that are gone concern nobody: whom an answer leaves out has no address.
+fn stands(store: &pb::Store) -> bool {
+    store.state() != pb::StoreState::Tombstone
+}
+
 /// What makes no sense is not replicated.
 fn check_regions(request: &pb::HeartbeatRequest) -> Result<(), Status> {
     const KEY_BYTES_MAX: usize = 64 << 10;
@@ -407,3 +484,6 @@ pub fn of_refusal(why: Refusal) -> Status {
         _ => Status::unavailable(why.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

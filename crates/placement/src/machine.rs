@@ -14,7 +14,8 @@
 //! All of it is in memory too ([`Records`]), where readers look.
 //!
 //! Invariants
-//! 1. An id is given out once, whatever it is for: stores, regions and peers draw from one sequence.
+//! 1. An id is given out once, whatever it is for: stores, regions and peers draw from one sequence, which stays ahead of
+//!    every id that a store or a report names, and of what lost members may have given out ([`PlacementMachine::go_on_alone`]).
 //! 2. A store id belongs to one incarnation of one data folder, and an address to one store that is not a tombstone.
 //!    An empty data folder never goes on under the id of one that is lost: regions may have members there that have voted,
 //!    also such as were not reported yet, and what asks for them by that id must not be answered out of nothing. It comes in
@@ -26,7 +27,7 @@
 //!    its record goes, and does not come back.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use base::{ClusterId, PeerId, hash};
@@ -61,6 +62,10 @@ const FOUNDING: &[u8] = b"f";
 const CLUSTER: &[u8] = b"c";
 /// Ids that one command may take.
 pub const IDS_MAX: u32 = 10_000;
+/// None is ever drawn beyond it; one that somebody names is not reckoned with.
+pub const ID_MAX: u64 = 1 << 62;
+/// More than the lost members of a placement driver can have given out beyond what the one that goes on has heard of.
+const LOST_IDS_MAX: u64 = 1 << 32;
 
 /// [`Outcome::code`]s: the command was refused, and the body says why.
 pub const ALREADY_EXISTS: u32 = 1;
@@ -84,6 +89,8 @@ pub struct Records {
     /// That of the stores; `None` before the first one.
     pub cluster: Option<ClusterId>,
     next_id: u64,
+    /// No record has named a greater id since this was opened. Not agreed on: it only says where one need not look.
+    seen_id: u64,
     mark: Mark,
     membership: Bytes,
 }
@@ -104,6 +111,16 @@ impl Records {
         self.by_start.range(first..).filter_map(|(_, id)| self.regions.get(id))
     }
 
+    /// The first of these ids that a region, a peer or a store has.
+    pub fn taken(&self, ids: Range<u64>) -> Option<u64> {
+        if ids.start > self.seen_id {
+            return None;
+        }
+        let founding = self.founding.iter().filter_map(|founding| founding.region.as_ref());
+        let of_regions = self.regions.values().chain(founding).flat_map(ids_of);
+        of_regions.chain(self.stores.keys().copied()).filter(|id| ids.contains(id)).min()
+    }
+
     /// Other regions whose range has a key of this one's.
     fn overlapping(&self, region: &pb::Region) -> Vec<&pb::Region> {
         let within = |start: &Bytes| region.end.is_empty() || *start < region.end;
@@ -116,8 +133,25 @@ impl Records {
 
     fn put_region(&mut self, region: pb::Region) {
         self.remove_region(region.id);
+        self.seen_id = ids_of(&region).fold(self.seen_id, u64::max);
         self.by_start.insert(region.start.clone(), region.id);
         self.regions.insert(region.id, region);
+    }
+
+    /// A record that no command has made.
+    #[cfg(test)]
+    pub fn plant(&mut self, region: pb::Region) {
+        self.put_region(region);
+    }
+
+    fn put_store(&mut self, store: pb::Store) {
+        self.seen_id = self.seen_id.max(store.id);
+        self.stores.insert(store.id, store);
+    }
+
+    fn put_founding(&mut self, founding: pb::Founding) {
+        self.seen_id = founding.region.iter().flat_map(ids_of).fold(self.seen_id, u64::max);
+        self.founding = Some(founding);
     }
 
     fn remove_region(&mut self, id: u64) {
@@ -127,6 +161,11 @@ impl Records {
             self.by_start.remove(&before.start);
         }
     }
+}
+
+/// Its own, its peers', and those of the stores that these are in.
+fn ids_of(region: &pb::Region) -> impl Iterator<Item = u64> {
+    std::iter::once(region.id).chain(region.peers.iter().flat_map(|peer| [peer.id, peer.store_id]))
 }
 
 /// The state machine of the placement driver's one group.
@@ -146,12 +185,15 @@ impl PlacementMachine {
         self.records.clone()
     }
 
-    /// The stores stay in the cluster that they know, whatever the placement driver's group is called from now on.
-    pub fn keep_cluster(&mut self) -> Result<(), MachineError> {
+    /// For a member whose group is lost. The stores stay in the cluster that they know, whatever the placement driver's group
+    /// is called from now on. Ids begin anew far beyond: the lost members may have given out some that this one never heard of.
+    pub fn go_on_alone(&mut self) -> Result<(), MachineError> {
         let mut records = self.records.write();
         let mut batch = WriteBatch::new();
         let cluster = *records.cluster.get_or_insert(self.cluster);
+        records.next_id = records.next_id.saturating_add(LOST_IDS_MAX);
         batch.put(META, CLUSTER, &cluster.0.to_le_bytes());
+        batch.put(META, STATE, &write_state(&records));
         Ok(self.engine.write(&batch)?)
     }
 }
@@ -207,6 +249,12 @@ impl Stage<'_> {
         first
     }
 
+    /// Ids that somebody has are not drawn, wherever they are from.
+    fn note_ids(&mut self, ids: impl Iterator<Item = u64>) {
+        let next = ids.filter(|id| *id <= ID_MAX).map(|id| id + 1).max();
+        self.records.next_id = self.records.next_id.max(next.unwrap_or(0));
+    }
+
     fn register(&mut self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Refused> {
         let cluster = self.records.cluster.unwrap_or(self.cluster);
         if request.cluster_id != 0 && request.cluster_id != cluster.0 {
@@ -216,6 +264,9 @@ impl Stage<'_> {
         let by_incarnation = self.records.stores.values().find(|store| store.incarnation == request.incarnation);
         if let Some(original) = by_incarnation.filter(|store| is_elsewhere(store, &request)) {
             return Err((ALREADY_EXISTS, copied(original, &request)));
+        }
+        if request.store_id > ID_MAX {
+            return Err((FAILED_PRECONDITION, format!("store_id {} is too large: up to {ID_MAX}", request.store_id)));
         }
         if request.lost {
             let lost =
@@ -273,6 +324,7 @@ impl Stage<'_> {
             None if id == 0 || self.records.stores.contains_key(&id) => self.free_store_id(),
             None => id,
         };
+        self.note_ids(std::iter::once(id));
         in_the_way.into_iter().for_each(|other| self.displace(other, id));
         let store = pb::Store {
             id,
@@ -357,15 +409,16 @@ impl Stage<'_> {
         };
         let founding = pb::Founding { store_id, incarnation, region: Some(region) };
         self.batch.put(META, FOUNDING, &founding.encode_to_vec());
-        self.records.founding = Some(founding);
+        self.records.put_founding(founding);
     }
 
     fn put_store(&mut self, store: pb::Store) {
         self.batch.put(STORE, &store.id.to_be_bytes(), &store.encode_to_vec());
-        self.records.stores.insert(store.id, store);
+        self.records.put_store(store);
     }
 
     fn save(&mut self, region: pb::Region) {
+        self.note_ids(ids_of(&region));
         let epoch = |region: &pb::Region| (region.version, region.conf_version);
         let known = self.records.regions.get(&region.id);
         if known.is_some_and(|known| epoch(&region).0 < epoch(known).0 || epoch(&region).1 < epoch(known).1) {
@@ -604,12 +657,12 @@ fn load(view: &dyn View) -> Result<Records, MachineError> {
     let cluster = view.get(META, CLUSTER)?.map(|mut bytes| bytes.try_get_u64_le().map_err(|_| damaged("cluster")));
     records.cluster = cluster.transpose()?.map(ClusterId);
     let founding = view.get(META, FOUNDING)?;
-    records.founding =
-        founding.map(|bytes| pb::Founding::decode(bytes).map_err(|_| damaged("founding"))).transpose()?;
+    let founding = founding.map(|bytes| pb::Founding::decode(bytes).map_err(|_| damaged("founding"))).transpose()?;
+    founding.into_iter().for_each(|founding| records.put_founding(founding));
     let mut walk = view.scan(STORE, &[], None);
     while walk.valid() {
         let store = pb::Store::decode(walk.value()).map_err(|_| damaged("store"))?;
-        records.stores.insert(store.id, store);
+        records.put_store(store);
         walk.advance();
     }
     walk.status()?;
@@ -667,5 +720,31 @@ mod tests {
         // The part before a cut keeps its place until it tells of the cut itself.
         assert_eq!(with(&[region(9, "p", "", 4)]), ["1:-d", "2:d-m", "3:m-", "9:p-"]);
         assert_eq!(with(&[region(9, "p", "", 4), region(3, "m", "p", 4)]), ["1:-d", "2:d-m", "3:m-p", "9:p-"]);
+    }
+
+    #[test]
+    fn ids_that_are_named_are_not_drawn() {
+        let mut records = Records { next_id: 5, ..Records::default() };
+        let mut stage = Stage { records: &mut records, batch: WriteBatch::new(), cluster: ClusterId(1) };
+        stage.save(region(7, "", "", 3));
+        assert_eq!(stage.allocate(1), 71, "behind the region's peer");
+        let peers = vec![pb::Peer { id: 80, store_id: 90, learner: false }];
+        stage.save(pb::Region { peers, version: 2, ..region(7, "", "", 3) });
+        assert_eq!(stage.allocate(1), 91, "also if the report is out of date");
+        let asking = |store_id: u64| pb::RegisterRequest {
+            store_id,
+            incarnation: store_id,
+            client_url: store_id.to_string(),
+            peer_url: store_id.to_string(),
+            ..pb::RegisterRequest::default()
+        };
+        assert_eq!(stage.register(asking(200)).unwrap().store_id, 200);
+        assert_eq!(stage.allocate(1), 201);
+        assert_eq!(stage.register(pb::RegisterRequest { incarnation: 9, ..asking(0) }).unwrap().store_id, 202);
+        stage.save(region(u64::MAX, "", "", 9));
+        assert_eq!(stage.allocate(1), 203, "what nobody has drawn does not use the ids up");
+        assert!(stage.register(asking(ID_MAX + 1)).unwrap_err().1.contains("too large"));
+        let taken = [records.taken(0..8), records.taken(91..201), records.taken(203..210)];
+        assert_eq!(taken, [Some(7), Some(200), None]);
     }
 }

@@ -56,7 +56,7 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
 pub enum Step {
-    /// Add a learner. Done when it has caught up, so it also stands for waiting for a learner that is there. The peer is
+    /// Add a learner. Done when it answers and has caught up, so it also stands for waiting for a learner that is there. The peer is
     /// [`PeerId::NONE`] when it is still to be drawn ([`Operator::draw_peers`]).
     AddLearner {
         #[serde(serialize_with = "number")]
@@ -336,4 +336,32 @@ fn hex_keys<S: Serializer>(keys: &[Key], to: S) -> Result<S::Ok, S::Error> {
 /// Upper-case hexadecimal, as PD's users know keys.
 pub fn hex(key: &[u8]) -> String {
     key.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use base::Time;
+
+    use super::*;
+    use crate::view::{DownPeer, RegionReport, StoreMeta, View};
+
+    #[test]
+    fn a_learner_that_does_not_answer_is_not_there_yet() {
+        let step = Step::AddLearner { store: NodeId(2), peer: PeerId(12) };
+        let is_done = |down: &[u64], pending: &[u64]| {
+            let mut view = View::new(Time::ZERO);
+            view.put_store(StoreMeta::new(NodeId(1)), Time::ZERO);
+            view.put_store(StoreMeta::new(NodeId(2)), Time::ZERO);
+            let peer = |store, learner| Peer { id: PeerId(10 + store), store: NodeId(store), learner };
+            let down = down.iter().map(|store| DownPeer { store: NodeId(*store), since: Time::ZERO }).collect();
+            let pending = pending.iter().map(|store| NodeId(*store)).collect();
+            let peers = vec![peer(1, false), peer(2, true)];
+            let report = RegionReport { id: GroupId(7), peers, down, pending, ..RegionReport::default() };
+            view.report_region(report, Time::ZERO).unwrap();
+            step.is_done(view.region(GroupId(7)).unwrap(), Epoch::default())
+        };
+        assert!(is_done(&[], &[]));
+        assert!(!is_done(&[], &[2]));
+        assert!(!is_done(&[2], &[]));
+    }
 }

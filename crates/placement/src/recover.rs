@@ -6,7 +6,7 @@
 //! stores stay who they are: the id that they know the cluster by is a record of its own ([`crate::machine`]).
 //!
 //! What may be lost: what the lost members had acknowledged and this one never received. Of regions and their replicas nothing
-//! is: stores hold those, and report them. A store that only the lost members knew is refused its heartbeats and has to
+//! is: stores hold those, and report them. Of the ids that were given out some may be unknown: new ones begin far beyond. A store that only the lost members knew is refused its heartbeats and has to
 //! register again.
 
 use std::ffi::OsString;
@@ -160,7 +160,7 @@ fn make_own(dir: &Path, found: &Found, ids: NewIds) -> Result<u64, String> {
             term = term.max(log.state(GROUP).map_or(0, |state| state.hard.term));
             replay(log, GROUP, &mut machine, u64::MAX).map_err(|error| failed(error.to_string()))?;
         }
-        machine.keep_cluster().map_err(|error| failed(error.to_string()))?;
+        machine.go_on_alone().map_err(|error| failed(error.to_string()))?;
         found_anew(&mut machine, &alone(&before, &found.identity, ids), term)
             .map_err(|error| failed(error.to_string()))?;
     }
@@ -194,5 +194,41 @@ mod tests {
         let folder = "--data-dir=/nowhere/at/all";
         assert!(run(&["--unsafe", "--yes", folder]).unwrap_err().contains("CF8021"));
         assert!(run(&["--unsafe", "--no-such-flag"]).is_err());
+    }
+
+    /// A split that the member never heard of may have drawn what it would draw next.
+    #[test]
+    fn ids_go_on_far_beyond_what_the_lost_members_may_have_drawn() {
+        use proto::placement as pb;
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity { cluster: base::ClusterId(7), node: base::NodeId(1), ..Identity::default() };
+        let draw = |machine: &mut PlacementMachine| {
+            let command = pb::Command { what: Some(pb::command::What::Allocate(pb::AllocateIdsRequest { count: 1 })) };
+            let mut commands = consensus::entry::CommandsBuilder::new(PeerId(1));
+            commands.push(1, &prost::Message::encode_to_vec(&command));
+            let payload = consensus::Payload::Commands(consensus::entry::Commands::decode(commands.finish()).unwrap());
+            let mark = machine.mark();
+            let mut applied = consensus::Applied::default();
+            let entry = consensus::Entry { index: mark.index + 1, term: mark.term, payload };
+            machine.apply(&[entry], PeerId(1), &mut applied).unwrap();
+            let (_, outcome) = applied.outcomes.pop().unwrap();
+            <pb::AllocateIdsResponse as prost::Message>::decode(outcome.body).unwrap().first
+        };
+        let before = {
+            let (_engine, mut machine) = open(folder.path(), &identity).unwrap();
+            let member = Member { node: base::NodeId(1), peer: PeerId(1), ..Member::default() };
+            let membership = Membership::founding(base::ClusterId(7), vec![member]);
+            let mark = consensus::Mark { index: 1, term: 1, hash: base::hash::START };
+            machine.found(mark, membership.encode().into()).unwrap();
+            draw(&mut machine)
+        };
+        let found = Found { identity, membership: Membership::default(), last: (1, 2), applied: 2 };
+        let ids = NewIds { cluster: base::ClusterId(8), peer: PeerId(2) };
+        make_own(folder.path(), &found, ids).unwrap();
+        make_own(folder.path(), &found, ids).unwrap();
+        let (_engine, mut machine) = open(folder.path(), &found.identity).unwrap();
+        let after = draw(&mut machine);
+        assert!(after > before + (1 << 32), "{before}, and then {after}");
+        assert!(after < before + (2 << 32), "once");
     }
 }

@@ -21,14 +21,22 @@ use rpc::Status;
 use crate::counters::Counters;
 use crate::machine::Records;
 use crate::model::{Epoch, Operator, Peer, Step};
-use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
+use crate::view::{
+    DownPeer, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
+};
 use crate::{Plan, Policy, View, plan};
 
 /// Operators that ended, kept for people.
 const ENDED_MAX: usize = 1000;
-/// A new leader takes no replica away before this has passed: a step that the one before it has handed out may be about to
-/// make it a member.
+/// A new leader takes no replica away before this has passed, and no leader one that an operator was to add before so much
+/// has passed since the operator ended: a step that was handed out may be about to make it a member.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
+
+/// Who asks to be given up asks every second; after such a silence it begins to ask anew.
+const ASKS_WITHIN: Duration = Duration::from_secs(10);
+
+/// A region that has not reported another one's keys for so long does so no more.
+const OVERLAP_KEPT: Duration = Duration::from_secs(60);
 
 /// All that is heard and planned in one term.
 pub struct Term {
@@ -42,6 +50,12 @@ pub struct Term {
     splits: BTreeMap<GroupId, pb::SplitStep>,
     /// How far the steps under way have come, in the words of the regions' leaders.
     progress: BTreeMap<GroupId, u64>,
+    /// Replicas that ended operators were to add, and when those ended; the last [`RETIRE_AFTER`].
+    added: VecDeque<(Time, GroupId, PeerId)>,
+    /// Regions that report keys which another region has: that one, since when, and when last.
+    overlaps: BTreeMap<GroupId, (GroupId, Time, Time)>,
+    /// Stores that ask to be given up: since when, and when they asked last.
+    asking: BTreeMap<NodeId, (Time, Time)>,
     pub began: Time,
     counters: Arc<Counters>,
 }
@@ -82,6 +96,9 @@ impl Term {
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
             progress: BTreeMap::new(),
+            added: VecDeque::new(),
+            overlaps: BTreeMap::new(),
+            asking: BTreeMap::new(),
             began: now,
             counters,
         })
@@ -102,6 +119,10 @@ impl Term {
         let _ = self.view.report_store(id, report, now);
         let differing = request.differing.iter().map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
         self.view.report_differing(id, differing);
+        // What it has and does not lead, it may have led before.
+        for replica in &request.others {
+            self.view.leads_no_more(GroupId(replica.region_id), id, now);
+        }
         let mut steps = Vec::new();
         for reported in &request.led {
             let Some(region) = &reported.region else { continue };
@@ -127,6 +148,7 @@ impl Term {
             let id = report.id;
             match self.view.report_region(report, now) {
                 Ok(heard) => {
+                    self.overlaps.remove(&id);
                     for (other, flight) in heard.replaced {
                         let merged = flight.as_ref().and_then(|flight| flight.operator.merges_into()) == Some(id);
                         let outcome = format!("region {other} is part of region {id} by now");
@@ -148,6 +170,10 @@ impl Term {
                     }
                 }
                 Err(why) => {
+                    if let ReportError::Overlap { region, other } = why {
+                        let known = self.overlaps.entry(region).or_insert((other, now, now));
+                        (known.0, known.2) = (other, now);
+                    }
                     tracing::debug!(target: "placement_region", "A region's report was left out, region={id} why={why}");
                     continue;
                 }
@@ -225,22 +251,37 @@ impl Term {
             let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
             let id = GroupId(replica.region_id);
             let heard = self.view.region(id).is_some_and(|region| region.heard.is_some());
-            let awaited = self.view.flight(id).is_some_and(|flight| {
-                flight
-                    .operator
-                    .steps
-                    .iter()
-                    .any(|step| matches!(step, Step::AddLearner { peer, .. } if peer.0 == replica.peer_id))
-            });
+            let own = (id, PeerId(replica.peer_id));
+            let under_way = self.view.flight(id).is_some_and(|flight| added_by(&flight.operator).any(|it| it == own));
+            let lately = self.added.iter().rev().take_while(|(ended, ..)| now.since(*ended) < RETIRE_AFTER);
+            let awaited = under_way || lately.into_iter().any(|(_, region, peer)| (*region, *peer) == own);
             !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
         request.others.iter().filter(is_gone).copied().collect()
+    }
+
+    /// Regions that have reported keys of another region's for so long, and until lately; and that other region.
+    pub fn overlaps(&self, lasting: Duration, now: Time) -> impl Iterator<Item = (GroupId, GroupId)> {
+        let lasts = move |since: Time, last: Time| last.since(since) >= lasting && now.since(last) < lasting;
+        self.overlaps
+            .iter()
+            .filter(move |(_, (_, since, last))| lasts(*since, *last))
+            .map(|(id, (other, ..))| (*id, *other))
+    }
+
+    /// Notes that a store asks to be given up; since when it does.
+    pub fn asks_since(&mut self, store: NodeId, now: Time) -> Time {
+        self.asking.retain(|_, (_, last)| now.since(*last) < ASKS_WITHIN);
+        let (since, last) = self.asking.entry(store).or_insert((now, now));
+        *last = now;
+        *since
     }
 
     pub fn plan(&mut self, now: Time) -> Vec<Operator> {
         if !self.view.is_ready(&self.policy, now) {
             return Vec::new();
         }
+        self.overlaps.retain(|_, (.., last)| now.since(*last) < OVERLAP_KEPT);
         self.round += 1;
         let began = Instant::now();
         let Plan { operators, stats } = plan(&self.view, &self.policy, now, self.round);
@@ -315,6 +356,10 @@ impl Term {
 
     pub fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
+        while self.added.front().is_some_and(|(ended, ..)| now.since(*ended) >= RETIRE_AFTER) {
+            self.added.pop_front();
+        }
+        self.added.extend(added_by(&flight.operator).map(|(region, peer)| (now, region, peer)));
         self.splits.remove(&flight.operator.region);
         self.progress.remove(&flight.operator.region);
         self.counters.ended(flight.operator.cause, outcome);
@@ -349,6 +394,14 @@ impl Term {
     pub fn ended(&self) -> impl Iterator<Item = &Ended> {
         self.ended.iter().rev()
     }
+}
+
+/// The replicas that an operator makes.
+fn added_by(operator: &Operator) -> impl Iterator<Item = (GroupId, PeerId)> {
+    operator.steps.iter().filter_map(|step| match step {
+        Step::AddLearner { peer, .. } => Some((operator.region, *peer)),
+        _ => None,
+    })
 }
 
 pub fn policy_of(records: &Records, defaults: &Policy) -> Result<Policy, Status> {

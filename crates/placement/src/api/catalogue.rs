@@ -46,7 +46,11 @@ const PAGES: &[(&str, &str, &str)] = &[
         "stats/region",
         "regions, and what is the matter with them, in numbers; ?start_key=, ?end_key=: those that have keys of this range",
     ),
-    ("GET", "regions", "all regions; ?limit="),
+    (
+        "GET",
+        "regions",
+        "regions in the order of their keys, 5000 at most; ?limit=100&key=%61: so many, from this key on; `next` is the page behind",
+    ),
     ("GET", "regions/key", "regions in the order of their keys; ?key=: from there on, ?end_key=, ?limit= (16)"),
     ("GET", "regions/store/{id}", "those with a replica in a store"),
     (

@@ -17,6 +17,7 @@ mod regions;
 mod rpc_calls;
 mod schedulers;
 mod store_settings;
+mod verdict;
 
 use std::sync::{Arc, OnceLock};
 
@@ -93,7 +94,7 @@ impl Api {
 
     /// The page `/metrics`.
     fn metrics(&self) -> String {
-        let known = self.leader.get().and_then(|leader| Some((leader.term().ok()?, leader.now())));
+        let known = self.leader.get().and_then(|leader| Some((leader.known()?, leader.now())));
         metrics::page(&Sources {
             group: &self.handle.status(),
             membership: &self.handle.membership(),

@@ -1,20 +1,24 @@
 //! The pages under `/pd/api/v1`, each a JSON value. Shapes are those that tools written for PD know; numbers are numbers.
 
+use std::time::Duration;
+
 use ::http::{Method, StatusCode};
 use base::{GroupId, NodeId};
 use proto::placement as pb;
-use proto::placement::command::What;
 use rpc::Status;
 use serde_json::{Value, json};
 
 use super::http::{PageError, Request, bad_request, body_of, not_found};
 use super::query::{Query, unescaped};
-use super::{Api, catalogue, hotspot, leadership, members, operators, regions, schedulers, store_settings};
+use super::{Api, catalogue, hotspot, leadership, members, operators, regions, schedulers, store_settings, verdict};
 use crate::Policy;
-use crate::explain::forecast::{self, RemovalRefused, may_remove};
+use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
-use crate::term::{Term, labels_of, meta_of};
+use crate::term::{Term, labels_of};
 use crate::view::{Health, Region, Store, StoreState};
+
+/// A new leader has not heard of the other members yet.
+const MEMBERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 pub type Page = Result<Value, PageError>;
 
@@ -137,6 +141,17 @@ fn health(api: &Api) -> Value {
     membership.members.values().map(one).collect()
 }
 
+/// Members that do not answer this one, which leads.
+fn silent_members(api: &Api) -> Vec<String> {
+    let (status, membership) = (api.handle.status(), api.handle.membership());
+    if api.handle.now().since(status.led_since) < MEMBERS_ANSWER_WITHIN {
+        return Vec::new();
+    }
+    let heard = |peer| status.followers.iter().any(|(follower, _, heard)| *follower == peer && *heard);
+    let silent = membership.members.values().filter(|member| member.peer != status.peer && !heard(member.peer));
+    silent.map(|member| member.name.clone()).collect()
+}
+
 fn status(api: &Api) -> Page {
     let term = api.leader()?.term()?;
     Ok(json!({
@@ -213,7 +228,7 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
     })
 }
 
-fn reason(state: &str, silent: u64) -> String {
+pub fn reason(state: &str, silent: u64) -> String {
     match state {
         "Up" => String::new(),
         "Disconnected" => format!("not heard of for {silent} s"),
@@ -264,19 +279,14 @@ fn store(api: &Api, id: u64) -> Page {
 
 /// Begins to empty a store. Refused when the others could not take what it holds.
 async fn remove_store(api: &Api, id: u64) -> Page {
-    let leader = api.leader()?;
-    {
-        let term = leader.term()?;
-        may_remove(&term.view, &term.policy, NodeId(id), leader.now()).map_err(|why| {
-            let code = match why {
-                RemovalRefused::Unknown(_) => StatusCode::NOT_FOUND,
-                RemovalRefused::Tombstone(_) => StatusCode::GONE,
-                RemovalRefused::TooFewStores { .. } => StatusCode::CONFLICT,
-            };
-            PageError::Http(code, why.to_string())
-        })?;
-    }
-    change_state(api, id, pb::StoreState::Offline).await?;
+    api.leader()?.remove_store(id).await?.map_err(|why| {
+        let code = match why {
+            RemovalRefused::Unknown(_) => StatusCode::NOT_FOUND,
+            RemovalRefused::Tombstone(_) => StatusCode::GONE,
+            RemovalRefused::TooFewStores { .. } => StatusCode::CONFLICT,
+        };
+        PageError::Http(code, why.to_string())
+    })?;
     Ok(json!({ "message": format!("store {id} is being emptied; it is removed when nothing is left on it") }))
 }
 
@@ -286,18 +296,10 @@ async fn set_state(api: &Api, id: u64, query: &Query) -> Page {
         Some("Offline") => return remove_store(api, id).await,
         _ => return Err(bad_request("state=Up or state=Offline is wanted")),
     };
-    change_state(api, id, state).await?;
+    api.leader()?.set_state(id, state).await?;
     Ok(json!({ "message": format!("store {id} is up again") }))
 }
 
-async fn change_state(api: &Api, id: u64, state: pb::StoreState) -> Result<(), Status> {
-    let leader = api.leader()?;
-    leader.propose(What::SetState(pb::SetStoreState { store_id: id, state: state as i32 })).await?;
-    let mut term = leader.term()?;
-    if let Some(record) = leader.records().read().stores.get(&id) {
-        term.view.put_store(meta_of(record), leader.now());
-    }
-    Ok(())
 }
 
 async fn set_policy(api: &Api, patch: Value) -> Page {
@@ -358,7 +360,7 @@ impl Api {
             client_urls: member.client_urls.clone(),
             leader: member.node == status.leader_node,
         });
-        let mut problems = Vec::new();
+        let silent = silent_members(self);
         let mut stores = Vec::new();
         for record in records.stores.values() {
             let Some(store) = term.view.store(NodeId(record.id)) else { continue };
@@ -368,13 +370,6 @@ impl Api {
                 Health::Connected => Some(0),
                 Health::Disconnected(silent) | Health::Down(silent) => Some(silent.as_secs()),
             };
-            if matches!(state, "Down" | "Disconnected") {
-                problems.push(format!(
-                    "store {} is {state}: {}",
-                    record.id,
-                    reason(state, silent_seconds.unwrap_or(0))
-                ));
-            }
             stores.push(pb::StoreStatus {
                 store: Some(record.clone()),
                 state: state.to_owned(),
@@ -390,17 +385,7 @@ impl Api {
                 silent_seconds,
             });
         }
-        let wanted = term.policy.max_replicas as usize;
-        let voters = |region: &Region| region.peers.iter().filter(|peer| !peer.learner).count();
-        let missing = term.view.regions().filter(|region| voters(region) < wanted).count();
-        if missing > 0 {
-            problems.push(format!("{missing} regions have fewer than {wanted} voting replicas"));
-        }
         let sum = |of: fn(&Region) -> usize| term.view.regions().map(of).sum::<usize>() as u64;
-        let down_peers = sum(|region| region.down.len());
-        if down_peers > 0 {
-            problems.push(format!("{down_peers} replicas do not answer their leaders"));
-        }
         let refused = self.counters.refusals.list(now).into_iter().map(|refusal| pb::RefusedStore {
             store_id: refusal.store_id,
             incarnation: refusal.incarnation,
@@ -408,18 +393,15 @@ impl Api {
             why: refusal.why,
             seconds_ago: now.since(refusal.at).as_secs(),
         });
-        if records.regions.is_empty() {
-            problems.push("there is no region yet: no store has come".to_owned());
-        }
         Ok(pb::ClusterStatusResponse {
             cluster_id: cluster_of(self, &records).0,
             members: members.collect(),
             stores,
             region_count: term.view.region_count() as u64,
             pending_peers: sum(|region| region.pending.len()),
-            down_peers,
+            down_peers: sum(|region| region.down.len()),
             operators: term.view.flights().count() as u64,
-            problems,
+            problems: verdict::problems(&term, &records, &silent, now),
             refused: refused.collect(),
         })
     }

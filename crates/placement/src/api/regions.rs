@@ -4,12 +4,14 @@ use base::{GroupId, NodeId};
 use serde_json::{Map, Value, json};
 
 use super::Api;
-use super::http::not_found;
+use super::http::{PageError, bad_request, not_found};
 use super::pages::Page;
 use super::query::Query;
 use crate::term::Term;
 use crate::view::{Region, StoreState};
 
+/// One answer has so many at most; it takes the time of heartbeats.
+const LIMIT_MAX: usize = 5000;
 /// Of `regions/key`, when nothing is said.
 const LIMIT: u64 = 16;
 
@@ -105,10 +107,31 @@ fn list<'a>(regions: impl Iterator<Item = &'a Region>) -> Value {
     json!({ "count": all.len(), "regions": all })
 }
 
+/// In the order of their keys, from the one that has `key` on; `next` is the page behind.
 pub fn all(api: &Api, query: &Query) -> Page {
-    let limit = query.number("limit", "how many regions")?.unwrap_or(u64::MAX);
+    let (limit, key) = part(query)?;
     let term = api.leader()?.term()?;
-    Ok(list(term.view.regions().take(usize::try_from(limit).unwrap_or(usize::MAX))))
+    Ok(page(&term, limit, key))
+}
+
+/// How many regions are wanted, and from which key on.
+fn part(query: &Query) -> Result<(usize, &[u8]), PageError> {
+    let limit = query.number("limit", "how many regions")?.unwrap_or(LIMIT_MAX as u64);
+    let limit = usize::try_from(limit).ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    let limit = limit.ok_or_else(|| bad_request(format!("limit= takes a number from 1 to {LIMIT_MAX}")))?;
+    Ok((limit, query.bytes("key").unwrap_or_default()))
+}
+
+fn page(term: &Term, limit: usize, key: &[u8]) -> Value {
+    let mut all = term.view.regions_behind(key);
+    let mut value = list(all.by_ref().take(limit));
+    let next = all.next().map(|next| {
+        let key: String = next.start.iter().map(|byte| format!("%{byte:02X}")).collect();
+        format!("regions?limit={limit}&key={key}")
+    });
+    value["total"] = term.view.region_count().into();
+    value["next"] = next.into();
+    value
 }
 
 /// In the order of their keys, from the one that has `key` on, and as far as `end_key`.
@@ -117,7 +140,7 @@ pub fn from_key(api: &Api, query: &Query) -> Page {
     let limit = query.number("limit", "how many regions")?.unwrap_or(LIMIT);
     let term = api.leader()?.term()?;
     let regions = term.view.regions_behind(start).take_while(|region| end.is_empty() || &*region.start < end);
-    Ok(list(regions.take(usize::try_from(limit).unwrap_or(usize::MAX))))
+    Ok(list(regions.take(usize::try_from(limit).map_or(LIMIT_MAX, |limit| limit.min(LIMIT_MAX)))))
 }
 
 pub fn of_store(api: &Api, id: u64) -> Page {
@@ -144,4 +167,41 @@ pub fn one(api: &Api, id: u64) -> Page {
 pub fn at(api: &Api, key: &[u8]) -> Page {
     let term = api.leader()?.term()?;
     term.view.region_at(key).map(value).ok_or_else(|| not_found("no region covers the key yet"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::Time;
+
+    use super::*;
+    use crate::Policy;
+    use crate::machine::Records;
+    use crate::view::{RegionReport, StoreMeta};
+
+    #[test]
+    fn regions_come_in_parts() {
+        let mut term = Term::new(1, &Records::default(), &Policy::default(), Time::ZERO, Arc::default()).unwrap();
+        term.view.put_store(StoreMeta::new(NodeId(1)), Time::ZERO);
+        for (id, start, end) in [(3, "", "a/"), (1, "a/", "m"), (2, "m", "")] {
+            let peers = vec![crate::Peer { id: base::PeerId(id), store: NodeId(1), learner: false }];
+            let (start, end) = (start.as_bytes().into(), end.as_bytes().into());
+            let report = RegionReport { id: GroupId(id), start, end, peers, ..RegionReport::default() };
+            term.view.report_region(report, Time::ZERO).unwrap();
+        }
+        let of = |text: &str| Query::of(text, &["limit", "key"]).ok().unwrap();
+        let shown = |text: &str| {
+            let query = of(text);
+            let (limit, key) = part(&query).ok().unwrap();
+            let value = page(&term, limit, key);
+            let ids = value["regions"].as_array().unwrap().iter().map(|region| region["id"].as_u64().unwrap());
+            (ids.collect::<Vec<_>>(), value["next"].as_str().map(ToOwned::to_owned))
+        };
+        assert_eq!(shown(""), (vec![3, 1, 2], None));
+        assert_eq!(shown("limit=1"), (vec![3], Some("regions?limit=1&key=%61%2F".to_owned())));
+        assert_eq!(shown("limit=1&key=%61%2F"), (vec![1], Some("regions?limit=1&key=%6D".to_owned())));
+        assert_eq!(shown("key=b"), (vec![1, 2], None));
+        assert!(["limit=0", "limit=5001", "limit=x"].iter().all(|text| part(&of(text)).is_err()));
+    }
 }

@@ -51,6 +51,7 @@ pub struct View {
     flights: BTreeMap<GroupId, InFlight>,
     /// Regions that a neighbour is being merged into, and the neighbour.
     taking_in: BTreeMap<GroupId, GroupId>,
+    leaderless: BTreeMap<GroupId, Time>,
     heard_regions: usize,
     total_bytes: u64,
     total_flow: u64,
@@ -142,6 +143,24 @@ impl View {
 
     pub fn report_region(&mut self, report: RegionReport, now: Time) -> Result<Heard, ReportError> {
         self.take_in(report, Some(now), now)
+    }
+
+    /// A store has a replica of the region and does not lead it. Who does has yet to report, if anybody does.
+    pub fn leads_no_more(&mut self, region: GroupId, store: NodeId, now: Time) {
+        if self.regions.get(&region).is_none_or(|known| known.leader != Some(store)) {
+            return;
+        }
+        let Some(mut known) = self.regions.remove(&region) else { return };
+        self.uncount(&known);
+        known.leader = None;
+        self.count(&known);
+        self.regions.insert(region, known);
+        self.leaderless.insert(region, now);
+    }
+
+    /// Regions whose leader has given up leading, and since when; nobody has reported as their leader since.
+    pub fn leaderless(&self) -> impl Iterator<Item = (GroupId, Time)> {
+        self.leaderless.iter().map(|(region, since)| (*region, *since))
     }
 
     /// The leader says that its last report still holds. False when the view knows another epoch or leader: it must report.
@@ -237,6 +256,13 @@ impl View {
 
     pub fn regions(&self) -> impl Iterator<Item = &Region> {
         self.regions.values().map(|region| &**region)
+    }
+
+    /// In the order of their keys, from the one that has `key`, or the next one, on.
+    pub fn regions_from_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Region> {
+        let first = self.region_at(key).map_or(key, |region| &*region.start);
+        let behind = (Bound::Included(first), Bound::Unbounded);
+        self.by_start.range::<[u8], _>(behind).filter_map(|(_, id)| self.region(*id))
     }
 
     pub fn region_count(&self) -> usize {
@@ -482,6 +508,7 @@ impl View {
     }
 
     fn uncount(&mut self, region: &Region) {
+        self.leaderless.remove(&region.id);
         for peer in &region.peers {
             if let Some(store) = self.stores.get_mut(&peer.store) {
                 store.count(region, -1);
