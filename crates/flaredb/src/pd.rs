@@ -149,7 +149,7 @@ impl Locate for PdClient {
     }
 }
 
-/// Whether another address may do better.
-fn is_of_the_way(status: &Status) -> bool {
+/// Whether another address may do better: nobody who leads the placement driver has answered.
+pub(crate) fn is_of_the_way(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
 }

@@ -7,18 +7,23 @@ use base::{ClusterId, NodeId};
 use consensus::MachineError;
 use node::announce;
 use node::heal::{Damage, What};
+use node::identity::Identity;
 use node::many::{Ends, ManyNode};
 use node::reload::{Reloader, expect_hangups, until_told_to_stop};
 use node::service::{Service, listen, told_to_stop};
 use node::start_error::{Cause, StartError};
 use node::tls::Certificates;
+use proto::placement as pb;
 use rpc::server::{Server, ServerConfig};
 use storage::EngineError;
 use storage::rocks::RocksEngine;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
-use crate::api::Api;
+use crate::api::{Api, Door};
 use crate::config::Settings;
 use crate::heal;
+use crate::known::{Known, Remembering};
 use crate::merging;
 use crate::pd::{PdClient, Placement};
 use crate::ready::Ready;
@@ -30,6 +35,10 @@ use crate::supervisor::{self, About, StoreCalls};
 
 /// What a message may have beyond the largest value.
 const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
+/// A store that has regions waits so long for the placement driver, and then begins without it.
+const WITHOUT_PD_AFTER: Duration = Duration::from_secs(3);
+/// Clients that come while a store begins wait so long, and are told then what it waits for.
+const CLIENTS_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs until a signal ends it. The error is one line for people; nothing was started then.
 pub fn run(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
@@ -135,8 +144,26 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     service.status("Registering with the placement driver");
     let identity = node.identity();
     let about = About { store_id: identity.node.0, ..about };
+    let door = Door::closed();
+    let config = ServerConfig {
+        message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
+        stopping: rpc::Status::unavailable("the store is stopping"),
+        names: rpc::server::names_in([&settings.advertise_client]),
+        ..ServerConfig::default()
+    };
+    let server = Server::new(door.clone(), config);
+    let serving = answer(listeners, &server, &door, certificates.as_ref().and_then(Certificates::serving))?;
+    let known = Arc::new(Known::read(&settings.node.data_dir));
+    let placement = Arc::new(Remembering::new(pd.clone(), known.clone()));
+    let mut registering = {
+        let (node, placement) = (node.clone(), placement.clone());
+        tokio::spawn(async move { supervisor::register(&*node, &*placement, &about).await })
+    };
     let registered = tokio::select! {
-        registered = supervisor::register(&*node, &*pd, &about) => registered.map_err(StartError::settings)?,
+        registered = &mut registering => {
+            Some(registered.map_err(|error| StartError::new(Cause::System, error))?.map_err(StartError::settings)?)
+        }
+        () = without_pd(&identity, &known, &placement) => None,
         () = told_to_stop() => return Ok(()),
     };
     let engine = match engine {
@@ -146,7 +173,10 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     let engine = Arc::new(engine);
     let noticed = engine.clone();
     node.set_notice(move || noticed.damage());
-    let (cluster, id) = (ClusterId(registered.cluster_id), NodeId(registered.store_id));
+    let (cluster, id, stores) = match &registered {
+        Some(response) => (ClusterId(response.cluster_id), NodeId(response.store_id), response.stores.clone()),
+        None => (identity.cluster, identity.node, known.stores()),
+    };
     if ![NodeId::default(), id].contains(&identity.node) || ![NodeId::default(), id].contains(&settings.node.node) {
         tracing::warn!(
             target: "flaredb_pd_client",
@@ -157,10 +187,25 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     }
     let incoming = settings.node.data_dir.join("incoming");
     let (store, news) = Store::new(node.clone(), engine.clone(), incoming);
-    store.learn(&registered.stores);
+    store.learn(&stores);
     node.begin(cluster, id, Arc::new(StoreCalls(store.clone())))?;
-    tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
-    match store.begin(news, registered.found.as_ref()) {
+    let late = match &registered {
+        Some(_) => {
+            tell_registered(cluster, id, &pd);
+            None
+        }
+        None => {
+            tracing::warn!(
+                target: "flaredb_pd_client",
+                "No placement driver answers, the store goes on with what it knows and registers later, store_id={id} \
+                 cluster={cluster} stores={} addr={} code=CF8527",
+                stores.len(),
+                pd.addresses()
+            );
+            Some(registering)
+        }
+    };
+    match store.begin(news, registered.as_ref().and_then(|response| response.found.as_ref())) {
         Err(AdmitError::State(MachineError::Damaged(why) | MachineError::Engine(EngineError::Corrupt(why)))) => {
             node.is_damaged(why);
         }
@@ -170,32 +215,20 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     tokio::spawn(space::keep_room(store.clone(), node.clone(), engine.clone(), reserve.0, reserve.1));
 
     let api = Api::new(store.clone(), node.clone(), pd.clone(), asking, settings.slow_request);
-    let config = ServerConfig {
-        message_bytes_max: crate::api::VALUE_BYTES_MAX + MESSAGE_OVERHEAD_BYTES,
-        stopping: rpc::Status::unavailable("the store is stopping"),
-        names: rpc::server::names_in([&settings.advertise_client]),
-        ..ServerConfig::default()
-    };
-    let server = Server::new(api.clone(), config);
     api.behind(&server);
-    drop(api);
-    let tls = certificates.as_ref().and_then(Certificates::serving);
-    let mut serving = Vec::new();
-    for listener in listeners {
-        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-        let listener =
-            tokio::net::TcpListener::from_std(listener).map_err(|error| StartError::new(Cause::Address, error))?;
-        tracing::info!(target: "flaredb_service", "Serving clients, addr={address}");
-        let (server, tls) = (server.clone(), tls.clone());
-        serving.push(tokio::spawn(async move { server.serve_with(listener, tls).await }));
-    }
+    door.open(api);
+    drop(door);
     let merging = tokio::spawn(merging::attend(store.clone(), pd.clone()));
-    let supervising = tokio::spawn(supervisor::supervise(store.clone(), pd));
+    let (refuse, refused) = oneshot::channel();
+    let supervising = tokio::spawn(supervise(store.clone(), pd, placement, late, refuse));
     tokio::spawn(node::storage_log::watch_writes(store.node.stats()));
     tokio::spawn(replication::watch(store.clone()));
     tokio::spawn(tell_engine_events(engine));
     tokio::spawn(ready.attend(store.clone()));
-    until_told_to_stop(reloader.with(certificates), &service).await;
+    let refused = tokio::select! {
+        () = until_told_to_stop(reloader.with(certificates), &service) => None,
+        Ok(why) = refused => Some(why),
+    };
     tracing::info!(target: "flaredb_service", "Stopping");
     service.stopping();
     supervising.abort();
@@ -210,7 +243,80 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
     drop(server);
     node.stop().await;
     tracing::info!(target: "flaredb_service", "Stopped");
-    Ok(())
+    refused.map_or(Ok(()), |why| Err(StartError::settings(why)))
+}
+
+/// Answers clients, before the store serves too.
+fn answer(
+    listeners: Vec<std::net::TcpListener>,
+    server: &Arc<Server<Door>>,
+    door: &Arc<Door>,
+    tls: Option<Arc<rpc::server::Tls>>,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let mut serving = Vec::new();
+    for listener in listeners {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        let listener =
+            tokio::net::TcpListener::from_std(listener).map_err(|error| StartError::new(Cause::Address, error))?;
+        let opened = door.clone();
+        tokio::spawn(async move {
+            opened.is_opened().await;
+            tracing::info!(target: "flaredb_service", "Serving clients, addr={address}");
+        });
+        let (server, door, tls) = (server.clone(), door.clone(), tls.clone());
+        serving.push(tokio::spawn(async move {
+            let _ = tokio::time::timeout(CLIENTS_WAIT, door.is_opened()).await;
+            drop(door);
+            server.serve_with(listener, tls).await;
+        }));
+    }
+    Ok(serving)
+}
+
+/// Comes when the store may begin without the placement driver, if that ever is: it has voted, so nothing about it is to be
+/// decided any more; it knows where the others are; and nobody who leads the placement driver has said a word. Whether its
+/// folder is a copy the other stores notice as well.
+async fn without_pd(identity: &Identity, known: &Known, placement: &Remembering) {
+    let is_somebody = identity.voted && identity.cluster != ClusterId::default() && identity.node != NodeId::default();
+    if !is_somebody || known.stores().is_empty() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(WITHOUT_PD_AFTER).await;
+    if placement.spoke() {
+        std::future::pending().await
+    }
+}
+
+/// `late`: the store is not registered yet. What refuses it for good ends the process.
+async fn supervise(
+    store: Arc<Store>,
+    pd: Arc<PdClient>,
+    placement: Arc<Remembering>,
+    late: Option<JoinHandle<Result<pb::RegisterResponse, String>>>,
+    refuse: oneshot::Sender<String>,
+) {
+    if let Some(registering) = late {
+        // It is not to be had when the process ends.
+        let Ok(registered) = registering.await else { return };
+        match registered {
+            Ok(response) => {
+                store.learn(&response.stores);
+                tell_registered(store.cluster(), store.id(), &pd);
+                let founding = store.clone();
+                let found = move || response.found.map_or(Ok(()), |region| founding.found(&region));
+                if let Ok(Err(why)) = tokio::task::spawn_blocking(found).await {
+                    return drop(refuse.send(format!("the first region was not founded: {why}")));
+                }
+            }
+            // Whoever listens ends with the process.
+            Err(why) => return drop(refuse.send(why)),
+        }
+    }
+    supervisor::supervise(store, placement).await;
+}
+
+fn tell_registered(cluster: ClusterId, id: NodeId, pd: &PdClient) {
+    tracing::info!(target: "flaredb_pd_client", "Registered with PD, store_id={id} cluster={cluster} addr={}", pd.addresses());
 }
 
 /// Puts into the log what the engine met in the background.

@@ -167,7 +167,6 @@ impl Store {
         self.node.spawn(Box::pin(self.clone().attend(heard)));
         if let Some(region) = found {
             self.found(region)?;
-            tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={}", region.id);
         }
         Ok(())
     }
@@ -400,7 +399,7 @@ impl Store {
     }
 
     /// The first region of a cluster begins here. Nothing is done if it is here already.
-    fn found(&self, region: &pb::Region) -> Result<(), AdmitError> {
+    pub fn found(&self, region: &pb::Region) -> Result<(), AdmitError> {
         let _one = self.changing.lock();
         let id = GroupId(region.id);
         let own = region.peers.iter().find(|peer| peer.store_id == self.id().0);
@@ -415,6 +414,7 @@ impl Store {
         machine.found(Mark { index: 1, term: 1, hash: base::hash::START }, membership.encode().into())?;
         self.keep_peer(id, peer)?;
         self.put_on(id, peer, machine, true)?;
+        tracing::info!(target: "flaredb_raft", "Founded the first region of the cluster, region={id}");
         Ok(())
     }
 

@@ -427,7 +427,9 @@ impl Leader {
             return Ok(Some(twin.client_url.clone()));
         }
         if now.since(term.began) < COPY_HEARD_WITHIN {
-            return Err(Status::unavailable("it is not known yet whether another store has the same data folder"));
+            let why = "it is not known yet whether another store has the same data folder";
+            // Not as from a member that does not lead: it may not go on without this one's word.
+            return Err(Status::new(Code::Aborted, why));
         }
         Ok(None)
     }

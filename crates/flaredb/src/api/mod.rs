@@ -8,6 +8,7 @@
 //! A key that lies elsewhere is asked for elsewhere ([`Router`]), once: a request that comes with a context was routed by
 //! whoever sent it, and is told where it should have gone instead.
 
+mod door;
 mod pages;
 mod raw;
 mod requests;
@@ -21,10 +22,9 @@ use prost::Message;
 use proto::flaredb as pb;
 use rpc::Status;
 use rpc::client::Tls;
-use rpc::server::{
-    Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Server, ServerStats, Service,
-};
+use rpc::server::{Answer, Method, Server, ServerStats};
 
+pub use door::Door;
 pub use placement::router::Router;
 pub use raw::VALUE_BYTES_MAX;
 pub use requests::Requests;
@@ -43,7 +43,7 @@ pub struct Api {
     pub pd: Arc<PdClient>,
     pub requests: Arc<Requests>,
     /// The server that this is behind.
-    server: OnceLock<Weak<Server<Api>>>,
+    server: OnceLock<Weak<Server<Door>>>,
 }
 
 const GET: u16 = 0;
@@ -70,7 +70,7 @@ impl Api {
     }
 
     /// The server that is to be counted.
-    pub fn behind(&self, server: &Arc<Server<Api>>) {
+    pub fn behind(&self, server: &Arc<Server<Door>>) {
         // Set once: a store has one server.
         let _ = self.server.set(Arc::downgrade(server));
     }
@@ -92,14 +92,8 @@ impl Api {
     }
 }
 
-impl Service for Api {
-    fn resolve(&self, path: &str) -> Option<Method> {
-        let name = path.strip_prefix("/centra.flaredb.v1.Raw/")?;
-        let number = METHODS.iter().position(|method| *method == name)?;
-        Some(Method::unary(number as u16))
-    }
-
-    fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
+impl Api {
+    pub fn unary(self: &Arc<Self>, number: u16, message: Bytes) -> Answer {
         let api = self.clone();
         let mut watched = Watched::begin(&self.requests, &self.store, number, &message);
         Answer::later(async move {
@@ -108,21 +102,12 @@ impl Service for Api {
             answer
         })
     }
+}
 
-    fn streaming(
-        self: &Arc<Self>,
-        number: u16,
-        _call: Call,
-        _requests: RequestStream,
-        _responses: ResponseSink,
-    ) -> BoxFuture<Result<(), Status>> {
-        unreachable!("method {number} is no stream")
-    }
-
-    fn http(self: &Arc<Self>, _call: Call, request: http::Request<Bytes>) -> BoxFuture<http::Response<HttpBody>> {
-        let response = pages::answer(self, &request);
-        Box::pin(std::future::ready(response))
-    }
+fn resolve(path: &str) -> Option<Method> {
+    let name = path.strip_prefix("/centra.flaredb.v1.Raw/")?;
+    let number = METHODS.iter().position(|method| *method == name)?;
+    Some(Method::unary(number as u16))
 }
 
 fn decoded<T: Message + Default>(message: Bytes) -> Result<T, Status> {

@@ -29,6 +29,15 @@ pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
     }
 }
 
+/// Of a store that does not serve yet.
+pub fn closed(request: &Request<Bytes>, why: &str) -> Response<HttpBody> {
+    let body = match request.uri().path() {
+        "/health" | "/livez" | "/readyz" => format!(r#"{{"health":"false","reason":"{why}"}}"#),
+        _ => format!("{{\"error\":\"{why}\"}}\n"),
+    };
+    page(StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
+}
+
 /// Healthy while every region here has a leader, here or elsewhere.
 fn health(store: &Store) -> Response<HttpBody> {
     let regions = store.regions();

@@ -202,12 +202,12 @@ impl Api {
                 Err(Refusal::Stopping) if self.store.region(region.id()).is_none() => return Err(not_here()),
                 Err(why) => return Err(self.missed(&region, key, why).await),
             };
-            let before = region.state();
-            if !before.covers(key) || before.frozen.is_some() {
+            let seen = region.cell.seen();
+            if !seen.state.covers(key) || seen.state.frozen.is_some() {
                 continue;
             }
             let found = read(region.clone()).await.map_err(|error| Status::internal(error.to_string()))?;
-            if region.handle.still_valid(&grant) && region.state().version == before.version {
+            if region.handle.still_valid(&grant) && region.cell.is_as(&seen) {
                 return Ok(found);
             }
         }

@@ -323,7 +323,8 @@ impl StateMachine for RegionMachine {
     }
 
     fn receiver(&self) -> Result<Box<dyn SnapshotSink>, MachineError> {
-        Ok(Box::new(Receiver::new(self.engine.clone(), &self.incoming, self.id)?))
+        let receiver = Receiver::new(self.engine.clone(), &self.incoming, self.id)?;
+        Ok(Box::new(receiver.claiming(self.map.claims.clone())))
     }
 
     fn install(&mut self, staged: &mut dyn SnapshotSink) -> Result<(), MachineError> {
@@ -339,11 +340,13 @@ impl StateMachine for RegionMachine {
         receiver.decide()?;
         // Nobody reads while the old pairs go and the others come.
         self.publish_as(RegionState::default());
+        self.cell.begin_install();
         let displaced = snapshot::roll_forward(&*self.engine, &self.incoming, self.id)?;
         self.state = load(&*self.engine, self.id)?;
         self.lacking = false;
         self.publish();
         self.let_go(displaced);
+        receiver.is_in_place();
         Ok(())
     }
 }

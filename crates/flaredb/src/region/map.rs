@@ -10,6 +10,7 @@ use base::GroupId;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
+use super::claims::Claims;
 use super::{RegionCell, RegionState};
 
 /// Shared by all regions of a store.
@@ -17,6 +18,7 @@ use super::{RegionCell, RegionState};
 pub struct RangeMap {
     ranges: RwLock<BTreeMap<Bytes, (Bytes, GroupId)>>,
     cells: RwLock<BTreeMap<GroupId, Weak<RegionCell>>>,
+    pub(super) claims: Arc<Claims>,
 }
 
 impl RangeMap {

@@ -255,4 +255,4 @@ pub(super) fn displaced(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

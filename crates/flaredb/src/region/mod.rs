@@ -9,6 +9,7 @@
 //!
 //! | file | its one subject |
 //! |---|---|
+//! | [`claims`] | ranges that received snapshots are about to take |
 //! | [`layout`] | where everything lies, and the records' codecs |
 //! | [`machine`] | what commands do |
 //! | [`map`] | which region covers a key; the regions' cells |
@@ -26,6 +27,7 @@
 //! 3. What an entry does is a function of the region's state and the entry. (Where the records of another region on this
 //!    store come in, at splits and merges, they decide about what is this store's own and is not hashed, or about waiting.)
 
+pub mod claims;
 pub mod layout;
 pub mod machine;
 pub mod map;
@@ -78,6 +80,14 @@ pub struct RegionCell {
     pub traffic: traffic::Traffic,
     /// The region has become part of another one on this store: its machine does nothing any more.
     consumed: AtomicBool,
+    /// How often a snapshot has begun to take the place of what was here.
+    installs: AtomicU64,
+}
+
+/// A region as a reader found it ([`RegionCell::seen`]).
+pub struct Seen {
+    pub state: Arc<RegionState>,
+    installs: u64,
 }
 
 impl RegionCell {
@@ -88,6 +98,24 @@ impl RegionCell {
     /// Returns what was there before.
     pub fn set(&self, state: Arc<RegionState>) -> Arc<RegionState> {
         self.state.swap(state)
+    }
+
+    /// What a reader begins with, and compares afterwards ([`RegionCell::is_as`]).
+    pub fn seen(&self) -> Seen {
+        // Before the state: an install is counted once nobody sees the old one any more, and before its first pair goes.
+        let installs = self.installs.load(Ordering::SeqCst);
+        Seen { state: self.state(), installs }
+    }
+
+    /// Whether the range has been the same all the time since. An install may leave the version as it was, and takes the pairs
+    /// away in between.
+    pub fn is_as(&self, seen: &Seen) -> bool {
+        self.state.load().version == seen.state.version && self.installs.load(Ordering::SeqCst) == seen.installs
+    }
+
+    /// The pairs are about to be replaced; the region shows nothing until they are.
+    pub(super) fn begin_install(&self) {
+        self.installs.fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn is_consumed(&self) -> bool {

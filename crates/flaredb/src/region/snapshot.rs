@@ -13,6 +13,8 @@
 //! A start that finds a `.whole` file does the second half again, which comes to the same; and so does whoever found no room
 //! on the disk in the middle of it.
 //!
+//! A complete stream claims its range ([`super::claims`]): none is decided for that another region has a part of, or is about to.
+//!
 //! A region may have taken another one in ([`super::merge`]) whose peer is still here, because this replica missed it: that
 //! one's range is emptied with the rest, and its records go in the same batch in which the new ones come.
 //!
@@ -29,8 +31,9 @@ use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
 use storage::{Engine, EngineError, View, WriteBatch};
 
+use super::claims::{Claim, Claims};
 use super::layout::{self, RAW, REGION};
-use super::{RegionState, merge, overlap};
+use super::{RegionState, merge};
 
 const STATE: &[u8] = b"state";
 const FAMILIES: u8 = 2;
@@ -134,7 +137,9 @@ pub struct Receiver {
     reader: Reader,
     state: Option<RegionState>,
     engine: Arc<dyn Engine>,
-    finished: bool,
+    claims: Arc<Claims>,
+    /// From the stream's end until it is in place.
+    claim: Option<Claim>,
     decided: bool,
 }
 
@@ -152,9 +157,17 @@ impl Receiver {
             reader: Reader::new(FAMILIES),
             state: None,
             engine,
-            finished: false,
+            claims: Arc::default(),
+            claim: None,
             decided: false,
         })
+    }
+
+    /// `claims`: those of all that come to the store.
+    #[must_use]
+    pub fn claiming(mut self, claims: Arc<Claims>) -> Receiver {
+        self.claims = claims;
+        self
     }
 
     /// Where the snapshot stands; `None` before its end has come.
@@ -164,7 +177,7 @@ impl Receiver {
 
     /// From here on the snapshot is what the region is, whatever happens.
     pub fn decide(&mut self) -> Result<(), MachineError> {
-        if !self.finished {
+        if self.claim.is_none() {
             return Err(bad("it is not complete"));
         }
         if self.decided {
@@ -174,6 +187,11 @@ impl Receiver {
         sync_folder_of(&self.whole)?;
         self.decided = true;
         Ok(())
+    }
+
+    /// Its range is the region's by now.
+    pub(super) fn is_in_place(&mut self) {
+        self.claim = None;
     }
 }
 
@@ -203,17 +221,13 @@ impl SnapshotSink for Receiver {
         if self.state.as_ref().map(|state| state.mark) != Some(mark) || header.revision != self.id.0 as i64 {
             return Err(bad("its header contradicts its content"));
         }
-        // Of a region that has been cut since, or of one whose parts are here and will be gone soon: the sender tries again.
-        if let Some(state) = &self.state {
-            let displaced = merge::displaced(&*self.engine, self.id, state)?;
-            let others = overlap::overlapping(&*self.engine.view(), self.id, state)?;
-            if others.iter().any(|other| displaced.iter().all(|(gone, _)| gone != other)) {
-                return Err(bad("its range is another region's here"));
-            }
-        }
         self.file.flush().map_err(failed)?;
         self.file.get_ref().sync_all().map_err(failed)?;
-        self.finished = true;
+        let (state, incoming) = (self.state.as_ref(), self.part.parent().expect("it lies in a folder"));
+        let state = state.expect("it has a mark");
+        // The sender tries again.
+        let claim = self.claims.take(&*self.engine, incoming, self.id, state)?;
+        self.claim = Some(claim.ok_or_else(|| bad("its range is another region's here"))?);
         Ok(mark)
     }
 
@@ -230,7 +244,7 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
-    let state = state_of(&path)?;
+    let state = state_in(File::open(&path).map_err(failed)?)?;
     let displaced = merge::displaced(engine, id, &state)?;
     let mut batch = WriteBatch::new();
     batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
@@ -261,6 +275,24 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     Ok(displaced)
 }
 
+/// The states that were decided for and are not in place, of regions that count.
+pub fn decided(incoming: &Path, counts: impl Fn(GroupId) -> bool) -> Result<Vec<RegionState>, MachineError> {
+    let mut states = Vec::new();
+    for entry in fs::read_dir(incoming).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix("region-")?.strip_suffix(".whole")?.parse().ok());
+        if id.map(GroupId).is_some_and(&counts) {
+            match File::open(incoming.join(name)) {
+                Ok(file) => states.push(state_in(file)?),
+                // In place meanwhile, or given up.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+    Ok(states)
+}
+
 /// Removes what a region that is gone may have left here.
 pub fn forget(incoming: &Path, id: GroupId) {
     for path in [whole(incoming, id), incoming.join(format!("region-{id}.part"))] {
@@ -270,9 +302,9 @@ pub fn forget(incoming: &Path, id: GroupId) {
 }
 
 /// The state record, which stands at the stream's end.
-fn state_of(path: &Path) -> Result<RegionState, MachineError> {
+fn state_in(file: File) -> Result<RegionState, MachineError> {
     let mut state = None;
-    walk(File::open(path).map_err(failed)?, |family, key, value| {
+    walk(file, |family, key, value| {
         if family == REGION.0 && key == STATE {
             state = Some(layout::read_state(Bytes::copy_from_slice(value), Bytes::new())?);
         }

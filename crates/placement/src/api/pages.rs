@@ -36,7 +36,7 @@ pub async fn answer(api: &Api, request: &Request) -> Page {
 fn parameters(parts: &[&str]) -> &'static [&'static str] {
     match parts {
         ["stores"] | ["store", _, "state"] => &["state"],
-        ["regions"] => &["limit"],
+        ["regions"] => &["limit", "key"],
         ["regions", "key"] => &["key", "end_key", "limit"],
         ["stats", "region"] => &["start_key", "end_key"],
         ["operators", "records"] => &["from"],

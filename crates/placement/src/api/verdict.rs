@@ -81,7 +81,7 @@ fn keys(problems: &mut Vec<String>, term: &Term, now: Time) {
     let lasts = |region: Option<&Region>| region.is_none_or(|region| now.since(region.version_since) >= LASTING);
     let mut holes = Vec::new();
     let mut before: Option<&Region> = None;
-    for region in term.view.regions_from_key(b"") {
+    for region in term.view.regions_behind(b"") {
         let end = before.map_or(&b""[..], |before| &before.end);
         if *region.start > *end && lasts(before) && lasts(Some(region)) {
             holes.push(format!("from {} to {}", shown(end), shown(&region.start)));

@@ -258,13 +258,6 @@ impl View {
         self.regions.values().map(|region| &**region)
     }
 
-    /// In the order of their keys, from the one that has `key`, or the next one, on.
-    pub fn regions_from_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Region> {
-        let first = self.region_at(key).map_or(key, |region| &*region.start);
-        let behind = (Bound::Included(first), Bound::Unbounded);
-        self.by_start.range::<[u8], _>(behind).filter_map(|(_, id)| self.region(*id))
-    }
-
     pub fn region_count(&self) -> usize {
         self.regions.len()
     }

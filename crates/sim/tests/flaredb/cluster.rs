@@ -176,6 +176,15 @@ impl Cluster {
         self.folder.path().join(&process.name)
     }
 
+    /// What a store's `/health` answers: the status, and the page.
+    pub fn health(&self, store: usize) -> (u16, String) {
+        let url = format!("{}/health", self.stores[store].url());
+        let output = Command::new("curl").args(self.curl()).args(["-w", "\n%{http_code}", &url]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (page, status) = said.rsplit_once('\n').expect("a status is the last line");
+        (status.parse().unwrap_or(0), page.to_owned())
+    }
+
     /// Asks again and again until it holds.
     pub async fn until(&mut self, what: &str, mut holds: impl AsyncFnMut(&mut Cluster) -> bool) {
         let deadline = Instant::now() + PATIENCE;

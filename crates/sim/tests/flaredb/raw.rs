@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use proto::flaredb as pb;
 
-use crate::cluster::{Cluster, PATIENCE, get, put};
+use crate::cluster::{Cluster, PATIENCE, Process, get, put};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_store_answers_for_any_key() {
@@ -114,4 +114,46 @@ async fn keys_flow_without_the_placement_driver() {
     cluster.pd[0].spawn();
     cluster.until("all is well again", async |cluster| cluster.has_replicas(3).await).await;
     assert_eq!(get(&mut cluster.raw(leader).await, "after").await.unwrap().as_deref(), Some("v"));
+}
+
+/// Stores that all went down, and come back while the placement driver is away, serve what they have; what comes for the first
+/// time waits, and says for what.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_that_restart_go_on_without_the_placement_driver() {
+    let mut cluster = Cluster::start(1, 3).await;
+    put(&mut cluster.raw(0).await, "before", "v").await.unwrap();
+    let fresh = cluster.add_store(4);
+    cluster.pd[0].kill();
+    cluster.stores[..3].iter_mut().for_each(Process::kill);
+    cluster.stores.iter_mut().for_each(Process::spawn);
+    let began = Instant::now();
+    for store in 0..3 {
+        let (key, mut client) = (format!("after-{store}"), cluster.raw(store).await);
+        while let Err(why) = put(&mut client, &key, "v").await {
+            assert!(began.elapsed() < PATIENCE, "store {store}: {why:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for key in ["before", &key] {
+            assert_eq!(get(&mut client, key).await.unwrap().as_deref(), Some("v"), "{key} at store {store}");
+        }
+    }
+    println!("figure: all stores killed, no placement driver: each serves within {} ms", began.elapsed().as_millis());
+
+    let waits = "the store waits for the placement driver";
+    let refused = get(&mut cluster.raw(fresh).await, "before").await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (tonic::Code::Unavailable, waits));
+    let health = cluster.health(fresh);
+    assert_eq!(health, (503, format!(r#"{{"health":"false","reason":"{waits}"}}"#)));
+
+    let registered =
+        |cluster: &Cluster, store: usize| cluster.stores[store].said().matches("Registered with PD").count();
+    assert_eq!((registered(&cluster, 0), registered(&cluster, fresh)), (1, 0));
+    cluster.pd[0].spawn();
+    cluster
+        .until("all stores register", async |cluster| {
+            (0..3).all(|store| registered(cluster, store) == 2) && registered(cluster, fresh) == 1
+        })
+        .await;
+    cluster.until("all is well again", async |cluster| cluster.has_replicas(3).await).await;
+    cluster.until("the last one serves, too", async |cluster| cluster.health(fresh).0 == 200).await;
 }

@@ -7,7 +7,9 @@ use base::rng::Rng;
 use base::{ClusterId, GroupId, NodeId, PeerId, hash};
 use bytes::Bytes;
 use consensus::entry::{Commands, CommandsBuilder};
-use consensus::{Applied, Entry, MachineError, Mark, Member, MemberRole, Membership, Payload, StateMachine as _};
+use consensus::{
+    Applied, Entry, MachineError, Mark, Member, MemberRole, Membership, Payload, SnapshotSink as _, StateMachine as _,
+};
 use parking_lot::Mutex;
 use prost::Message as _;
 use proto::flaredb as pb;
@@ -19,25 +21,26 @@ use tempfile::TempDir;
 use super::{Merged, displaced};
 use crate::region::layout::{self, FAMILIES, RAW, REGION};
 use crate::region::machine::{FROZEN, Happened, REFUSED, RegionMachine, STALE, load};
+use crate::region::snapshot::Receiver;
 use crate::region::{RangeMap, RegionState};
 
-const SOURCE: u64 = 1;
-const TARGET: u64 = 2;
+pub(in crate::region) const SOURCE: u64 = 1;
+pub(in crate::region) const TARGET: u64 = 2;
 const NODES: [u64; 3] = [1, 2, 3];
 
 /// A store that has applied some of the logs.
-struct World {
+pub(in crate::region) struct World {
     node: u64,
-    engine: Arc<MemEngine>,
-    folder: TempDir,
+    pub engine: Arc<MemEngine>,
+    pub folder: TempDir,
     map: Arc<RangeMap>,
-    machines: BTreeMap<u64, RegionMachine>,
+    pub machines: BTreeMap<u64, RegionMachine>,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
 /// What is committed. The first entry's index is 2.
 #[derive(Default)]
-struct Logs(BTreeMap<u64, Vec<Entry>>);
+pub(in crate::region) struct Logs(BTreeMap<u64, Vec<Entry>>);
 
 impl Logs {
     fn push(&mut self, region: u64, version: u64, what: What) -> Entry {
@@ -70,18 +73,22 @@ fn membership(region: u64, nodes: &[u64]) -> Membership {
 
 impl World {
     /// The source has the keys before `m`, the target those from there on.
-    fn new(node: u64) -> World {
-        let mut world = World {
+    pub fn new(node: u64) -> World {
+        let mut world = World::empty(node);
+        world.found(SOURCE, "", "m", &NODES);
+        world.found(TARGET, "m", "", &NODES);
+        world
+    }
+
+    pub fn empty(node: u64) -> World {
+        World {
             node,
             engine: Arc::new(MemEngine::new(&FAMILIES)),
             folder: TempDir::new().unwrap(),
             map: Arc::default(),
             machines: BTreeMap::new(),
             heard: Arc::default(),
-        };
-        world.found(SOURCE, "", "m", &NODES);
-        world.found(TARGET, "m", "", &NODES);
-        world
+        }
     }
 
     fn found(&mut self, region: u64, start: &'static str, end: &'static str, nodes: &[u64]) {
@@ -95,7 +102,7 @@ impl World {
         self.machines.insert(region, machine);
     }
 
-    fn open(&self, region: u64) -> Result<RegionMachine, MachineError> {
+    pub fn open(&self, region: u64) -> Result<RegionMachine, MachineError> {
         let heard = self.heard.clone();
         let sink = move |what| {
             heard.lock().push(match what {
@@ -110,7 +117,7 @@ impl World {
     }
 
     /// Power is lost, and comes back.
-    fn crash(&mut self) {
+    pub fn crash(&mut self) {
         self.machines.clear();
         self.map = Arc::default();
         self.engine.crash();
@@ -127,22 +134,36 @@ impl World {
         Ok(applied.outcomes.last().map(|(_, outcome)| outcome.code))
     }
 
-    fn state(&self, region: u64) -> RegionState {
+    pub fn state(&self, region: u64) -> RegionState {
         load(&*self.engine, GroupId(region)).unwrap()
     }
 
     /// Appends a command and applies all that there is of that log.
-    fn run(&mut self, logs: &mut Logs, region: u64, what: What) -> u32 {
+    pub fn run(&mut self, logs: &mut Logs, region: u64, what: What) -> u32 {
         logs.push(region, self.state(region).version, what);
         self.apply(logs, region, usize::MAX).unwrap().expect("the first node asks")
     }
 
-    fn has(&self, key: &str) -> Option<Bytes> {
+    pub fn has(&self, key: &str) -> Option<Bytes> {
         self.engine.get(RAW, &layout::raw_key(key.as_bytes())).unwrap()
     }
 
-    fn at(&self, key: &str) -> u64 {
+    pub fn at(&self, key: &str) -> u64 {
         self.map.find(key.as_bytes()).map_or(0, |region| region.0)
+    }
+
+    /// A region as it is sent.
+    pub fn stream(&self, region: u64) -> Vec<Bytes> {
+        let mut stream = self.machines[&region].snapshot().unwrap();
+        std::iter::from_fn(|| stream.next_chunk().unwrap()).collect()
+    }
+
+    pub fn receive(&self, region: u64, chunks: &[Bytes]) -> Result<Receiver, MachineError> {
+        let receiver = Receiver::new(self.engine.clone(), self.folder.path(), GroupId(region))?;
+        let mut receiver = receiver.claiming(self.map.claims.clone());
+        chunks.iter().try_for_each(|chunk| receiver.write(chunk.clone()))?;
+        receiver.finish()?;
+        Ok(receiver)
     }
 
     fn freeze(&self) -> What {
@@ -167,12 +188,12 @@ impl World {
     }
 }
 
-fn put(key: &str, value: &str) -> What {
+pub(in crate::region) fn put(key: &str, value: &str) -> What {
     let mutation = pb::Mutation { key: key.to_owned().into(), value: Some(value.to_owned().into()) };
     What::Write(pb::Write { mutations: vec![mutation], tell: false })
 }
 
-fn split(key: &'static str, region: u64) -> What {
+pub(in crate::region) fn split(key: &'static str, region: u64) -> What {
     let peers = NODES.map(|node| proto::placement::Peer { id: region * 10 + node, store_id: node, learner: false });
     let region = pb::NewRegion { region_id: region, start: key.into(), peers: peers.to_vec() };
     What::Split(pb::Split { regions: vec![region] })
@@ -370,16 +391,8 @@ fn a_replica_that_lacks_the_source_answers_nothing() {
 }
 
 /// What a region is, as it comes to another store.
-fn send(from: &World, to: &World, region: u64) -> Result<super::super::snapshot::Receiver, MachineError> {
-    use consensus::SnapshotSink as _;
-    let mut stream = from.machines[&region].snapshot().unwrap();
-    let engine: Arc<dyn Engine> = to.engine.clone();
-    let mut receiver = super::super::snapshot::Receiver::new(engine, to.folder.path(), GroupId(region))?;
-    while let Some(chunk) = stream.next_chunk()? {
-        receiver.write(chunk)?;
-    }
-    receiver.finish()?;
-    Ok(receiver)
+fn send(from: &World, to: &World, region: u64) -> Result<Receiver, MachineError> {
+    to.receive(region, &from.stream(region))
 }
 
 #[test]
