@@ -120,3 +120,14 @@ fn gap(acknowledged: &[Instant], begun: Instant, ended: Instant) -> Duration {
     let pairs = acknowledged.windows(2).filter(|pair| pair[1] >= begun && pair[0] <= ended);
     pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }
+
+/// The measure has teeth: a pause is seen wherever it begins, and none is made up.
+#[test]
+fn pauses_are_seen() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let writes: Vec<Instant> = [0, 10, 20, 320, 330, 340].map(at).to_vec();
+    assert_eq!(gap(&writes, at(15), at(100)), Duration::from_millis(300), "it began after the restart did");
+    assert_eq!(gap(&writes, at(100), at(110)), Duration::from_millis(300), "it is longer than the restart");
+    assert_eq!(gap(&writes, at(325), at(335)), Duration::from_millis(10));
+}
