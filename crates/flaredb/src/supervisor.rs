@@ -243,6 +243,7 @@ fn is_behind(status: &GroupStatus, known: u64) -> bool {
 fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     store.learn(&response.stores);
     store.space.learn(&response.full_stores);
+    store.node.pace_snapshots(response.snapshot_bytes_per_sec);
     for pb::Replica { region_id, peer_id } in response.retired {
         let retiring = store.clone();
         store.node.spawn(Box::pin(async move {

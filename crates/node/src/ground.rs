@@ -96,6 +96,9 @@ pub trait Ground: Send + Sync {
         body: Bytes,
         timeout: Duration,
     ) -> Later<Result<Result<Bytes, Refusal>, String>>;
+    /// Bytes a second that snapshots may be sent with, from now on; zero: as fast as it goes. A node whose snapshots take no
+    /// time has no use for it.
+    fn pace_snapshots(&self, _bytes_per_sec: u64) {}
     fn stats(&self) -> Arc<DriverStats>;
     /// Of the data folder's file system: bytes free, and in all.
     fn room(&self) -> Option<(u64, u64)>;
@@ -212,6 +215,10 @@ impl Ground for ManyNode {
     ) -> Later<Result<Result<Bytes, Refusal>, String>> {
         let transport = self.transport().clone();
         Box::pin(async move { transport.call(node, method, body, timeout).await })
+    }
+
+    fn pace_snapshots(&self, bytes_per_sec: u64) {
+        self.transport().pace_snapshots(bytes_per_sec);
     }
 
     fn stats(&self) -> Arc<DriverStats> {

@@ -54,6 +54,7 @@ mod mutate;
 pub mod node;
 pub mod options;
 pub(crate) mod outcast;
+pub(crate) mod pace;
 pub mod program;
 pub mod rebuilds;
 pub mod recovery;

@@ -366,6 +366,7 @@ impl Leader {
                 bytes_per_sec: term.policy.load_split_bytes_per_sec,
                 time_ms: term.policy.load_split_time.as_millis() as u64,
             }),
+            snapshot_bytes_per_sec: term.policy.snap_io_max_bytes_per_sec,
             full_stores: term.view.stores().filter(|store| store.report.full).map(|store| store.id().0).collect(),
         })
     }

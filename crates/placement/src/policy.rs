@@ -18,7 +18,7 @@
 //! | `…-schedule-limit` | leader 4, region 2048, replica 64, merge 8, hot-region 4, split 64 | operators in flight |
 //! | `max-snapshot-count`, `max-pending-peer-count` | 64, 64 | per store |
 //! | `store-add-limit`, `store-remove-limit` | 15, 15 | replicas per store and minute |
-//! | `snap-io-max-bytes-per-sec` | 100 MiB | what a store gives to snapshots; estimates rest on it |
+//! | `snap-io-max-bytes-per-sec` | 100 MiB | what a store gives to the snapshots that it sends, taken together; estimates rest on it |
 //! | `schedulers` | all four | `balance-leader-scheduler`, … (the suffix may be left out) |
 //! | `paused-schedulers` | none | schedulers that rest until a time, in seconds since 1970 |
 //! | `evict-leader-stores` | none | stores that give up their leaders |

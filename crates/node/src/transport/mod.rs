@@ -43,6 +43,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::applier::Work;
 use crate::inbox::Inbox;
+use crate::pace::Pace;
 use crate::tls::{self, Certificates, Program};
 use directory::Directory;
 use frame::{Hello, Purpose, Welcome};
@@ -95,6 +96,8 @@ struct Inner {
     /// Connections that this node did not take.
     turned_away: AtomicU64,
     traffic: Mutex<BTreeMap<NodeId, Arc<Traffic>>>,
+    /// Of the snapshots that are sent, taken together.
+    snapshot_pace: Pace,
 }
 
 pub type StagedSnapshots = Arc<Mutex<std::collections::HashMap<u64, Box<dyn consensus::SnapshotSink>>>>;
@@ -144,7 +147,13 @@ impl Transport {
             refusals: Mutex::default(),
             turned_away: AtomicU64::new(0),
             traffic: Mutex::default(),
+            snapshot_pace: Pace::default(),
         }))
+    }
+
+    /// Bytes a second that snapshots may be sent with, from now on; zero: as fast as it goes.
+    pub fn pace_snapshots(&self, bytes_per_sec: u64) {
+        self.0.snapshot_pace.set(bytes_per_sec);
     }
 
     /// Connections that this node did not take: they were no member's, took too long to say who they are, or were too many.

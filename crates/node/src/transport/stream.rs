@@ -14,6 +14,7 @@ use super::pipe::Pipe;
 use super::{Caller, Transport};
 use crate::applier::Work;
 use crate::clock;
+use crate::pace::Paced;
 
 const CHUNK_BYTES_MAX: usize = 8 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
@@ -32,7 +33,7 @@ impl Transport {
         let (mut pipe, _) = self.connect(to, Purpose::Snapshot)?;
         let wrong = |error: io::Error| error.to_string();
         pipe.socket().set_write_timeout(Some(STALL_TIMEOUT)).map_err(wrong)?;
-        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, &mut pipe);
+        let mut writer = BufWriter::with_capacity(BUFFER_BYTES, Paced::new(&mut pipe, &self.0.snapshot_pace));
         frame::write(&mut writer, &message.encode()).map_err(wrong)?;
         while let Some(chunk) = source.next_chunk().map_err(|error| error.to_string())? {
             frame::write(&mut writer, &chunk).map_err(wrong)?;

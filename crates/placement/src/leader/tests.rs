@@ -333,3 +333,13 @@ fn stores_that_are_gone_are_told_to_nobody() {
     let told: Vec<u64> = world.heartbeat(1, Vec::new(), &[]).stores.iter().map(|store| store.id).collect();
     assert_eq!(told, [1, 3]);
 }
+
+#[test]
+fn the_pace_of_snapshots_is_told_with_every_heartbeat() {
+    let world = World::new(1);
+    let told = || world.heartbeat(1, Vec::new(), &[]).snapshot_bytes_per_sec;
+    assert_eq!(told(), 100 << 20);
+    let slower = |policy: Policy| Ok::<_, Status>(Policy { snap_io_max_bytes_per_sec: 5 << 20, ..policy });
+    world.run(world.leader.change_policy(slower)).unwrap();
+    assert_eq!(told(), 5 << 20);
+}
