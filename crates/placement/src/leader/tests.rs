@@ -164,7 +164,9 @@ impl World {
         let others = others.iter().map(|(region_id, peer_id)| pb::Replica { region_id: *region_id, peer_id: *peer_id });
         let incarnation = self.leader.records().read().stores[&store].incarnation;
         let others = others.collect();
-        let request = pb::HeartbeatRequest { store_id: store, incarnation, led, others, ..Default::default() };
+        let (capacity_bytes, available_bytes) = (1 << 40, 1 << 40);
+        let stats = Some(pb::StoreStats { capacity_bytes, available_bytes, ..pb::StoreStats::default() });
+        let request = pb::HeartbeatRequest { store_id: store, incarnation, stats, led, others, ..Default::default() };
         self.run(self.leader.heartbeat(request))
     }
 }
