@@ -15,6 +15,7 @@
 //! | [`merging`] | how a region's leader brings a merge to its end |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
+//! | [`heartbeat`] | a heartbeat in as many messages as it needs |
 //! | [`known`] | where the other stores are, kept for a start without a placement driver |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`heal`] | what becomes of a damaged store |
@@ -30,6 +31,7 @@ pub mod config;
 #[cfg(test)]
 mod config_reference;
 pub mod heal;
+pub mod heartbeat;
 pub mod known;
 pub mod load;
 pub mod merging;
