@@ -36,6 +36,9 @@ pub mod known;
 pub mod load;
 pub mod merging;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 pub mod pd;
 pub mod ready;
 pub mod region;
