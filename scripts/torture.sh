@@ -2,7 +2,7 @@
 # The faults of the reliability table with real processes, as often as the table asks: hours, or days for all of it.
 #
 #   scripts/torture.sh                    every row with the table's count
-#   scripts/torture.sh 8 14               these rows
+#   scripts/torture.sh 8 14 T3            these rows
 #   scripts/torture.sh fuzz               the fuzz targets, half a minute each
 #   COUNT=20 scripts/torture.sh           every row with this count
 #
@@ -77,9 +77,10 @@ build() {
             *'tests/processes/main.rs ('*) programs[processes]=$(between "$line") ;;
             *'tests/runbook/main.rs ('*) programs[runbook]=$(between "$line") ;;
             *'tests/log_store/main.rs ('*) programs[log_store]=$(between "$line") ;;
+            *'tests/flaredb/main.rs ('*) programs[flaredb]=$(between "$line") ;;
         esac
-    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store 2>&1 | grep Executable)
-    [ ${#programs[@]} = 3 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
+    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store --test flaredb 2>&1 | grep Executable)
+    [ ${#programs[@]} = 4 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
 }
 
 between() {
@@ -110,6 +111,12 @@ row 15 100 "a leader whose disk stands still or is slow; 10 % loss" processes:st
     processes:stalled_disk::a_leader_with_a_slow:1 processes:lossy:counts
 row 16 100 "rolling restart under load (one version)" processes:rolling:3
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
+row T3 300 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
+    flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts
+row T4 50 "wiped stores" flaredb:lost::a_wiped_store:1
+row T5 50 "placement drivers killed, one and all; stores with them" flaredb:placement::the_placement_driver:1 \
+    flaredb:raw::keys_flow:1 flaredb:raw::stores_that_restart:1
+row T6 50 "a store id twice, a copied folder" flaredb:stores::a_second_store:1 flaredb:stores::a_copied:1
 
 if wanted fuzz; then
     echo "── every fuzz target, $FUZZ_SECONDS s each"
