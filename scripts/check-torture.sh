@@ -7,7 +7,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 cat > "$scratch/cargo" <<END
 #!/bin/sh
-for name in processes runbook log_store; do
+for name in processes runbook log_store flaredb; do
     echo "  Executable tests/\$name/main.rs ($scratch/tests)"
 done
 END
@@ -30,7 +30,7 @@ counts() {
         { echo "torture: a test that $1, row $2: code $code, $said" >&2; exit 1; }
 }
 
-for row in 7 17; do
+for row in 7 17 T4; do
     counts passes $row 6/0/0 0
     counts cannot $row 0/0/6 1
     counts none $row 0/1/0 1

@@ -2,7 +2,7 @@
 # The faults of the reliability table with real processes, as often as the table asks: hours, or days for all of it.
 #
 #   scripts/torture.sh                    every row with the table's count
-#   scripts/torture.sh 8 14               these rows
+#   scripts/torture.sh 8 14 T3            these rows
 #   scripts/torture.sh fuzz               the fuzz targets, half a minute each
 #   COUNT=20 scripts/torture.sh           every row with this count
 #   OTHER=REVISION scripts/torture.sh 16  two versions side by side: this checkout's and that revision's; the last tag by
@@ -79,9 +79,10 @@ build() {
             *'tests/processes/main.rs ('*) programs[processes]=$(between "$line") ;;
             *'tests/runbook/main.rs ('*) programs[runbook]=$(between "$line") ;;
             *'tests/log_store/main.rs ('*) programs[log_store]=$(between "$line") ;;
+            *'tests/flaredb/main.rs ('*) programs[flaredb]=$(between "$line") ;;
         esac
-    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store 2>&1 | grep Executable)
-    [ ${#programs[@]} = 3 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
+    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store --test flaredb 2>&1 | grep Executable)
+    [ ${#programs[@]} = 4 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
 }
 
 # The programs of another revision, in a folder of their own that stays for the next time.
@@ -133,6 +134,12 @@ if wanted 16 && [ -z "${CENTRA_OTHER_BIN:-}" ]; then build_other; fi
 row 16 100 "rolling upgrade, mixed versions, downgrade" processes:rolling:3 processes:versions::what_a_later:2 \
     processes:versions::two_versions:counts
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
+row T3 300 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
+    flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts
+row T4 50 "wiped stores" flaredb:lost::a_wiped_store:1
+row T5 50 "placement drivers killed, one and all; stores with them" flaredb:placement::the_placement_driver:1 \
+    flaredb:raw::keys_flow:1 flaredb:raw::stores_that_restart:1
+row T6 50 "a store id twice, a copied folder" flaredb:stores::a_second_store:1 flaredb:stores::a_copied:1
 
 if wanted fuzz; then
     echo "── every fuzz target, $FUZZ_SECONDS s each"

@@ -15,6 +15,7 @@
 //! | [`merging`], [`merge_stats`] | how a region's leader brings a merge to its end; how many, and what came of them |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
+//! | [`heartbeat`] | a heartbeat in as many messages as it needs |
 //! | [`known`] | where the other stores are, kept for a start without a placement driver |
 //! | [`config`], [`server`] | what it is told, and all of it put together |
 //! | [`heal`] | what becomes of a damaged store |
@@ -30,11 +31,15 @@ pub mod config;
 #[cfg(test)]
 mod config_reference;
 pub mod heal;
+pub mod heartbeat;
 pub mod known;
 pub mod load;
 pub mod merge_stats;
 pub mod merging;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 pub mod pd;
 pub mod ready;
 pub mod region;

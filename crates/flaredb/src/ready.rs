@@ -76,7 +76,12 @@ impl Ready {
             let identity = store.node.identity();
             let (regions, leaderless) = counts(&store);
             let but = if leaderless == 0 { String::new() } else { format!(", {leaderless} of them without a leader") };
-            say(format!("Store {} of cluster {} serves {regions} regions{but}", identity.node, identity.cluster));
+            say(match store.refused() {
+                Some(why) => format!("May be stopped, the placement driver refuses this store: {why}"),
+                None => {
+                    format!("Store {} of cluster {} serves {regions} regions{but}", identity.node, identity.cluster)
+                }
+            });
             tokio::time::sleep(STATUS_EVERY).await;
         }
     }

@@ -26,7 +26,7 @@ use storage::{Engine, EngineError, WriteBatch};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::blocking::Blocking;
+use crate::blocking::{Blocking, Full, Line};
 use crate::load::{Load, Seen};
 use crate::merge_stats::MergeStats;
 use crate::region::layout::{self, RAW, REGION, Record};
@@ -42,8 +42,13 @@ const MEASURED_PER_SPLIT: u64 = 16;
 const GONE_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often a region that the disk had no room for is tried again.
 const ROOM_LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Reads that wait for the disk at a time, and regions that come or go.
+/// Reads that are at the disk at a time, and that wait for that.
 const READS_MAX: usize = 64;
+const READS_WAITING_MAX: usize = 4096;
+/// What scans may bring together at a time, and how many wait for room.
+const SCANS_KIB_MAX: usize = 256 << 10;
+const SCANS_WAITING_MAX: usize = 1024;
+/// Regions that come or go at a time.
 const CHORES_MAX: usize = 4;
 /// When the engine could not be flushed, it is tried again after this.
 const FLUSH_RETRY: Duration = Duration::from_secs(5);
@@ -82,8 +87,10 @@ pub struct Store {
     controls: Arc<dyn Controls>,
     sizes: Mutex<BTreeMap<GroupId, Measured>>,
     pub load: Load,
-    /// Reads, and what regions' coming and going takes.
+    /// Reads; and before the disk, scans that wait until there is memory for what they bring. Beside them, what regions' coming
+    /// and going takes.
     pub reads: Blocking,
+    pub scans: Line,
     chores: Blocking,
     /// Stores that are not gone for good, as the placement driver last said.
     stores: Mutex<BTreeSet<NodeId>>,
@@ -91,6 +98,8 @@ pub struct Store {
     pub merges: Notify,
     pub merge_stats: MergeStats,
     pub space: Space,
+    /// Why the placement driver does not want this store any more.
+    refused: Mutex<Option<String>>,
 }
 
 /// What a region's machine has done that the store is to follow up.
@@ -121,6 +130,21 @@ pub enum AdmitError {
     State(#[from] MachineError),
 }
 
+/// Why a key was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("as many reads wait as may, try again later")]
+    Busy,
+    #[error(transparent)]
+    State(#[from] MachineError),
+}
+
+impl From<Full> for ReadError {
+    fn from(_: Full) -> ReadError {
+        ReadError::Busy
+    }
+}
+
 impl Store {
     /// The other end of the news goes to [`Store::begin`].
     pub fn new(
@@ -129,9 +153,10 @@ impl Store {
         incoming: PathBuf,
     ) -> (Arc<Store>, UnboundedReceiver<News>) {
         let (news, heard) = unbounded_channel();
-        let [reads, chores] = [READS_MAX, CHORES_MAX].map(|pieces_max| {
+        let lines = [Line::new(READS_MAX, READS_WAITING_MAX), Line::new(CHORES_MAX, usize::MAX)];
+        let [reads, chores] = lines.map(|line| {
             let node = node.clone();
-            Blocking::new(pieces_max, move |work| node.aside(work))
+            Blocking::new(line, move |work| node.aside(work))
         });
         let store = Store {
             controls: node.controls(),
@@ -147,11 +172,13 @@ impl Store {
             sizes: Mutex::default(),
             load: Load::default(),
             reads,
+            scans: Line::new(SCANS_KIB_MAX, SCANS_WAITING_MAX),
             chores,
             stores: Mutex::default(),
             merges: Notify::new(),
             merge_stats: MergeStats::default(),
             space: Space::default(),
+            refused: Mutex::default(),
         };
         (Arc::new(store), heard)
     }
@@ -506,6 +533,15 @@ impl Store {
         Ok(durable != Some(true) && present != Some(true) && self.region(id).is_none_or(|region| region.peer != peer))
     }
 
+    /// Why the placement driver does not want this store any more, as its last answer was; the process may be stopped then.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().clone()
+    }
+
+    pub fn set_refused(&self, why: Option<String>) {
+        *self.refused.lock() = why;
+    }
+
     /// Whether a store may come back some day.
     pub fn may_come_back(&self, node: NodeId) -> bool {
         let stores = self.stores.lock();
@@ -535,13 +571,13 @@ impl Store {
     }
 
     /// Reads a raw key as it lies here; whether that may be answered is the caller's business.
-    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, MachineError> {
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
         let key = layout::raw_key(key);
-        if let Some(found) = self.engine.get_in_memory(RAW, &key)? {
+        if let Some(found) = self.engine.get_in_memory(RAW, &key).map_err(MachineError::from)? {
             return Ok(found);
         }
         let engine = self.engine.clone();
-        self.reads.run(move || engine.get(RAW, &key).map_err(MachineError::from)).await
+        self.reads.run_if_room(move || Ok(engine.get(RAW, &key).map_err(MachineError::from)?)).await
     }
 
     /// Removes what is left of a region that is gone. Its range may be of long ago: what lies in another region by now is

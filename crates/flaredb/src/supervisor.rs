@@ -27,6 +27,7 @@ use proto::{flaredb, placement as pb};
 use rpc::tls_words::{SPEAKS_NO_TLS, SPEAKS_TLS};
 use tonic::{Code, Status};
 
+use crate::heartbeat;
 use crate::merging;
 use crate::pd::Placement;
 use crate::store::{Region, Store};
@@ -123,12 +124,13 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     let (measuring, admitting) = (Alone::default(), Alone::default());
     loop {
         store.observe_load(limits, store.node.now());
-        match pd.heartbeat(report(&store)).await {
+        match heartbeat::send(&*pd, report(&store)).await {
             Ok(response) => {
                 if failures > 0 {
                     tracing::info!(target: "flaredb_pd_client", "Heartbeat to PD succeeded again, failures={failures}");
                 }
                 failures = 0;
+                store.set_refused(None);
                 let split_bytes = response.region_split_bytes;
                 limits = response.load_split.unwrap_or_default();
                 follow(&store, response);
@@ -139,6 +141,9 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
                 }
             }
             Err(status) => {
+                // Removed, or replaced: it takes people to change that, and the store only passes requests on.
+                let is_refused = status.code() == Code::FailedPrecondition;
+                store.set_refused(is_refused.then(|| status.message().to_owned()));
                 if failures % SAY_EVERY == 0 {
                     tracing::warn!(
                         target: "flaredb_pd_client",

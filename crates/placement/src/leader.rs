@@ -465,7 +465,7 @@ fn stands(store: &pb::Store) -> bool {
 }
 
 /// What makes no sense is not replicated.
-fn check_regions(request: &pb::HeartbeatRequest) -> Result<(), Status> {
+pub(crate) fn check_regions(request: &pb::HeartbeatRequest) -> Result<(), Status> {
     const KEY_BYTES_MAX: usize = 64 << 10;
     let good = |region: &pb::Region| {
         let ordered = region.end.is_empty() || region.start < region.end;

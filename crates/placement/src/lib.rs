@@ -44,11 +44,16 @@ pub mod config;
 #[cfg(test)]
 mod config_reference;
 pub mod counters;
+#[cfg(test)]
+mod decoders;
 pub mod explain;
 pub mod leader;
 pub mod machine;
 pub mod metrics;
 pub mod model;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 pub mod plan;
 pub mod policy;
 pub mod recover;

@@ -38,13 +38,22 @@ pub fn closed(request: &Request<Bytes>, why: &str) -> Response<HttpBody> {
     page(StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
 }
 
-/// Healthy while every region here has a leader, here or elsewhere.
+/// Healthy while every region here has a leader, here or elsewhere, and the cluster wants the store.
 fn health(store: &Store) -> Response<HttpBody> {
     let regions = store.regions();
     let leaderless = regions.iter().filter(|region| region.handle.status().leader.is_none()).count();
-    let (status, reason) = match leaderless {
-        0 => (StatusCode::OK, String::new()),
-        some => (StatusCode::SERVICE_UNAVAILABLE, format!("{some} of {} regions have no leader", regions.len())),
+    let (status, reason) = match (store.refused(), leaderless) {
+        (Some(why), _) => {
+            let why = why.replace(['"', '\\'], "'");
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("the placement driver refuses this store, which may be stopped: {why}"),
+            )
+        }
+        (None, 0) => (StatusCode::OK, String::new()),
+        (None, some) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{some} of {} regions have no leader", regions.len()))
+        }
     };
     let healthy = status == StatusCode::OK;
     page(status, "application/json", format!(r#"{{"health":"{healthy}","reason":"{reason}"}}"#))

@@ -15,7 +15,7 @@ use placement::router::{Asked, Repeat};
 use super::{Api, Missed};
 use crate::region::layout::{self, RAW};
 use crate::region::machine::{FROZEN, STALE};
-use crate::store::{Region, Store};
+use crate::store::{ReadError, Region, Store};
 
 /// The longest key, and the largest value.
 pub const KEY_BYTES_MAX: usize = 16 << 10;
@@ -85,7 +85,7 @@ impl Api {
         here_or_there!(self, request, &request.key, Never, swap_here, compare_and_swap, CompareAndSwapResponse)
     }
 
-    /// Mutations of several regions are done region by region, in the order of their keys.
+    /// Mutations of several regions are done region by region, in the order of their keys: where one fails, those before are done.
     pub async fn batch(&self, mut request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
         if request.mutations.len() > MUTATIONS_MAX {
             return Err(Status::invalid_argument(format!("a batch holds at most {MUTATIONS_MAX} mutations")));
@@ -99,18 +99,24 @@ impl Api {
         }
         // Later ones of a key win, as they would one after the other.
         request.mutations.sort_by(|a, b| a.key.cmp(&b.key));
+        let all = request.mutations.len();
         let mut rest = request.mutations;
         while let Some(first) = rest.first() {
             let end = match self.store.region_at(&first.key) {
                 Some(region) => Some(region.state().end.clone()).filter(|end| !end.is_empty()),
-                None => self.router.end_of_region(&first.key).await?,
+                None => {
+                    let end = self.router.end_of_region(&first.key).await;
+                    end.map_err(|why| done_in_part(why, all - rest.len(), all))?
+                }
             };
             let many = match &end {
                 Some(end) => rest.partition_point(|mutation| mutation.key < *end).max(1),
                 None => rest.len(),
             };
             let later = rest.split_off(many);
-            self.batch_part(pb::BatchRequest { context: None, mutations: rest }).await?;
+            let done = all - later.len() - rest.len();
+            let part = self.batch_part(pb::BatchRequest { context: None, mutations: rest }).await;
+            part.map_err(|why| done_in_part(why, done, all))?;
             rest = later;
         }
         Ok(pb::BatchResponse::default())
@@ -145,8 +151,9 @@ impl Api {
         let scan = |region: Region| {
             let (store, request) = (self.store.clone(), request.clone());
             async move {
+                let _room = store.scans.enter(kib_of(&request)).await?;
                 let walked = store.clone();
-                store.reads.run(move || scan_region(&walked, &region, &request)).await
+                store.reads.run_if_room(move || Ok(scan_region(&walked, &region, &request)?)).await
             }
         };
         self.read(&request.start, request.context.as_ref(), scan).await
@@ -185,7 +192,7 @@ impl Api {
     }
 
     /// Reads from the region that covers a key, linearizably.
-    async fn read<T, R: Future<Output = Result<T, MachineError>>>(
+    async fn read<T, R: Future<Output = Result<T, ReadError>>>(
         &self,
         key: &[u8],
         context: Option<&pb::Context>,
@@ -206,7 +213,10 @@ impl Api {
             if !seen.state.covers(key) || seen.state.frozen.is_some() {
                 continue;
             }
-            let found = read(region.clone()).await.map_err(|error| Status::internal(error.to_string()))?;
+            let found = read(region.clone()).await.map_err(|error| match error {
+                ReadError::Busy => Status::resource_exhausted(error.to_string()),
+                ReadError::State(error) => Status::internal(error.to_string()),
+            })?;
             if region.handle.still_valid(&grant) && region.cell.is_as(&seen) {
                 return Ok(found);
             }
@@ -316,6 +326,12 @@ fn not_here() -> Missed {
     Missed::Region(pb::RegionError { why: Some(pb::region_error::Why::NotHere(true)) })
 }
 
+/// What a scan may bring.
+fn kib_of(request: &pb::ScanRequest) -> u32 {
+    let bytes_max = if request.bytes_max == 0 { BYTES_DEFAULT } else { request.bytes_max.min(BYTES_MAX) };
+    bytes_max.div_ceil(1 << 10)
+}
+
 fn scan_region(store: &Store, region: &Region, request: &pb::ScanRequest) -> Result<pb::ScanResponse, MachineError> {
     let rows_max = if request.rows_max == 0 { ROWS_DEFAULT } else { request.rows_max.min(ROWS_MAX) } as usize;
     let bytes_max = if request.bytes_max == 0 { BYTES_DEFAULT } else { request.bytes_max.min(BYTES_MAX) } as usize;
@@ -364,6 +380,18 @@ fn failure(region: &Region, why: Refusal) -> Status {
     }
 }
 
+/// What a batch failed with, when so many of its mutations had been done.
+fn done_in_part(why: Status, done: usize, all: usize) -> Status {
+    if done == 0 {
+        return why;
+    }
+    let part = format!(
+        "{done} of the batch's {all} mutations were done, those of the least keys, before this: {}",
+        why.message
+    );
+    Status::new(why.code, part)
+}
+
 fn check_key(key: &[u8]) -> Result<(), Status> {
     match key.len() {
         0 => Err(Status::invalid_argument("key is not provided")),
@@ -378,4 +406,28 @@ fn check_value(value: Option<&Bytes>) -> Result<(), Status> {
         return Ok(());
     }
     Err(Status::invalid_argument(format!("value of {bytes} bytes: at most {VALUE_BYTES_MAX} are allowed")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_was_done_in_part_says_so() {
+        let why = Status::unavailable("region 7: no leader");
+        let first = done_in_part(why.clone(), 0, 9);
+        assert_eq!((first.code, &*first.message), (why.code, "region 7: no leader"));
+        let later = done_in_part(why.clone(), 4, 9);
+        assert_eq!(later.code, why.code);
+        assert!(
+            later.message.starts_with("4 of the batch's 9 mutations were done")
+                && later.message.ends_with(&*why.message)
+        );
+    }
+
+    #[test]
+    fn a_scan_takes_as_much_room_as_it_may_bring() {
+        let kib = |bytes_max| kib_of(&pb::ScanRequest { bytes_max, ..Default::default() });
+        assert_eq!((kib(0), kib(1), kib(4096), kib(u32::MAX)), (1024, 1, 4, 32 << 10));
+    }
 }

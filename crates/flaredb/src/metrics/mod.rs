@@ -29,6 +29,7 @@ pub struct Sources<'a> {
     pub requests: &'a Methods,
     /// Of these, how many lay elsewhere.
     pub forwarded: u64,
+    pub reads_refused: u64,
     pub slow_requests: u64,
     pub regions: RegionCounts,
     pub merges: Merges,
@@ -93,6 +94,7 @@ pub fn render(api: &Api) -> String {
     page(&Sources {
         requests: api.requests.methods(),
         forwarded: api.router.forwarded(),
+        reads_refused: store.reads.line.refused() + store.scans.refused(),
         slow_requests: api.requests.slow.seen(),
         regions: RegionCounts::of(store),
         merges: store.merge_stats.read(store.node.now()),
@@ -116,6 +118,8 @@ fn page(sources: &Sources) -> String {
     sources.requests.add(&mut page, "flaredb");
     let forwarded = sources.forwarded;
     page.counter("flaredb_requests_forwarded_total", "Requests whose keys lay on other stores.", forwarded);
+    let refused = sources.reads_refused;
+    page.counter("flaredb_reads_refused_total", "Reads that were turned away because too many waited.", refused);
     let slow = sources.slow_requests;
     page.counter("flaredb_slow_requests_total", "Requests that took log.slow_request_ms or longer.", slow);
     page.gauge("flaredb_regions", "Regions with a peer on this store.", regions.held);

@@ -21,6 +21,7 @@ fn full() -> String {
     page(&Sources {
         requests: &requests,
         forwarded: 3,
+        reads_refused: 6,
         slow_requests: 2,
         regions: RegionCounts {
             held: 5,
@@ -55,6 +56,7 @@ fn the_page_keeps_to_the_format_and_says_what_it_was_told() {
     for line in [
         "flaredb_requests_total{method=\"Put\",code=\"OK\"} 1",
         "flaredb_slow_requests_total 2",
+        "flaredb_reads_refused_total 6",
         "flaredb_regions 5",
         "flaredb_raft_follower_lag_entries{peer=\"3\"} 99",
         "flaredb_raft_follower_silent_regions{peer=\"3\"} 2",

@@ -28,6 +28,8 @@
 //!    store come in, at splits and merges, they decide about what is this store's own and is not hashed, or about waiting.)
 
 pub mod claims;
+#[cfg(test)]
+mod decoders;
 pub mod layout;
 pub mod machine;
 pub mod map;

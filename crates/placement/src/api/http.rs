@@ -27,7 +27,7 @@ pub struct Request {
 }
 
 impl Request {
-    fn encode(&self) -> Bytes {
+    pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         for text in [self.method.as_str(), &self.path, &self.query] {
             out.put_u16_le(text.len() as u16);

@@ -41,6 +41,8 @@ pub const FORWARD: u8 = node::FIRST_METHOD;
 const GRPC: u8 = 0;
 const HTTP: u8 = 1;
 
+#[cfg(test)]
+pub(crate) use self::http::Request;
 pub use rpc_calls::METHODS;
 
 /// The service behind the client port.

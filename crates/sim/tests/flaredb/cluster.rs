@@ -207,6 +207,14 @@ impl Cluster {
         None
     }
 
+    /// Asks the placement driver for something; whether it is done its pages tell.
+    pub fn post(&self, path: &str, body: &Value) {
+        let url = format!("{}/pd/api/v1/{path}", self.pd[0].url());
+        let posted =
+            Command::new("curl").args(self.curl()).args(["-o", "/dev/null", "-d", &body.to_string(), &url]).status();
+        assert!(posted.unwrap().success(), "{path} {body}");
+    }
+
     /// Changes what the placement driver schedules by.
     pub fn set_policy(&self, changes: &str) {
         let url = format!("{}/pd/api/v1/config/schedule", self.pd[0].url());

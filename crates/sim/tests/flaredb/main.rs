@@ -10,6 +10,7 @@ mod lost;
 #[path = "../common/machine.rs"]
 mod machine;
 mod merges;
+mod moves;
 mod operations;
 #[path = "../common/pki.rs"]
 mod pki;
@@ -19,3 +20,7 @@ mod secure;
 mod service;
 mod splits;
 mod stores;
+// Not all of it is needed here.
+#[allow(dead_code)]
+#[path = "../processes/tell.rs"]
+mod tell;

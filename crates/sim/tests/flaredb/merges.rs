@@ -14,10 +14,13 @@ use tonic::transport::Channel;
 
 use crate::cluster::{Cluster, PATIENCE, get, put};
 use crate::splits::covering;
+use crate::tell;
 
 const VALUE_BYTES: usize = 1024;
 /// Large enough to be cut to pieces at one MiB.
 const KEYS: usize = 4000;
+/// Kills in which regions have become one, most of the time.
+const ROUNDS: usize = 6;
 
 fn key(number: usize) -> String {
     format!("key-{number:06}")
@@ -69,20 +72,20 @@ async fn cut_cluster() -> (Cluster, BTreeMap<String, String>) {
 }
 
 /// One that writes its own key, every time a larger number, and reads it back; over and over.
-struct Worker {
+pub struct Worker {
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
+    pub done: Arc<AtomicU64>,
     handle: tokio::task::JoinHandle<Told>,
 }
 
 /// What a worker leaves behind: its keys, and what the last one must have.
-struct Told {
+pub struct Told {
     keys: Vec<String>,
     last: u64,
 }
 
 impl Worker {
-    fn start(base: String, urls: Vec<String>) -> Worker {
+    pub fn start(base: String, urls: Vec<String>) -> Worker {
         let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (stopped, counted) = (stop.clone(), done.clone());
         let handle = tokio::spawn(async move {
@@ -126,7 +129,7 @@ impl Worker {
         Worker { stop, done, handle }
     }
 
-    async fn end(self, cluster: &Cluster) {
+    pub async fn end(self, cluster: &Cluster) {
         self.stop.store(true, Ordering::Relaxed);
         let Told { keys, last } = self.handle.await.expect("no worker read what it should not");
         let read = get(&mut cluster.raw(1).await, keys.last().unwrap()).await.unwrap();
@@ -164,11 +167,16 @@ async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
     let workers: Vec<Worker> = (0..8).map(|at| Worker::start(format!("{}+", key(at * step)), urls.clone())).collect();
     configure(&cluster, MERGE);
     // Stores die while regions are being merged, whatever they are at; whole clusters' worth of them twice.
-    for round in 0..6 {
+    for round in 0..tell::runs(ROUNDS) {
         let victim = round % 3;
-        tokio::time::sleep(Duration::from_millis(700 + 331 * round as u64)).await;
+        if round >= ROUNDS && regions(&cluster).await == Ok(1) {
+            configure(&cluster, CUT);
+            cluster.until("it is cut", async |cluster| regions(cluster).await.is_ok_and(|count| count >= 4)).await;
+            configure(&cluster, MERGE);
+        }
+        tokio::time::sleep(Duration::from_millis(700 + 331 * (round % ROUNDS) as u64)).await;
         cluster.stores[victim].kill();
-        if round == 4 {
+        if round % ROUNDS == 4 {
             // Nobody is left to tell anybody what was committed.
             (0..3).filter(|store| *store != victim).for_each(|store| cluster.stores[store].kill());
             (0..3).filter(|store| *store != victim).for_each(|store| cluster.stores[store].spawn());

@@ -8,8 +8,10 @@ use proto::flaredb as pb;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, PATIENCE, get, put};
+use crate::tell;
 
 const VALUE_BYTES: usize = 1024;
+const KEYS_PER_KILL: usize = 1500;
 
 /// Regions of a MiB, instead of a GiB.
 pub fn make_regions_small(cluster: &Cluster) {
@@ -45,19 +47,20 @@ pub fn covering(page: &Value) -> Result<usize, String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn regions_split_under_writers_and_kills_and_nothing_is_lost() {
-    const KEYS: usize = 6000;
+    let kills = tell::runs(4);
+    let keys = kills * KEYS_PER_KILL;
     let mut cluster = Cluster::start(1, 3).await;
     make_regions_small(&cluster);
     let mut acknowledged = BTreeMap::new();
-    for number in 0..KEYS {
+    for number in 0..keys {
         // Now and then a store dies, and is back a while later.
-        let victim = number / 1500 % 3;
-        match number % 1500 {
+        let victim = number / KEYS_PER_KILL % 3;
+        match number % KEYS_PER_KILL {
             700 => cluster.stores[victim].kill(),
             1000 => cluster.stores[victim].spawn(),
             _ => {}
         }
-        let down = (700..1000).contains(&(number % 1500)).then_some(victim);
+        let down = (700..1000).contains(&(number % KEYS_PER_KILL)).then_some(victim);
         let store = (0..3).cycle().skip(number).find(|store| Some(*store) != down).unwrap();
         if number % 10 != 0 {
             continue;
@@ -81,14 +84,15 @@ async fn regions_split_under_writers_and_kills_and_nothing_is_lost() {
         })
         .await;
     let page = cluster.page("regions").await.unwrap();
-    println!("figure: {KEYS} keys of {VALUE_BYTES} bytes: {} regions of at most 1 MiB", covering(&page).unwrap());
+    let regions = covering(&page).unwrap();
+    tell::figure(format_args!("{keys} keys of {VALUE_BYTES} bytes, {kills} kills: {regions} regions of at most 1 MiB"));
     for (number, (key, value)) in acknowledged.iter().enumerate().filter(|(number, _)| number % 7 == 0) {
         let read = get(&mut cluster.raw(number % 3).await, key).await.unwrap();
         assert!(read.as_ref() == Some(value), "{key} is another one");
     }
     // All of them, in order, over all regions.
     let (done, said) =
-        cluster.client(&cluster.stores[1], &["-o", "simple", "scan", "--keys-only", "--limit", "100000"]);
+        cluster.client(&cluster.stores[1], &["-o", "simple", "scan", "--keys-only", "--limit", "1000000"]);
     assert!(done && said.lines().eq(acknowledged.keys()), "{} lines", said.lines().count());
     // A start finds all of them again.
     for store in 0..3 {
@@ -96,8 +100,8 @@ async fn regions_split_under_writers_and_kills_and_nothing_is_lost() {
         cluster.stores[store].spawn();
         cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
     }
-    put(&mut cluster.raw(0).await, &key(KEYS), "last").await.unwrap();
-    assert_eq!(get(&mut cluster.raw(2).await, &key(KEYS)).await.unwrap().as_deref(), Some("last"));
+    put(&mut cluster.raw(0).await, &key(keys), "last").await.unwrap();
+    assert_eq!(get(&mut cluster.raw(2).await, &key(keys)).await.unwrap().as_deref(), Some("last"));
 }
 
 /// The check has teeth.

@@ -40,9 +40,16 @@ async fn a_store_is_emptied_and_removed_when_another_can_take_its_place() {
     assert!(again.contains("is a tombstone already"), "{again}");
     let read = get(&mut cluster.raw(fourth).await, "k123").await.unwrap();
     assert_eq!(read.as_deref(), Some("123"), "it came along");
-    // The first store, of which nothing is left, finds its way to the others.
+    // The first store, of which nothing is left, finds its way to the others, and says that nobody needs it.
     let read = get(&mut cluster.raw(0).await, "k077").await.unwrap();
     assert_eq!(read.as_deref(), Some("77"));
+    cluster
+        .until("the first store knows that it was removed", async |cluster| {
+            let (status, page) = cluster.health(0);
+            status == 503 && page.contains("may be stopped: store 1 was removed")
+        })
+        .await;
+    assert_eq!(cluster.health(fourth).0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

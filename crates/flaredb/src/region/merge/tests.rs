@@ -166,7 +166,7 @@ impl World {
         Ok(receiver)
     }
 
-    fn freeze(&self) -> What {
+    pub fn freeze(&self) -> What {
         let target = self.state(TARGET);
         What::Freeze(pb::Freeze {
             target: TARGET,

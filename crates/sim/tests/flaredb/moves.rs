@@ -1,0 +1,59 @@
+//! Replicas are moved from store to store, while clients write and read and stores die.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use base::Rng;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, get, put};
+use crate::merges::Worker;
+use crate::tell;
+
+const STORES: usize = 4;
+
+/// Those with a replica of the first region.
+async fn holders(cluster: &Cluster) -> Option<(u64, Vec<u64>)> {
+    let page = cluster.page("regions").await?;
+    let region: &Value = page["regions"].get(0)?;
+    let peers = region["peers"].as_array()?.iter().filter_map(|peer| peer["store_id"].as_u64());
+    Some((region["id"].as_u64()?, peers.collect()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
+    let (runs, seed) = (tell::runs(3), tell::seed());
+    let (mut rng, mut moved) = (Rng::new(seed), 0);
+    let mut cluster = Cluster::start(1, STORES).await;
+    for number in 0..500 {
+        put(&mut cluster.raw(number % STORES).await, &format!("k{number:03}"), &"v".repeat(number * 4)).await.unwrap();
+    }
+    let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
+    let workers: Vec<Worker> = (0..4).map(|at| Worker::start(format!("w{at}+"), urls.clone())).collect();
+    for run in 0..runs {
+        let (region, held) = holders(&cluster).await.expect("the placement driver is well");
+        let from = *rng.pick(&held).unwrap();
+        let to = (1..=STORES as u64).find(|store| !held.contains(store)).expect("three of four have one");
+        let asked = json!({ "name": "move-peer", "region_id": region, "from_store_id": from, "to_store_id": to });
+        // Refused while another one is under way; then that one is killed in.
+        cluster.post("operators", &asked);
+        tokio::time::sleep(Duration::from_millis(rng.below(1500))).await;
+        let victim = rng.below(STORES as u64) as usize;
+        cluster.stores[victim].kill();
+        tokio::time::sleep(Duration::from_millis(200 + rng.below(1500))).await;
+        cluster.stores[victim].spawn();
+        let what = format!("run {run} of seed {seed}: the region is whole again");
+        cluster.until(&what, async |cluster| cluster.has_replicas(3).await).await;
+        moved += usize::from(holders(&cluster).await.is_some_and(|(_, held)| held.contains(&to)));
+    }
+    let writes: u64 = workers.iter().map(|worker| worker.done.load(Ordering::Relaxed)).sum();
+    tell::figure(format_args!("{runs} stores killed under {writes} writes, {moved} replicas moved (seed {seed})"));
+    assert!(moved > 0, "nothing was moved");
+    for worker in workers {
+        worker.end(&cluster).await;
+    }
+    for number in 0..500 {
+        let read = get(&mut cluster.raw(number % STORES).await, &format!("k{number:03}")).await.unwrap();
+        assert!(read == Some("v".repeat(number * 4)), "k{number:03} is another one (seed {seed})");
+    }
+}
