@@ -236,7 +236,7 @@ fn report(store: &Store) -> pb::HeartbeatRequest {
 }
 
 /// Does what an answer asks for, beside everything else.
-fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
+pub fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     store.learn(&response.stores);
     store.space.learn(&response.full_stores);
     for pb::Replica { region_id, peer_id } in response.retired {

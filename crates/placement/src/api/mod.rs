@@ -38,7 +38,7 @@ pub const FORWARD: u8 = node::FIRST_METHOD;
 const GRPC: u8 = 0;
 const HTTP: u8 = 1;
 
-pub use rpc_calls::METHODS;
+pub use rpc_calls::{METHODS, region_at};
 
 /// The service behind the client port.
 pub struct Api {
