@@ -28,6 +28,7 @@ use crate::counters::Counters;
 use crate::machine::{self, Records, SharedRecords};
 use crate::model::{Epoch, Operator, Peer, Step};
 use crate::plan::round::Round;
+use crate::strays::Strays;
 use crate::view::{DownPeer, InFlight, Progress, RegionReport, StoreMeta, StoreRates, StoreReport, StoreState};
 use crate::{Plan, Policy, View, plan};
 
@@ -65,6 +66,7 @@ pub struct Term {
     splits: BTreeMap<GroupId, pb::SplitStep>,
     /// How far the steps under way have come, in the words of the regions' leaders.
     progress: BTreeMap<GroupId, u64>,
+    strays: Strays,
     began: Time,
     counters: Arc<Counters>,
 }
@@ -437,6 +439,7 @@ impl Term {
             ended: VecDeque::new(),
             splits: BTreeMap::new(),
             progress: BTreeMap::new(),
+            strays: Strays::default(),
             began: now,
             counters,
         })
@@ -573,8 +576,8 @@ impl Term {
         }
     }
 
-    /// Replicas on a store that are members of their regions no more.
-    fn retired(&self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
+    /// Replicas on a store that are members of their regions no more, or whose regions are no more.
+    fn retired(&mut self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
         let is_gone = |replica: &&pb::Replica| {
             let Some(region) = records.regions.get(&replica.region_id) else { return false };
             let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
@@ -589,10 +592,24 @@ impl Term {
             });
             !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
-        request.others.iter().filter(is_gone).copied().collect()
+        let mut retired: Vec<pb::Replica> = request.others.iter().filter(is_gone).copied().collect();
+        let unknown = request.others.iter().filter(|replica| {
+            !records.regions.contains_key(&replica.region_id) && self.view.region(GroupId(replica.region_id)).is_none()
+        });
+        let unknown = unknown.map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
+        let store = NodeId(request.store_id);
+        for (region, peer) in self.strays.hear(store, unknown, now) {
+            tracing::info!(
+                target: "placement_store",
+                "A replica of a region that is no more goes, store_id={store} region={region} peer={peer}"
+            );
+            retired.push(pb::Replica { region_id: region.0, peer_id: peer.0 });
+        }
+        retired
     }
 
     fn plan(&mut self, now: Time) -> Vec<Operator> {
+        self.strays.look(&self.view, now);
         if !self.view.is_ready(&self.policy, now) {
             return Vec::new();
         }

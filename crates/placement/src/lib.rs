@@ -55,6 +55,7 @@ pub mod router;
 pub mod scale;
 pub mod server;
 pub mod snapshot;
+mod strays;
 pub mod view;
 
 pub use model::{Cause, Epoch, Key, Operator, Peer, Rejected, Step};

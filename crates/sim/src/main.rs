@@ -4,7 +4,7 @@
 //! sim --seeds 0..2000            run these, two at a time; stop at the first that fails
 //! sim --trace 17                 run one and print every step
 //! sim --seeds 0..100000 --long   for a night
-//! sim regions --seeds 0..500      FlareDB's cluster: the same, of stores and a placement driver
+//! sim regions --seeds 0..500     FlareDB's cluster: the same, of stores and a placement driver
 //! sim pd-scale                   the placement driver's planner at 1,000 stores and 1,000,000 regions
 //! ```
 //! Exits with 1 when a seed fails, after saying which and how to see it again.
@@ -51,7 +51,26 @@ enum Command {
     PdScale(pd_scale::Scale),
 }
 
+/// What `sim regions --help` says besides.
+const REGIONS_HELP: &str = "\
+A seed is a world: its size, its policy, which faults strike and when. In it run the stores' and the placement driver's own \
+code (hosts, regions, supervisor, merges, records, planner) on simulated disks, clocks and networks. Each seed is run twice, and \
+both runs must be the same to the last step.
+
+While faults strike, these are checked at every step: replicas at one index are equal; epochs grow; a key is answered for \
+once; ids are given once; peers that are gone stay gone, and whoever has voted does not begin anew; what is committed lies on \
+the disks of a quorum; reads are linearizable. After half a minute all is healed, must come to rest (replicas there, records \
+true, leaders and replicas balanced, nothing under way), and every key is read and written once more.
+
+When a seed fails:
+  bin/sim regions --trace SEED | less      every step; nodes are counted from 1, the placement driver's members first
+  bin/sim regions --trace SEED | grep ' group=7 '    one region: create, open, leader, membership, put-off, gone
+`odd` is a step that nobody planned, `again` an old answer of the placement driver, `cut` a power cut within what a store did to \
+its engine, `outage` ten minutes without a placement driver. The last lines say what was wrong, or what kept the world from \
+coming to rest.";
+
 #[derive(Args)]
+#[command(after_long_help = REGIONS_HELP)]
 struct Regions {
     /// The seeds to run, the last excluded.
     #[arg(long, value_name = "A..B", value_parser = seeds, default_value = "0..200")]

@@ -26,8 +26,13 @@ fn a_flush_that_flushes_nothing_is_caught() {
     caught(
         Bug::FlushNothing,
         60,
-        &["on the disks of", "was refused", "differ", "is back", "two leaders", "panic", "cannot"],
+        &["on the disks of", "was refused", "differ", "is back", "two leaders", "begins anew", "panic", "cannot"],
     );
+}
+
+#[test]
+fn serving_what_a_split_has_not_brought_to_disk_is_caught() {
+    caught(Bug::ServeUnflushedSplits, 60, &["begins anew"]);
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub enum Bug {
     FlushNothing,
     /// Which peers were here and are gone for good is never written down: their ids are free for use again.
     ForgetRetired,
+    /// The flush behind a split, before which nothing of what comes of it may serve, does not happen.
+    ServeUnflushedSplits,
     /// A split leaves the region's version as it was.
     SplitKeepsVersion,
     /// A member of the placement driver that starts again has forgotten the ids that were given last.
@@ -28,10 +30,11 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 11] = [
         Bug::AcknowledgeBeforePersist,
         Bug::FlushNothing,
         Bug::ForgetRetired,
+        Bug::ServeUnflushedSplits,
         Bug::SplitKeepsVersion,
         Bug::IdsTwice,
         Bug::ServePastLease,

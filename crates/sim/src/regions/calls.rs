@@ -77,9 +77,9 @@ impl World {
             let delay = node.clock.world_span(span) + 1;
             self.stage.after(delay, Happening::Wake { who, number });
         }
-        for (group, peer) in created {
+        for (group, peer, fresh) in created {
             self.stage.note(who.at as u64 + 1, "create", &[("group", group.0), ("peer", peer.0)]);
-            self.stage.ledger.created(group, peer);
+            self.stage.ledger.created(group, peer, fresh);
         }
         for group in destroyed {
             self.stage.note(who.at as u64 + 1, "take-away", &[("group", group.0)]);

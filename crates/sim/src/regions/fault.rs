@@ -21,6 +21,8 @@ use super::tripwire::{Lie, Tripwire};
 use super::work::key_of;
 use crate::physics::net;
 
+/// How long the placement driver is gone, if it is.
+pub const OUTAGE: u64 = 600 * SECOND;
 /// Operations of an engine within which a planned power cut comes.
 const CUT_WITHIN: u64 = 12;
 
@@ -32,7 +34,12 @@ impl World {
         }
         let pause = 1 + self.stage.rng.below(2 * self.stage.plan.fault_every);
         self.stage.after(pause, Happening::Fault);
-        let faults = self.stage.plan.faults.clone();
+        let mut faults = self.stage.plan.faults.clone();
+        if self.stage.outage.is_some() {
+            // Whoever crashes comes back only with the placement driver.
+            (faults.crashes, faults.cuts, faults.lost_store) = (false, false, false);
+            (faults.pd_crashes, faults.pd_gone) = (false, false);
+        }
         let store = self.stage.plan.pds + self.stage.rng.below(self.stores() as u64) as usize;
         let pd = self.stage.rng.below(self.stage.plan.pds as u64) as usize;
         match self.stage.rng.below(10) {
@@ -76,8 +83,42 @@ impl World {
         }
     }
 
+    /// All members of the placement driver are gone for long, once all stores are there. What a store has been told to do may be
+    /// under way.
+    pub fn begin_outage(&mut self) {
+        if self.stage.healed {
+            return;
+        }
+        let pds = self.stage.plan.pds;
+        if !self.nodes[pds..pds + self.stage.plan.stores].iter().all(|node| node.store().is_some()) {
+            return self.stage.after(500 * MS, Happening::Outage);
+        }
+        self.stage.note(0, "outage", &[]);
+        self.stage.outage = Some(self.clients.answered);
+        self.nodes[pds..].iter().for_each(|node| node.disk.engine.arm(0));
+        for at in 0..pds {
+            self.nodes[at].crash(&mut self.stage);
+        }
+        self.stage.after(OUTAGE, Happening::End(Ending::Outage));
+    }
+
+    /// Data has flowed all the time.
+    fn end_outage(&mut self) {
+        let Some(answered) = self.stage.outage.take() else { return };
+        let since = self.clients.answered - answered;
+        self.stage.note(0, "outage-over", &[("answered", since)]);
+        self.outages += 1;
+        if since < OUTAGE / SECOND {
+            self.stage.ledger.fail(|| format!("{since} calls were answered while the placement driver was gone"));
+        }
+        for at in 0..self.stage.plan.pds {
+            self.stage.after(0, Happening::Start { at });
+        }
+    }
+
     pub fn end_fault(&mut self, ending: Ending) {
         match ending {
+            Ending::Outage => self.end_outage(),
             Ending::Partition { number } => {
                 self.stage.note(0, "mended", &[("number", number)]);
                 self.stage.net.mend(number);
@@ -149,7 +190,7 @@ impl World {
         let identity = self.nodes[real].disk.identity;
         let faults = &self.stage.plan.faults;
         // Who comes while the original has not been heard of is the original, moved, or takes its place.
-        let steady = !faults.partitions && !faults.pauses && !faults.pd_gone && !faults.pd_crashes;
+        let steady = !faults.partitions && !faults.pauses && !faults.pd_gone && !faults.pd_crashes && !faults.outage;
         let kind = if steady { self.stage.rng.below(3) } else { 0 };
         self.stage.note(at as u64 + 1, "impostor", &[("of", real as u64 + 1), ("kind", kind)]);
         let fresh = new_identity(&mut self.stage);
@@ -314,6 +355,7 @@ impl World {
     pub fn heal(&mut self) {
         self.stage.note(0, "heal", &[]);
         self.stage.healed = true;
+        self.stage.outage = None;
         self.stage.net.heal();
         self.clients.stopped = true;
         self.banish();
@@ -334,6 +376,7 @@ impl World {
             *node.disk.engine.lie.lock() = match self.stage.bug {
                 Some(Bug::FlushNothing) => Some(Lie::FlushNothing),
                 Some(Bug::ForgetRetired) => Some(Lie::ForgetRetired),
+                Some(Bug::ServeUnflushedSplits) => Some(Lie::ForgetBirths),
                 Some(Bug::SplitKeepsVersion) => Some(Lie::KeepVersion),
                 _ => None,
             };

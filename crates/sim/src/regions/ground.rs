@@ -60,7 +60,7 @@ pub struct Out {
     /// The process ends by itself, and says why.
     pub ended: Option<String>,
     /// A store put a group on, in these words, or took it away.
-    pub created: Vec<(GroupId, PeerId)>,
+    pub created: Vec<(GroupId, PeerId, bool)>,
     pub destroyed: Vec<GroupId>,
 }
 
@@ -251,7 +251,7 @@ impl Ground for Floor {
         check_log(&*self.0.log, &create)?;
         let handle = self.0.declare(create.group, &create.membership);
         let mut out = self.0.out.lock();
-        out.created.push((create.group, create.peer));
+        out.created.push((create.group, create.peer, create.fresh));
         out.machines.insert(create.group, machine);
         let held = changes_held.then_some(Input::HoldChanges { group: create.group, held: true });
         out.inputs.extend([Input::Create(create)].into_iter().chain(held));

@@ -6,6 +6,7 @@
 //! | [`Ledger::applied`] | replicas at one index are the same in hash, range and epoch; epochs grow with the index |
 //! | [`Ledger::peer`], [`Ledger::store`] | no id is anybody else's |
 //! | [`Ledger::created`], [`Ledger::destroyed`] | a peer that was taken away never comes back |
+//! | [`Ledger::acted`] | whoever has voted does not begin anew |
 //! | [`Ledger::leader`], [`Ledger::committed`] | one leader per term; what is committed lies on the disks of a quorum |
 //! | [`Ledger::answering`] | no key is answered for by two |
 //! | [`Ledger::acknowledged`], [`Ledger::read`] | nothing acknowledged is lost, no read goes back |
@@ -29,6 +30,7 @@ pub struct Ledger {
     peers: BTreeMap<PeerId, (GroupId, NodeId)>,
     stores: BTreeMap<NodeId, PeerId>,
     destroyed: BTreeSet<(GroupId, PeerId)>,
+    acted: BTreeSet<(GroupId, PeerId)>,
     leaders: BTreeMap<(GroupId, u64), PeerId>,
     committed: BTreeMap<GroupId, u64>,
     keys: BTreeMap<Bytes, Key>,
@@ -131,10 +133,19 @@ impl Ledger {
         }
     }
 
-    pub fn created(&mut self, group: GroupId, peer: PeerId) {
+    /// A peer was put on a store. `fresh`: it may vote, for it never has.
+    pub fn created(&mut self, group: GroupId, peer: PeerId, fresh: bool) {
+        if fresh && self.acted.contains(&(group, peer)) {
+            self.fail(|| format!("peer {peer} of {group} begins anew, and has voted or acknowledged something before"));
+        }
         if self.destroyed.contains(&(group, peer)) {
             self.fail(|| format!("peer {peer} of {group} was taken away and is back"));
         }
+    }
+
+    /// A peer's log holds something, for good, that others may have been told of.
+    pub fn acted(&mut self, group: GroupId, peer: PeerId) {
+        self.acted.insert((group, peer));
     }
 
     pub fn destroyed(&mut self, group: GroupId, peer: PeerId) {

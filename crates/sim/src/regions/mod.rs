@@ -11,7 +11,7 @@
 //! Whatever contradicts itself on the way ends the run at once ([`ledger`]).
 //!
 //! # Rooms
-//! [`plan`] what a seed stands for · [`stage`] what everyone shares, and what may happen · [`node`] a machine and its process ·
+//! [`plan`] what a seed stands for · [`stage`] what everyone shares, and what may happen · [`node`], [`applier`] a machine and its process ·
 //! [`programs`] the two programs · [`ground`], [`tasks`] what production code stands on · [`tripwire`] an engine whose power can
 //! be cut · [`transfer`] snapshots · [`calls`] connections · [`work`] clients · [`fault`] what strikes · [`bug`] bugs to plant.
 //!
@@ -21,6 +21,7 @@
 //! `gone` end it; `odd` is a step that nobody planned, `again` an old answer of the placement driver, `cut` a power cut
 //! within what a store did to its engine.
 
+pub mod applier;
 pub mod bug;
 pub mod calls;
 pub mod fault;
@@ -103,6 +104,8 @@ pub struct Counts {
     pub odd_steps: u64,
     pub lost_stores: u64,
     pub refused: u64,
+    /// Ten minutes without a placement driver.
+    pub outages: u64,
     /// At the end.
     pub regions: u64,
 }
@@ -123,6 +126,7 @@ impl Counts {
         self.odd_steps += one.odd_steps;
         self.lost_stores += one.lost_stores;
         self.refused += one.refused;
+        self.outages += one.outages;
         self.regions += one.regions;
     }
 }
@@ -133,7 +137,7 @@ impl std::fmt::Display for Counts {
             f,
             "{} s of worlds, {} steps: {} calls answered, {} of unknown outcome; {} terms led, {} crashes, {} snapshots \
              installed, {} splits, {} merges, {} membership changes, {} steps that nobody planned, {} stores lost for good, {} impostors \
-             refused, {} regions at the end; at rest {} s after healing at the latest",
+             refused, {} times ten minutes without a placement driver, {} regions at the end; at rest {} s after healing at the latest",
             self.lasted_ms / 1_000,
             self.steps,
             self.answered,
@@ -147,6 +151,7 @@ impl std::fmt::Display for Counts {
             self.odd_steps,
             self.lost_stores,
             self.refused,
+            self.outages,
             self.regions,
             self.healed_ms / 1_000,
         )
@@ -170,6 +175,7 @@ pub struct World {
     refused: u64,
     odd_steps: u64,
     regions: u64,
+    outages: u64,
 }
 
 /// Runs a seed once.
@@ -221,6 +227,10 @@ impl World {
             let moment = stage.rng.below(stage.plan.faulty);
             stage.after(moment, Happening::Start { at });
         }
+        if stage.plan.faults.outage {
+            let moment = stage.rng.between(5 * SECOND, stage.plan.faulty - fault::OUTAGE - 10 * SECOND);
+            stage.after(moment, Happening::Outage);
+        }
         let healed = stage.plan.faulty;
         for (delay, what) in [
             (4 * SECOND, Happening::Fault),
@@ -245,6 +255,7 @@ impl World {
             refused: 0,
             odd_steps: 0,
             regions: 0,
+            outages: 0,
         }
     }
 
@@ -313,9 +324,11 @@ impl World {
             Happening::Again { at, number } => self.again(at, number),
             Happening::Fault => self.fault(),
             Happening::Odd => self.odd(),
+            Happening::Outage => self.begin_outage(),
             Happening::End(ending) => self.end_fault(ending),
             Happening::Start { at } => {
-                if self.nodes[at].running.is_none() && !self.nodes[at].retired {
+                let away = self.nodes[at].kind != Kind::Store && self.stage.outage.is_some();
+                if self.nodes[at].running.is_none() && !self.nodes[at].retired && !away {
                     self.plant(at);
                     if self.stage.has(Bug::IdsTwice) && matches!(self.nodes[at].kind, Kind::Pd(_)) {
                         programs::forget_ids(&self.nodes[at]);
@@ -439,6 +452,7 @@ impl World {
             changes: ledger.changes,
             odd_steps: self.odd_steps,
             lost_stores: self.lost,
+            outages: self.outages,
             refused: self.refused,
             regions: self.regions,
         };

@@ -61,6 +61,8 @@ pub struct Faults {
     /// Members of the placement driver crash; all of them are gone for long.
     pub pd_crashes: bool,
     pub pd_gone: bool,
+    /// All of them are gone for ten minutes.
+    pub outage: bool,
     /// Answers of the placement driver arrive again, long after.
     pub stale_answers: bool,
     /// A store is gone for good.
@@ -85,10 +87,11 @@ impl Plan {
         host.cache_bytes_max = [0, 64 << 10, 1 << 20][rng.below(3) as usize];
         host.log_entries_kept = [3, 20, 10_000][rng.below(3) as usize];
         let big = rng.percent(25);
+        let faults = Faults::new(&mut rng);
+        let out = if faults.outage { super::fault::OUTAGE } else { 0 };
         let seconds = Duration::from_secs;
         let drowsy = rng.below(4_000);
         host.sleep_after = (drowsy < 2_500).then(|| Duration::from_millis(500 + drowsy));
-        let faults = Faults::new(&mut rng);
         let policy = Policy {
             store_disconnected_time: seconds(rng.between(3, 8)),
             max_store_down_time: seconds(rng.between(10, 25)),
@@ -110,7 +113,7 @@ impl Plan {
             keys: rng.between(16, 48),
             value_bytes_max: if big { 200 << 10 } else { 60 },
             rest_max: rng.between(30, 200) * MS,
-            faulty: if long { rng.between(90, 240) } else { rng.between(25, 60) } * SECOND,
+            faulty: if long { rng.between(90, 240) } else { rng.between(25, 60) } * SECOND + out,
             fault_every: rng.between(800, 4_000) * MS,
             odd_every: rng.between(700, 4_000) * MS,
             faults,
@@ -128,6 +131,21 @@ impl Plan {
 
 impl Faults {
     fn new(rng: &mut Rng) -> Faults {
+        let faults = Faults::drawn(rng);
+        // Who comes while the original is silent is the original, moved, or takes its place: that is to be seen without.
+        let steady = faults.impostors && rng.percent(60);
+        let kept = |fault: bool| fault && !steady;
+        Faults {
+            partitions: kept(faults.partitions),
+            pauses: kept(faults.pauses),
+            pd_crashes: kept(faults.pd_crashes),
+            pd_gone: kept(faults.pd_gone),
+            outage: kept(faults.outage),
+            ..faults
+        }
+    }
+
+    fn drawn(rng: &mut Rng) -> Faults {
         let mut maybe = |percent: u64, most: u64| if rng.percent(percent) { 1 + rng.below(most) } else { 0 };
         Faults {
             fates: Fates { loss_permille: maybe(40, 80), repeat_permille: maybe(40, 80), late_permille: maybe(40, 80) },
@@ -139,6 +157,7 @@ impl Faults {
             drift_permille: maybe(60, 50),
             pd_crashes: maybe(50, 1) > 0,
             pd_gone: maybe(30, 1) > 0,
+            outage: maybe(8, 1) > 0,
             stale_answers: maybe(50, 1) > 0,
             lost_store: maybe(25, 1) > 0,
             impostors: maybe(40, 1) > 0,

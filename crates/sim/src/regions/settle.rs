@@ -17,8 +17,8 @@ use super::stage::Happening;
 
 /// So long after healing everything is at rest.
 const REST_MAX: u64 = 300 * SECOND;
-/// So long after that clients have done what they were asked for.
-const PROBES_MAX: u64 = 60 * SECOND;
+/// So long after that clients have done what they were asked for, and what has begun since is over.
+const PROBES_MAX: u64 = 200 * SECOND;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
@@ -54,7 +54,13 @@ impl World {
                     self.judge();
                     self.phase = Phase::Rest;
                 } else if now - since > PROBES_MAX {
-                    self.stage.ledger.fail(|| "clients are not served long after everything came to rest".to_owned());
+                    let why = self.unrest();
+                    let idle = self.clients.is_idle();
+                    self.stage.ledger.fail(|| {
+                        let served = if idle { "" } else { "clients are not served, " };
+                        let why = why.unwrap_or_default();
+                        format!("not over long after everything came to rest: {served}{why}")
+                    });
                 }
             }
             Phase::Rest => {}

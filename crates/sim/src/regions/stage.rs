@@ -50,6 +50,8 @@ pub enum Happening {
     Fault,
     /// The next step that nobody planned.
     Odd,
+    /// The placement driver is gone for long.
+    Outage,
     /// A fault ends.
     End(Ending),
     /// A node comes up.
@@ -67,6 +69,7 @@ pub enum Happening {
 pub enum Ending {
     Partition { number: u64 },
     SlowDisk { at: usize },
+    Outage,
 }
 
 pub struct Stage {
@@ -83,6 +86,8 @@ pub struct Stage {
     names: Rng,
     /// Faults are over for good.
     pub healed: bool,
+    /// The placement driver is gone for long: whoever crashes stays away. So many calls were answered when that began.
+    pub outage: Option<u64>,
     /// Snapshots that leave in this step, with their numbers.
     pub outgoing: Vec<(u64, Transfer)>,
     /// Processes that have ended in this step.
@@ -104,6 +109,7 @@ impl Stage {
             rng: rng.fork(3),
             plan,
             healed: false,
+            outage: None,
             outgoing: Vec::new(),
             fallen: Vec::new(),
         }

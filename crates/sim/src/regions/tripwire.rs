@@ -20,6 +20,8 @@ pub enum Lie {
     ForgetRetired,
     /// A region's record keeps the version that it had.
     KeepVersion,
+    /// The flush behind a split is said to be done, and is not.
+    ForgetBirths,
 }
 
 pub struct Tripwire {
@@ -29,6 +31,8 @@ pub struct Tripwire {
     cut: AtomicBool,
     /// Batches written in all, to see that somebody has written nothing.
     writes: AtomicU64,
+    /// Regions have come of a split, and nothing was flushed since.
+    born: AtomicBool,
     /// A planted bug.
     pub lie: parking_lot::Mutex<Option<Lie>>,
 }
@@ -40,6 +44,7 @@ impl Tripwire {
             left: AtomicU64::new(0),
             cut: AtomicBool::new(false),
             writes: AtomicU64::new(0),
+            born: AtomicBool::new(false),
             lie: parking_lot::Mutex::default(),
         })
     }
@@ -90,6 +95,10 @@ impl Engine for Tripwire {
             Some(Lie::KeepVersion) => {
                 self.inner.write(&rewritten(batch, |key, value| Some(self.old_version(key, value))))
             }
+            Some(Lie::ForgetBirths) => {
+                self.born.fetch_or(is_birth(batch), Ordering::Relaxed);
+                self.inner.write(batch)
+            }
             _ => self.inner.write(batch),
         }
     }
@@ -104,7 +113,11 @@ impl Engine for Tripwire {
 
     fn flush(&self) -> Result<(), EngineError> {
         self.step()?;
-        if *self.lie.lock() == Some(Lie::FlushNothing) { Ok(()) } else { self.inner.flush() }
+        match *self.lie.lock() {
+            Some(Lie::FlushNothing) => Ok(()),
+            Some(Lie::ForgetBirths) if self.born.swap(false, Ordering::Relaxed) => Ok(()),
+            _ => self.inner.flush(),
+        }
     }
 
     fn durable_get(&self, family: FamilyId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -167,4 +180,19 @@ fn rewritten(batch: &WriteBatch, record: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>
         }
     }
     kept
+}
+
+/// Whether a peer and the states of two regions are written together, as only a split does it.
+fn is_birth(batch: &WriteBatch) -> bool {
+    let (mut peers, mut states) = (0, 0);
+    for op in batch.ops() {
+        if let Op::Put { family: REGION, key, .. } = op {
+            match layout::record(key) {
+                Some((_, Record::Peer)) => peers += 1,
+                Some((_, Record::State)) => states += 1,
+                _ => {}
+            }
+        }
+    }
+    peers > 0 && states > 1
 }

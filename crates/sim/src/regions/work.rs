@@ -208,7 +208,14 @@ impl World {
             return Some(route);
         }
         let member = this.rng.below(pds) as usize;
-        let leader = self.nodes[member].running.as_ref()?.leader.clone()?;
+        let Some(leader) = self.nodes[member].running.as_ref().and_then(|running| running.leader.clone()) else {
+            // Any store says what it has there.
+            let at = (pds + this.rng.below(self.nodes.len() as u64 - 1 - pds)) as usize;
+            let region = self.nodes[at].store()?.region_at(key)?;
+            let (id, state) = (region.id(), region.state());
+            let context = pb::Context { region_id: id.0, conf_version: state.conf_version, version: state.version };
+            return Some(Route { end: state.end.clone(), context, at });
+        };
         let records = leader.records().read();
         let region = records.region_at(key)?;
         let peer = this.rng.pick(&region.peers)?;
