@@ -35,8 +35,8 @@ use crate::{Plan, Policy, View, plan};
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Operators that ended, kept for people.
 const ENDED_MAX: usize = 1000;
-/// A new leader takes no replica away before this has passed: a step that the one before it has handed out may be about to
-/// make it a member.
+/// So long after a new leader has begun, and after an operator has ended, no replica is taken away that a step which was handed
+/// out before may be about to make a member.
 const RETIRE_AFTER: Duration = Duration::from_secs(15);
 
 /// A store that was heard of so lately is alive.
@@ -67,6 +67,8 @@ pub struct Term {
     /// How far the steps under way have come, in the words of the regions' leaders.
     progress: BTreeMap<GroupId, u64>,
     strays: Strays,
+    /// Peers that operators were to add which have ended since, and when that was.
+    added: BTreeMap<PeerId, Time>,
     began: Time,
     counters: Arc<Counters>,
 }
@@ -440,6 +442,7 @@ impl Term {
             splits: BTreeMap::new(),
             progress: BTreeMap::new(),
             strays: Strays::default(),
+            added: BTreeMap::new(),
             began: now,
             counters,
         })
@@ -590,6 +593,8 @@ impl Term {
                     .iter()
                     .any(|step| matches!(step, Step::AddLearner { peer, .. } if peer.0 == replica.peer_id))
             });
+            let added = self.added.get(&PeerId(replica.peer_id));
+            let awaited = awaited || added.is_some_and(|ended| now.since(*ended) < RETIRE_AFTER);
             !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
         let mut retired: Vec<pb::Replica> = request.others.iter().filter(is_gone).copied().collect();
@@ -688,6 +693,12 @@ impl Term {
     fn end(&mut self, flight: Option<InFlight>, outcome: &str, now: Time) {
         let Some(flight) = flight else { return };
         self.splits.remove(&flight.operator.region);
+        self.added.retain(|_, ended| now.since(*ended) < RETIRE_AFTER);
+        for step in &flight.operator.steps {
+            if let Step::AddLearner { peer, .. } = step {
+                self.added.insert(*peer, now);
+            }
+        }
         self.progress.remove(&flight.operator.region);
         self.counters.ended(flight.operator.cause, outcome);
         let took = now.since(flight.started);
@@ -875,5 +886,39 @@ mod tests {
             term.end_stuck(now);
         }
         assert!(term.ended().next().unwrap().outcome.contains("no progress"));
+    }
+
+    #[test]
+    fn what_a_step_may_yet_make_a_member_is_not_taken_away() {
+        let policy = Policy::default();
+        let mut now = Time::ZERO + RETIRE_AFTER;
+        let mut records = Records::default();
+        let region = pb::Region {
+            id: 7,
+            conf_version: 1,
+            version: 1,
+            peers: vec![pb::Peer { id: 11, store_id: 1, learner: false }],
+            ..pb::Region::default()
+        };
+        records.regions.insert(7, region.clone());
+        let mut term = Term::new(1, &Records::default(), &policy, Time::ZERO, Arc::default()).unwrap();
+        for store in [1, 2] {
+            term.view.put_store(StoreMeta::new(NodeId(store)), now);
+        }
+        let led = pb::RegionReport { region: Some(region), ..pb::RegionReport::default() };
+        term.hear(NodeId(1), &pb::HeartbeatRequest { store_id: 1, led: vec![led], ..Default::default() }, now);
+        let others = vec![pb::Replica { region_id: 7, peer_id: 12 }];
+        let report = pb::HeartbeatRequest { store_id: 2, others: others.clone(), ..pb::HeartbeatRequest::default() };
+        let epoch = term.view.region(GroupId(7)).unwrap().epoch;
+        let steps = vec![Step::AddLearner { store: NodeId(2), peer: PeerId(12) }, Step::Promote { store: NodeId(2) }];
+        let (region, cause, rejected) = (GroupId(7), crate::model::Cause::MissingReplica, Vec::new());
+        term.begin(Operator { region, epoch, cause, steps, reason: String::new(), rejected }, now);
+        assert_eq!(term.retired(&report, &records, now), [], "it is about to be added");
+        now = now + policy.operator_no_progress_timeout;
+        term.end_stuck(now);
+        assert!(term.view.flight(region).is_none());
+        assert_eq!(term.retired(&report, &records, now), [], "the region's leader may be at it");
+        now = now + RETIRE_AFTER;
+        assert_eq!(term.retired(&report, &records, now), others);
     }
 }

@@ -65,6 +65,7 @@ true, leaders and replicas balanced, nothing under way), and every key is read a
 When a seed fails:
   bin/sim regions --trace SEED | less      every step; nodes are counted from 1, the placement driver's members first
   bin/sim regions --trace SEED | grep ' group=7 '    one region: create, open, leader, membership, put-off, gone
+In between stand the programs' own lines, as in their logs (their times are those of your clock). \
 `odd` is a step that nobody planned, `again` an old answer of the placement driver, `cut` a power cut within what a store did to \
 its engine, `outage` ten minutes without a placement driver. The last lines say what was wrong, or what kept the world from \
 coming to rest.";
@@ -114,6 +115,9 @@ fn main() -> ExitCode {
 fn run_regions(asked: &Regions) -> ExitCode {
     let options = regions::Options { long: asked.long, ..regions::Options::default() };
     if let Some(seed) = asked.trace {
+        if let Err(why) = node::logging::start("sim", "info") {
+            eprintln!("sim: the programs' own lines are not shown: {why}");
+        }
         let report = regions::run(seed, regions::Options { trace: true, ..options });
         println!("{}", report.counts);
         return verdict(seed, report.failure.as_ref(), "regions ", asked.long);

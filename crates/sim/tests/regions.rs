@@ -36,6 +36,11 @@ fn serving_what_a_split_has_not_brought_to_disk_is_caught() {
 }
 
 #[test]
+fn a_merged_region_that_stays_on_disk_is_caught() {
+    caught(Bug::KeepMerged, 60, &["was taken away and is back"]);
+}
+
+#[test]
 fn forgetting_who_was_retired_is_caught() {
     caught(Bug::ForgetRetired, 100, &["was taken away and is back"]);
 }

@@ -11,6 +11,8 @@ pub enum Bug {
     FlushNothing,
     /// Which peers were here and are gone for good is never written down: their ids are free for use again.
     ForgetRetired,
+    /// A region that has become part of another one is still on disk.
+    KeepMerged,
     /// The flush behind a split, before which nothing of what comes of it may serve, does not happen.
     ServeUnflushedSplits,
     /// A split leaves the region's version as it was.
@@ -30,10 +32,11 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 11] = [
+    pub const ALL: [Bug; 12] = [
         Bug::AcknowledgeBeforePersist,
         Bug::FlushNothing,
         Bug::ForgetRetired,
+        Bug::KeepMerged,
         Bug::ServeUnflushedSplits,
         Bug::SplitKeepsVersion,
         Bug::IdsTwice,

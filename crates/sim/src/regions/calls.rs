@@ -195,6 +195,11 @@ impl World {
     fn reply(&mut self, at: usize, call: u64, heard: Heard) {
         let Some(open) = self.calls.open.get(&call) else { return };
         let asker = from(&open.asker);
+        let refused = matches!(&heard, Heard::Failed(status) if status.code == rpc::Code::AlreadyExists);
+        if refused && asker.is_some_and(|at| self.nodes[at].impostor.is_some()) {
+            self.stage.note(asker.map_or(0, |at| at as u64 + 1), "refused", &[]);
+            self.refused += 1;
+        }
         let is_heartbeat = matches!(open.to, To::Pd { question: Question::Heartbeat(_), .. });
         if let (true, Some(asker), Heard::Answer(body)) = (is_heartbeat, asker, &heard) {
             self.keep(asker, body.clone());

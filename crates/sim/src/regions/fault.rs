@@ -13,7 +13,7 @@ use storage::memlog::MemLog;
 use super::World;
 use super::bug::Bug;
 use super::ground::Question;
-use super::node::{Impostor, Kind, address_of, new_identity};
+use super::node::{Impostor, Kind, Node, address_of, new_identity};
 use super::plan::{MS, SECOND};
 use super::programs::Link;
 use super::stage::{Ending, Happening};
@@ -25,6 +25,12 @@ use crate::physics::net;
 pub const OUTAGE: u64 = 600 * SECOND;
 /// Operations of an engine within which a planned power cut comes.
 const CUT_WITHIN: u64 = 12;
+
+impl Node {
+    fn as_impostor(&self, claims_id: bool) -> Impostor {
+        Impostor { claims_id, writes: self.disk.engine.writes(), syncs: self.disk.log.stats().syncs }
+    }
+}
 
 impl World {
     /// The next fault, and when the one after it comes.
@@ -42,7 +48,7 @@ impl World {
         }
         let store = self.stage.plan.pds + self.stage.rng.below(self.stores() as u64) as usize;
         let pd = self.stage.rng.below(self.stage.plan.pds as u64) as usize;
-        match self.stage.rng.below(10) {
+        match self.stage.rng.below(12) {
             0 | 1 if faults.crashes => self.strike(store),
             2 if faults.cuts && self.nodes[store].running.is_some() => {
                 let operations = 1 + self.stage.rng.below(CUT_WITHIN);
@@ -77,8 +83,8 @@ impl World {
                     self.stage.after(down, Happening::Start { at });
                 }
             }
-            8 if faults.impostors => self.impostor(),
-            9 if faults.lost_store && self.stage.rng.percent(30) => self.lose(store),
+            8 | 10 | 11 if faults.impostors => self.impostor(),
+            9 if faults.lost_store && self.stage.rng.percent(60) => self.lose(store),
             _ => {}
         }
     }
@@ -138,7 +144,7 @@ impl World {
         }
         // Nobody takes a copy for the original while the original is away: see below.
         if matches!(self.nodes[at].kind, Kind::Store) {
-            self.banish();
+            self.banish_copies();
         }
         self.nodes[at].crash(&mut self.stage);
         let down = if self.stage.rng.percent(20) {
@@ -152,7 +158,7 @@ impl World {
     /// A process whose power was cut in the middle of something.
     pub fn cut(&mut self, at: usize) {
         self.stage.note(at as u64 + 1, "cut", &[]);
-        self.banish();
+        self.banish_copies();
         self.nodes[at].crash(&mut self.stage);
         self.nodes[at].disk.engine.crash();
         let down = self.stage.rng.between(100, 4_000) * MS;
@@ -173,7 +179,7 @@ impl World {
         }
         self.stage.note(at as u64 + 1, "lost", &[]);
         self.lost += 1;
-        self.banish();
+        self.banish_copies();
         self.nodes[at].retired = true;
         self.nodes[at].crash(&mut self.stage);
     }
@@ -212,14 +218,30 @@ impl World {
         node.disk.shadows.clear();
         node.asks_for = if kind == 0 { claimed } else { 0 };
         node.address = if kind == 1 { address } else { address_of(at) };
-        node.impostor = Some(Impostor { writes: node.disk.engine.writes(), syncs: node.disk.log.stats().syncs });
+        node.impostor = Some(node.as_impostor(kind == 0));
         node.start(&mut self.stage);
     }
 
-    /// The impostor goes away.
+    /// The impostor goes away, and has written nothing.
     fn banish(&mut self) {
-        let at = self.nodes.len() - 1;
-        self.nodes[at].crash(&mut self.stage);
+        let node = self.nodes.last_mut().expect("there is a place for it");
+        if node.running.is_none() {
+            return;
+        }
+        if let Some(before) = node.impostor {
+            let now = node.as_impostor(before.claims_id);
+            if now != before {
+                self.stage.ledger.fail(|| format!("who must be refused has written: {before:?}, {now:?}"));
+            }
+        }
+        node.crash(&mut self.stage);
+    }
+
+    /// Somebody is about to be away for whom a copy could be taken.
+    fn banish_copies(&mut self) {
+        if self.nodes.last().and_then(|node| node.impostor).is_some_and(|impostor| !impostor.claims_id) {
+            self.banish();
+        }
     }
 
     /// A process has ended by itself, and said why.
@@ -232,13 +254,8 @@ impl World {
             }
             return self.stage.ledger.fail(|| format!("a store that did nothing wrong was refused: {why}"));
         };
-        self.stage.note(at as u64 + 1, "refused", &[]);
-        self.refused += 1;
-        let now = Impostor { writes: node.disk.engine.writes(), syncs: node.disk.log.stats().syncs };
-        if now != before {
-            self.stage.ledger.fail(|| format!("who was refused has written: {before:?}, {now:?}"));
-        }
-        node.crash(&mut self.stage);
+        self.stage.note(at as u64 + 1, "ended", &[("claims_id", u64::from(before.claims_id))]);
+        self.banish();
     }
 
     /// A step that nobody planned, for a region that a store leads; by its epoch or by an old one.
@@ -376,6 +393,7 @@ impl World {
             *node.disk.engine.lie.lock() = match self.stage.bug {
                 Some(Bug::FlushNothing) => Some(Lie::FlushNothing),
                 Some(Bug::ForgetRetired) => Some(Lie::ForgetRetired),
+                Some(Bug::KeepMerged) => Some(Lie::KeepMerged),
                 Some(Bug::ServeUnflushedSplits) => Some(Lie::ForgetBirths),
                 Some(Bug::SplitKeepsVersion) => Some(Lie::KeepVersion),
                 _ => None,

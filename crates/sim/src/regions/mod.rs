@@ -136,8 +136,9 @@ impl std::fmt::Display for Counts {
         write!(
             f,
             "{} s of worlds, {} steps: {} calls answered, {} of unknown outcome; {} terms led, {} crashes, {} snapshots \
-             installed, {} splits, {} merges, {} membership changes, {} steps that nobody planned, {} stores lost for good, {} impostors \
-             refused, {} times ten minutes without a placement driver, {} regions at the end; at rest {} s after healing at the latest",
+             installed, {} splits, {} merges, {} membership changes, {} steps that nobody planned, \
+             {} stores lost for good, {} times an impostor was refused, {} times ten minutes without a placement driver, \
+             {} regions at the end; at rest {} s after healing at the latest",
             self.lasted_ms / 1_000,
             self.steps,
             self.answered,

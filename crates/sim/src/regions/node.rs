@@ -67,6 +67,8 @@ pub struct Node {
 /// What lay on the disk of somebody who must be refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Impostor {
+    /// It claims an id and nothing else: that is refused also while the one that has it is away.
+    pub claims_id: bool,
     pub writes: u64,
     pub syncs: u64,
 }

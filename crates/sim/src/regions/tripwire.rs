@@ -20,6 +20,8 @@ pub enum Lie {
     ForgetRetired,
     /// A region's record keeps the version that it had.
     KeepVersion,
+    /// What has become part of another region keeps its records.
+    KeepMerged,
     /// The flush behind a split is said to be done, and is not.
     ForgetBirths,
 }
@@ -95,6 +97,7 @@ impl Engine for Tripwire {
             Some(Lie::KeepVersion) => {
                 self.inner.write(&rewritten(batch, |key, value| Some(self.old_version(key, value))))
             }
+            Some(Lie::KeepMerged) if is_merge(batch) => self.inner.write(&without_ends(batch)),
             Some(Lie::ForgetBirths) => {
                 self.born.fetch_or(is_birth(batch), Ordering::Relaxed);
                 self.inner.write(batch)
@@ -195,4 +198,30 @@ fn is_birth(batch: &WriteBatch) -> bool {
         }
     }
     peers > 0 && states > 1
+}
+
+/// Whether a region's peer ends in the batch in which another region's state is written: it has become part of that one.
+fn is_merge(batch: &WriteBatch) -> bool {
+    let (mut ends, mut states) = (false, false);
+    for op in batch.ops() {
+        match op {
+            Op::Put { family: REGION, key, .. } => states |= matches!(layout::record(key), Some((_, Record::State))),
+            Op::Delete { family: REGION, key } => ends |= matches!(layout::record(key), Some((_, Record::Peer))),
+            _ => {}
+        }
+    }
+    ends && states
+}
+
+fn without_ends(batch: &WriteBatch) -> WriteBatch {
+    let mut kept = WriteBatch::new();
+    for op in batch.ops() {
+        match op {
+            Op::Delete { family: REGION, .. } => {}
+            Op::Delete { family, key } => kept.delete(family, key),
+            Op::Put { family, key, value } => kept.put(family, key, value),
+            Op::DeleteRange { family, from, to } => kept.delete_range(family, from, to),
+        }
+    }
+    kept
 }
