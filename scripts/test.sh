@@ -4,6 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 SEEDS=${SEEDS:-0..2000}
+REGION_SEEDS=${REGION_SEEDS:-0..200}
 TOOLS=${CENTRA_CACHE:-$HOME/.cache/centra}/tools/bin
 passed=0 failed=0 skipped=0
 output=$(mktemp)
@@ -69,6 +70,8 @@ demo() {
 
 seeds() { bin/sim --seeds "$SEEDS"; }
 
+region_seeds() { bin/sim regions --seeds "$REGION_SEEDS"; }
+
 stage "formatting" formatting
 stage "dependencies: licences, bans, sources" dependencies
 stage "dependencies: advisories" advisories
@@ -83,6 +86,7 @@ stage "units" scripts/check-units.sh
 stage "package" scripts/check-package.sh
 stage "torture's count" scripts/check-torture.sh
 stage "simulator, seeds $SEEDS" seeds
+stage "simulator of regions, seeds $REGION_SEEDS" region_seeds
 
 echo "all stages took $SECONDS s"
 [ $skipped = 0 ] || echo "$skipped could not run on this machine: see SKIPPED above"

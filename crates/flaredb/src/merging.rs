@@ -89,6 +89,7 @@ pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
     loop {
         let wait = if frozen.is_empty() { LOOK_EVERY } else { LOOK_SOON };
         tokio::select! {
+            biased;
             () = store.merges.notified() => {}
             () = store.node.sleep(wait) => {}
         }
@@ -101,7 +102,11 @@ pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
             }
             if !region.handle.is_sound() {
                 // It lacks something, and answers nothing: another one is to lead.
-                tokio::spawn(async move { region.handle.transfer(None).await });
+                let handing_over = region.handle.transfer(None);
+                store.node.spawn(Box::pin(async move {
+                    // What does not come about is tried again.
+                    let _ = handing_over.await;
+                }));
                 continue;
             }
             if let Some(freeze) = &state.frozen {
@@ -246,6 +251,7 @@ async fn ask_target(
     }
     let mut stores: Vec<NodeId> = region.handle.membership().members.keys().copied().collect();
     let found = tokio::select! {
+        biased;
         found = places.clone().region_at(frozen.target_start.clone()) => found.ok(),
         () = store.node.sleep(CALL_TIMEOUT) => None,
     };

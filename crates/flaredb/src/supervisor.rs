@@ -245,7 +245,7 @@ fn is_behind(status: &GroupStatus, known: u64) -> bool {
 }
 
 /// Does what an answer asks for, beside everything else.
-fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
+pub fn follow(store: &Arc<Store>, response: pb::HeartbeatResponse) {
     store.learn(&response.stores);
     store.space.learn(&response.full_stores);
     store.node.pace_snapshots(response.snapshot_bytes_per_sec);

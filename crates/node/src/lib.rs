@@ -74,7 +74,7 @@ pub mod stopping;
 pub mod storage_log;
 pub mod tls;
 pub mod transport;
-pub(crate) mod waiters;
+pub mod waiters;
 
 pub use driver::{DriverStats, STALL};
 pub use founding::FIRST_METHOD;

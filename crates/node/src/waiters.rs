@@ -1,4 +1,4 @@
-//! Who waits for what: clients of proposals by `seq`, readers by `seq` and then by index.
+//! Who waits for what in a group: clients of proposals by `seq`, readers by `seq` and then by index.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -132,12 +132,14 @@ impl Waiters {
     /// Ends everything: the node stops.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        for shard in &self.clients {
-            for (_, sender) in shard.lock().drain() {
-                let _ = sender.send(Answer::Refused(Refusal::Stopping));
-            }
+        // In the order in which they came.
+        let clients: BTreeMap<_, _> =
+            self.clients.iter().flat_map(|shard| std::mem::take(&mut *shard.lock())).collect();
+        for sender in clients.into_values() {
+            let _ = sender.send(Answer::Refused(Refusal::Stopping));
         }
-        for (_, sender) in self.readers.lock().drain() {
+        let readers: BTreeMap<_, _> = std::mem::take(&mut *self.readers.lock()).into_iter().collect();
+        for sender in readers.into_values() {
             let _ = sender.send(Err(Refusal::Stopping));
         }
         for (_, sender) in std::mem::take(&mut *self.behind.lock()).into_values() {

@@ -353,9 +353,17 @@ impl Leader {
         if retires {
             self.handle.read().await.map_err(of_refusal)?;
         }
-        let (term, now) = (self.term()?, self.now());
+        let (mut term, now) = (self.term()?, self.now());
         let records = self.records.read();
         let retired = if retires { term.retired(&request, &records, now) } else { Vec::new() };
+        for replica in retired.iter().filter(|replica| !records.regions.contains_key(&replica.region_id)) {
+            tracing::info!(
+                target: "placement_store",
+                "A replica of a region that is no more goes, store_id={id} region={} peer={}",
+                replica.region_id,
+                replica.peer_id
+            );
+        }
         Ok(pb::HeartbeatResponse {
             stores: records.stores.values().filter(|store| stands(store)).cloned().collect(),
             steps,

@@ -62,6 +62,7 @@ pub mod router;
 pub mod scale;
 pub mod server;
 pub mod snapshot;
+mod strays;
 pub mod term;
 pub mod view;
 

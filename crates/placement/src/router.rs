@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use base::GroupId;
+use base::{GroupId, Time};
 use bytes::Bytes;
+use node::Later;
 use parking_lot::Mutex;
 use proto::{flaredb as pb, placement};
 use rpc::Status;
@@ -38,6 +39,15 @@ pub type Asked<T> = BoxFuture<Result<T, tonic::Status>>;
 /// Whoever knows where keys lie.
 pub trait Locate: Send + Sync {
     fn region_at(self: Arc<Self>, key: Bytes) -> Asked<placement::GetRegionResponse>;
+
+    /// On a clock that only goes forward.
+    fn now(&self) -> Time {
+        node::clock::now()
+    }
+
+    fn sleep(&self, span: Duration) -> Later<()> {
+        Box::pin(tokio::time::sleep(span))
+    }
 }
 
 /// Where keys lie, as far as is known.
@@ -49,7 +59,7 @@ pub struct Router {
     known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
     channels: Mutex<HashMap<String, Channel>>,
     /// What the placement driver last said of regions that have no leader here, and when; nothing: it said nothing.
-    words: Mutex<HashMap<GroupId, (Instant, Option<placement::Region>)>>,
+    words: Mutex<HashMap<GroupId, (Time, Option<placement::Region>)>>,
     forwarded: AtomicU64,
 }
 
@@ -82,7 +92,7 @@ impl Router {
         let mut failure = "it is not known where the key lies".to_owned();
         for attempt in 0..TRIES {
             if attempt > 0 {
-                tokio::time::sleep(PAUSE).await;
+                self.pd.sleep(PAUSE).await;
             }
             let found = match self.find(key).await {
                 Ok(found) => found,
@@ -144,18 +154,20 @@ impl Router {
     /// The region that has a key by now, as the placement driver knows it, for one who knows it as `region`.
     pub async fn ask(&self, region: GroupId, key: &[u8]) -> Option<placement::Region> {
         if let Some((at, word)) = self.words.lock().get(&region)
-            && at.elapsed() < WORD_COUNTS
+            && self.pd.now().since(*at) < WORD_COUNTS
         {
             return word.clone();
         }
-        let asking = self.pd.clone().region_at(Bytes::copy_from_slice(key));
-        let asked = tokio::time::timeout(WORD_WITHIN, asking).await;
-        let word = asked.ok().and_then(Result::ok).and_then(|found| found.region);
+        let word = tokio::select! {
+            biased;
+            asked = self.pd.clone().region_at(Bytes::copy_from_slice(key)) => asked.ok().and_then(|found| found.region),
+            () = self.pd.sleep(WORD_WITHIN) => None,
+        };
         let mut words = self.words.lock();
         if words.len() >= REMEMBERED_MAX {
             words.clear();
         }
-        words.insert(region, (Instant::now(), word.clone()));
+        words.insert(region, (self.pd.now(), word.clone()));
         word
     }
 

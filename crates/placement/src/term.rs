@@ -21,6 +21,7 @@ use rpc::Status;
 use crate::counters::Counters;
 use crate::machine::Records;
 use crate::model::{Epoch, Operator, Peer, Step};
+use crate::strays::Strays;
 use crate::view::{
     DownPeer, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
 };
@@ -56,6 +57,7 @@ pub struct Term {
     overlaps: BTreeMap<GroupId, (GroupId, Time, Time)>,
     /// Stores that ask to be given up: since when, and when they asked last.
     asking: BTreeMap<NodeId, (Time, Time)>,
+    strays: Strays,
     pub began: Time,
     counters: Arc<Counters>,
 }
@@ -99,6 +101,7 @@ impl Term {
             added: VecDeque::new(),
             overlaps: BTreeMap::new(),
             asking: BTreeMap::new(),
+            strays: Strays::default(),
             began: now,
             counters,
         })
@@ -244,8 +247,8 @@ impl Term {
         }
     }
 
-    /// Replicas on a store that are members of their regions no more.
-    pub fn retired(&self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
+    /// Replicas on a store that are members of their regions no more, or whose regions are no more.
+    pub fn retired(&mut self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
         let is_gone = |replica: &&pb::Replica| {
             let Some(region) = records.regions.get(&replica.region_id) else { return false };
             let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
@@ -257,7 +260,16 @@ impl Term {
             let awaited = under_way || lately.into_iter().any(|(_, region, peer)| (*region, *peer) == own);
             !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
-        request.others.iter().filter(is_gone).copied().collect()
+        let mut retired: Vec<pb::Replica> = request.others.iter().filter(is_gone).copied().collect();
+        let is_unknown = |replica: &&pb::Replica| {
+            let id = replica.region_id;
+            !records.regions.contains_key(&id) && self.view.region(GroupId(id)).is_none()
+        };
+        let unknown = request.others.iter().filter(is_unknown);
+        let unknown = unknown.map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
+        let strays = self.strays.hear(NodeId(request.store_id), unknown, now);
+        retired.extend(strays.iter().map(|(region, peer)| pb::Replica { region_id: region.0, peer_id: peer.0 }));
+        retired
     }
 
     /// Regions that have reported keys of another region's for so long, and until lately; and that other region.
@@ -278,6 +290,7 @@ impl Term {
     }
 
     pub fn plan(&mut self, now: Time) -> Vec<Operator> {
+        self.strays.look(&self.view, now);
         if !self.view.is_ready(&self.policy, now) {
             return Vec::new();
         }

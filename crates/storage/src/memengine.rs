@@ -89,6 +89,16 @@ impl MemEngine {
         state.cut_commit = None;
     }
 
+    /// A copy of what is on the disk.
+    pub fn copy(&self) -> MemEngine {
+        let copy = MemEngine::new(self.families);
+        let durable = self.state.read().durable.clone();
+        let mut state = copy.state.write();
+        (state.live, state.durable) = (durable.clone(), durable);
+        drop(state);
+        copy
+    }
+
     /// Lets the engine flush by itself or not, as `rng` has it: begins a flush of what has been written, or ends
     /// one that was begun, by which what was written at its beginning becomes durable; or cleans up. To be
     /// called now and then.

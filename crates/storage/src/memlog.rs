@@ -104,6 +104,13 @@ impl MemLog {
         self.inner.lock().failed = error;
     }
 
+    /// A copy of what is on the disk.
+    pub fn copy(&self) -> MemLog {
+        let durable = self.inner.lock().durable.clone();
+        let inner = Inner { live: durable.clone(), durable, ..Inner::default() };
+        MemLog { inner: Mutex::new(inner) }
+    }
+
     /// Empties the log, as a new incarnation of the data folder does.
     pub fn wipe(&self) {
         *self.inner.lock() = Inner::default();

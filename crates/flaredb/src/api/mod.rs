@@ -26,7 +26,7 @@ use rpc::server::{Answer, Method, Server, ServerStats};
 
 pub use door::Door;
 pub use placement::router::Router;
-pub use raw::VALUE_BYTES_MAX;
+pub use raw::{Raw, VALUE_BYTES_MAX};
 pub use requests::Requests;
 
 use self::requests::Watched;
@@ -37,7 +37,8 @@ use crate::store::Store;
 /// The service behind the client port.
 pub struct Api {
     pub store: Arc<Store>,
-    pub router: Router,
+    pub router: Arc<Router>,
+    raw: Raw,
     /// For their figures.
     pub node: Arc<ManyNode>,
     pub pd: Arc<PdClient>,
@@ -65,8 +66,9 @@ impl Api {
         tls: Option<Tls>,
         slow_from: Duration,
     ) -> Arc<Api> {
-        let (router, requests) = (Router::new(pd.clone(), tls), Arc::new(Requests::new(slow_from)));
-        Arc::new(Api { store, router, node, pd, requests, server: OnceLock::new() })
+        let (router, requests) = (Arc::new(Router::new(pd.clone(), tls)), Arc::new(Requests::new(slow_from)));
+        let raw = Raw { store: store.clone(), router: router.clone() };
+        Arc::new(Api { store, router, raw, node, pd, requests, server: OnceLock::new() })
     }
 
     /// The server that is to be counted.
@@ -81,12 +83,12 @@ impl Api {
 
     async fn answer(&self, number: u16, message: Bytes) -> Result<Bytes, Status> {
         match number {
-            GET => encoded(self.get(decoded(message)?).await),
-            PUT => encoded(self.put(decoded(message)?).await),
-            DELETE => encoded(self.delete(decoded(message)?).await),
-            COMPARE_AND_SWAP => encoded(self.compare_and_swap(decoded(message)?).await),
-            BATCH => encoded(self.batch(decoded(message)?).await),
-            SCAN => encoded(self.scan(decoded(message)?).await),
+            GET => encoded(self.raw.get(decoded(message)?).await),
+            PUT => encoded(self.raw.put(decoded(message)?).await),
+            DELETE => encoded(self.raw.delete(decoded(message)?).await),
+            COMPARE_AND_SWAP => encoded(self.raw.compare_and_swap(decoded(message)?).await),
+            BATCH => encoded(self.raw.batch(decoded(message)?).await),
+            SCAN => encoded(self.raw.scan(decoded(message)?).await),
             other => unreachable!("method {other} is not resolved"),
         }
     }

@@ -1,6 +1,7 @@
 //! The raw calls. Each is tried here if the key lies here, and forwarded if not.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use consensus::{MachineError, Refusal};
@@ -10,9 +11,9 @@ use rpc::Status;
 use rpc::client::RawClient;
 use tonic::transport::Channel;
 
-use placement::router::{Asked, Repeat};
+use placement::router::{Asked, Repeat, Router};
 
-use super::{Api, Missed};
+use super::Missed;
 use crate::region::layout::{self, RAW};
 use crate::region::machine::{FROZEN, STALE};
 use crate::store::{ReadError, Region, Store};
@@ -59,7 +60,13 @@ macro_rules! here_or_there {
     }};
 }
 
-impl Api {
+/// What answers them: a store, and whoever knows the way to the others.
+pub struct Raw {
+    pub store: Arc<Store>,
+    pub router: Arc<Router>,
+}
+
+impl Raw {
     pub async fn get(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
         check_key(&request.key)?;
         here_or_there!(self, request, &request.key, Safe, get_here, get, GetResponse)
@@ -264,18 +271,18 @@ impl Api {
         Err(Status::unavailable("the region changes too fast; try again").into())
     }
 
-    /// As [`Api::region`]; waits a while for one that is being merged: then it is another one, or goes on as it was.
+    /// As [`Raw::region`]; waits a while for one that is being merged: then it is another one, or goes on as it was.
     async fn unfrozen(&self, key: &[u8], context: Option<&pb::Context>) -> Result<Region, Missed> {
-        let asked = Instant::now();
+        let asked = self.store.node.now();
         loop {
             let region = self.region(key, context)?;
             if region.state().frozen.is_none() {
                 return Ok(region);
             }
-            if asked.elapsed() >= FROZEN_PATIENCE {
+            if self.store.node.now().since(asked) >= FROZEN_PATIENCE {
                 return Err(Missed::Region(pb::RegionError { why: Some(pb::region_error::Why::NotHere(true)) }));
             }
-            tokio::time::sleep(FROZEN_LOOK_EVERY).await;
+            self.store.node.sleep(FROZEN_LOOK_EVERY).await;
         }
     }
 

@@ -43,7 +43,7 @@ const HTTP: u8 = 1;
 
 #[cfg(test)]
 pub(crate) use self::http::Request;
-pub use rpc_calls::METHODS;
+pub use rpc_calls::{METHODS, region_at};
 
 /// The service behind the client port.
 pub struct Api {

@@ -7,6 +7,7 @@ use rpc::server::Method;
 use rpc::{Code, Status};
 
 use super::Api;
+use crate::leader::Leader;
 use crate::machine::Records;
 
 const REGISTER: u16 = 0;
@@ -56,14 +57,7 @@ impl Api {
     }
 
     fn get_region(&self, key: &[u8]) -> Result<pb::GetRegionResponse, Status> {
-        let leader = self.leader()?;
-        let term = leader.term()?;
-        let records = leader.records().read();
-        let region = records.region_at(key);
-        let region = region.ok_or_else(|| Status::new(Code::NotFound, "no region covers the key yet"))?;
-        let stores = stores_of(&records, region);
-        let led_by = term.view.region(base::GroupId(region.id)).and_then(|region| region.leader);
-        Ok(pb::GetRegionResponse { region: Some(region.clone()), leader_store: led_by.unwrap_or_default().0, stores })
+        region_at(self.leader()?, key)
     }
 
     fn scan_regions(&self, request: &pb::ScanRegionsRequest) -> Result<pb::ScanRegionsResponse, Status> {
@@ -85,6 +79,17 @@ impl Api {
         });
         Ok(pb::ScanRegionsResponse { regions: regions.collect() })
     }
+}
+
+/// Where a key lies, as the leading member knows it.
+pub fn region_at(leader: &Leader, key: &[u8]) -> Result<pb::GetRegionResponse, Status> {
+    let term = leader.term()?;
+    let records = leader.records().read();
+    let region = records.region_at(key);
+    let region = region.ok_or_else(|| Status::new(Code::NotFound, "no region covers the key yet"))?;
+    let stores = stores_of(&records, region);
+    let led_by = term.view.region(base::GroupId(region.id)).and_then(|region| region.leader);
+    Ok(pb::GetRegionResponse { region: Some(region.clone()), leader_store: led_by.unwrap_or_default().0, stores })
 }
 
 /// Those that can be asked.

@@ -4,9 +4,9 @@
 use storage::log::LogStore;
 
 use super::World;
-use super::net;
 use super::plan::{MS, SECOND};
 use super::queue::{Ending, Happening};
+use crate::physics::net;
 
 /// When a fault does the most harm. Nodes tell of such moments as they go through them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use base::{GroupId, NodeId, PeerId};
 use consensus::{Entry, Mark, Membership, Payload};
 
-use super::shadow::Shadow;
+use crate::physics::shadow::Shadow;
 
 /// Why a run failed.
 #[derive(Clone, Debug, PartialEq, Eq)]

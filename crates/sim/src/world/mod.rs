@@ -11,7 +11,7 @@
 //! [`plan`] what a seed stands for · [`queue`] what will happen · [`stage`] what everyone shares · [`node`] a node and its disk ·
 //! [`drive`] a host's outputs carried out · [`apply`] appliers and flushers · [`transfer`] snapshots · [`requests`] a node's
 //! reads and commands · [`work`] clients · [`watch`] watchers · [`operate`] membership and leadership · [`fault`], [`disks`] what
-//! strikes · [`net`], [`clock`], [`shadow`] the network, clocks, and what is really on disk · [`bug`] bugs to plant.
+//! strikes · [`bug`] bugs to plant. The network, clocks, and what is really on disk: [`crate::physics`].
 //!
 //! # How to read a trace
 //! `cargo run --release -p sim -- --trace SEED` prints every step: the time in milliseconds, the node (`-` is the world), a
@@ -32,22 +32,18 @@
 
 pub mod apply;
 pub mod bug;
-pub mod clock;
 pub mod disks;
 pub mod drive;
 pub mod fault;
 mod forgetful;
 pub mod ledger;
-pub mod net;
 pub mod node;
 pub mod operate;
 pub mod plan;
 pub mod queue;
 pub mod requests;
 pub mod settle;
-pub mod shadow;
 pub mod stage;
-pub mod trace;
 pub mod transfer;
 pub mod watch;
 pub mod work;

@@ -20,13 +20,13 @@ use storage::memlog::MemLog;
 use storage::{LogBatch, LogStore};
 
 use super::bug::Bug;
-use super::clock::Clock;
 use super::forgetful::Forgetful;
 use super::queue::{Happening, Who};
 use super::requests::Reading;
-use super::shadow::Shadow;
 use super::stage::Stage;
 use super::watch::Tap;
+use crate::physics::clock::Clock;
+use crate::physics::shadow::Shadow;
 
 /// Where founded groups begin.
 pub const FOUNDED: Mark = Mark { index: 1, term: 1, hash: base::hash::START };

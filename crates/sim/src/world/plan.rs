@@ -9,9 +9,7 @@ use std::time::Duration;
 use base::{NodeId, Rng};
 use consensus::HostConfig;
 
-/// A millisecond and a second of the world.
-pub const MS: u64 = 1_000_000;
-pub const SECOND: u64 = 1_000 * MS;
+pub use crate::physics::{MS, SECOND};
 
 /// Nodes that there may be, joiners included.
 pub const NODES_MAX: usize = 7;

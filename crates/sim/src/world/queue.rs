@@ -1,18 +1,13 @@
-//! What will happen, in order of (time, number of entering): the whole order of the world. Two things of the same
-//! time happen in the order in which they were planned, so that nothing is left to chance but what the seed says.
-
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+//! What may happen.
 
 use base::GroupId;
 use bytes::Bytes;
 
-/// A node by its place in the world, with the life it was in: what was planned for an earlier life is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who {
-    pub at: usize,
-    pub life: u32,
-}
+use crate::physics::queue;
+pub use crate::physics::queue::Who;
+
+/// The order of it.
+pub type Queue = queue::Queue<Happening>;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -72,47 +67,3 @@ pub enum Ending {
     SlowDisk { at: usize },
     FullDisk { at: usize },
 }
-
-/// The plan.
-#[derive(Default)]
-pub struct Queue {
-    heap: BinaryHeap<Reverse<Slot>>,
-    number: u64,
-}
-
-struct Slot {
-    time: u64,
-    number: u64,
-    what: Happening,
-}
-
-impl Queue {
-    pub fn push(&mut self, time: u64, what: Happening) {
-        self.number += 1;
-        self.heap.push(Reverse(Slot { time, number: self.number, what }));
-    }
-
-    pub fn pop(&mut self) -> Option<(u64, Happening)> {
-        self.heap.pop().map(|Reverse(slot)| (slot.time, slot.what))
-    }
-}
-
-impl Ord for Slot {
-    fn cmp(&self, other: &Slot) -> std::cmp::Ordering {
-        (self.time, self.number).cmp(&(other.time, other.number))
-    }
-}
-
-impl PartialOrd for Slot {
-    fn partial_cmp(&self, other: &Slot) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Slot {
-    fn eq(&self, other: &Slot) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Slot {}

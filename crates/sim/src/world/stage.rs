@@ -2,13 +2,14 @@
 
 use base::{GroupId, Rng};
 
+use crate::physics::net::{Fates, Net};
+use crate::physics::trace::Trace;
+
 use super::bug::Bug;
 use super::fault::Moment;
 use super::ledger::Ledger;
-use super::net::Net;
 use super::plan::Plan;
 use super::queue::{Happening, Queue};
-use super::trace::Trace;
 use super::transfer::Transfer;
 use super::work::Answer;
 
@@ -41,10 +42,16 @@ pub struct Stage {
 impl Stage {
     pub fn new(plan: Plan, bug: Option<Bug>, print: bool) -> Stage {
         let mut rng = Rng::new(plan.seed);
+        let faults = &plan.faults;
+        let fates = Fates {
+            loss_permille: faults.loss_permille,
+            repeat_permille: faults.repeat_permille,
+            late_permille: faults.late_permille,
+        };
         Stage {
             now: 0,
             queue: Queue::default(),
-            net: Net::new(rng.fork(1), &plan),
+            net: Net::new(rng.fork(1), plan.trip, fates),
             trace: Trace::new(print),
             ledger: Ledger::default(),
             bug,

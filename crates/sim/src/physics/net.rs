@@ -5,38 +5,36 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::Rng;
 
-use super::plan::{MS, Plan};
+use super::MS;
+
+/// Messages lost, of a thousand; repeated; late (and so overtaken).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fates {
+    pub loss_permille: u64,
+    pub repeat_permille: u64,
+    pub late_permille: u64,
+}
 
 pub struct Net {
     rng: Rng,
     trip: (u64, u64),
-    loss_permille: u64,
-    repeat_permille: u64,
-    late_permille: u64,
+    fates: Fates,
     /// By number, the links (from, to) that a partition cuts.
     cuts: BTreeMap<u64, BTreeSet<(usize, usize)>>,
     cut_number: u64,
 }
 
 impl Net {
-    pub fn new(rng: Rng, plan: &Plan) -> Net {
-        Net {
-            rng,
-            trip: plan.trip,
-            loss_permille: plan.faults.loss_permille,
-            repeat_permille: plan.faults.repeat_permille,
-            late_permille: plan.faults.late_permille,
-            cuts: BTreeMap::new(),
-            cut_number: 0,
-        }
+    pub fn new(rng: Rng, trip: (u64, u64), fates: Fates) -> Net {
+        Net { rng, trip, fates, cuts: BTreeMap::new(), cut_number: 0 }
     }
 
     /// After how long a message arrives: never, once or twice.
     pub fn trips(&mut self, from: usize, to: usize) -> Vec<u64> {
-        if self.is_cut(from, to) || self.permille(self.loss_permille) {
+        if self.is_cut(from, to) || self.permille(self.fates.loss_permille) {
             return Vec::new();
         }
-        let copies = if self.permille(self.repeat_permille) { 2 } else { 1 };
+        let copies = if self.permille(self.fates.repeat_permille) { 2 } else { 1 };
         (0..copies).map(|_| self.trip()).collect()
     }
 
@@ -68,14 +66,16 @@ impl Net {
     /// No faults from here on.
     pub fn heal(&mut self) {
         self.cuts.clear();
-        self.loss_permille = 0;
-        self.repeat_permille = 0;
-        self.late_permille = 0;
+        self.fates = Fates::default();
     }
 
     fn trip(&mut self) -> u64 {
         let usual = self.rng.between(self.trip.0, self.trip.1);
-        if self.permille(self.late_permille) { usual + self.rng.below(60) * self.rng.below(50) * MS } else { usual }
+        if self.permille(self.fates.late_permille) {
+            usual + self.rng.below(60) * self.rng.below(50) * MS
+        } else {
+            usual
+        }
     }
 
     fn permille(&mut self, chance: u64) -> bool {
