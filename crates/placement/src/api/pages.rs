@@ -300,8 +300,6 @@ async fn set_state(api: &Api, id: u64, query: &Query) -> Page {
     Ok(json!({ "message": format!("store {id} is up again") }))
 }
 
-}
-
 async fn set_policy(api: &Api, patch: Value) -> Page {
     let merged = |policy: Policy| policy.merged(&patch).map_err(|why| bad_request(why.to_string()));
     Ok(api.leader()?.change_policy(merged).await?.to_json())

@@ -196,7 +196,10 @@ fn the_longest_pause_is_seen() {
     let ago = |ms: u64| now - Duration::from_millis(ms);
     let at_least = |writes: &[Instant], since, ms| {
         let gap = longest_gap(writes, since);
-        assert!(gap >= Duration::from_millis(ms) && gap < Duration::from_millis(ms + 100), "{gap:?} instead of {ms} ms");
+        assert!(
+            gap >= Duration::from_millis(ms) && gap < Duration::from_millis(ms + 100),
+            "{gap:?} instead of {ms} ms"
+        );
     };
     at_least(&[ago(900), ago(500), ago(400), ago(0)], ago(1000), 400);
     at_least(&[ago(300), ago(200), ago(100), ago(0)], ago(1000), 700);
