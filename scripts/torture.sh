@@ -80,8 +80,8 @@ build() {
             *'tests/runbook/main.rs ('*) programs[runbook]=$(between "$line") ;;
             *'tests/log_store/main.rs ('*) programs[log_store]=$(between "$line") ;;
         esac
-    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store 2>&1 | grep Executable)
-    [ ${#programs[@]} = 3 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
+    done < <(cargo test --release --locked --no-run --workspace --test processes --test runbook --test log_store 2>&1 | grep Executable)
+    [ ${#programs[@]} = 3 ] || { echo "torture: the tests do not compile: cargo test --release --no-run --workspace" >&2; exit 1; }
 }
 
 # The programs of another revision, in a folder of their own that stays for the next time.
