@@ -81,8 +81,8 @@ build() {
             *'tests/log_store/main.rs ('*) programs[log_store]=$(between "$line") ;;
             *'tests/flaredb/main.rs ('*) programs[flaredb]=$(between "$line") ;;
         esac
-    done < <(cargo test --release --locked --no-run -p sim -p storage --test processes --test runbook --test log_store --test flaredb 2>&1 | grep Executable)
-    [ ${#programs[@]} = 4 ] || { echo "torture: the tests do not compile: cargo test --release --no-run -p sim -p storage" >&2; exit 1; }
+    done < <(cargo test --release --locked --no-run --workspace --test processes --test runbook --test log_store --test flaredb 2>&1 | grep Executable)
+    [ ${#programs[@]} = 4 ] || { echo "torture: the tests do not compile: cargo test --release --no-run --workspace" >&2; exit 1; }
 }
 
 # The programs of another revision, in a folder of their own that stays for the next time.
