@@ -345,6 +345,7 @@ impl Store {
         let (peers, stated) = self.on_disk()?;
         // Also logs without records: of what was taken away.
         self.node.destroy_others(&|region| peers.contains_key(&region));
+        snapshot::forget_others(&self.incoming, |region| peers.contains_key(&region))?;
         for region in stated.into_iter().filter(|region| !peers.contains_key(region)) {
             match self.clear(region, &machine::load(&*self.engine, region)?) {
                 // The next start finds it again.

@@ -142,8 +142,9 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
             }
             Err(status) => {
                 // Removed, or replaced: it takes people to change that, and the store only passes requests on.
-                let is_refused = status.code() == Code::FailedPrecondition;
-                store.set_refused(is_refused.then(|| status.message().to_owned()));
+                if status.code() == Code::FailedPrecondition {
+                    store.set_refused(Some(status.message().to_owned()));
+                }
                 if failures % SAY_EVERY == 0 {
                     tracing::warn!(
                         target: "flaredb_pd_client",

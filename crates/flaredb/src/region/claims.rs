@@ -80,6 +80,7 @@ mod tests {
     use consensus::StateMachine as _;
 
     use super::super::merge::tests::{Logs, TARGET, World, put, split};
+    use super::super::snapshot;
 
     const PART: u64 = 3;
 
@@ -144,9 +145,20 @@ mod tests {
         world.receive(TARGET, &whole).unwrap().decide().unwrap();
         world.crash();
         assert!(world.receive(PART, &part).is_err());
+        snapshot::forget_others(world.folder.path(), |region| region.0 == TARGET).unwrap();
         world.machines.insert(TARGET, world.open(TARGET).unwrap());
         assert_eq!((world.has("x"), world.at("x")), (Some("old".into()), TARGET));
         assert!(world.receive(PART, &part).is_err(), "as before the crash");
+    }
+
+    #[test]
+    fn what_a_peer_that_is_gone_has_left_keeps_nobody_waiting() {
+        let (whole, part) = old_and_new();
+        let world = learner();
+        world.receive(TARGET, &whole).unwrap().decide().unwrap();
+        assert!(world.receive(PART, &part).is_err());
+        snapshot::forget_others(world.folder.path(), |region| region.0 == PART).unwrap();
+        assert!(world.receive(PART, &part).is_ok());
     }
 
     /// A read that began before a snapshot was put in place, and ends after it, has met half of either state.

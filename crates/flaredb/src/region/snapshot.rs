@@ -278,19 +278,37 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
 /// The states that were decided for and are not in place, of regions that count.
 pub fn decided(incoming: &Path, counts: impl Fn(GroupId) -> bool) -> Result<Vec<RegionState>, MachineError> {
     let mut states = Vec::new();
-    for entry in fs::read_dir(incoming).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("region-")?.strip_suffix(".whole")?.parse().ok());
-        if id.map(GroupId).is_some_and(&counts) {
-            match File::open(incoming.join(name)) {
-                Ok(file) => states.push(state_in(file)?),
-                // In place meanwhile, or given up.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
+    for id in all_decided(incoming)?.into_iter().filter(|id| counts(*id)) {
+        match File::open(whole(incoming, id)) {
+            Ok(file) => states.push(state_in(file)?),
+            // In place meanwhile, or given up.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
         }
     }
     Ok(states)
+}
+
+fn all_decided(incoming: &Path) -> Result<Vec<GroupId>, MachineError> {
+    let entries = match fs::read_dir(incoming) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix("region-")?.strip_suffix(".whole")?.parse().ok());
+        ids.extend(id.map(GroupId));
+    }
+    Ok(ids)
+}
+
+/// Removes what was decided for regions that are not here: their peers went before it was in place, and nobody is to wait for
+/// it.
+pub fn forget_others(incoming: &Path, here: impl Fn(GroupId) -> bool) -> Result<(), MachineError> {
+    let gone = all_decided(incoming)?.into_iter().filter(|id| !here(*id));
+    gone.for_each(|id| forget(incoming, id));
+    Ok(())
 }
 
 /// Removes what a region that is gone may have left here.

@@ -43,7 +43,11 @@ async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
         tokio::time::sleep(Duration::from_millis(200 + rng.below(1500))).await;
         cluster.stores[victim].spawn();
         let what = format!("run {run} of seed {seed}: the region is whole again");
-        cluster.until(&what, async |cluster| cluster.has_replicas(3).await).await;
+        cluster
+            .until(&what, async |cluster| {
+                cluster.page("operators").await == Some(json!([])) && cluster.has_replicas(3).await
+            })
+            .await;
         moved += usize::from(holders(&cluster).await.is_some_and(|(_, held)| held.contains(&to)));
     }
     let writes: u64 = workers.iter().map(|worker| worker.done.load(Ordering::Relaxed)).sum();
