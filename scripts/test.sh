@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 SEEDS=${SEEDS:-0..2000}
-REGION_SEEDS=${REGION_SEEDS:-0..200}
+REGION_SEEDS=${REGION_SEEDS:-0..100}
 TOOLS=${CENTRA_CACHE:-$HOME/.cache/centra}/tools/bin
 passed=0 failed=0 skipped=0
 output=$(mktemp)

@@ -166,9 +166,9 @@ impl Group {
     fn caught_up(&self, peer: PeerId) -> bool {
         let last = self.raw.raft.raft_log.last_index();
         self.raw.raft.prs().get(peer.0).is_some_and(|progress| {
-            self.heard_of(peer)
-                && progress.state == ProgressState::Replicate
-                && progress.matched + CAUGHT_UP_ENTRIES >= last
+            // One that was away for a while is probed until it acknowledges something new, and an idle group has nothing new.
+            let follows = progress.state == ProgressState::Replicate && progress.matched + CAUGHT_UP_ENTRIES >= last;
+            self.heard_of(peer) && (follows || progress.matched >= last)
         })
     }
 

@@ -85,7 +85,7 @@ fn all_keys_heard_of(view: &View, now: Time) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Epoch;
+    use crate::model::{Epoch, Peer};
     use crate::view::{RegionReport, StoreMeta};
 
     fn report(id: u64, start: &[u8], end: &[u8]) -> RegionReport {
@@ -94,6 +94,7 @@ mod tests {
             start: start.into(),
             end: end.into(),
             epoch: Epoch { conf_version: 1, version: 1 },
+            peers: vec![Peer { id: PeerId(10 * id), store: NodeId(1), learner: false }],
             leader: Some(NodeId(1)),
             ..RegionReport::default()
         }
@@ -112,7 +113,7 @@ mod tests {
             let mut went = 0;
             for _ in 0..seconds {
                 now = now + second;
-                reports.iter().for_each(|report| drop(view.report_region(report.clone(), now)));
+                reports.iter().for_each(|report| assert!(view.report_region(report.clone(), now).is_ok()));
                 went += strays.hear(NodeId(2), [stray].into_iter(), now).len();
                 strays.look(view, now);
             }

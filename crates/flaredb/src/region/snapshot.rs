@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!  incoming/region-N.part ──checked, fsynced──▶ renamed to incoming/region-N.whole      (decided: there is no way back)
+//!                          (flushed: its range is nobody else's on disk either)
 //!                                                 │ the range is emptied, the pairs put, the records last; flushed
 //!                                                 ▼
 //!                                               removed                                  (done)
@@ -183,6 +184,9 @@ impl Receiver {
         if self.decided {
             return Ok(());
         }
+        // That no other region has its range here must outlive a power cut: one that gave the range away would be back as it was
+        // before, and apply entries of then to pairs of this one.
+        self.engine.flush()?;
         fs::rename(&self.part, &self.whole).map_err(failed)?;
         sync_folder_of(&self.whole)?;
         self.decided = true;
