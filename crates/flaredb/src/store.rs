@@ -435,6 +435,11 @@ impl Store {
         if self.region(id).is_some() {
             return Ok(());
         }
+        // It began here long ago, and is part of another one or elsewhere since: the placement driver has not heard of it.
+        let retired = self.engine.get(REGION, &layout::retired_key(id)).map_err(MachineError::from)?;
+        if retired.map(|bytes| layout::read_peer(&bytes)).transpose()?.is_some_and(|retired| peer <= retired) {
+            return Ok(());
+        }
         let mut machine = self.machine(id)?;
         machine.set_range(region.start.clone(), region.end.clone());
         let member = Member { node: self.id(), peer, ..Member::default() };
