@@ -140,6 +140,7 @@ async fn a_failing_call_of_one_node_is_borne_by_the_others() {
 }
 
 const NEVER: &str = "was not made";
+const STOPS: &str = "The node cannot go on and stops";
 
 /// Lets the call of one node fail and waits until the node is whole again; says what became of it.
 async fn strike(
@@ -155,6 +156,7 @@ async fn strike(
     if case.at_start {
         cluster.kill(victim);
     }
+    let said_before = cluster.log(victim).matches(STOPS).count();
     disk.arm(case.fault, case.place, call, case.lasting);
     if case.at_start {
         cluster.spawn(victim);
@@ -183,7 +185,12 @@ async fn strike(
         true
     } else {
         let settled = if case.lasting { FULL_FOR } else { Duration::from_secs(1) };
-        while at.elapsed() < settled && !cluster.has_ended(victim) {
+        // Who says that it stops may take its time about it.
+        let stops = |cluster: &Cluster| said_before < cluster.log(victim).matches(STOPS).count();
+        while (at.elapsed() < settled || stops(cluster)) && !cluster.has_ended(victim) {
+            if at.elapsed() > ENDS_WITHIN {
+                return Err("the node says that it stops, and does not".to_owned());
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         cluster.has_ended(victim)
