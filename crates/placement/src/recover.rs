@@ -215,12 +215,15 @@ mod tests {
             <pb::AllocateIdsResponse as prost::Message>::decode(outcome.body).unwrap().first
         };
         let before = {
-            let (_engine, mut machine) = open(folder.path(), &identity).unwrap();
+            let (engine, mut machine) = open(folder.path(), &identity).unwrap();
             let member = Member { node: base::NodeId(1), peer: PeerId(1), ..Member::default() };
             let membership = Membership::founding(base::ClusterId(7), vec![member]);
             let mark = consensus::Mark { index: 1, term: 1, hash: base::hash::START };
             machine.found(mark, membership.encode().into()).unwrap();
-            draw(&mut machine)
+            let drawn = draw(&mut machine);
+            // What is not on disk comes from the log, which is not here.
+            engine.flush().unwrap();
+            drawn
         };
         let found = Found { identity, membership: Membership::default(), last: (1, 2), applied: 2 };
         let ids = NewIds { cluster: base::ClusterId(8), peer: PeerId(2) };

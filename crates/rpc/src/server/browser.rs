@@ -54,7 +54,7 @@ fn is_known(host: &str, names: &[String]) -> bool {
 /// The names in URLs under which clients are told to reach a server.
 pub fn names_in<'a>(urls: impl IntoIterator<Item = &'a String>) -> Vec<String> {
     let parsed = urls.into_iter().filter_map(|url| url.parse::<http::Uri>().ok());
-    parsed.filter_map(|url| Some(url.host()?.to_owned())).collect()
+    parsed.filter(|url| url.scheme().is_some()).filter_map(|url| Some(url.host()?.to_owned())).collect()
 }
 
 #[cfg(test)]

@@ -485,8 +485,9 @@ fn place(stage: &mut Stage, at: usize, root: &std::path::Path) -> Node {
         },
         running: None,
         retired: false,
-        // Far from what the placement driver gives by itself.
-        asks_for: if stage.rng.percent(50) { 1_000 + at as u64 } else { 0 },
+        // Far apart: what the placement driver gives by itself lies behind the highest that anybody has brought along.
+        // Far apart: ids that are drawn lie behind the highest that anybody has brought along.
+        asks_for: if stage.rng.percent(50) { 1_000_000 * (1 + at as u64) } else { 0 },
         address: address_of(at),
         impostor: (at == last).then(Default::default),
         crashes: 0,
