@@ -127,12 +127,14 @@ async fn a_copy_is_refused_while_the_original_is_not_heard_of() {
         })
         .await;
     cluster.stores[copy].spawn();
-    cluster.until("it is back at its new place", async |cluster| cluster.has_replicas(3).await).await;
-    let page = cluster.page("stores").await.unwrap();
-    assert_eq!(
-        (page["count"].as_u64(), page["stores"][2]["address"].as_str()),
-        (Some(3), Some(&*cluster.stores[copy].url()))
-    );
+    cluster
+        .until("it is at its new place", async |cluster| {
+            let page = cluster.page("stores").await.unwrap();
+            let address = page["stores"][2]["address"].as_str();
+            page["count"].as_u64() == Some(3) && address == Some(&*cluster.stores[copy].url())
+        })
+        .await;
+    cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
     let read = get(&mut cluster.raw(copy).await, "since").await.unwrap();
     assert_eq!(read.as_deref(), Some("the copy was made"));
 }
