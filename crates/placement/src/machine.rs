@@ -124,11 +124,32 @@ impl Records {
     /// Other regions whose range has a key of this one's.
     fn overlapping(&self, region: &pb::Region) -> Vec<&pb::Region> {
         let within = |start: &Bytes| region.end.is_empty() || *start < region.end;
-        let first = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(&region.start[..]))).next_back();
+        // Two: the nearest may be the region itself.
+        let before =
+            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(&region.start[..]))).rev().take(2);
         let behind = self.by_start.range::<[u8], _>((Bound::Excluded(&region.start[..]), Bound::Unbounded));
-        let near = first.into_iter().chain(behind.take_while(|(start, _)| within(start)));
+        let near = before.chain(behind.take_while(|(start, _)| within(start)));
         let others = near.filter_map(|(_, id)| self.regions.get(id)).filter(|other| other.id != region.id);
         others.filter(|other| other.end.is_empty() || region.start < other.end).collect()
+    }
+
+    /// Whether each key of `old` lies in `new`, or in another region that is newer than what is known of `old`: it was cut, and what
+    /// was left of it became part of another one, before it told of either.
+    fn is_covered(&self, old: &pb::Region, new: &pb::Region) -> bool {
+        let newer = self.overlapping(old).into_iter().filter(|other| other.version > old.version && other.id != new.id);
+        let mut pieces: Vec<(&Bytes, &Bytes)> = newer.chain([new]).map(|piece| (&piece.start, &piece.end)).collect();
+        pieces.sort();
+        let mut at = &old.start;
+        for (start, end) in pieces {
+            if start > at {
+                return false;
+            }
+            if end.is_empty() || (!old.end.is_empty() && *end >= old.end) {
+                return true;
+            }
+            at = at.max(end);
+        }
+        false
     }
 
     fn put_region(&mut self, region: pb::Region) {
@@ -431,8 +452,7 @@ impl Stage<'_> {
         if overlapping.iter().any(|other| other.version >= region.version) {
             return;
         }
-        let ends_within = |end: &Bytes| region.end.is_empty() || (!end.is_empty() && *end <= region.end);
-        let merged = overlapping.into_iter().filter(|other| other.start >= region.start && ends_within(&other.end));
+        let merged = overlapping.into_iter().filter(|other| self.records.is_covered(other, &region));
         for id in merged.map(|other| other.id).collect::<Vec<_>>() {
             self.batch.delete(REGION, &id.to_be_bytes());
             self.records.remove_region(id);
@@ -720,6 +740,11 @@ mod tests {
         // The part before a cut keeps its place until it tells of the cut itself.
         assert_eq!(with(&[region(9, "p", "", 4)]), ["1:-d", "2:d-m", "3:m-", "9:p-"]);
         assert_eq!(with(&[region(9, "p", "", 4), region(3, "m", "p", 4)]), ["1:-d", "2:d-m", "3:m-p", "9:p-"]);
+        // It was cut, and its part merged, before it told of the cut.
+        assert_eq!(with(&[region(9, "p", "", 4), region(2, "d", "p", 5)]), ["1:-d", "2:d-p", "9:p-"]);
+        assert_eq!(with(&[region(2, "d", "p", 5), region(9, "p", "", 4)]), ["1:-d", "2:d-p", "9:p-"]);
+        // A part of it may still be its own.
+        assert_eq!(with(&[region(9, "r", "", 4), region(2, "d", "p", 5)]), ["1:-d", "2:d-p", "3:m-", "9:r-"]);
     }
 
     #[test]
