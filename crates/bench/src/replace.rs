@@ -27,6 +27,10 @@ const REPLICAS: usize = 3;
 const SETTLE: Duration = Duration::from_secs(20);
 /// A store that is silent for so long is as good as lost, while this is measured.
 const DOWN_TIME: Duration = Duration::from_secs(1);
+/// After the kill: the others come to lead what it led.
+const ELECTIONS: Duration = Duration::from_secs(10);
+/// Between the last replica and the puts that count as after it.
+const CALM: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const MIB: f64 = (1 << 20) as f64;
 
@@ -97,7 +101,7 @@ async fn measure(options: &Options, cluster: &mut Stores, space: &KeySpace) -> R
     let every = Duration::from_secs_f64(endpoints.len() as f64 / options.rate as f64);
     let writer = Writer::start_raw(&endpoints, every, space);
     let apart = Duration::from_secs_f64(options.seconds);
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::sleep(ELECTIONS).await;
     let before = Instant::now();
     tokio::time::sleep(apart).await;
     let began = Instant::now();
@@ -118,7 +122,7 @@ async fn measure(options: &Options, cluster: &mut Stores, space: &KeySpace) -> R
     }
     bar.finish_and_clear();
     let ended = Instant::now();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(CALM).await;
     let after = Instant::now();
     tokio::time::sleep(apart).await;
     let apart = [(before, began), (after, Instant::now())];
