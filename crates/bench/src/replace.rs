@@ -23,10 +23,12 @@ use crate::{load, procfs, progress};
 
 const STORES: u8 = 4;
 const REPLICAS: usize = 3;
+/// At which size regions are split while they are filled: at none that comes.
+const FILLING_REGION_MIB: u64 = 1 << 16;
 /// After the filling: flushes, compactions, measuring, splits, moves.
 const SETTLE: Duration = Duration::from_secs(20);
-/// A store that is silent for so long is as good as lost, while this is measured.
-const DOWN_TIME: Duration = Duration::from_secs(1);
+/// A store that is silent for so long is as good as lost, while this is measured: the least that a policy takes.
+const DOWN_TIME: Duration = Duration::from_secs(10);
 /// After the kill: the others come to lead what it led.
 const ELECTIONS: Duration = Duration::from_secs(10);
 /// Between the last replica and the puts that count as after it.
@@ -72,7 +74,8 @@ pub async fn run(options: &Options, folder: &Path) -> Result<()> {
     let mut cluster = Stores::start(STORES, folder).await?;
     cluster
         .set_policy(&serde_json::json!({
-            "region-split-size": options.region_mib,
+            // A batch that meets a split would be refused.
+            "region-split-size": FILLING_REGION_MIB,
             "max-merge-region-size": 0,
             "load-split-requests-per-sec": 0,
             "load-split-bytes-per-sec": 0,
@@ -83,6 +86,7 @@ pub async fn run(options: &Options, folder: &Path) -> Result<()> {
     let bar = progress::keys(space.keys, "filling");
     load::fill_raw(&cluster.endpoints()[0], &space, |keys| bar.inc(keys)).await?;
     bar.finish_and_clear();
+    cluster.set_policy(&serde_json::json!({ "region-split-size": options.region_mib })).await?;
     tokio::time::sleep(SETTLE).await;
     cluster.until("regions come to rest", async |cluster| cluster.is_at_rest().await).await?;
     let found = LocalSet::new().run_until(measure(options, &mut cluster, &space)).await?;
