@@ -109,7 +109,9 @@ async fn measure(options: &Options, cluster: &mut Stores, space: &KeySpace) -> R
     let before = Instant::now();
     tokio::time::sleep(apart).await;
     let began = Instant::now();
-    cluster.set_policy(&serde_json::json!({ "max-store-down-time": format!("{}s", DOWN_TIME.as_secs()) })).await?;
+    let soon = format!("{}s", DOWN_TIME.as_secs());
+    let policy = serde_json::json!({ "max-store-down-time": &soon, "store-disconnected-time": &soon });
+    cluster.set_policy(&policy).await?;
     let bar = progress::steps(regions as u64);
     bar.set_message("replacing");
     let mut largest_bytes = 0;
