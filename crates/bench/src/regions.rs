@@ -142,7 +142,8 @@ async fn failover(options: &Options, cluster: &mut Stores) -> Result<Duration> {
             return Ok(began.elapsed());
         }
         anyhow::ensure!(began.elapsed() < Duration::from_secs(120), "{led} of {} regions are led", options.regions);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Each look walks all regions of the stores that are at work.
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -163,6 +163,7 @@ pub enum Refusal {
     TooLarge,
     #[error("no such group on this node")]
     NoGroup,
+    /// The node or its replica ended while the outcome was open.
     #[error("the node is stopping")]
     Stopping,
     #[error("the log is damaged or shorter than it was; the member must be rebuilt")]
@@ -190,7 +191,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether what was asked for may yet take effect; if not, asking again is safe.
     pub fn outcome_unknown(self) -> bool {
-        matches!(self, Refusal::TimedOut)
+        matches!(self, Refusal::TimedOut | Refusal::Stopping)
     }
 }
 

@@ -443,13 +443,15 @@ impl Group {
         }
     }
 
-    /// Ends everything that waits here.
+    /// Ends everything that waits here. Of what was sent to the leader nobody here will learn what became of it.
     pub fn close(&mut self, effects: &mut Effects) {
-        let mut seqs = self.proposals.drain();
-        seqs.extend(self.reads.drain());
-        seqs.extend(self.transfers.drain(..).map(|transfer| transfer.seq));
-        if !seqs.is_empty() {
-            effects.refuse(self.id, seqs, Refusal::NoGroup);
+        let (mut undone, unknown) = self.proposals.drain();
+        undone.extend(self.reads.drain());
+        undone.extend(self.transfers.drain(..).map(|transfer| transfer.seq));
+        for (seqs, why) in [(undone, Refusal::NoGroup), (unknown, Refusal::Stopping)] {
+            if !seqs.is_empty() {
+                effects.refuse(self.id, seqs, why);
+            }
         }
     }
 
@@ -603,7 +605,14 @@ impl Group {
             return effects.event(Event::BadMessage { group: self.id, from, why });
         };
         let lag = self.committed().saturating_sub(self.applied);
-        let why = if !self.is_leader() || term != self.term() || self.transferring() || self.hashes.is_quarantined() {
+        // Who is no member any more may never learn what became of it.
+        let stranger = self.membership.node_of(from).is_none();
+        let why = if stranger
+            || !self.is_leader()
+            || term != self.term()
+            || self.transferring()
+            || self.hashes.is_quarantined()
+        {
             Refusal::NoLeader
         } else if lag > self.config.apply_lag_entries_max {
             Refusal::Busy
@@ -624,7 +633,7 @@ impl Group {
         // Only the leader itself decides that a successor has caught up.
         let outcome = if matches!(record.change, MembershipChange::Succeed { .. }) {
             Err(Refusal::UnknownMember)
-        } else if !self.is_leader() || term != self.term() {
+        } else if self.membership.node_of(from).is_none() || !self.is_leader() || term != self.term() {
             Err(Refusal::NoLeader)
         } else {
             self.propose_change(record)

@@ -18,7 +18,6 @@ use crate::machine::Mark;
 use crate::membership::Membership;
 use crate::proposals::What;
 use crate::ready::{Effects, Held};
-use crate::sleep::Waking;
 use crate::totals::Totals;
 use crate::wire::{Body, Message};
 
@@ -29,7 +28,8 @@ struct Persisting {
     held: Vec<Held>,
 }
 
-type Groups = BTreeMap<GroupId, Hosted>;
+/// Boxed: a map keeps room for more than it has.
+type Groups = BTreeMap<GroupId, Box<Hosted>>;
 
 /// A group, and what the host remembers of it.
 struct Hosted {
@@ -204,17 +204,11 @@ impl Host {
 
     fn heard_of(&mut self, node: NodeId, news: News, touched: &mut BTreeSet<GroupId>) {
         for id in self.liveness.groups_on(node) {
-            let Some(hosted) = self.groups.get_mut(&id).filter(|hosted| hosted.group.is_asleep()) else { continue };
-            let group = &mut hosted.group;
+            let Some(group) = self.groups.get_mut(&id).map(|hosted| &mut hosted.group) else { continue };
             group.now = self.now;
-            let orphaned = !group.is_leader() && group.node_of(group.leader()) == Some(node);
-            match news {
-                News::Gone | News::Reborn if orphaned => group.wake(Waking::Orphaned),
-                News::Gone | News::Reborn if group.is_leader() => group.wake(Waking::Called),
-                News::There if group.misses(node) => group.wake(Waking::Called),
-                _ => continue,
+            if group.learn_of(node, news, &self.liveness) {
+                touched.insert(id);
             }
-            touched.insert(id);
         }
     }
 
@@ -269,6 +263,7 @@ impl Host {
                 }
             }
             Input::Unreachable { node } => {
+                self.liveness.broke(node);
                 for id in self.liveness.groups_on(node) {
                     if let Some(hosted) = self.groups.get_mut(&id) {
                         hosted.group.unreachable(node);
@@ -286,6 +281,10 @@ impl Host {
                 }
             }
             Input::Message(message) => {
+                if let Some(group) = self.groups.get_mut(&message.group).map(|hosted| &mut hosted.group) {
+                    group.now = self.now;
+                    group.hear_candidate(&message, &self.liveness);
+                }
                 if let Some(group) = touch(&mut self.groups, touched, message.group, self.now) {
                     group.message(message, &self.liveness, effects);
                 }
@@ -353,7 +352,7 @@ impl Host {
             self.now,
             effects,
         );
-        self.groups.insert(create.group, Hosted { group, tick: None, nodes: Vec::new() });
+        self.groups.insert(create.group, Box::new(Hosted { group, tick: None, nodes: Vec::new() }));
         self.totals.set_groups(self.groups.len());
     }
 
@@ -411,6 +410,6 @@ fn touch<'a>(groups: &'a mut Groups, touched: &mut BTreeSet<GroupId>, id: GroupI
     let group = &mut groups.get_mut(&id)?.group;
     touched.insert(id);
     group.now = now;
-    group.wake(Waking::Called);
+    group.wake();
     Some(group)
 }

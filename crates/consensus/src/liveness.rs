@@ -1,8 +1,9 @@
 //! Which other nodes are there, so that groups that have nothing to do need not ask one by one.
 //!
 //! Every [`EVERY`] a node tells each neighbour (a node that has a peer in one of its groups) that it is there, with one message
-//! for all groups; one that has said nothing for [`PATIENCE`] counts as gone. The message names the sender's life: a process
-//! that was started again is there, but knows of nothing that its earlier life had promised.
+//! for all groups; one that has said nothing for [`PATIENCE`] counts as gone, and one that nothing can be sent to besides sooner:
+//! a process that was killed breaks its connections. The message names the sender's life: a process that was started again is
+//! there, but knows of nothing that its earlier life had promised.
 //!
 //! What follows from it is decided per group (`sleep`). It is never a reason to answer or to vote, only one to keep still
 //! or to look: a wrong guess costs time, not safety.
@@ -20,6 +21,8 @@ use crate::wire::{Body, Message};
 
 pub const EVERY: Duration = Duration::from_millis(500);
 pub const PATIENCE: Duration = Duration::from_millis(1500);
+/// With a node to which the connection is broken: more than one message of it is missing.
+const PATIENCE_WITH_BROKEN: Duration = Duration::from_millis(1100);
 
 /// What was learnt of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,14 @@ struct Neighbour {
     /// Zero when it was never heard of.
     life: u64,
     there: bool,
+    /// Nothing could be sent to it since it was last heard.
+    broken: bool,
+}
+
+impl Neighbour {
+    fn patience(&self) -> Duration {
+        if self.broken { PATIENCE_WITH_BROKEN } else { PATIENCE }
+    }
 }
 
 pub(crate) struct Liveness {
@@ -58,6 +69,19 @@ impl Liveness {
         self.neighbours.get(&node).is_some_and(|neighbour| neighbour.there)
     }
 
+    /// Whether more than one of its messages is missing, though it may not count as gone yet.
+    pub fn is_silent(&self, node: NodeId, now: Time) -> bool {
+        let spoke = |neighbour: &Neighbour| neighbour.there && now.since(neighbour.heard) < PATIENCE - EVERY;
+        !self.neighbours.get(&node).is_some_and(spoke)
+    }
+
+    /// The connection to it is broken.
+    pub fn broke(&mut self, node: NodeId) {
+        if let Some(neighbour) = self.neighbours.get_mut(&node) {
+            neighbour.broken = true;
+        }
+    }
+
     /// Groups that have a peer on this neighbour.
     pub fn groups_on(&self, node: NodeId) -> Vec<GroupId> {
         self.neighbours.get(&node).map(|neighbour| neighbour.groups.iter().copied().collect()).unwrap_or_default()
@@ -74,7 +98,7 @@ impl Liveness {
             }
         }
         for node in after.iter().filter(|node| !before.contains(node) && **node != self.me) {
-            let new = || Neighbour { groups: BTreeSet::new(), heard: now, life: 0, there: false };
+            let new = || Neighbour { groups: BTreeSet::new(), heard: now, life: 0, there: false, broken: false };
             self.neighbours.entry(*node).or_insert_with(new).groups.insert(group);
         }
     }
@@ -83,7 +107,7 @@ impl Liveness {
     pub fn heard(&mut self, node: NodeId, life: u64, now: Time) -> Option<News> {
         let neighbour = self.neighbours.get_mut(&node)?;
         let (was_there, known) = (neighbour.there, neighbour.life);
-        (neighbour.there, neighbour.life, neighbour.heard) = (true, life, now);
+        (neighbour.there, neighbour.life, neighbour.heard, neighbour.broken) = (true, life, now, false);
         if known != 0 && known != life {
             return Some(News::Reborn);
         }
@@ -93,7 +117,7 @@ impl Liveness {
     /// When [`Liveness::look`] is due.
     pub fn due(&self) -> Time {
         let there = self.neighbours.values().filter(|neighbour| neighbour.there);
-        there.map(|neighbour| neighbour.heard + PATIENCE).fold(self.next, Time::min)
+        there.map(|neighbour| neighbour.heard + neighbour.patience()).fold(self.next, Time::min)
     }
 
     /// Speaks to all, if it is time; who has gone. To be called at every turn, after what was heard.
@@ -105,7 +129,7 @@ impl Liveness {
             if pause > EVERY {
                 neighbour.heard = (neighbour.heard + pause).min(now);
             }
-            if neighbour.there && now.since(neighbour.heard) >= PATIENCE {
+            if neighbour.there && now.since(neighbour.heard) >= neighbour.patience() {
                 neighbour.there = false;
                 gone.push(*node);
             }

@@ -124,11 +124,11 @@ impl Proposals {
         in_flight.into_keys().collect()
     }
 
-    /// Ends everything.
-    pub fn drain(&mut self) -> Vec<u64> {
+    /// Ends everything: (never sent, outcome unknown).
+    pub fn drain(&mut self) -> (Vec<u64>, Vec<u64>) {
         self.ended(self.len(), self.bytes);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|proposal| proposal.seq);
-        waiting.chain(std::mem::take(&mut self.in_flight).into_keys()).collect()
+        (waiting.collect(), std::mem::take(&mut self.in_flight).into_keys().collect())
     }
 
     /// Ends what is past its deadline: (never sent, outcome unknown).

@@ -134,7 +134,6 @@ impl Group {
             return;
         }
         self.known = (term, leader, role);
-        self.stir();
         if term != known_term || (role == StateRole::Leader) != (known_role == StateRole::Leader) {
             for (peer, context) in self.reads.reset() {
                 self.send(peer, Body::ReadAnswer { context, index: None }, effects);
@@ -220,7 +219,7 @@ impl Group {
     }
 
     fn flush_reads(&mut self, effects: &mut Effects) {
-        if self.installing.is_some() {
+        if self.installing.is_some() || self.is_asleep() {
             return;
         }
         if !self.is_leader() {
@@ -331,7 +330,6 @@ impl Group {
             }
         }
         self.raw.advance_apply_to(last);
-        self.stir();
         effects.out.push(Output::Committed { group: self.id, first, last });
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::wire::Body;
-use consensus::{CreateGroup, Event, Host, HostConfig, Input, Mark, Member, Membership, Message, Output, Role};
+use consensus::{
+    CreateGroup, Event, Host, HostConfig, Input, Mark, Member, Membership, Message, Output, Refusal, Role,
+};
 use storage::LogStore as _;
 use storage::memlog::MemLog;
 
@@ -16,8 +18,8 @@ const GROUPS: u64 = 40;
 const NODES: [u64; 3] = [1, 2, 3];
 const STEP: Duration = Duration::from_millis(10);
 const SLEEP_AFTER: Duration = Duration::from_millis(500);
-/// In which all groups of a node that is gone have leaders again: 1.5 s of silence, and up to 1.3 election timeouts.
-const FAILOVER: u64 = 3_000;
+/// In which all groups of a node that is gone have leaders again: 1.5 s of silence, and one election.
+const FAILOVER: u64 = 1_600;
 
 struct Node {
     host: Host,
@@ -36,6 +38,7 @@ struct World {
     sent: BTreeMap<&'static str, usize>,
     marks: BTreeMap<(u64, u64), u64>,
     refused: Vec<u64>,
+    why: Vec<(u64, Refusal)>,
     read: Vec<(u64, bool)>,
     life: u64,
 }
@@ -56,6 +59,7 @@ impl World {
             sent: BTreeMap::new(),
             marks: BTreeMap::new(),
             refused: Vec::new(),
+            why: Vec::new(),
             read: Vec::new(),
             life: 0,
         };
@@ -128,7 +132,10 @@ impl World {
                 let applied = Input::Applied { group, index: last, hashes: Vec::new() };
                 self.nodes.get_mut(&id).unwrap().inbox.push(applied);
             }
-            Output::Refused { seqs, .. } => self.refused.extend(seqs),
+            Output::Refused { seqs, why, .. } => {
+                self.why.extend(seqs.iter().map(|seq| (*seq, why)));
+                self.refused.extend(seqs);
+            }
             Output::ReadReady { seqs, valid_until, .. } => {
                 self.read.extend(seqs.into_iter().map(|seq| (seq, valid_until.is_some())));
             }
@@ -226,18 +233,26 @@ fn idle_groups_are_silent_and_wake_when_they_are_called() {
 }
 
 #[test]
-fn all_groups_of_a_node_that_is_gone_have_leaders_in_three_seconds() {
+fn all_groups_of_a_node_that_is_gone_have_leaders_at_once_and_the_others_sleep_on() {
     for gone in NODES {
         let mut world = World::new();
         world.run(5_000);
         world.assert_all_sleep();
         let led = (1..=GROUPS).filter(|group| world.leader(*group) == Some(gone)).count();
         assert!(led > 0, "node {gone} leads none");
+        let terms = |world: &World| {
+            let leaders = (1..=GROUPS).map(|group| (group, world.leader(group).unwrap()));
+            leaders.map(|(group, leader)| world.nodes[&leader].host.status(GroupId(group)).unwrap().term).sum::<u64>()
+        };
+        let before = terms(&world);
         world.nodes.remove(&gone);
+        world.sent.clear();
         world.run(FAILOVER);
         assert!(world.all_led(), "{led} were led by {gone}");
+        assert_eq!(terms(&world), before + led as u64, "one election each, and none of the others");
+        assert!(world.sent["other"] <= 25 * led, "{led} elected with {:?}", world.sent);
         // With two of three all is quiet again; the one that comes back is filled in.
-        world.run(3_000);
+        world.run(500);
         world.assert_all_sleep();
         let missing = |world: &World| {
             let leaders = (1..=GROUPS).map(|group| (group, world.leader(group).unwrap()));
@@ -340,4 +355,57 @@ fn a_node_does_not_vouch_for_peers_that_it_has_no_more() {
         let gone = status.followers.iter().find(|(known, ..)| *known == peer(1, group)).expect("it is a member");
         assert!(!gone.2, "group {group}: nobody has heard of it");
     }
+}
+
+#[test]
+fn a_killed_node_is_missed_sooner_when_its_connections_are_broken() {
+    let mut world = World::new();
+    world.run(5_000);
+    world.assert_all_sleep();
+    world.nodes.remove(&1);
+    for node in world.nodes.values_mut() {
+        node.inbox.push(Input::Unreachable { node: NodeId(1) });
+    }
+    world.run(1_200);
+    assert!(world.all_led());
+    // A broken connection alone says nothing: the node is heard.
+    let leaders: Vec<u64> = (1..=GROUPS).map(|group| world.leader(group).unwrap()).collect();
+    world.nodes.get_mut(&2).unwrap().inbox.push(Input::Unreachable { node: NodeId(3) });
+    world.run(3_000);
+    assert_eq!((1..=GROUPS).map(|group| world.leader(group).unwrap()).collect::<Vec<_>>(), leaders);
+}
+
+/// Whoever asked through a replica that is taken away is told whether it was in vain.
+#[test]
+fn a_replica_that_goes_says_what_was_never_sent() {
+    let mut world = World::new();
+    world.run(5_000);
+    let leader = world.leader(3).unwrap();
+    let follower = NODES.into_iter().find(|node| *node != leader).unwrap();
+    // It is no member any more, and does not know it: the leader takes nothing from it.
+    let change = consensus::MembershipChange::Remove { node: NodeId(follower) };
+    world.cut = vec![(leader, follower)];
+    let deadline = world.now + Duration::from_secs(5);
+    let input = Input::Change { group: GroupId(3), seq: 50, change, deadline };
+    world.nodes.get_mut(&leader).unwrap().inbox.push(input);
+    world.run(500);
+    world.cut.clear();
+    let before = world.committed(leader, 3);
+    world.propose(follower, 3, 51);
+    world.run(100);
+    assert_eq!((world.committed(leader, 3), world.refused.len()), (before, 0), "it waits");
+    world.nodes.get_mut(&follower).unwrap().inbox.push(Input::Destroy { group: GroupId(3) });
+    world.run(10);
+    assert_eq!(world.why, [(51, Refusal::NoGroup)]);
+    // What the leader may have got is another thing.
+    let (leader, group) = (world.leader(5).unwrap(), 5);
+    let follower = NODES.into_iter().find(|node| *node != leader && *node != follower).unwrap();
+    world.ask(follower, group, 60);
+    world.run(50);
+    world.cut = vec![(leader, follower)];
+    world.propose(follower, group, 61);
+    world.run(50);
+    world.nodes.get_mut(&follower).unwrap().inbox.push(Input::Destroy { group: GroupId(group) });
+    world.run(10);
+    assert_eq!(world.why.last(), Some(&(61, Refusal::Stopping)));
 }

@@ -18,16 +18,18 @@ pub async fn send(pd: &dyn Placement, whole: pb::HeartbeatRequest) -> Result<pb:
     let mut all = pb::HeartbeatResponse::default();
     for part in parts(whole, PART_BYTES_MAX) {
         let answer = pd.heartbeat(part).await?;
-        let (steps, retired) = (all.steps.into_iter(), all.retired.into_iter());
-        let (steps, retired) = (steps.chain(answer.steps).collect(), retired.chain(answer.retired).collect());
-        all = pb::HeartbeatResponse { steps, retired, ..answer };
+        all.steps.extend(answer.steps);
+        all.retired.extend(answer.retired);
+        all.tell_again.extend(answer.tell_again);
+        let pb::HeartbeatResponse { steps, retired, tell_again, .. } = all;
+        all = pb::HeartbeatResponse { steps, retired, tell_again, ..answer };
     }
     Ok(all)
 }
 
 /// At least one.
 fn parts(whole: pb::HeartbeatRequest, bytes_max: usize) -> Vec<pb::HeartbeatRequest> {
-    let about = pb::HeartbeatRequest { led: Vec::new(), others: Vec::new(), ..whole };
+    let about = pb::HeartbeatRequest { led: Vec::new(), others: Vec::new(), unchanged: Vec::new(), ..whole };
     let (mut parts, mut part, mut bytes) = (Vec::new(), about.clone(), 0);
     let mut room_for = |part: &mut pb::HeartbeatRequest, more: usize| {
         if bytes > 0 && bytes + more > bytes_max {
@@ -43,6 +45,10 @@ fn parts(whole: pb::HeartbeatRequest, bytes_max: usize) -> Vec<pb::HeartbeatRequ
     for replica in whole.others {
         room_for(&mut part, replica.encoded_len());
         part.others.push(replica);
+    }
+    for told in whole.unchanged {
+        room_for(&mut part, told.encoded_len());
+        part.unchanged.push(told);
     }
     parts.push(part);
     parts
@@ -64,7 +70,9 @@ mod tests {
 
     #[test]
     fn no_part_is_more_than_the_placement_driver_takes_and_none_is_missing() {
+        let brief = pb::Unchanged { region_id: 0, conf_version: 5, version: 7 };
         let led: Vec<_> = (1..=1000).map(|id| region(id, 16 << 10)).collect();
+        let unchanged: Vec<_> = (60_000..200_000).map(|region_id| pb::Unchanged { region_id, ..brief }).collect();
         let stats = pb::StoreStats { region_count: 51_000, ..Default::default() };
         let whole = pb::HeartbeatRequest {
             store_id: 7,
@@ -73,6 +81,7 @@ mod tests {
             led: led.clone(),
             others: replicas(2000..52_000),
             differing: replicas(3000..3002),
+            unchanged: unchanged.clone(),
         };
         assert!(whole.encoded_len() > 16 << 20);
         let parts = parts(whole.clone(), PART_BYTES_MAX);
@@ -87,6 +96,7 @@ mod tests {
             (led, all.into_iter().flat_map(|(_, others)| others).collect::<Vec<_>>())
         };
         assert!(told(|part| (part.led, part.others)) == (led, whole.others));
+        assert!(parts.iter().flat_map(|part| &part.unchanged).eq(&unchanged));
     }
 
     #[test]

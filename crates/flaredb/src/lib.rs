@@ -14,6 +14,7 @@
 //! | [`load`] | what the regions carry, and which are to be cut for it |
 //! | [`merging`], [`merge_stats`] | how a region's leader brings a merge to its end; how many, and what came of them |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
+//! | [`survey`] | one look at all regions: what is new to the placement driver, what is to be looked after |
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`heartbeat`] | a heartbeat in as many messages as it needs |
 //! | [`known`] | where the other stores are, kept for a start without a placement driver |
@@ -48,3 +49,4 @@ pub mod server;
 pub mod space;
 pub mod store;
 pub mod supervisor;
+pub mod survey;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use base::rng::mix;
 use base::{GroupId, Time};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use proto::placement as pb;
 
 use crate::region::sample::{choose, is_useful};
@@ -26,6 +26,13 @@ const FADES_WITHIN: Duration = Duration::from_secs(10);
 /// Shared by all who ask.
 #[derive(Default)]
 pub struct Load(Mutex<BTreeMap<GroupId, Carried>>);
+
+/// A look at all regions.
+pub struct Look<'a> {
+    known: MutexGuard<'a, BTreeMap<GroupId, Carried>>,
+    limits: pb::LoadSplit,
+    now: Time,
+}
 
 /// A region as it is looked at.
 pub struct Seen<'a> {
@@ -57,34 +64,9 @@ enum Watch {
 }
 
 impl Load {
-    /// Looks at all regions of the store; those that are not among them are forgotten.
-    pub fn observe<'a>(&self, regions: impl Iterator<Item = Seen<'a>>, limits: pb::LoadSplit, now: Time) {
-        let mut known = self.0.lock();
-        for seen in regions {
-            let counts = seen.traffic.counts();
-            let fresh = || Carried {
-                version: seen.version,
-                counts,
-                at: now,
-                rates: [0.0; 5],
-                watch: Watch::Idle,
-                looked_at: true,
-            };
-            let carried = known.entry(seen.id).or_insert_with(fresh);
-            if carried.version != seen.version {
-                // What is left of a region that was cut carries something else.
-                seen.traffic.end_samples();
-                *carried = fresh();
-            }
-            carried.looked_at = true;
-            carried.advance(counts, now);
-            carried.look_for_a_cut(&seen, limits, now);
-        }
-        known.retain(|_, carried| std::mem::take(&mut carried.looked_at));
-    }
-
-    pub fn rates(&self, id: GroupId) -> pb::Rates {
-        self.0.lock().get(&id).map(Carried::rates).unwrap_or_default()
+    /// Begins a look at all regions of the store. Nothing else is to be asked before its end.
+    pub fn observe(&self, limits: pb::LoadSplit, now: Time) -> Look<'_> {
+        Look { known: self.0.lock(), limits, now }
     }
 
     /// Of all regions here together.
@@ -99,13 +81,33 @@ impl Load {
         }
         total
     }
+}
 
-    /// Where the region is to be cut because of what it carries.
-    pub fn cut(&self, id: GroupId, version: u64) -> Option<Bytes> {
-        match self.0.lock().get(&id).filter(|carried| carried.version == version)?.watch {
-            Watch::Proving(ref key, _, true) => Some(key.clone()),
-            _ => None,
+impl Look<'_> {
+    /// What the region carries, and where it is to be cut because of that.
+    pub fn see(&mut self, seen: &Seen<'_>) -> (pb::Rates, Option<Bytes>) {
+        let (counts, now) = (seen.traffic.counts(), self.now);
+        let fresh =
+            || Carried { version: seen.version, counts, at: now, rates: [0.0; 5], watch: Watch::Idle, looked_at: true };
+        let carried = self.known.entry(seen.id).or_insert_with(fresh);
+        if carried.version != seen.version {
+            // What is left of a region that was cut carries something else.
+            seen.traffic.end_samples();
+            *carried = fresh();
         }
+        carried.looked_at = true;
+        carried.advance(counts, now);
+        carried.look_for_a_cut(seen, self.limits, now);
+        let cut = match &carried.watch {
+            Watch::Proving(key, _, true) => Some(key.clone()),
+            _ => None,
+        };
+        (carried.rates(), cut)
+    }
+
+    /// Those that were not seen are forgotten.
+    pub fn end(mut self) {
+        self.known.retain(|_, carried| std::mem::take(&mut carried.looked_at));
     }
 }
 
@@ -180,11 +182,13 @@ mod tests {
         traffic: Traffic,
         now: Time,
         written: u64,
+        seen: (pb::Rates, Option<Bytes>),
     }
 
     impl World {
         fn new() -> World {
-            World { load: Load::default(), traffic: Traffic::default(), now: Time::default(), written: 0 }
+            let (load, traffic) = (Load::default(), Traffic::default());
+            World { load, traffic, now: Time::default(), written: 0, seen: Default::default() }
         }
 
         fn run(&mut self, seconds: u64, per_second: u64, key: impl Fn(u64) -> u64) {
@@ -200,11 +204,17 @@ mod tests {
 
         fn look(&mut self, version: u64, led: bool) {
             let seen = Seen { id: GroupId(1), version, start: b"", led, traffic: &self.traffic };
-            self.load.observe([seen].into_iter(), LIMITS, self.now);
+            let mut look = self.load.observe(LIMITS, self.now);
+            self.seen = look.see(&seen);
+            look.end();
+        }
+
+        fn rates(&self) -> pb::Rates {
+            self.seen.0
         }
 
         fn cut(&self) -> Option<Bytes> {
-            self.load.cut(GroupId(1), 1)
+            self.seen.1.clone()
         }
     }
 
@@ -213,13 +223,13 @@ mod tests {
         let mut world = World::new();
         world.run(1, 0, |_| 0);
         world.run(60, 80, |number| number);
-        let rates = world.load.rates(GroupId(1));
+        let rates = world.rates();
         assert_eq!((rates.write_keys, rates.requests, rates.write_bytes), (80, 80, 3990), "{rates:?}");
         assert_eq!(world.load.total(), rates);
         world.run(10, 0, |_| 0);
-        assert_eq!(world.load.rates(GroupId(1)).write_keys, 29);
-        world.load.observe(std::iter::empty(), LIMITS, world.now);
-        assert_eq!(world.load.rates(GroupId(1)), pb::Rates::default(), "a region that is gone is forgotten");
+        assert_eq!(world.rates().write_keys, 29);
+        world.load.observe(LIMITS, world.now).end();
+        assert_eq!(world.load.total(), pb::Rates::default(), "a region that is gone is forgotten");
     }
 
     #[test]
@@ -230,7 +240,6 @@ mod tests {
         world.run(10, 400, |number| number * 37 % 1000);
         let cut = world.cut().expect("it lasts");
         assert!((&b"k000300"[..]..&b"k000700"[..]).contains(&&cut[..]), "{cut:?}");
-        assert_eq!(world.load.cut(GroupId(1), 2), None, "asked for the region as it was");
         world.run(30, 0, |_| 0);
         assert_eq!(world.cut(), None, "the load is gone");
     }
@@ -259,6 +268,6 @@ mod tests {
         world.run(20, 400, |number| number * 37 % 1000);
         assert!(world.cut().is_some());
         world.look(2, true);
-        assert_eq!((world.load.rates(GroupId(1)).requests, world.load.cut(GroupId(1), 2)), (0, None));
+        assert_eq!((world.rates().requests, world.cut()), (0, None));
     }
 }

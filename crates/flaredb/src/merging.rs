@@ -95,11 +95,16 @@ pub async fn attend(store: Arc<Store>, places: Arc<dyn Locate>) {
         }
         let now = store.node.now();
         let (mut resolving, mut remembering) = (Vec::new(), Vec::new());
-        for region in store.regions() {
+        let mut concerned = Vec::new();
+        store.walk(|region| {
             let state = region.state();
-            if !region.handle.is_leader() {
-                continue;
+            if (state.frozen.is_some() || !state.merged.is_empty() || !region.handle.is_sound())
+                && region.handle.is_leader()
+            {
+                concerned.push((region.clone(), state));
             }
+        });
+        for (region, state) in concerned {
             if !region.handle.is_sound() {
                 // It lacks something, and answers nothing: another one is to lead.
                 let handing_over = region.handle.transfer(None);

@@ -89,7 +89,10 @@ impl Ready {
 
 /// The regions here, and those of them that know no leader.
 fn counts(store: &Store) -> (usize, usize) {
-    let regions = store.regions();
-    let leaderless = regions.iter().filter(|region| region.handle.status().leader.is_none()).count();
-    (regions.len(), leaderless)
+    let (mut all, mut leaderless) = (0, 0);
+    store.walk(|region| {
+        all += 1;
+        leaderless += usize::from(region.handle.status().leader.is_none());
+    });
+    (all, leaderless)
 }

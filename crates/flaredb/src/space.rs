@@ -150,8 +150,9 @@ impl Store {
 
     fn hand_over(&self) {
         let full = self.space.others().unwrap_or_default();
-        let led = self.regions().into_iter().filter(|region| region.handle.status().role == Role::Leader);
-        let spared = led.filter_map(|region| {
+        let mut led = Vec::new();
+        self.walk(|region| led.extend(region.handle.is_leader().then(|| region.clone())));
+        let spared = led.into_iter().filter_map(|region| {
             let membership = region.handle.membership();
             let status = region.handle.status();
             let mut ready =

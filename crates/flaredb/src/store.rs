@@ -16,18 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base::{ClusterId, GroupId, NodeId, PeerId, Time};
+use base::{ClusterId, GroupId, NodeId, PeerId};
 use bytes::Bytes;
 use consensus::{CreateGroup, MachineError, Mark, Member, Membership, StateMachine as _};
 use node::{Controls, Ground, Replicated};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use proto::placement as pb;
 use storage::{Engine, EngineError, WriteBatch};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::blocking::{Blocking, Full, Line};
-use crate::load::{Load, Seen};
+use crate::load::Load;
 use crate::merge_stats::MergeStats;
 use crate::region::layout::{self, RAW, REGION, Record};
 use crate::region::machine::{self, Happened};
@@ -85,7 +85,7 @@ pub struct Store {
     reopened: AtomicBool,
     news: UnboundedSender<News>,
     controls: Arc<dyn Controls>,
-    sizes: Mutex<BTreeMap<GroupId, Measured>>,
+    sizes: Mutex<BTreeMap<GroupId, Arc<Measured>>>,
     pub load: Load,
     /// Reads; and before the disk, scans that wait until there is memory for what they bring. Beside them, what regions' coming
     /// and going takes.
@@ -137,6 +137,14 @@ pub enum ReadError {
     Busy,
     #[error(transparent)]
     State(#[from] MachineError),
+}
+
+impl Measured {
+    /// Whether so much was written since that the answer may be another one.
+    pub fn is_outdated(&self, region: &Region, split_bytes: u64) -> bool {
+        let written = region.cell.written.load(Ordering::Relaxed);
+        self.split_bytes != split_bytes || written >= split_bytes / MEASURED_PER_SPLIT
+    }
 }
 
 impl From<Full> for ReadError {
@@ -280,21 +288,21 @@ impl Store {
         self.put_on(id, peer, machine, true)
     }
 
-    /// Measures what is led here and may have grown. `split_bytes`: what is too large.
-    pub async fn measure(self: &Arc<Self>, split_bytes: u64) {
-        for region in self.regions().into_iter().filter(|region| region.handle.is_leader()) {
+    /// Measures regions. `split_bytes`: what is too large.
+    pub async fn measure(self: &Arc<Self>, regions: Vec<Region>, split_bytes: u64) {
+        for region in regions {
             let (id, state) = (region.id(), region.state());
-            let known = self.measured(id);
-            let known = known.filter(|known| (known.version, known.split_bytes) == (state.version, split_bytes));
             let written = region.cell.written.load(Ordering::Relaxed);
-            let due = known.is_none_or(|_| written >= split_bytes / MEASURED_PER_SPLIT);
-            if state.version == 0 || !due {
-                continue;
-            }
             region.cell.written.fetch_sub(written, Ordering::Relaxed);
             let (store, version) = (self.clone(), state.version);
             match self.chores.run(move || size::measure(&*store.engine.view(), &state, split_bytes)).await {
-                Ok(size) => drop(self.sizes.lock().insert(id, Measured { version, split_bytes, size })),
+                Ok(size) => {
+                    let measured = Arc::new(Measured { version, split_bytes, size });
+                    // One that went meanwhile is not to be remembered.
+                    if self.region(id).is_some() {
+                        self.sizes.lock().insert(id, measured);
+                    }
+                }
                 Err(why) => {
                     tracing::warn!(target: "flaredb_storage", "A region was not measured, region={id} why={why} code=CF8508");
                 }
@@ -302,21 +310,9 @@ impl Store {
         }
     }
 
-    /// Takes down what the regions carry. `limits`: what is too much for one that is led here.
-    pub fn observe_load(&self, limits: pb::LoadSplit, now: Time) {
-        let regions: Vec<_> = self.regions().into_iter().map(|region| (region.state(), region)).collect();
-        let seen = regions.iter().map(|(state, region)| Seen {
-            id: region.id(),
-            version: state.version,
-            start: &state.start,
-            led: region.handle.is_leader(),
-            traffic: &region.cell.traffic,
-        });
-        self.load.observe(seen, limits, now);
-    }
-
-    pub fn measured(&self, id: GroupId) -> Option<Measured> {
-        self.sizes.lock().get(&id).cloned()
+    /// By region, as last measured.
+    pub fn sizes(&self) -> MutexGuard<'_, BTreeMap<GroupId, Arc<Measured>>> {
+        self.sizes.lock()
     }
 
     /// Its data folder.
@@ -564,6 +560,11 @@ impl Store {
 
     pub fn regions(&self) -> Vec<Region> {
         self.regions.read().values().cloned().collect()
+    }
+
+    /// Looks at all regions, which neither come nor go meanwhile: in no time, and without asking the store for anything.
+    pub fn walk(&self, look: impl FnMut(&Region)) {
+        self.regions.read().values().for_each(look);
     }
 
     /// Takes over where the other stores are.

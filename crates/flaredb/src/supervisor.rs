@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start ─▶ register: id, cluster, other stores, perhaps a region to found
-//!    then, every second ─▶ heartbeat: how full, which regions led, which had ─▶ steps for regions led here; peers to retire
+//!    then, every second ─▶ survey ─▶ heartbeat: how full, which regions led, which had ─▶ steps for regions led here; peers to retire
 //! ```
 //! A step is done if the region is still of the epoch that it was planned for; whether it was, the next heartbeat tells.
 //! Without a placement driver everything goes on as it stands.
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus::{GroupStatus, Member, MemberRole, MembershipChange, Refusal, Role};
+use consensus::{Member, MemberRole, MembershipChange, Refusal};
 use node::Ground;
 use node::identity::Identity;
 use node::transport::{CallFuture, CallService, Caller, Standing};
@@ -31,12 +31,11 @@ use crate::heartbeat;
 use crate::merging;
 use crate::pd::Placement;
 use crate::store::{Region, Store};
+use crate::survey::{Survey, Surveyor};
 
 /// The peer call by which a region's leader has a store admit a peer: region, peer and store, 8 bytes each.
 pub const ADMIT: u8 = 16;
 
-/// A peer that lacks more entries than this has not caught up.
-const PENDING_ENTRIES: u64 = 64;
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 const REGISTER_RETRY: Duration = Duration::from_secs(1);
 /// Who has this store's id or address may be its own earlier life, and is missed only after a while.
@@ -119,28 +118,33 @@ fn is_final(status: &Status, waited: Duration) -> bool {
 /// Heartbeats for as long as the store runs.
 pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     let mut failures = 0;
+    let mut surveyor = Surveyor::default();
     // What is too much for one region; nothing is, before the placement driver has said so.
-    let mut limits = pb::LoadSplit::default();
+    let (mut limits, mut split_bytes) = (pb::LoadSplit::default(), 0);
     let (measuring, admitting) = (Alone::default(), Alone::default());
     loop {
-        store.observe_load(limits, store.node.now());
-        match heartbeat::send(&*pd, report(&store)).await {
+        let Survey { heartbeat, silent, unmeasured } = surveyor.look(&store, limits, split_bytes);
+        match heartbeat::send(&*pd, heartbeat).await {
             Ok(response) => {
                 if failures > 0 {
                     tracing::info!(target: "flaredb_pd_client", "Heartbeat to PD succeeded again, failures={failures}");
                 }
                 failures = 0;
                 store.set_refused(None);
-                let split_bytes = response.region_split_bytes;
+                surveyor.answered(&response);
+                split_bytes = response.region_split_bytes;
                 limits = response.load_split.unwrap_or_default();
                 follow(&store, response);
-                admitting.begin(&*store.node, admit_the_silent(store.clone()));
-                if split_bytes > 0 {
+                if !silent.is_empty() {
+                    admitting.begin(&*store.node, admit(store.clone(), silent));
+                }
+                if !unmeasured.is_empty() {
                     let measured = store.clone();
-                    measuring.begin(&*store.node, async move { measured.measure(split_bytes).await });
+                    measuring.begin(&*store.node, async move { measured.measure(unmeasured, split_bytes).await });
                 }
             }
             Err(status) => {
+                surveyor.unanswered();
                 // Removed, or replaced: it takes people to change that, and the store only passes requests on.
                 if status.code() == Code::FailedPrecondition {
                     store.set_refused(Some(status.message().to_owned()));
@@ -184,65 +188,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.0.store(false, Ordering::SeqCst);
     }
-}
-
-fn report(store: &Store) -> pb::HeartbeatRequest {
-    let identity = store.node.identity();
-    let (mut led, mut others, mut differing) = (Vec::new(), Vec::new(), Vec::new());
-    for region in store.regions() {
-        let (status, state) = (region.handle.status(), region.state());
-        if region.handle.differs() {
-            differing.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
-        }
-        if status.role != Role::Leader || state.version == 0 {
-            others.push(pb::Replica { region_id: region.id().0, peer_id: region.peer.0 });
-            continue;
-        }
-        let membership = region.handle.membership();
-        let silent = status.followers.iter().filter(|(peer, _, reached)| *peer != status.peer && !reached);
-        let behind = status.followers.iter().filter(|(_, known, reached)| *reached && is_behind(&status, *known));
-        let given = behind.clone().fold(0, |given: u64, (_, known, _)| given.wrapping_add(*known));
-        let progress = given.wrapping_add(region.handle.snapshot_bytes_sent());
-        let is_member = |peer: PeerId| membership.by_peer(peer).is_some();
-        let measured = store.measured(region.id()).filter(|measured| measured.version == state.version);
-        let is_measured = measured.is_some();
-        let size = measured.map(|measured| measured.size).unwrap_or_default();
-        let split_keys = if size.cuts.is_empty() {
-            store.load.cut(region.id(), state.version).into_iter().collect()
-        } else {
-            size.cuts
-        };
-        led.push(pb::RegionReport {
-            region: Some(state.describe(region.id())),
-            down: silent.map(|(peer, ..)| peer.0).collect(),
-            pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
-            measured: is_measured,
-            frozen: state.frozen.is_some(),
-            bytes: size.bytes,
-            keys: size.keys,
-            split_keys,
-            rates: Some(store.load.rates(region.id())),
-            progress,
-        });
-    }
-    let (available, capacity) = store.node.room().unwrap_or_default();
-    let stats = pb::StoreStats {
-        capacity_bytes: capacity,
-        available_bytes: available,
-        region_count: (led.len() + others.len()) as u64,
-        leader_count: led.len() as u64,
-        slow: store.node.stats().writing_for() >= node::STALL,
-        rates: Some(store.load.total()),
-        full: store.space.is_full(),
-    };
-    let (store_id, incarnation) = (identity.node.0, identity.peer.0);
-    pb::HeartbeatRequest { store_id, incarnation, stats: Some(stats), led, others, differing }
-}
-
-/// Whether a peer that has so much of the log lacks something. Under steady writes one that has caught up is always a moment
-/// behind; one that has nothing is behind in the shortest log, and so is one that the log no longer reaches back to.
-fn is_behind(status: &GroupStatus, known: u64) -> bool {
-    known < status.committed.saturating_sub(PENDING_ENTRIES).max(1) || known + 1 < status.first
 }
 
 /// Does what an answer asks for, beside everything else.
@@ -319,23 +264,12 @@ async fn have_admitted(store: &Store, region: GroupId, node: NodeId, peer: PeerI
 
 /// Members that are silent are admitted again: a replica that came of a split while its store was away was never made there.
 /// A few at a time; who is down is asked in vain.
-async fn admit_the_silent(store: Arc<Store>) {
-    let mut asked = 0;
-    for region in store.regions() {
-        let status = region.handle.status();
-        if status.role != Role::Leader {
-            continue;
-        }
-        let membership = region.handle.membership();
-        let silent = status.followers.iter().filter(|(peer, _, heard)| *peer != status.peer && !heard);
-        for (peer, ..) in silent {
-            let Some(node) = membership.node_of(*peer) else { continue };
-            if have_admitted(&store, region.id(), node, *peer).await.is_err() {
-                asked += 1;
-            }
-            if asked >= ADMIT_FAILURES_MAX {
-                return;
-            }
+async fn admit(store: Arc<Store>, silent: Vec<(GroupId, PeerId, NodeId)>) {
+    let mut failures = 0;
+    for (region, peer, node) in silent {
+        failures += usize::from(have_admitted(&store, region, node, peer).await.is_err());
+        if failures >= ADMIT_FAILURES_MAX {
+            return;
         }
     }
 }
@@ -367,25 +301,5 @@ impl CallService for StoreCalls {
             }
             _ => Box::pin(std::future::ready(Err(Refusal::NoGroup))),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_has_nothing_is_behind_in_the_shortest_log() {
-        let behind =
-            |first, committed, known| is_behind(&GroupStatus { first, committed, ..Default::default() }, known);
-        assert!(behind(1, 9, 0));
-        assert!(!behind(1, 9, 1));
-        // The log begins behind what it has: it needs a snapshot.
-        assert!(behind(9, 40, 7));
-        assert!(!behind(9, 40, 8));
-        // A log that was cut off at its end.
-        assert!(!behind(41, 40, 40));
-        assert!(behind(1, 1000, 935));
-        assert!(!behind(1, 1000, 936));
     }
 }

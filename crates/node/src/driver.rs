@@ -8,7 +8,7 @@
 //! The driver publishes the lease and the status after each turn and before it carries the outputs out, so that
 //! whoever learns of a commit through an output finds it published.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -133,6 +133,8 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 struct Seen {
     group: Arc<Group>,
     published: Time,
+    /// Its status is to be published when that may be.
+    waits: bool,
     /// When progress was last mentioned, and how far it was.
     said: (Time, u64),
     lag: Lag,
@@ -153,7 +155,8 @@ impl Driver {
     /// Takes turns until told to stop.
     pub fn run(mut self) {
         let mut seen: BTreeMap<GroupId, Seen> = BTreeMap::new();
-        let mut unpublished: BTreeSet<GroupId> = BTreeSet::new();
+        // Groups whose status is newer than what was published, each once, and when it may be published.
+        let mut unpublished: VecDeque<(Time, GroupId)> = VecDeque::new();
         let mut log_patience = Patience { not_before: Instant::now() };
         let mut apply_patience = Patience { not_before: Instant::now() };
         let mut done: Vec<Input> = Vec::new();
@@ -179,51 +182,65 @@ impl Driver {
             let now = clock::now();
             let outputs = self.host.turn(now, inputs);
             self.engines.stats.turns.fetch_add(1, Ordering::Relaxed);
-            for id in destroys {
-                seen.remove(&id);
-                unpublished.remove(&id);
-                self.engines.groups.remove(id);
-                self.applier.push(vec![Work::Drop(id)]);
-            }
             for (id, peer) in creates {
                 let reader = self.host.log_reader(id).expect("just created");
                 let group = self.engines.groups.get(id).expect("whoever creates it has made it known");
                 seen.insert(
                     id,
-                    Seen { group: group.clone(), published: Time::ZERO, said: (now, 0), lag: Lag::default() },
+                    Seen {
+                        group: group.clone(),
+                        published: Time::ZERO,
+                        waits: false,
+                        said: (now, 0),
+                        lag: Lag::default(),
+                    },
                 );
                 self.applier.push(vec![Work::Host(group, peer, reader)]);
             }
-            unpublished.extend(self.host.touched());
             let eventful = outputs.iter().any(|output| matches!(output, Output::Event(_)));
-            unpublished.retain(|id| match seen.get_mut(id) {
-                Some(seen) => !self.publish(now, seen, eventful),
-                None => false,
-            });
+            for id in self.host.touched() {
+                let Some(seen) = seen.get_mut(&id) else { continue };
+                seen.group.turn(now);
+                seen.group.waiters.publish_lease(self.host.lease(id));
+                if eventful || now.since(seen.published) >= PUBLISH_EVERY {
+                    self.publish(now, seen);
+                } else if !seen.waits {
+                    seen.waits = true;
+                    unpublished.push_back((now + PUBLISH_EVERY, id));
+                }
+            }
+            while let Some((_, id)) = unpublished.front().copied().filter(|(at, _)| *at <= now) {
+                unpublished.pop_front();
+                if let Some(seen) = seen.get_mut(&id)
+                    && seen.waits
+                {
+                    self.publish(now, seen);
+                }
+            }
             let (work, persist) = self.carry_out(now, outputs, &seen);
+            // After that: who waits for a group that went has been told whether it was asked for in vain.
+            for id in destroys {
+                seen.remove(&id);
+                self.engines.groups.remove(id);
+                self.applier.push(vec![Work::Drop(id)]);
+            }
             self.apply(work, &mut apply_patience, &mut done);
             self.persist(persist, &mut log_patience, &mut done);
         }
         self.engines.groups.close();
     }
 
-    /// Publishes where a group stands: its lease at once, the rest not too often; whether all was.
-    fn publish(&self, now: Time, seen: &mut Seen, eventful: bool) -> bool {
+    /// Publishes where a group stands.
+    fn publish(&self, now: Time, seen: &mut Seen) {
         let group = &seen.group;
-        group.turn(now);
-        group.waiters.publish_lease(self.host.lease(group.id));
-        if !eventful && now.since(seen.published) < PUBLISH_EVERY {
-            return false;
-        }
-        let Some(status) = self.host.status(group.id) else { return true };
-        seen.published = now;
+        let Some(status) = self.host.status(group.id) else { return };
+        (seen.published, seen.waits) = (now, false);
         if now.since(seen.said.0) >= SAY_EVERY && status.committed > seen.said.1 {
             seen.said = (now, status.committed);
             tracing::info!(target: "chainfire_storage", "Committed entry, index={}", status.committed);
         }
         seen.lag.look(now, &status, &group.membership.load()).iter().for_each(Say::aloud);
         group.status.store(Arc::new(status));
-        true
     }
 
     /// Carries outputs out, but for what the applier and the log writer are there for.

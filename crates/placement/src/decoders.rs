@@ -64,6 +64,7 @@ fn no_heartbeat_breaks_the_view() {
         led,
         others: differing.clone(),
         differing,
+        unchanged: vec![pb::Unchanged { region_id: 7, conf_version: 2, version: 1 }],
     };
     let (policy, mut now) = (Policy::default(), Time::ZERO);
     let begin = |now| {

@@ -27,7 +27,7 @@ use crate::machine::{self, SharedRecords};
 use crate::model::Operator;
 use crate::plan::round::Round;
 use crate::refusals::Refusal as Refused;
-use crate::term::{Term, meta_of, policy_of};
+use crate::term::{Term, Wanted, meta_of, policy_of};
 use crate::view::InFlight;
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
@@ -344,10 +344,10 @@ impl Leader {
         if !changed.is_empty() {
             self.propose(What::Save(pb::SaveRegions { regions: changed })).await?;
         }
-        let (steps, retires) = {
+        let (Wanted { steps, tell_again }, retires) = {
             let (mut term, now) = (self.term()?, self.now());
-            let steps = term.hear(id, &request, now);
-            (steps, !term.retired(&request, &self.records.read(), now).is_empty())
+            let wanted = term.hear(id, &request, now);
+            (wanted, !term.retired(&request, &self.records.read(), now).is_empty())
         };
         // Data is deleted on this word, and a leader that was replaced does not know of members that came since.
         if retires {
@@ -367,6 +367,8 @@ impl Leader {
         Ok(pb::HeartbeatResponse {
             stores: records.stores.values().filter(|store| stands(store)).cloned().collect(),
             steps,
+            takes_unchanged: true,
+            tell_again,
             retired,
             region_split_bytes: term.policy.split_bytes(),
             load_split: Some(pb::LoadSplit {

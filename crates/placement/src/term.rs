@@ -25,7 +25,7 @@ use crate::strays::Strays;
 use crate::view::{
     DownPeer, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
 };
-use crate::{Plan, Policy, View, plan};
+use crate::{Plan, Policy, Region, View, plan};
 
 /// Operators that ended, kept for people.
 const ENDED_MAX: usize = 1000;
@@ -60,6 +60,14 @@ pub struct Term {
     strays: Strays,
     pub began: Time,
     counters: Arc<Counters>,
+}
+
+/// What is asked of a store that has sent a heartbeat.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    pub steps: Vec<pb::Step>,
+    /// Regions of which it is to tell all the next time.
+    pub tell_again: Vec<u64>,
 }
 
 /// An operator that is over.
@@ -107,8 +115,8 @@ impl Term {
         })
     }
 
-    /// Takes a heartbeat in; the steps that the store is to do.
-    pub fn hear(&mut self, id: NodeId, request: &pb::HeartbeatRequest, now: Time) -> Vec<pb::Step> {
+    /// Takes a heartbeat in; what the store is to do and to tell.
+    pub fn hear(&mut self, id: NodeId, request: &pb::HeartbeatRequest, now: Time) -> Wanted {
         let stats = request.stats.unwrap_or_default();
         let report = StoreReport {
             capacity_bytes: stats.capacity_bytes,
@@ -126,7 +134,7 @@ impl Term {
         for replica in &request.others {
             self.view.leads_no_more(GroupId(replica.region_id), id, now);
         }
-        let mut steps = Vec::new();
+        let mut wanted = self.hear_unchanged(id, &request.unchanged, now);
         for reported in &request.led {
             let Some(region) = &reported.region else { continue };
             let mut report = report_of(region, Some(id));
@@ -178,15 +186,36 @@ impl Term {
                         (known.0, known.2) = (other, now);
                     }
                     tracing::debug!(target: "placement_region", "A region's report was left out, region={id} why={why}");
+                    wanted.tell_again.push(id.0);
                     continue;
                 }
             }
             self.note_progress(id, reported.progress, now);
             let step = self.view.flight(id).and_then(InFlight::current_step);
             let split = self.splits.get(&id);
-            steps.extend(step.and_then(|step| step_for(region, step, split)));
+            wanted.steps.extend(step.and_then(|step| step_for(region, step, split)));
         }
-        steps
+        wanted
+    }
+
+    /// Regions that are as they were last reported. What is to be done to one of them is told at once; how far that comes shows
+    /// only in whole reports.
+    fn hear_unchanged(&mut self, id: NodeId, unchanged: &[pb::Unchanged], now: Time) -> Wanted {
+        let mut wanted = Wanted::default();
+        for told in unchanged {
+            let region = GroupId(told.region_id);
+            let epoch = Epoch { conf_version: told.conf_version, version: told.version };
+            if !self.view.unchanged(region, epoch, id, now) {
+                wanted.tell_again.push(told.region_id);
+                continue;
+            }
+            self.overlaps.remove(&region);
+            let Some(step) = self.view.flight(region).map(InFlight::current_step) else { continue };
+            wanted.tell_again.push(told.region_id);
+            let Some(known) = self.view.region(region) else { continue };
+            wanted.steps.extend(step.and_then(|step| step_for(&described(known), step, self.splits.get(&region))));
+        }
+        wanted
     }
 
     /// A region that is to be merged into this one waits in vain if this one has changed.
@@ -249,23 +278,30 @@ impl Term {
 
     /// Replicas on a store that are members of their regions no more, or whose regions are no more.
     pub fn retired(&mut self, request: &pb::HeartbeatRequest, records: &Records, now: Time) -> Vec<pb::Replica> {
-        let is_gone = |replica: &&pb::Replica| {
-            let Some(region) = records.regions.get(&replica.region_id) else { return false };
-            let member = region.peers.iter().any(|peer| peer.id == replica.peer_id);
+        // Nearly all are members. A store may have many: this is all that is done for these.
+        let is_member = |replica: &&pb::Replica| {
+            let region = records.regions.get(&replica.region_id);
+            region.is_some_and(|region| region.peers.iter().any(|peer| peer.id == replica.peer_id))
+        };
+        let others: Vec<&pb::Replica> = request.others.iter().filter(|replica| !is_member(replica)).collect();
+        let is_gone = |replica: &&&pb::Replica| {
+            if !records.regions.contains_key(&replica.region_id) {
+                return false;
+            }
             let id = GroupId(replica.region_id);
             let heard = self.view.region(id).is_some_and(|region| region.heard.is_some());
             let own = (id, PeerId(replica.peer_id));
             let under_way = self.view.flight(id).is_some_and(|flight| added_by(&flight.operator).any(|it| it == own));
             let lately = self.added.iter().rev().take_while(|(ended, ..)| now.since(*ended) < RETIRE_AFTER);
             let awaited = under_way || lately.into_iter().any(|(_, region, peer)| (*region, *peer) == own);
-            !member && heard && !awaited && now.since(self.began) >= RETIRE_AFTER
+            heard && !awaited && now.since(self.began) >= RETIRE_AFTER
         };
-        let mut retired: Vec<pb::Replica> = request.others.iter().filter(is_gone).copied().collect();
-        let is_unknown = |replica: &&pb::Replica| {
+        let mut retired: Vec<pb::Replica> = others.iter().filter(is_gone).map(|replica| **replica).collect();
+        let is_unknown = |replica: &&&pb::Replica| {
             let id = replica.region_id;
             !records.regions.contains_key(&id) && self.view.region(GroupId(id)).is_none()
         };
-        let unknown = request.others.iter().filter(is_unknown);
+        let unknown = others.iter().filter(is_unknown);
         let unknown = unknown.map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
         let strays = self.strays.hear(NodeId(request.store_id), unknown, now);
         retired.extend(strays.iter().map(|(region, peer)| pb::Replica { region_id: region.0, peer_id: peer.0 }));
@@ -476,6 +512,18 @@ fn report_of(region: &pb::Region, leader: Option<NodeId>) -> RegionReport {
         peers: region.peers.iter().map(peer).collect(),
         leader,
         ..RegionReport::default()
+    }
+}
+
+/// As far as a step names it.
+fn described(region: &Region) -> pb::Region {
+    let peer = |peer: &Peer| pb::Peer { id: peer.id.0, store_id: peer.store.0, learner: peer.learner };
+    pb::Region {
+        id: region.id.0,
+        conf_version: region.epoch.conf_version,
+        version: region.epoch.version,
+        peers: region.peers.iter().map(peer).collect(),
+        ..pb::Region::default()
     }
 }
 

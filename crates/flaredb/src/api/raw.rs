@@ -378,9 +378,9 @@ fn failure(region: &Region, why: Refusal) -> Status {
         ),
         Refusal::Busy => Status::resource_exhausted(format!("region {}: {why}", region.id())),
         Refusal::TooLarge => Status::invalid_argument(why.to_string()),
-        // Perhaps it had been proposed.
+        // It had been proposed, or perhaps had.
         Refusal::Stopping => {
-            let why = format!("region {}: {why}, and the request may yet take effect", region.id());
+            let why = format!("region {}: its replica here ended, and the request may yet take effect", region.id());
             Status::new(rpc::Code::DeadlineExceeded, why)
         }
         why => Status::unavailable(format!("region {}: {why}", region.id())),

@@ -64,10 +64,10 @@ pub struct RegionCounts {
 impl RegionCounts {
     pub fn of(store: &Store) -> RegionCounts {
         let mut counts = RegionCounts::default();
-        for region in store.regions() {
+        store.walk(|region| {
             let (status, membership) = (region.handle.status(), region.handle.membership());
             counts.add(&status, |peer| membership.node_of(peer));
-        }
+        });
         counts
     }
 
