@@ -70,6 +70,8 @@ pub(crate) struct Group {
     pub persisted_term: u64,
     /// Readies that wait for a persist.
     pub held: usize,
+    /// Of them, those that committed entries wait for: a change of members, and what follows it.
+    pub unproven: usize,
     pub applied: u64,
     pub durable: u64,
     /// See [`GroupStatus::regained`].
@@ -188,6 +190,7 @@ impl Group {
             known,
             persisted_term: hard.term,
             held,
+            unproven: 0,
             applied: mark.index,
             durable: mark.index,
             regained: hard.commit,

@@ -4,6 +4,10 @@
 //! Order is everything here. A leader's messages leave at once; everyone else's wait for the disk, because they
 //! promise what it must hold. Entries are committed only when this host has them on disk, and membership is changed
 //! in the same moment as raft's configuration: when the entry's commit is seen.
+//!
+//! A change of members is applied, and so told to anybody, only when it is on disk here that it is committed. Whoever was
+//! removed may be taken away on that word, and it may be who had the entry besides this peer: a group of two that became one
+//! would ask it for its vote after a power cut, and never be led again.
 
 use base::{GroupId, PeerId};
 use raft::eraftpb::{self, ConfChangeV2, Entry, EntryType, MessageType};
@@ -39,6 +43,8 @@ pub(crate) struct Held {
     pub last: Option<(u64, u64)>,
     pub term: u64,
     pub messages: Vec<eraftpb::Message>,
+    /// The first and the last of the entries that may be applied then.
+    pub committed: Option<(u64, u64)>,
 }
 
 /// A snapshot that is being put in place.
@@ -50,7 +56,7 @@ pub(crate) struct Installing {
 
 impl Held {
     pub fn bare(group: GroupId, generation: u64, term: u64) -> Held {
-        Held { group, generation, ready: 0, last: None, term, messages: Vec::new() }
+        Held { group, generation, ready: 0, last: None, term, messages: Vec::new(), committed: None }
     }
 }
 
@@ -96,6 +102,13 @@ impl Group {
             self.pin_election_timeout();
         }
         self.send_raft(held.messages, effects);
+        if let Some((first, last)) = held.committed {
+            self.unproven -= 1;
+            // A snapshot that came meanwhile has them in it.
+            if self.installing.is_none() && last > self.applied {
+                effects.out.push(Output::Committed { group: self.id, first, last });
+            }
+        }
     }
 
     /// The staged snapshot is in place: the log begins anew behind it, and its acceptance may be told.
@@ -305,7 +318,7 @@ impl Group {
     fn hold(&mut self, ready: u64, last: Option<(u64, u64)>, messages: Vec<eraftpb::Message>, effects: &mut Effects) {
         self.held += 1;
         let (group, generation, term) = (self.id, self.generation, self.log.hard().term);
-        effects.held.push(Held { group, generation, ready, last, term, messages });
+        effects.held.push(Held { group, generation, ready, last, term, messages, committed: None });
     }
 
     /// Answers to heartbeats promise nothing but their term: once that is on disk they need not wait.
@@ -321,8 +334,10 @@ impl Group {
     fn commit(&mut self, entries: Vec<Entry>, effects: &mut Effects) {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         let (first, last) = (first.index, last.index);
+        let mut moves = false;
         for entry in entries {
             self.proposals.lost_before(entry.term);
+            moves |= entry.entry_type != EntryType::EntryNormal as i32;
             if entry.entry_type == EntryType::EntryNormal as i32 {
                 self.commit_normal(entry, effects);
             } else {
@@ -330,7 +345,18 @@ impl Group {
             }
         }
         self.raw.advance_apply_to(last);
-        effects.out.push(Output::Committed { group: self.id, first, last });
+        if moves {
+            let hard = self.log.hard();
+            self.log.set_hard(HardState { commit: hard.commit.max(last), ..hard });
+            effects.write(GroupWrite { group: self.id, hard: Some(self.log.hard()), ..GroupWrite::default() });
+        } else if self.unproven == 0 {
+            effects.out.push(Output::Committed { group: self.id, first, last });
+            return;
+        }
+        self.unproven += 1;
+        self.held += 1;
+        let bare = Held::bare(self.id, self.generation, self.log.hard().term);
+        effects.held.push(Held { committed: Some((first, last)), ..bare });
     }
 
     fn commit_normal(&mut self, entry: Entry, effects: &mut Effects) {

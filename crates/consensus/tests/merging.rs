@@ -8,8 +8,8 @@ use base::{ClusterId, GroupId, NodeId, PeerId, Time};
 use consensus::entry::CommandsBuilder;
 use consensus::wire::Body;
 use consensus::{
-    CreateGroup, Host, HostConfig, Input, Mark, Member, MemberRole, Membership, MembershipChange, Message, Output,
-    Refusal, Role,
+    CreateGroup, Event, Host, HostConfig, Input, Mark, Member, MemberRole, Membership, MembershipChange, Message,
+    Output, Refusal, Role,
 };
 use raft::eraftpb::{self, MessageType};
 use storage::LogStore;
@@ -33,6 +33,8 @@ struct World {
     store: Arc<MemLog>,
     now: Time,
     applied: u64,
+    /// The last change of members.
+    moved: u64,
 }
 
 impl World {
@@ -46,7 +48,7 @@ impl World {
             membership: membership(members),
             fresh: true,
         };
-        let mut world = World { host, store, now, applied: 1 };
+        let mut world = World { host, store, now, applied: 1, moved: 0 };
         world.turns(vec![Input::Create(create)]);
         world
     }
@@ -63,7 +65,10 @@ impl World {
                         self.store.write(batch).unwrap();
                         inputs.push(Input::Persisted { number: *number });
                     }
+                    Output::Event(Event::Membership { index, .. }) => self.moved = *index,
                     Output::Committed { group, last, .. } => {
+                        let known = self.store.state(GROUP).unwrap().hard.commit;
+                        assert!(known >= self.moved || *last < self.moved, "a power cut would undo what was applied");
                         self.applied = *last;
                         inputs.push(Input::Applied { group: *group, index: *last, hashes: Vec::new() });
                     }
@@ -96,6 +101,22 @@ fn held_members_do_not_change() {
     assert_eq!(world.add(1), Some(Refusal::ChangeInFlight));
     world.turns(vec![Input::HoldChanges { group: GROUP, held: false }]);
     assert_eq!(world.add(2), None);
+}
+
+/// Who was removed is taken away on that word, and may be who could prove it.
+#[test]
+fn a_change_of_members_is_applied_when_it_is_on_disk_that_it_is_committed() {
+    let mut world = World::new(1);
+    assert_eq!(world.add(1), None);
+    let moved = world.moved;
+    assert!(moved > 1 && world.applied >= moved && world.store.state(GROUP).unwrap().hard.commit >= moved);
+    // What follows it at once waits for it.
+    let deadline = world.now + Duration::from_secs(60);
+    let remove = Input::Change { group: GROUP, seq: 2, change: MembershipChange::Remove { node: NodeId(9) }, deadline };
+    let put = |seq| Input::Propose { group: GROUP, seq, command: "put".into(), deadline };
+    world.turns(vec![put(3), remove, put(4)]);
+    assert!(world.moved > moved);
+    assert_eq!(world.applied, world.host.status(GROUP).unwrap().committed);
 }
 
 /// What it has yet to apply may be what holds the members.
@@ -132,6 +153,7 @@ fn a_leader_that_has_not_applied_what_was_there_before_changes_nothing() {
         store,
         now: now + Duration::from_secs(1),
         applied: 1,
+        moved: 0,
     };
     let mut inputs = vec![Input::Create(create)];
     for _ in 0..10 {

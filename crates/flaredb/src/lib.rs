@@ -15,6 +15,7 @@
 //! | [`merging`], [`merge_stats`] | how a region's leader brings a merge to its end; how many, and what came of them |
 //! | [`supervisor`], [`pd`] | what is told to the placement driver and done for it |
 //! | [`survey`] | one look at all regions: what is new to the placement driver, what is to be looked after |
+//! | [`alone`] | what a replica does that hears no leader |
 //! | [`replication`] | stores that do not take part in what is led here, as lines of the log |
 //! | [`heartbeat`] | a heartbeat in as many messages as it needs |
 //! | [`known`] | where the other stores are, kept for a start without a placement driver |
@@ -26,6 +27,7 @@
 //!
 //! Left out so far: time series, which will be another kind of content of a region.
 
+pub mod alone;
 pub mod api;
 pub mod blocking;
 pub mod config;

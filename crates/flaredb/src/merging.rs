@@ -32,7 +32,7 @@ use crate::region::machine::REFUSED;
 use crate::region::{Frozen, Merged, RegionState};
 use crate::store::{Region, Store};
 
-/// Peer calls of stores, with [`crate::supervisor::ADMIT`].
+/// Peer calls of stores, with those of [`crate::alone`].
 pub const FROZEN: u8 = 17;
 pub const VERDICT: u8 = 18;
 pub const GONE: u8 = 19;

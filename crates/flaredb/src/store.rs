@@ -26,6 +26,7 @@ use storage::{Engine, EngineError, WriteBatch};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::alone::Words;
 use crate::blocking::{Blocking, Full, Line};
 use crate::load::Load;
 use crate::merge_stats::MergeStats;
@@ -98,6 +99,7 @@ pub struct Store {
     pub merges: Notify,
     pub merge_stats: MergeStats,
     pub space: Space,
+    pub(crate) words: Words,
     /// Why the placement driver does not want this store any more.
     refused: Mutex<Option<String>>,
 }
@@ -186,6 +188,7 @@ impl Store {
             merges: Notify::new(),
             merge_stats: MergeStats::default(),
             space: Space::default(),
+            words: Words::default(),
             refused: Mutex::default(),
         };
         (Arc::new(store), heard)

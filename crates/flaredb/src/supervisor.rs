@@ -8,7 +8,8 @@
 //! Without a placement driver everything goes on as it stands.
 //!
 //! A peer that a leader adds must be there before it can be filled: the leader's store asks the other one to admit it
-//! ([`ADMIT`]), and proposes the change only then. It names the store that it means: at the address of one that is lost
+//! ([`alone::ADMIT`]), and proposes the change only then. A learner that the other store has been told to take away meanwhile is
+//! not made a voter: that is asked in the same way. It names the store that it means: at the address of one that is lost
 //! another may answer, and a peer that has voted elsewhere must not be made there out of nothing.
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use consensus::{Member, MemberRole, MembershipChange, Refusal};
 use node::Ground;
 use node::identity::Identity;
@@ -27,22 +28,17 @@ use proto::{flaredb, placement as pb};
 use rpc::tls_words::{SPEAKS_NO_TLS, SPEAKS_TLS};
 use tonic::{Code, Status};
 
+use crate::alone::{self, ADMIT, Admitting, have_admitted};
 use crate::heartbeat;
 use crate::merging;
 use crate::pd::Placement;
 use crate::store::{Region, Store};
 use crate::survey::{Survey, Surveyor};
 
-/// The peer call by which a region's leader has a store admit a peer: region, peer and store, 8 bytes each.
-pub const ADMIT: u8 = 16;
-
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 const REGISTER_RETRY: Duration = Duration::from_secs(1);
 /// Who has this store's id or address may be its own earlier life, and is missed only after a while.
 const TAKEN_FOR: Duration = Duration::from_secs(30);
-/// After so many stores that did not answer the rest waits for the next heartbeat.
-const ADMIT_FAILURES_MAX: usize = 4;
-const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// While nothing changes, a failure is mentioned this often.
 const SAY_EVERY: u32 = 30;
 
@@ -122,8 +118,9 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     // What is too much for one region; nothing is, before the placement driver has said so.
     let (mut limits, mut split_bytes) = (pb::LoadSplit::default(), 0);
     let (measuring, admitting) = (Alone::default(), Alone::default());
+    let to_admit = Arc::new(Admitting::default());
     loop {
-        let Survey { heartbeat, silent, unmeasured } = surveyor.look(&store, limits, split_bytes);
+        let Survey { heartbeat, silent, leaderless, unmeasured } = surveyor.look(&store, limits, split_bytes);
         match heartbeat::send(&*pd, heartbeat).await {
             Ok(response) => {
                 if failures > 0 {
@@ -135,9 +132,6 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
                 split_bytes = response.region_split_bytes;
                 limits = response.load_split.unwrap_or_default();
                 follow(&store, response);
-                if !silent.is_empty() {
-                    admitting.begin(&*store.node, admit(store.clone(), silent));
-                }
                 if !unmeasured.is_empty() {
                     let measured = store.clone();
                     measuring.begin(&*store.node, async move { measured.measure(unmeasured, split_bytes).await });
@@ -160,6 +154,7 @@ pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
                 failures += 1;
             }
         }
+        admitting.begin(&*store.node, to_admit.look(&store, silent, leaderless));
         store.node.sleep(HEARTBEAT_EVERY).await;
     }
 }
@@ -231,7 +226,14 @@ async fn take(store: &Arc<Store>, region: &Region, step: pb::Step) -> Result<(),
             have_admitted(store, region.id(), node, peer).await?;
             MembershipChange::Add(Member { node, peer, role: MemberRole::Learner, ..Member::default() })
         }
-        Some(pb::step::Action::PromoteStore(id)) => MembershipChange::Promote { node: NodeId(id) },
+        Some(pb::step::Action::PromoteStore(id)) => {
+            let node = NodeId(id);
+            let peer = region.handle.membership().members.get(&node).map(|member| member.peer);
+            if let Some(peer) = peer {
+                have_admitted(store, region.id(), node, peer).await?;
+            }
+            MembershipChange::Promote { node }
+        }
         Some(pb::step::Action::RemoveStore(id)) => MembershipChange::Remove { node: NodeId(id) },
         Some(pb::step::Action::TransferToStore(id)) => {
             return region.handle.transfer(Some(NodeId(id))).await.map_err(refused);
@@ -251,27 +253,6 @@ async fn take(store: &Arc<Store>, region: &Region, step: pb::Step) -> Result<(),
         None => return Err("a later version of the placement driver asked for it".to_owned()),
     };
     region.handle.change(change).await.map(drop).map_err(refused)
-}
-
-async fn have_admitted(store: &Store, region: GroupId, node: NodeId, peer: PeerId) -> Result<(), String> {
-    let mut body = BytesMut::with_capacity(24);
-    body.put_u64_le(region.0);
-    body.put_u64_le(peer.0);
-    body.put_u64_le(node.0);
-    let asked = store.node.call(node, ADMIT, body.freeze(), ADMIT_TIMEOUT).await;
-    asked.and_then(|answer| answer.map_err(|why| format!("store {node} does not admit it: {why}"))).map(drop)
-}
-
-/// Members that are silent are admitted again: a replica that came of a split while its store was away was never made there.
-/// A few at a time; who is down is asked in vain.
-async fn admit(store: Arc<Store>, silent: Vec<(GroupId, PeerId, NodeId)>) {
-    let mut failures = 0;
-    for (region, peer, node) in silent {
-        failures += usize::from(have_admitted(&store, region, node, peer).await.is_err());
-        if failures >= ADMIT_FAILURES_MAX {
-            return;
-        }
-    }
 }
 
 /// What other stores may ask of this one.
@@ -295,6 +276,9 @@ impl CallService for StoreCalls {
                         Refusal::UnknownMember
                     })
                 })
+            }
+            alone::STANDING if caller.standing == Standing::Member => {
+                Box::pin(std::future::ready(alone::standing(&self.0, body).ok_or(Refusal::NoGroup)))
             }
             merging::FROZEN | merging::VERDICT | merging::GONE if caller.standing == Standing::Member => {
                 Box::pin(merging::answer(self.0.clone(), method, body))

@@ -356,6 +356,7 @@ impl Leader {
         let (mut term, now) = (self.term()?, self.now());
         let records = self.records.read();
         let retired = if retires { term.retired(&request, &records, now) } else { Vec::new() };
+        term.condemn(&retired, now);
         for replica in retired.iter().filter(|replica| !records.regions.contains_key(&replica.region_id)) {
             tracing::info!(
                 target: "placement_store",

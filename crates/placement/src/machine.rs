@@ -152,9 +152,16 @@ impl Records {
         false
     }
 
+    /// Of two that begin with the same key the newer one stays: the other one begins elsewhere by now, if it is anywhere.
     fn put_region(&mut self, region: pb::Region) {
         self.remove_region(region.id);
         self.seen_id = ids_of(&region).fold(self.seen_id, u64::max);
+        if let Some(other) = self.by_start.get(&region.start).and_then(|id| self.regions.get(id)) {
+            if other.version > region.version {
+                return;
+            }
+            self.remove_region(other.id);
+        }
         self.by_start.insert(region.start.clone(), region.id);
         self.regions.insert(region.id, region);
     }
@@ -452,7 +459,9 @@ impl Stage<'_> {
         if overlapping.iter().any(|other| other.version >= region.version) {
             return;
         }
-        let merged = overlapping.into_iter().filter(|other| self.records.is_covered(other, &region));
+        // One that began where this one does has been cut or is no more. Where it lies, if it does, it will say itself.
+        let is_old = |other: &&pb::Region| other.start == region.start || self.records.is_covered(other, &region);
+        let merged = overlapping.into_iter().filter(is_old);
         for id in merged.map(|other| other.id).collect::<Vec<_>>() {
             self.batch.delete(REGION, &id.to_be_bytes());
             self.records.remove_region(id);
@@ -745,6 +754,20 @@ mod tests {
         assert_eq!(with(&[region(2, "d", "p", 5), region(9, "p", "", 4)]), ["1:-d", "2:d-p", "9:p-"]);
         // A part of it may still be its own.
         assert_eq!(with(&[region(9, "r", "", 4), region(2, "d", "p", 5)]), ["1:-d", "2:d-p", "3:m-", "9:r-"]);
+        // It was merged into one that was cut before it told of either.
+        assert_eq!(with(&[region(2, "", "c", 5)]), ["2:-c", "3:m-"]);
+        assert_eq!(with(&[region(2, "", "c", 5), region(9, "c", "m", 5)]), ["2:-c", "9:c-m", "3:m-"]);
+        assert_eq!(with(&[region(2, "", "c", 5), region(1, "c", "m", 5)]), ["2:-c", "1:c-m", "3:m-"]);
+    }
+
+    #[test]
+    fn of_two_records_that_begin_with_the_same_key_the_newer_one_counts() {
+        for order in [[1, 2], [2, 1]] {
+            let mut records = Records::default();
+            order.into_iter().for_each(|id| records.put_region(region(id, "", "", id)));
+            assert_eq!(records.region_at(b"k").map(|region| region.id), Some(2));
+            assert_eq!((records.regions.len(), records.by_start.len()), (1, 1));
+        }
     }
 
     #[test]

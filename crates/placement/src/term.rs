@@ -9,7 +9,7 @@
 //!  every second ─▶ stuck operators are ended · plan ─▶ operators to begin · stores that are empty
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -36,6 +36,10 @@ const RETIRE_AFTER: Duration = Duration::from_secs(15);
 /// Who asks to be given up asks every second; after such a silence it begins to ask anew.
 const ASKS_WITHIN: Duration = Duration::from_secs(10);
 
+/// A replica that its store was told to take away is down for so long, whoever names it as a member: until its leader sees that by
+/// itself.
+const CONDEMNED_FOR: Duration = Duration::from_secs(60);
+
 /// A region that has not reported another one's keys for so long does so no more.
 const OVERLAP_KEPT: Duration = Duration::from_secs(60);
 
@@ -58,6 +62,8 @@ pub struct Term {
     /// Stores that ask to be given up: since when, and when they asked last.
     asking: BTreeMap<NodeId, (Time, Time)>,
     strays: Strays,
+    /// Replicas that stores were told to take away, and when last. A step of long ago may make one of them a member after all.
+    condemned: BTreeMap<(GroupId, PeerId), Time>,
     pub began: Time,
     counters: Arc<Counters>,
 }
@@ -110,6 +116,7 @@ impl Term {
             overlaps: BTreeMap::new(),
             asking: BTreeMap::new(),
             strays: Strays::default(),
+            condemned: BTreeMap::new(),
             began: now,
             counters,
         })
@@ -145,11 +152,14 @@ impl Term {
                 let known = before.and_then(|before| before.down.iter().find(|down| down.store == store));
                 known.map_or(now, |down| down.since)
             };
-            let down = reported.down.iter().filter_map(|peer| store_of(*peer));
-            report.down = down.map(|store| DownPeer { store, since: since(store) }).collect();
+            let condemned = report.peers.iter().filter(|peer| self.condemned.contains_key(&(report.id, peer.id)));
+            let down = reported.down.iter().filter_map(|peer| store_of(*peer)).chain(condemned.map(|peer| peer.store));
+            let down: BTreeSet<NodeId> = down.collect();
+            report.down = down.into_iter().map(|store| DownPeer { store, since: since(store) }).collect();
             report.pending = reported.pending.iter().filter_map(|peer| store_of(*peer)).collect();
             report.split_keys = reported.split_keys.iter().map(|key| key.as_ref().into()).collect();
             (report.frozen, report.unmeasured) = (reported.frozen, !reported.measured);
+            report.remembers = reported.remembers;
             report.bytes = reported.bytes;
             report.keys = reported.keys;
             let rates = reported.rates.unwrap_or_default();
@@ -306,6 +316,13 @@ impl Term {
         let strays = self.strays.hear(NodeId(request.store_id), unknown, now);
         retired.extend(strays.iter().map(|(region, peer)| pb::Replica { region_id: region.0, peer_id: peer.0 }));
         retired
+    }
+
+    /// A store is about to be told to take these away. It cannot be called back, so nobody is to count on them from now on.
+    pub fn condemn(&mut self, replicas: &[pb::Replica], now: Time) {
+        self.condemned.retain(|_, told| now.since(*told) < CONDEMNED_FOR);
+        let replica = |replica: &pb::Replica| (GroupId(replica.region_id), PeerId(replica.peer_id));
+        self.condemned.extend(replicas.iter().map(replica).map(|replica| (replica, now)));
     }
 
     /// Regions that have reported keys of another region's for so long, and until lately; and that other region.
@@ -557,13 +574,32 @@ fn step_for(region: &pb::Region, step: &Step, split: Option<&pb::SplitStep>) -> 
 mod tests {
     use super::*;
 
+    #[test]
+    fn who_was_told_to_go_is_down_when_it_becomes_a_member() {
+        let mut now = Time::ZERO;
+        let mut term = Term::new(1, &Records::default(), &Policy::default(), now, Arc::default()).unwrap();
+        for store in [1, 2] {
+            term.view.put_store(StoreMeta::new(NodeId(store)), now);
+        }
+        term.condemn(&[pb::Replica { region_id: 7, peer_id: 12 }], now);
+        for down in [true, false] {
+            term.hear(NodeId(1), &pb::HeartbeatRequest { led: vec![led(Vec::new(), 0)], ..heartbeat(0) }, now);
+            assert_eq!(term.view.region(GroupId(7)).unwrap().is_well_in(NodeId(2)), !down);
+            now = now + CONDEMNED_FOR;
+            term.condemn(&[], now);
+        }
+    }
+
     fn heartbeat(progress: u64) -> pb::HeartbeatRequest {
+        pb::HeartbeatRequest { store_id: 1, led: vec![led(vec![12], progress)], ..pb::HeartbeatRequest::default() }
+    }
+
+    fn led(pending: Vec<u64>, progress: u64) -> pb::RegionReport {
         let peers = [(11, 1, false), (12, 2, true)];
         let peer = |(id, store_id, learner)| pb::Peer { id, store_id, learner };
         let region =
             pb::Region { id: 7, conf_version: 2, version: 1, peers: peers.map(peer).into(), ..pb::Region::default() };
-        let led = pb::RegionReport { region: Some(region), pending: vec![12], progress, ..pb::RegionReport::default() };
-        pb::HeartbeatRequest { store_id: 1, led: vec![led], ..pb::HeartbeatRequest::default() }
+        pb::RegionReport { region: Some(region), pending, progress, ..pb::RegionReport::default() }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use placement::router::{Asked, Repeat, Router};
 
 use super::Missed;
+use crate::alone;
 use crate::region::layout::{self, RAW};
 use crate::region::machine::{FROZEN, STALE};
 use crate::store::{ReadError, Region, Store};
@@ -301,7 +302,7 @@ impl Raw {
     }
 
     /// Whether this replica is one no more (its region has gone on without it, as it knows itself, or as the placement driver
-    /// says while it hears of no leader), or does not go on for want of room.
+    /// or, where it is silent, the other replicas' stores say while it hears of no leader), or does not go on for want of room.
     async fn is_elsewhere(&self, region: &Region, key: &[u8]) -> bool {
         let held = self.store.space.is_held(region.id()) && !region.handle.is_leader();
         if held || region.handle.membership().by_peer(region.peer).is_none() {
@@ -310,7 +311,9 @@ impl Raw {
         if !region.handle.status().leader.is_none() {
             return false;
         }
-        let Some(known) = self.router.ask(region.id(), key).await else { return false };
+        let Some(known) = self.router.ask(region.id(), key).await else {
+            return alone::goes_on_without(&self.store, region, key).await;
+        };
         let state = region.state();
         let member = known.peers.iter().any(|peer| peer.id == region.peer.0);
         let later = known.version > state.version || known.conf_version > state.conf_version;

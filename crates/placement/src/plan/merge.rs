@@ -50,6 +50,7 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
 fn is_small_and_at_rest(round: &Round<'_>, region: &Region) -> bool {
     region.bytes <= round.policy.merge_bytes()
         && !region.unmeasured
+        && !region.remembers
         && region.keys <= round.policy.max_merge_region_keys
         && round.policy.max_merge_region_size > 0
         && region.split_keys.is_empty()
@@ -99,6 +100,9 @@ pub fn obstacle(round: &Round<'_>, region: &Region) -> Option<String> {
     }
     if region.frozen {
         return Some("small, and being merged".to_owned());
+    }
+    if region.remembers {
+        return Some("small, but a store may have something left of a region that it took in".to_owned());
     }
     if region.unmeasured {
         return Some("perhaps small, but not measured yet".to_owned());

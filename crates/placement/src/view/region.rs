@@ -61,6 +61,8 @@ pub struct RegionReport {
     pub frozen: bool,
     /// Its size is not known yet.
     pub unmeasured: bool,
+    /// A store may have something left of a region that it took in: it is not merged itself before that is gone.
+    pub remembers: bool,
 }
 
 /// With three peers, short keys and its places in the view's indexes about half a kilobyte: a million take 0.5 GB.
@@ -85,6 +87,7 @@ pub struct Region {
     pub split_keys: Box<[Key]>,
     pub frozen: bool,
     pub unmeasured: bool,
+    pub remembers: bool,
     /// The last report; `None` while it is only known from PD's own state.
     pub heard: Option<Time>,
     /// Since when it has its range, as far as this view knows.
@@ -129,6 +132,7 @@ impl Region {
             split_keys: report.split_keys.into(),
             frozen: report.frozen,
             unmeasured: report.unmeasured,
+            remembers: report.remembers,
             heard,
             version_since,
             hot_reports,
@@ -157,6 +161,7 @@ impl Region {
             split_keys: self.split_keys.to_vec(),
             frozen: self.frozen,
             unmeasured: self.unmeasured,
+            remembers: self.remembers,
         }
     }
 
@@ -223,6 +228,7 @@ impl Region {
             && *self.pending == *report.pending
             && *self.split_keys == *report.split_keys
             && (self.frozen, self.unmeasured) == (report.frozen, report.unmeasured)
+            && self.remembers == report.remembers
             && self.start == report.start
             && self.end == report.end
     }

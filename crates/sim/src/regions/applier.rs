@@ -58,8 +58,8 @@ impl Node {
         }
         let mut entries = match replica.log.read(first, last, 64 << 10) {
             Ok(entries) => entries,
-            // Its log may have gone before.
-            Err(_) if gone => return,
+            // Its log may have gone before, and with it all that follows.
+            Err(_) if gone => return replica.committed.clear(),
             Err(error) => return stage.ledger.fail(|| format!("node {label} cannot read what is committed: {error}")),
         };
         let most = 1 + stage.rng.below(6) as usize;
@@ -83,7 +83,7 @@ impl Node {
             if matches!(error, MachineError::Engine(EngineError::Held)) {
                 stage.note(label, "put-off", &[("group", group.0), ("index", first)]);
                 replica.put_off = true;
-                if replica.committed.front().is_some_and(|(next, _)| *next == up_to + 1) {
+                if up_to < last {
                     replica.committed.pop_front();
                 }
                 return replica.committed.push_front((first, last));
