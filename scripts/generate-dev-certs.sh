@@ -7,7 +7,9 @@
 #
 # `scp DIR/*` brings a node what it needs, and what it must not have is out of its reach: the keys of CAs lie in DIR/.ca.
 #
-# The first DNS name of a certificate is the name of its member: on Raft and gossip that is what the peers check.
+# The first DNS name of a certificate is the name of its member: on Raft and gossip that is what the peers check, and they
+# check nothing else. Nodes that are started with etcd's flags have numbers that nobody chose; their certificates (--by-host)
+# have no such name, and the peers check the host.
 set -euo pipefail
 
 usage() {
@@ -27,12 +29,15 @@ options:
   --pd COUNT         so many members of the placement driver (1)
   --host N=NAME      a further name or IP address of the host of node N, kept by later runs; repeat it
   --days DAYS        how long the certificates are valid (365); the CA's ten years
+  --by-host          Chainfire's certificates name the host, and no number: for nodes that are started with etcd's flags.
+                     Kept by later runs; --by-number takes it back
   --client-ca        clients get a CA of their own, client-ca.crt and .ca/client-ca.key, for `client_ca_file`
   --force-ca         a new CA; the old one is kept as ca.old.crt and .ca/ca.old.key, and ca-both.crt holds the two
   --help
 
 The certificate of node N is valid for chainfire-node-N, nodeN, node-N, localhost, 127.0.0.N, 127.0.0.1 and its --host;
-those of FlareDB likewise, for flaredb-node-N and placement-driver-node-N.
+those of FlareDB likewise, for flaredb-node-N and placement-driver-node-N. With --by-host it lacks chainfire-node-N, and the
+members reach each other by one of the other names (localhost and 127.0.0.1 are nobody's).
 TEXT
 }
 
@@ -40,7 +45,7 @@ CA_DAYS=3650
 NODES_MAX=254
 
 main() {
-    local directory='' nodes=0 drivers=0 days=365 client_ca='' force_ca=''
+    local directory='' nodes=0 drivers=0 days=365 client_ca='' force_ca='' by_host=''
     declare -gA hosts=()
     parse "$@"
     command -v openssl > /dev/null || fail "openssl is not installed (as root: apt-get install openssl)"
@@ -51,6 +56,7 @@ main() {
     trap 'rm -rf "$scratch"' EXIT
     mkdir -p "$scratch/.ca"
     put_away
+    [ -n "$by_host" ] || ! were_by_host || by_host=yes
 
     local had_ca=''
     [ ! -e ca.crt ] || had_ca=1
@@ -83,6 +89,8 @@ parse() {
             --days) need_number "$1" "${2:-}" 0 $CA_DAYS && days=$((10#$2)) && shift ;;
             --host) remember_host "${2:-}" && shift ;;
             --client-ca) client_ca=1 ;;
+            --by-host) by_host=yes ;;
+            --by-number) by_host=no ;;
             --force-ca) force_ca=1 ;;
             --nodes=* | --pd=* | --days=* | --host=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
             -*) fail "$1 is not understood; see --help" ;;
@@ -136,6 +144,7 @@ count_nodes() {
 names_of() {
     local names=("DNS:$1" "DNS:node$2" "DNS:node-$2" DNS:localhost "IP:127.0.0.$2" IP:127.0.0.1)
     local -A seen=()
+    [[ $1 != chainfire-* || $by_host != yes ]] || seen["DNS:$1"]=1
     local name out=()
     # shellcheck disable=SC2086 # lists of words
     for name in "${names[@]}" ${3:-} ${hosts[$2]:-} $(names_in "$1.crt"); do
@@ -150,6 +159,13 @@ names_of() {
 names_in() {
     [ -e "$1" ] || return 0
     openssl x509 -in "$1" -noout -text 2> /dev/null | sed -n '/Subject Alternative Name/{n;s/IP Address:/IP:/g;s/,//g;p;}' || true
+}
+
+# Whether Chainfire's certificates of an earlier run named hosts alone.
+were_by_host() {
+    local names
+    names=$(names_in chainfire-node-1.crt)
+    [ -n "$names" ] && [[ " $names " != *" DNS:chainfire-node-1 "* ]]
 }
 
 # Keys of CAs, and folders, that somebody has left among the files.
@@ -276,13 +292,25 @@ Certificates for $(ls -d .bundles/*-node-* | wc -l) nodes and for clients are in
 Next, for each node N:
   scp $here/.bundles/chainfire-node-N/* nodeN:/etc/centra-cloud/certs/
   ssh nodeN 'sudo chown chainfire:chainfire /etc/centra-cloud/certs/* && sudo chmod 600 /etc/centra-cloud/certs/*.key'
+TEXT
+    local certs=/etc/centra-cloud/certs clients=ca.crt
+    [ ! -e client-ca.crt ] || clients=client-ca.crt
+    if [ "$by_host" = yes ]; then
+        cat << TEXT
+and to its flags (https:// in all URLs, and in them a host that its certificate names):
+  --cert-file=$certs/chainfire-node-N.crt --key-file=$certs/chainfire-node-N.key
+  --client-cert-auth --trusted-ca-file=$certs/$clients --peer-trusted-ca-file=$certs/ca.crt
+TEXT
+    else
+        cat << TEXT
 and in its /etc/centra-cloud/chainfire.toml:
   [network.tls]
-  cert_file = "/etc/centra-cloud/certs/chainfire-node-N.crt"
-  key_file = "/etc/centra-cloud/certs/chainfire-node-N.key"
-  ca_file = "/etc/centra-cloud/certs/ca.crt"
+  cert_file = "$certs/chainfire-node-N.crt"
+  key_file = "$certs/chainfire-node-N.key"
+  ca_file = "$certs/ca.crt"
 TEXT
-    [ ! -e client-ca.crt ] || echo '  client_ca_file = "/etc/centra-cloud/certs/client-ca.crt"'
+        [ ! -e client-ca.crt ] || echo "  client_ca_file = \"$certs/client-ca.crt\""
+    fi
     cat << TEXT
 FlareDB: likewise its bundles, flaredb-node-N and placement-driver-node-N, to the user flaredb, and the three files in the
 section [tls] of flaredb.toml and placement-driver.toml: either all of them speak TLS, or none does.

@@ -60,7 +60,8 @@ impl Secure {
         let beside = std::env::current_exe()?.parent().and_then(Path::parent).map(|root| root.join(SCRIPT));
         let script = [Some(PathBuf::from(SCRIPT)), beside].into_iter().flatten().find(|script| script.is_file());
         let mut command = Command::new(script.with_context(|| format!("no {SCRIPT}: start bench in the checkout"))?);
-        command.arg(&folder).args(["--nodes", &addresses.len().to_string()]);
+        // With etcd's flags a node's number is drawn.
+        command.arg(&folder).args(["--by-host", "--nodes", &addresses.len().to_string()]);
         for (index, address) in addresses.iter().enumerate() {
             command.args(["--host", &format!("{}={address}", index + 1)]);
         }

@@ -117,6 +117,28 @@ fn a_second_run_keeps_the_ca_and_what_it_was_told() {
     assert!(openssl(folder, "verify -CAfile ca-both.crt old.pem chainfire-node-1.crt").0);
 }
 
+/// Of nodes that are started with etcd's flags: the number counts alone where there is one, and theirs are drawn.
+#[test]
+fn certificates_of_hosts_alone() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let names = |kind: &str| openssl(folder, &format!("x509 -in {kind}-node-1.crt -noout -ext subjectAltName")).1;
+    generate(folder, &["--host", "1=10.0.0.1"]).unwrap();
+    assert!(names("chainfire").contains("DNS:chainfire-node-1,"));
+    let said = generate(folder, &["--by-host"]).unwrap();
+    assert!(said.contains("--peer-trusted-ca-file=") && !said.contains("[network.tls]"), "{said}");
+    // Twice: it is kept.
+    for _ in 0..2 {
+        let by_host = names("chainfire");
+        assert!(!by_host.contains("chainfire-node"), "{by_host}");
+        assert!(by_host.contains("DNS:node1,") && by_host.contains("IP Address:10.0.0.1"), "{by_host}");
+        assert!(names("flaredb").contains("DNS:flaredb-node-1,"), "stores have numbers");
+        generate(folder, &[]).unwrap();
+    }
+    let said = generate(folder, &["--by-number"]).unwrap();
+    assert!(names("chainfire").contains("DNS:chainfire-node-1,") && said.contains("[network.tls]"), "{said}");
+}
+
 #[test]
 fn days_and_wrong_words() {
     let temporary = tempfile::tempdir().unwrap();

@@ -84,6 +84,12 @@ pub enum StartError {
          scripts/generate-dev-certs.sh", .program.name_of(*.node)
     )]
     WrongName { cert: PathBuf, program: Program, node: NodeId, host: String },
+    #[error(
+        "certificate {cert} names {host}, but also the number of another node, which counts alone, and this is \
+         {}: the other members would refuse it; make one with scripts/generate-dev-certs.sh --by-host, which names no \
+         number, if numbers are drawn, as with etcd's flags", .program.name_of(*.node)
+    )]
+    OtherNumber { cert: PathBuf, program: Program, node: NodeId, host: String },
     #[error("{}", .0.why)]
     Damaged(Damage),
     #[error("{0}")]
@@ -567,8 +573,11 @@ pub(crate) fn named(certificates: &Certificates, node: NodeId, address: &str) ->
         return Ok(());
     }
     let options = certificates.options();
-    let host = tls::host_of(address).to_owned();
-    Err(StartError::WrongName { cert: options.cert_file.clone(), program: options.program, node, host })
+    let (cert, program, host) = (options.cert_file.clone(), options.program, tls::host_of(address).to_owned());
+    if certificates.name_host(address) {
+        return Err(StartError::OtherNumber { cert, program, node, host });
+    }
+    Err(StartError::WrongName { cert, program, node, host })
 }
 
 /// `None`: no gossip is wanted, or it can be done without.

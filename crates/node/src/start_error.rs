@@ -57,7 +57,7 @@ impl From<Node> for StartError {
         let cause = match error {
             Node::Identity(_) => Cause::Folder,
             Node::Listen { .. } | Node::ListenGossip { .. } => Cause::Address,
-            Node::Tls(_) | Node::WrongName { .. } => Cause::Certificate,
+            Node::Tls(_) | Node::WrongName { .. } | Node::OtherNumber { .. } => Cause::Certificate,
             Node::Damaged(_)
             | Node::Log(_)
             | Node::Alone(_)

@@ -248,6 +248,12 @@ impl Certificates {
         names_member(self.options.program, &self.set.load().own, node, [address]).is_ok_and(|vouched| vouched.is_some())
     }
 
+    /// Whether the node's own certificate would name it at this address if it had no number.
+    pub fn name_host(&self, address: &str) -> bool {
+        let own = &self.set.load().own;
+        names_member(self.options.program, own, NodeId::default(), [address]).is_ok_and(|vouched| vouched.is_some())
+    }
+
     pub fn stats(&self) -> TlsStats {
         let set = self.set.load();
         TlsStats {

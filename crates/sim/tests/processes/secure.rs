@@ -211,9 +211,13 @@ async fn a_node_with_unsafe_or_wrong_files_does_not_start() {
     let key = cluster.pki().path("n1.key");
     let address = cluster.nodes[0].address.to_string();
     type Spoil<'a> = &'a dyn Fn(&Cluster);
-    let cases: [(Spoil<'_>, &[&str]); 4] = [
+    let cases: [(Spoil<'_>, &[&str]); 5] = [
         (&|_| fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap(), &["mode 0644", "chmod 600"]),
         (&|cluster| cluster.pki().issue("n1", &["127.9.9.9"]), &["names neither", "generate-dev-certs.sh"]),
+        (
+            &|cluster| cluster.pki().issue("n1", &["chainfire-node-1", &address]),
+            &["the number of another node", "generate-dev-certs.sh --by-host"],
+        ),
         (
             &|cluster| {
                 let (certificate, key) = Authority::new("other").sign("n1", &[&address], false);
