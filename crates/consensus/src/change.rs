@@ -53,7 +53,8 @@ impl Group {
         self.transfers.push(Transfer { seq, to, from: leader, deadline });
     }
 
-    /// On the leader: begins to hand over to `to`, or to the follower that is furthest.
+    /// On the leader: begins to hand over to `to`, or to the follower that is furthest. While it does it takes no writes, for an
+    /// election timeout if the other one does not answer; so one that is known to be silent is refused when it is named.
     pub fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<(), Refusal> {
         if !self.is_leader() {
             return Err(Refusal::NoLeader);
@@ -64,6 +65,10 @@ impl Group {
         };
         let target = target.filter(|peer| *peer != self.peer && self.membership.voters.contains(peer));
         let target = target.ok_or(Refusal::BadTransferee)?;
+        if to.is_some() && !self.heard_of(target) && self.now.since(self.leader_since) >= self.config.election_timeout()
+        {
+            return Err(Refusal::BadTransferee);
+        }
         self.reads.lease_void = true;
         self.reads.lease_from = None;
         self.raw.transfer_leader(target.0);

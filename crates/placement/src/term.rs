@@ -6,7 +6,7 @@
 //! ```text
 //!  heartbeat ─▶ view ─┬─ the operator of each region led there ─▶ its next step, in the answer
 //!                     └─ peers that are members of nothing ─▶ to be taken away, in the answer
-//!  every second ─▶ stuck operators are ended · plan ─▶ operators to begin · stores that are empty
+//!  every second ─▶ stuck and hopeless operators are ended · plan ─▶ operators to begin · stores that are empty
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,7 +23,7 @@ use crate::machine::Records;
 use crate::model::{Epoch, Operator, Peer, Step};
 use crate::strays::Strays;
 use crate::view::{
-    DownPeer, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
+    DownPeer, Health, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
 };
 use crate::{Plan, Policy, Region, View, plan};
 
@@ -381,6 +381,25 @@ impl Term {
         }
     }
 
+    /// Ends operators that wait for a store which is gone: in their place one may be planned that does without it. A leader is
+    /// handed over anywhere else at no cost, so silence is enough; of a replica's data much may be there already.
+    pub fn end_hopeless(&mut self, now: Time) {
+        let hopeless = |flight: &InFlight| {
+            let (store, from) = match flight.current_step()? {
+                Step::TransferLeader { to } => (*to, Health::Disconnected(Duration::ZERO)),
+                Step::AddLearner { store, .. } | Step::Promote { store } => (*store, Health::Down(Duration::ZERO)),
+                _ => return None,
+            };
+            let health = self.view.store(store).map(|known| known.health(now, &self.policy));
+            health.is_none_or(|health| health >= from).then_some((flight.operator.region, store))
+        };
+        let hopeless: Vec<_> = self.view.flights().filter_map(hopeless).collect();
+        for (region, store) in hopeless {
+            let flight = self.view.end(region);
+            self.end(flight, &format!("cancelled: store {store} is silent"), now);
+        }
+    }
+
     pub fn end_stuck(&mut self, now: Time) {
         let stuck: Vec<GroupId> = self.view.stuck(&self.policy, now).map(|flight| flight.operator.region).collect();
         for region in stuck {
@@ -629,5 +648,34 @@ mod tests {
             term.end_stuck(now);
         }
         assert!(term.ended().next().unwrap().outcome.contains("no progress"));
+    }
+
+    #[test]
+    fn an_operator_that_waits_for_a_store_that_is_gone_ends() {
+        let policy = Policy::default();
+        let (disconnected, down) = (policy.store_disconnected_time, policy.max_store_down_time);
+        let store = NodeId(2);
+        for (step, patience) in [
+            (Step::TransferLeader { to: store }, disconnected),
+            (Step::AddLearner { store, peer: PeerId(12) }, down),
+            (Step::Promote { store }, down),
+        ] {
+            let begun = Time::ZERO;
+            let mut term = Term::new(1, &Records::default(), &policy, begun, Arc::default()).unwrap();
+            for store in [1, 2] {
+                term.view.put_store(StoreMeta::new(NodeId(store)), begun);
+            }
+            term.hear(NodeId(1), &heartbeat(0), begun);
+            let region = GroupId(7);
+            let epoch = term.view.region(region).unwrap().epoch;
+            let (cause, steps) = (crate::model::Cause::BalanceLeader, vec![step]);
+            term.begin(Operator { region, epoch, cause, steps, reason: String::new(), rejected: Vec::new() }, begun);
+            for (after, left) in [(patience - Duration::from_millis(1), true), (patience, false)] {
+                term.hear(NodeId(1), &heartbeat(0), begun + after);
+                term.end_hopeless(begun + after);
+                assert_eq!(term.view.flight(region).is_some(), left, "{after:?}");
+            }
+            assert_eq!(term.ended().next().unwrap().outcome, "cancelled: store 2 is silent");
+        }
     }
 }

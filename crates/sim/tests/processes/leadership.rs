@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use proto::etcdserverpb as pb;
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Options, is_etcd};
 use crate::durability::{Writers, assert_holds};
-use crate::tell::{figure, runs, spread};
+use crate::tell::{figure, runs, skipped, spread};
 
 const KILLS: usize = 5;
 const ELECTION_MS: u64 = 1000;
@@ -79,6 +79,31 @@ async fn leadership_moves_where_it_is_asked_to() {
     let acknowledged = writers.finish().await;
     assert_holds(&cluster.client(leader), &acknowledged).await;
     figure(format_args!("move-leader: longest pause of writes: {} ms", gap.as_millis()));
+    assert!(gap < GAP_AFTER_HANDOVER_MAX, "{gap:?}");
+}
+
+/// A leader that hands over takes no writes meanwhile; to one that does not answer it would not for an election timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_does_not_move_to_a_dead_member() {
+    if is_etcd() {
+        return skipped("leadership_does_not_move_to_a_dead_member", "etcd tries, and says that the time ran out");
+    }
+    let mut cluster = Cluster::start_with(3, Options::default()).await;
+    let leader = cluster.leader().await;
+    let target = (leader + 1) % 3;
+    let member = cluster.member(leader, target).await.expect("all founders are members");
+    cluster.kill(target);
+    tokio::time::sleep(Duration::from_millis(2 * ELECTION_MS)).await;
+    let writers = Writers::start(&[cluster.endpoint(leader)], 2, "dead");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let client = cluster.client(leader);
+    let moment = Instant::now();
+    let request = pb::MoveLeaderRequest { target_id: member.id };
+    let refused = client.within(client.maintenance().move_leader(request)).await.unwrap_err();
+    assert!(refused.message().contains("bad leader transferee"), "{refused}");
+    let gap = gap(&writers, moment).await;
+    let acknowledged = writers.finish().await;
+    assert_holds(&cluster.client(leader), &acknowledged).await;
     assert!(gap < GAP_AFTER_HANDOVER_MAX, "{gap:?}");
 }
 
