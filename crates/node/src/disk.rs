@@ -1,6 +1,8 @@
-//! How much room the disk has, against two lines, and a file that holds some for the worst case.
+//! How much room the disk has, against two lines, a file that holds some for the worst case, and large files that keep
+//! nobody waiting.
 
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -80,9 +82,72 @@ fn allocate(file: &File, bytes: u64) -> bool {
     bytes > 0 && unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } == 0
 }
 
+/// A file that goes to the disk bit by bit. Left to the kernel, a large one goes there all at once when it is synced, and whoever
+/// syncs a small write on the same disk meanwhile, as a log does for every one, waits for it.
+pub struct Evenly {
+    out: File,
+    written: u64,
+    /// How many of these the kernel was told to write out.
+    written_out: u64,
+}
+
+const WRITE_OUT_EVERY_BYTES: u64 = 1 << 20;
+
+impl Evenly {
+    /// A file that is empty.
+    pub fn new(out: File) -> Evenly {
+        Evenly { out, written: 0, written_out: 0 }
+    }
+
+    pub fn file(&self) -> &File {
+        &self.out
+    }
+
+    /// Waits until what came since the last time is on the disk. Its length and place are not made durable by that.
+    fn write_out(&mut self) -> io::Result<()> {
+        let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let (from, bytes) = (self.written_out as libc::off64_t, (self.written - self.written_out) as libc::off64_t);
+        // SAFETY: takes numbers, and the descriptor is open.
+        if unsafe { libc::sync_file_range(self.out.as_raw_fd(), from, bytes, how) } == 0 {
+            self.written_out = self.written;
+            return Ok(());
+        }
+        Err(io::Error::last_os_error())
+    }
+}
+
+impl Write for Evenly {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.written += count as u64;
+        if self.written - self.written_out >= WRITE_OUT_EVERY_BYTES {
+            self.write_out()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_goes_to_the_disk_bit_by_bit_is_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        let mut file = Evenly::new(File::create(&path).unwrap());
+        let content: Vec<u8> = (0..5 << 19).map(|at| (at % 251) as u8).collect();
+        for part in content.chunks(300_000) {
+            file.write_all(part).unwrap();
+            assert!(file.written - file.written_out < WRITE_OUT_EVERY_BYTES);
+        }
+        assert!(file.written_out > 0);
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
 
     #[test]
     fn lines_are_crossed_at_once_and_recrossed_with_a_margin() {

@@ -27,6 +27,7 @@ use crate::handle::{ReadGrant, Shared};
 use crate::heal::{Damage, Health, What};
 use crate::inbox::Inbox;
 use crate::lag::{Lag, Say};
+use crate::pace;
 use crate::roll;
 use crate::roster::Roster;
 use crate::stages::Durations;
@@ -557,7 +558,8 @@ fn send_snapshot(
     let (inbox, stats) = (engines.inbox.clone(), engines.stats.clone());
     let (group, peer) = (message.group, message.to);
     debug_assert!(matches!(message.body, Body::Raft(_)), "a snapshot travels with raft's own message");
-    std::thread::spawn(move || {
+    let send = move || {
+        pace::step_back();
         stats.snapshots_sending.fetch_add(1, Ordering::Relaxed);
         let sent = source.map(|source| transport.send_snapshot(to, &message, source));
         if let Some(Err(error)) = &sent {
@@ -565,5 +567,6 @@ fn send_snapshot(
         }
         stats.snapshots_sending.fetch_sub(1, Ordering::Relaxed);
         inbox.push(Input::SnapshotSent { group, to: peer, ok: matches!(sent, Some(Ok(()))) });
-    });
+    };
+    std::thread::Builder::new().name("snapshot-send".to_owned()).spawn(send).expect("threads can be started");
 }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use base::{GroupId, PeerId};
 use bytes::Bytes;
 use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
+use node::disk::Evenly;
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
 use storage::{Engine, EngineError, View, WriteBatch};
 
@@ -134,7 +135,7 @@ pub struct Receiver {
     id: GroupId,
     part: PathBuf,
     whole: PathBuf,
-    file: BufWriter<File>,
+    file: BufWriter<Evenly>,
     reader: Reader,
     state: Option<RegionState>,
     engine: Arc<dyn Engine>,
@@ -149,7 +150,7 @@ impl Receiver {
         fs::create_dir_all(incoming).map_err(failed)?;
         let part = incoming.join(format!("region-{id}.part"));
         let file = OpenOptions::new().create(true).write(true).truncate(true).open(&part).map_err(failed)?;
-        let file = BufWriter::with_capacity(FRAME_BYTES_MAX, file);
+        let file = BufWriter::with_capacity(FRAME_BYTES_MAX, Evenly::new(file));
         Ok(Receiver {
             id,
             part,
@@ -226,7 +227,7 @@ impl SnapshotSink for Receiver {
             return Err(bad("its header contradicts its content"));
         }
         self.file.flush().map_err(failed)?;
-        self.file.get_ref().sync_all().map_err(failed)?;
+        self.file.get_ref().file().sync_all().map_err(failed)?;
         let (state, incoming) = (self.state.as_ref(), self.part.parent().expect("it lies in a folder"));
         let state = state.expect("it has a mark");
         // The sender tries again.

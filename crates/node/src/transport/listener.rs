@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use super::frame::{self, Hello, Purpose, Welcome};
 use super::pipe::Pipe;
 use super::{Caller, HANDSHAKE_TIMEOUT, Me, Peers, Standing, Transport};
+use crate::pace;
 
 /// Connections that have greeted; every other node needs three at most at a time, and calls share a few.
 const CONNECTIONS_MAX: usize = 512;
@@ -227,7 +228,10 @@ impl Door {
                 self.falls_silent(caller, speaks);
                 ended
             }
-            Purpose::Snapshot => self.transport.receive_snapshot(pipe, caller),
+            Purpose::Snapshot => {
+                pace::step_back();
+                self.transport.receive_snapshot(pipe, caller)
+            }
             Purpose::Call => self.transport.answer_calls(pipe, caller),
         }
     }
