@@ -14,13 +14,12 @@
 //! as if it had been there all the time and had heard nothing; one that was there and is gone stays gone
 //! ([`crate::store::Store::admit`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId, Time};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use consensus::Role;
 use futures::future;
 use parking_lot::Mutex;
 
@@ -102,52 +101,62 @@ struct State {
     next: GroupId,
 }
 
-impl Admitting {
-    /// To be called every now and then; what is returned is to be run, one at a time.
-    pub fn look(self: &Arc<Self>, store: &Arc<Store>) -> impl Future<Output = ()> + Send + use<> {
-        let (now, regions) = (store.node.now(), store.regions());
-        let mut state = self.0.lock();
-        let without = |region: &&Region| region.handle.status().leader.is_none();
-        let known = std::mem::take(&mut state.leaderless);
-        let since = |region: &Region| known.get(&region.id()).copied().unwrap_or(now);
-        state.leaderless = regions.iter().filter(without).map(|region| (region.id(), since(region))).collect();
-        let alone = state.leaderless.iter().filter(|(_, since)| now.since(**since) >= PATIENCE);
-        let alone = alone.map(|(region, _)| *region).collect();
-        drop(state);
-        self.clone().admit_the_silent(store.clone(), alone)
-    }
+/// A member that a region here does not hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Silent {
+    pub region: GroupId,
+    pub peer: PeerId,
+    pub node: NodeId,
+}
 
-    async fn admit_the_silent(self: Arc<Self>, store: Arc<Store>, alone: BTreeSet<GroupId>) {
-        let mut regions = store.regions();
-        regions.sort_unstable_by_key(Region::id);
-        let next = std::mem::take(&mut self.0.lock().next);
-        let first = regions.partition_point(|region| region.id() < next);
-        regions.rotate_left(first);
-        let mut failed = 0;
-        for region in regions {
-            for (node, peer) in silent(&region, alone.contains(&region.id())) {
-                failed += usize::from(have_admitted(&store, region.id(), node, peer).await.is_err());
-                if failed >= FAILURES_MAX {
-                    self.0.lock().next = GroupId(region.id().0 + 1);
-                    return;
-                }
+impl Admitting {
+    /// To be called every now and then with the silent members of regions led here, and the regions that know no leader; what is
+    /// returned is to be run, one at a time.
+    pub fn look(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        mut silent: Vec<Silent>,
+        leaderless: Vec<Region>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let now = store.node.now();
+        let mut state = self.0.lock();
+        let known = std::mem::take(&mut state.leaderless);
+        for region in leaderless {
+            let since = known.get(&region.id()).copied().unwrap_or(now);
+            state.leaderless.insert(region.id(), since);
+            if now.since(since) >= PATIENCE {
+                silent.extend(other_voters(&region));
             }
         }
+        silent.sort_unstable();
+        let first = silent.partition_point(|silent| silent.region < state.next);
+        silent.rotate_left(first);
+        drop(state);
+        self.clone().admit(store.clone(), silent)
+    }
+
+    /// A few at a time; who is down is asked in vain.
+    async fn admit(self: Arc<Self>, store: Arc<Store>, silent: Vec<Silent>) {
+        let mut failed = 0;
+        for Silent { region, peer, node } in silent {
+            failed += usize::from(have_admitted(&store, region, node, peer).await.is_err());
+            if failed >= FAILURES_MAX {
+                self.0.lock().next = GroupId(region.0 + 1);
+                return;
+            }
+        }
+        self.0.lock().next = GroupId::default();
     }
 }
 
-/// Members of the region that it does not hear. `alone`: for long it has known no leader.
-fn silent(region: &Region, alone: bool) -> Vec<(NodeId, PeerId)> {
-    let (status, membership) = (region.handle.status(), region.handle.membership());
-    let others = if status.role == Role::Leader {
-        status.followers.iter().filter(|(_, _, heard)| !heard).map(|(peer, ..)| *peer).collect()
-    } else if alone && membership.voters.contains(&region.peer) {
-        membership.voters.clone()
-    } else {
-        Vec::new()
-    };
-    let others = others.into_iter().filter(|peer| *peer != region.peer);
-    others.filter_map(|peer| Some((membership.node_of(peer)?, peer))).collect()
+/// The others that could vote, where this peer could.
+fn other_voters(region: &Region) -> Vec<Silent> {
+    let membership = region.handle.membership();
+    if !membership.voters.contains(&region.peer) {
+        return Vec::new();
+    }
+    let others = membership.voters.iter().copied().filter(|peer| *peer != region.peer);
+    others.filter_map(|peer| Some(Silent { region: region.id(), peer, node: membership.node_of(peer)? })).collect()
 }
 
 pub async fn have_admitted(store: &Store, region: GroupId, node: NodeId, peer: PeerId) -> Result<(), String> {

@@ -13,11 +13,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use base::{GroupId, NodeId, PeerId};
+use base::{GroupId, PeerId};
 use bytes::Bytes;
 use consensus::{GroupStatus, Role};
 use proto::placement as pb;
 
+use crate::alone::Silent;
 use crate::load::Seen;
 use crate::region::RegionState;
 use crate::store::{Measured, Region, Store};
@@ -26,10 +27,13 @@ use crate::store::{Measured, Region, Store};
 const PENDING_ENTRIES: u64 = 64;
 
 /// What one look has found.
+#[derive(Default)]
 pub struct Survey {
     pub heartbeat: pb::HeartbeatRequest,
-    /// Members of regions led here that are not heard of: the region, the peer, and the store that it is on.
-    pub silent: Vec<(GroupId, PeerId, NodeId)>,
+    /// Members of regions led here that are not heard of.
+    pub silent: Vec<Silent>,
+    /// Regions here that know no leader.
+    pub leaderless: Vec<Region>,
     /// Regions led here whose size is not known any more.
     pub unmeasured: Vec<Region>,
 }
@@ -54,8 +58,7 @@ impl Surveyor {
     /// `limits`: what is too much for one region. `split_bytes`: what is too large; zero: unknown.
     pub fn look(&mut self, store: &Store, limits: pb::LoadSplit, split_bytes: u64) -> Survey {
         let identity = store.node.identity();
-        let mut found =
-            Survey { heartbeat: pb::HeartbeatRequest::default(), silent: Vec::new(), unmeasured: Vec::new() };
+        let mut found = Survey::default();
         let mut load = store.load.observe(limits, store.node.now());
         let sizes = store.sizes();
         store.walk(|region| {
@@ -70,6 +73,8 @@ impl Surveyor {
             }
             if leads {
                 found.note_silent(region, &status);
+            } else if status.leader.is_none() {
+                found.leaderless.push(region.clone());
             }
             if !leads || state.version == 0 {
                 found.heartbeat.others.push(replica());
@@ -142,8 +147,8 @@ impl Survey {
             return;
         }
         let membership = region.handle.membership();
-        let nodes = silent.filter_map(|peer| Some((region.id(), peer, membership.node_of(peer)?)));
-        self.silent.extend(nodes);
+        let known = |peer| Some(Silent { region: region.id(), peer, node: membership.node_of(peer)? });
+        self.silent.extend(silent.filter_map(known));
     }
 }
 
@@ -182,6 +187,7 @@ impl Told {
             pending: behind.map(|(peer, ..)| *peer).filter(|peer| is_member(*peer)).map(|peer| peer.0).collect(),
             measured: size.is_some(),
             frozen: state.frozen.is_some(),
+            remembers: !state.merged.is_empty(),
             bytes: size.map(|size| size.bytes).unwrap_or_default(),
             keys: size.map(|size| size.keys).unwrap_or_default(),
             split_keys,

@@ -220,6 +220,13 @@ impl Term {
                 continue;
             }
             self.overlaps.remove(&region);
+            // One of its members was told to go: it is not as it was.
+            let has_condemned =
+                |known: &Region| known.peers.iter().any(|it| self.condemned.contains_key(&(region, it.id)));
+            if !self.condemned.is_empty() && self.view.region(region).is_some_and(has_condemned) {
+                wanted.tell_again.push(told.region_id);
+                continue;
+            }
             let Some(step) = self.view.flight(region).map(InFlight::current_step) else { continue };
             wanted.tell_again.push(told.region_id);
             let Some(known) = self.view.region(region) else { continue };
