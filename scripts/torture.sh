@@ -115,17 +115,19 @@ row 2 2000 "power loss: SIGKILL to all, and what was not synced is gone" process
     processes:power::three_nodes_without:counts
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
-    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts
+    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts \
+    processes:in_flight:counts
 row 6 600 "EIO, ENOSPC, short write, fsync error at every call" processes:disk_faults:counts \
     processes:power::a_single_node_whose:counts log_store:faults:200
 row 7 1000 "SIGSTOP, and SIGKILL between" processes:linearizable::clients_see_one_order:3
 row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partitions::a_minority:counts \
     runbook:partitions::a_ring:counts runbook:partitions::a_bridge:counts runbook:partitions::one_who:counts \
     runbook:partitions::a_flapping:counts
-row 9 500 "members added, removed, promoted; wiped disks" processes:changing::changes:counts processes:membership:4 processes:lost_logs::a_wiped:2 \
+row 9 500 "members added, removed, promoted, replaced; wiped disks" processes:changing::changes:counts \
+    processes:changing::replacements:counts processes:membership:4 processes:lost_logs::a_wiped:2 \
     processes:lost_logs::a_cloned:1
 row 10 1000 "snapshots installed, the receiver killed" processes:catch_up::a_receiver:counts \
-    processes:catch_up::a_node_that_missed:1
+    processes:catch_up::a_node_that_missed:1 processes:catch_up::open_watches:counts
 row 13 100 "a full disk" processes:full_disk::a_full_disk:counts processes:full_disk::a_full_minority:2
 row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
 row 15 100 "a leader whose disk stands still or is slow; 10 % loss" processes:stalled_disk::a_leader_with_a_stalled:1 \

@@ -190,7 +190,7 @@ fn start_node(
     };
     let fatal = |why: String| {
         tracing::error!(target: "chainfire_storage", "The node cannot go on and stops, why={why} code=CF1000");
-        std::process::exit(70);
+        node::program::stop_dead();
     };
     let quarantine = {
         let (stores, server) = (stores.clone(), server.clone());

@@ -282,6 +282,8 @@ pub struct GroupStatus {
     pub durable: u64,
     /// How far the log was known to be committed when this peer began: it may have answered from that much before.
     pub regained: u64,
+    /// Where the log ended when this peer began: how far it may have answered from before, at most.
+    pub inherited_last: u64,
     /// On the leader: since when it has led in this term.
     pub led_since: Time,
     /// As the leader sees its followers: peer, last index known there, recently heard of.

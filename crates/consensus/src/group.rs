@@ -76,6 +76,8 @@ pub(crate) struct Group {
     pub durable: u64,
     /// See [`GroupStatus::regained`].
     regained: u64,
+    /// See [`GroupStatus::inherited_last`].
+    inherited_last: u64,
     /// No membership change is proposed before this index is committed.
     pub change_barrier: u64,
     /// The last entry that was in the log when this peer became the leader.
@@ -125,6 +127,7 @@ impl Group {
         let conf = membership.conf_state();
         let log = LogReader::open(*id, store, conf, config.cache_bytes_max, totals.clone());
         let mut hard = log.hard();
+        let inherited_last = log.last();
         let mut held = 0;
         // Also where the log goes on beyond the mark, but with entries of another past: those were never committed.
         let installed = mark.index > log.last() || log.term_of(mark.index).is_ok_and(|term| term != mark.term);
@@ -194,6 +197,7 @@ impl Group {
             applied: mark.index,
             durable: mark.index,
             regained: hard.commit,
+            inherited_last,
             change_barrier: 0,
             inherited: 0,
             changes_held: false,
@@ -500,6 +504,7 @@ impl Group {
             applied: self.applied,
             durable: self.durable,
             regained: self.regained,
+            inherited_last: self.inherited_last,
             led_since: self.leader_since,
             followers,
             pending_proposals: self.proposals.len(),

@@ -75,7 +75,7 @@ pub fn run(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
 fn open(settings: &Settings) -> Result<Result<(ManyNode, Option<RocksEngine>), Damage>, StartError> {
     let stops = |why: String| {
         tracing::error!(target: "flaredb_storage", "The store cannot go on and stops, why={why} code=CF8500");
-        std::process::exit(70);
+        node::program::stop_dead();
     };
     let begins_anew = move |damage: Damage| {
         tracing::error!(

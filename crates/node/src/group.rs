@@ -30,6 +30,7 @@ pub(crate) struct Group {
     pub differs: AtomicBool,
     /// See [`crate::GroupHandle::is_replayed`].
     pub replayed: AtomicBool,
+    pub since: Time,
     /// Of this group's snapshots, since the process began.
     pub snapshot_bytes_sent: AtomicU64,
     /// `None`: nobody asks where time went in this one.
@@ -47,6 +48,7 @@ impl Group {
             gone: AtomicBool::new(false),
             differs: AtomicBool::new(false),
             replayed: AtomicBool::new(false),
+            since: clock::now(),
             snapshot_bytes_sent: AtomicU64::new(0),
             stages: stages.then(Box::default),
         })

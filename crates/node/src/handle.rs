@@ -26,6 +26,8 @@ use crate::waiters::Answer;
 /// Inputs that may wait for the driver before new requests are refused.
 const INBOX_MAX: usize = 100_000;
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// A cluster that can elect a leader has done so within this many election timeouts, almost always.
+const UNLED_ELECTIONS: u32 = 5;
 
 /// A point from which a read is linearizable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,15 +317,19 @@ impl GroupHandle {
         !self.node.health.is_quarantined() && !self.group.differs.load(Ordering::SeqCst)
     }
 
-    /// Whether the state holds all that was known to be committed when the process began. An engine that lost its end to a
-    /// damaged file opens at an older moment, which is no error to it; the log brings the rest.
+    /// Whether the state holds all that this node may have answered from before the process began. An engine that lost its end
+    /// to a damaged file opens at an older moment, which is no error to it; the log brings the rest. How much of the log was
+    /// committed, a killed node knows only by half: a leader tells the rest, for which is waited as long as there may well be one.
     pub fn is_replayed(&self) -> bool {
         let group = &self.group;
         if group.replayed.load(Ordering::Relaxed) {
             return true;
         }
         let status = group.status.load();
-        let replayed = status.peer != PeerId::NONE && status.applied >= status.regained;
+        let waited = || clock::now().since(group.since) >= self.node.election_timeout * UNLED_ELECTIONS;
+        let replayed = status.peer != PeerId::NONE
+            && status.applied >= status.regained
+            && (status.applied >= status.inherited_last || waited());
         group.replayed.fetch_or(replayed, Ordering::Relaxed);
         replayed
     }

@@ -58,6 +58,15 @@ pub fn open_many_files() {
     }
 }
 
+/// How a running server ends that cannot go on and has said why: at once, as if it were killed. What was acknowledged is on the
+/// disk, and there is nothing else to save; an orderly exit would wait for the threads of an engine that has failed.
+pub fn stop_dead() -> ! {
+    // SAFETY: takes a number and does not return; no code of this process runs after it.
+    unsafe { libc::_exit(CANNOT_GO_ON) }
+}
+
+const CANNOT_GO_ON: i32 = 70;
+
 /// The exit code, and the line.
 pub fn end(program: &str, ended: Result<(), StartError>) -> ExitCode {
     match ended {

@@ -212,7 +212,7 @@ fn start_node(settings: &Settings, opened: &Arc<Opened>, calls: &Arc<OnceLock<Ar
     };
     let fatal = |why: String| {
         tracing::error!(target: "placement_storage", "The member cannot go on and stops, why={why} code=CF8000");
-        std::process::exit(70);
+        node::program::stop_dead();
     };
     let ends = Ends {
         fatal: Arc::new(fatal),

@@ -308,6 +308,8 @@ fn watching(page: &mut Page, watch: &WatchStats) {
         watch.fall_backs,
     );
     page.counter("chainfire_watch_history_reads_total", "Reads of the past for watchers.", watch.history_reads);
+    page.counter("chainfire_watch_streams_refused_total", "Watch streams beyond the bound.", watch.streams_refused);
+    page.counter("chainfire_watchers_refused_total", "Watchers beyond the bounds.", watch.watchers_refused);
 }
 
 fn reloads(page: &mut Page, reloads: &ReloadStats) {

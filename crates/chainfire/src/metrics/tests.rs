@@ -55,6 +55,7 @@ fn the_page_of_a_leader_and_its_reference() {
         applied: 18,
         durable: 5,
         regained: 2,
+        inherited_last: 2,
         led_since: base::Time::ZERO,
         followers: vec![(PeerId(0xa1), 20, true), (PeerId(0xb2), 12, true), (PeerId(0xc3), 0, false)],
         pending_proposals: 1,

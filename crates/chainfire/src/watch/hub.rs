@@ -50,7 +50,7 @@ pub struct WatchHub {
 #[error("etcdserver: too many requests")]
 pub struct TooManyStreams;
 
-/// What the hub counts. The last four only grow.
+/// What the hub counts. From `events_sent` on it only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WatchStats {
     pub streams: usize,
@@ -64,6 +64,10 @@ pub struct WatchStats {
     /// Times that a stream lost its notes and fell back to catching up.
     pub fall_backs: u64,
     pub history_reads: u64,
+    /// Streams that were one too many.
+    pub streams_refused: u64,
+    /// Watchers that were.
+    pub watchers_refused: u64,
 }
 
 #[derive(Default)]
@@ -74,6 +78,8 @@ pub(super) struct Counters {
     pub responses: AtomicU64,
     pub fall_backs: AtomicU64,
     pub history_reads: AtomicU64,
+    pub streams_refused: AtomicU64,
+    pub watchers_refused: AtomicU64,
 }
 
 /// A range that somebody watches.
@@ -140,6 +146,7 @@ impl WatchHub {
     pub fn open(self: &Arc<Self>) -> Result<WatchStream, TooManyStreams> {
         let mut registry = self.registry.lock();
         if registry.streams.len() >= self.options.streams_max {
+            self.counters.streams_refused.fetch_add(1, Ordering::Relaxed);
             return Err(TooManyStreams);
         }
         registry.opened += 1;
@@ -223,6 +230,8 @@ impl WatchHub {
             responses_sent: counters.responses.load(Ordering::Relaxed),
             fall_backs: counters.fall_backs.load(Ordering::Relaxed),
             history_reads: counters.history_reads.load(Ordering::Relaxed),
+            streams_refused: counters.streams_refused.load(Ordering::Relaxed),
+            watchers_refused: counters.watchers_refused.load(Ordering::Relaxed),
         }
     }
 

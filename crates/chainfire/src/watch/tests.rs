@@ -537,7 +537,9 @@ fn answers_to_requests() {
     };
     assert_eq!(ask(watch(0, "y", "", 3)), vec![Seen { created: true, ..base.clone() }, compacted]);
     assert_eq!(ask(watch(0, "y", "\0", 20)), vec![Seen { watch_id: 1, created: true, ..base.clone() }]);
+    assert_eq!((hub.stats().streams_refused, hub.stats().watchers_refused), (1, 0), "what is wrong is not too much");
     assert_eq!(ask(watch(0, "y", "", 0)), refused("etcdserver: too many requests"));
+    assert_eq!((hub.stats().streams_refused, hub.stats().watchers_refused), (1, 1));
     assert_eq!(ask(Command::Progress), vec![Seen { watch_id: -1, ..base.clone() }]);
     assert_eq!(ask(Command::Cancel { watch_id: 3 }), vec![]);
     assert_eq!(ask(Command::Cancel { watch_id: 1 }), vec![Seen { watch_id: 1, canceled: true, ..base.clone() }]);

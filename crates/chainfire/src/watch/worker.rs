@@ -232,10 +232,12 @@ impl Worker {
             return Err(DUPLICATE_ID);
         }
         if self.by_id.len() >= hub.options.watchers_per_stream_max {
+            hub.counters.watchers_refused.fetch_add(1, Ordering::Relaxed);
             return Err(TOO_MANY);
         }
         if hub.counters.watchers.fetch_add(1, Ordering::Relaxed) >= hub.options.watchers_max {
             hub.counters.watchers.fetch_sub(1, Ordering::Relaxed);
+            hub.counters.watchers_refused.fetch_add(1, Ordering::Relaxed);
             return Err(TOO_MANY);
         }
         let id = if request.watch_id == 0 { self.draw_id() } else { request.watch_id };

@@ -172,6 +172,18 @@ pub struct Caller {
 impl Caller {
     /// Shakes hands and says something on a port; the answer, or the error.
     pub fn call(&self, address: (Ipv4Addr, u16), words: &[u8]) -> Result<Vec<u8>, String> {
+        let mut stream = self.connect(address);
+        stream.write_all(words).map_err(|error| error.to_string())?;
+        let mut answer = vec![0; 4096];
+        match stream.read(&mut answer) {
+            Ok(0) => Err("closed".to_owned()),
+            Ok(length) => Ok(answer[..length].to_vec()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A connection whose handshake comes with the first bytes that are written or read.
+    pub fn connect(&self, address: (Ipv4Addr, u16)) -> StreamOwned<ClientConnection, TcpStream> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(self.trusts.as_bytes()) {
             roots.add(root.unwrap()).unwrap();
@@ -192,13 +204,6 @@ impl Caller {
         let name = ServerName::IpAddress(IpAddr::V4(address.0).into());
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let mut stream = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), socket);
-        stream.write_all(words).map_err(|error| error.to_string())?;
-        let mut answer = vec![0; 4096];
-        match stream.read(&mut answer) {
-            Ok(0) => Err("closed".to_owned()),
-            Ok(length) => Ok(answer[..length].to_vec()),
-            Err(error) => Err(error.to_string()),
-        }
+        StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), socket)
     }
 }

@@ -7,18 +7,18 @@ use proto::etcdserverpb as pb;
 use tokio::task::JoinSet;
 
 use crate::client::{self, Client};
-use crate::cluster::{Cluster, Options, is_etcd};
+use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::tell::{figure, runs, seed, skipped};
 use crate::watching::watch;
 
-const ENTRIES_KEPT: usize = 200;
+pub const ENTRIES_KEPT: usize = 200;
 /// Together more than a write buffer holds: the log is kept until the state is on the disk without it.
 const WRITES: usize = 2400;
 const VALUE_BYTES: usize = 48 << 10;
-const KEYS: usize = 600;
+pub const KEYS: usize = 600;
 const WRITERS: usize = 16;
 /// The log lets go of entries some time after the state is durable.
-const UNTIL_LET_GO: Duration = Duration::from_secs(5);
+pub const UNTIL_LET_GO: Duration = Duration::from_secs(5);
 /// By then a snapshot of that much is applied, as a rule.
 const KILLED_AFTER_MS_MAX: u64 = 2000;
 
@@ -72,6 +72,76 @@ async fn a_node_that_missed_much_is_filled_by_a_snapshot() {
     assert!(client::revision(&last.header) > WRITES as i64);
 }
 
+/// A node that stood still is filled by a snapshot under the watches that are open on it. Each is told of every revision once, or,
+/// where what it needs was compacted meanwhile, ends with the word that etcd has for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_watches_go_on_over_an_installed_snapshot() {
+    if is_etcd() {
+        return skipped("open_watches_go_on", "an etcd does not say when it is filled");
+    }
+    let mut told = 0;
+    for round in 0..runs(1) {
+        for compacted in [false, true] {
+            told += watched_install(round, compacted).await;
+        }
+    }
+    figure(format_args!("watches over installed snapshots: {told} events, none lost or doubled"));
+}
+
+async fn watched_install(round: usize, compacted: bool) -> usize {
+    let cluster = Cluster::start_with(3, Options::default().flag("snapshot-count", ENTRIES_KEPT)).await;
+    let behind = (cluster.leader().await + 1 + round % 2) % 3;
+    let through = cluster.client((behind + 1) % 3);
+    let first = client::revision(&through.put("key-0", "before").await.unwrap().header);
+    let client = cluster.client(behind);
+    client.get("key-0").await.unwrap();
+    let (_open, mut events) = watch(&client, "key-", first).await.unwrap();
+    let snapshots = applied_snapshots(&cluster, behind);
+    cluster.pause(behind);
+    write_much(&through).await;
+    if compacted {
+        let compact = pb::CompactionRequest { revision: first + 1000, physical: true };
+        through.within(through.kv().compact(compact)).await.unwrap();
+    }
+    tokio::time::sleep(UNTIL_LET_GO).await;
+    cluster.resume(behind);
+    let last = client::revision(&through.put("key-0", "after").await.unwrap().header);
+
+    let mut revisions = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while revisions.last().is_none_or(|told| *told < last) {
+        assert!(Instant::now() < deadline, "the watch ends with revision {:?} of {last}", revisions.last());
+        let Ok(next) = tokio::time::timeout(Duration::from_secs(1), events.message()).await else { continue };
+        let response = next.unwrap().expect("the stream goes on");
+        if response.canceled {
+            assert!(compacted && response.compact_revision == first + 1000, "{response:?}");
+            break;
+        }
+        revisions.extend(response.events.iter().map(|event| event.kv.as_ref().expect("a key").mod_revision));
+    }
+    until_snapshot_applied(&cluster, behind, snapshots).await;
+    let all = revisions.last() == Some(&last);
+    assert_ne!(all, compacted, "what was compacted cannot be told");
+    assert_eq!(gap(&revisions, first), None);
+    cluster.assert_equal_hashes().await;
+    revisions.len()
+}
+
+/// What is wrong with the revisions of a watch that began with `first`, each of which changed one key that it watches.
+fn gap(revisions: &[i64], first: i64) -> Option<String> {
+    let wrong = (first..).zip(revisions).find(|(due, told)| due != *told);
+    wrong.map(|(due, told)| format!("revision {told} was told where {due} was due"))
+}
+
+/// The check has teeth: a lost, a doubled, a swapped revision do not pass, and neither does one that is missing in front.
+#[test]
+fn revisions_that_are_not_told_once_in_order_are_seen() {
+    assert_eq!(gap(&[5, 6, 7], 5), None);
+    for bad in [&[5, 7][..], &[5, 5, 6], &[6, 5], &[6, 7]] {
+        assert!(gap(bad, 5).is_some(), "{bad:?} went unnoticed");
+    }
+}
+
 /// A second snapshot comes onto what the first one left, and the receiver is killed at any moment of either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_is_killed_at_any_moment_is_filled_in_the_end() {
@@ -115,7 +185,7 @@ async fn a_receiver_that_is_killed_at_any_moment_is_filled_in_the_end() {
     assert!(before_the_end > 0, "each kill came too late");
 }
 
-async fn write_much(through: &Client) {
+pub async fn write_much(through: &Client) {
     let writers: JoinSet<()> = (0..WRITERS)
         .map(|writer| {
             let through = through.clone();
@@ -130,6 +200,15 @@ async fn write_much(through: &Client) {
     writers.join_all().await;
 }
 
-fn applied_snapshots(cluster: &Cluster, index: usize) -> usize {
+/// Waits until a node has told of a snapshot more. It may answer a moment before.
+pub async fn until_snapshot_applied(cluster: &Cluster, index: usize, before: usize) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while applied_snapshots(cluster, index) <= before {
+        assert!(Instant::now() < deadline, "it was filled by entries, not by a snapshot");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub fn applied_snapshots(cluster: &Cluster, index: usize) -> usize {
     cluster.log(index).matches("Applied snapshot").count()
 }

@@ -11,7 +11,7 @@ use tonic::Status;
 use crate::client::Client;
 use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::durability::{Acknowledged, Writers, assert_holds};
-use crate::membership::wipe;
+use crate::membership::{wait_for_voters, wipe};
 use crate::tell::{figure, runs, seed, skipped, spread};
 
 /// Adding, promoting and removing one member.
@@ -74,7 +74,7 @@ async fn changes_under_kills_end_in_one_membership() {
             }
             took.push(began.elapsed());
             let present = if change == 2 { 3 } else { 4 };
-            one_membership(&cluster, present).await;
+            one_membership(&cluster, &[0, 1, 2, 3][..present]).await;
         }
         cluster.kill(guest);
         wipe(&cluster, guest);
@@ -87,6 +87,62 @@ async fn changes_under_kills_end_in_one_membership() {
         "membership: {} changes, a node killed in each, {leaders} times the leader; made after {}, {} writes, 0 lost \
          (seed {seed})",
         rounds * CHANGES,
+        spread(&took),
+        acknowledged.len()
+    ));
+}
+
+/// A dead member is replaced by an empty folder elsewhere, again and again, while another one is killed before the change is made and
+/// again while the new one is filled. Who was replaced does not come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replacements_under_kills_end_in_one_membership() {
+    if is_etcd() {
+        return skipped("replacements_under_kills", "an etcd has no such call");
+    }
+    let (seed, rounds) = (seed(), runs(3));
+    let mut rng = Rng::new(seed);
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let (mut old, mut new) = (2, cluster.add_node("existing"));
+    cluster.nodes[old].initial_state = "existing";
+    let id = cluster.member(0, old).await.unwrap().id;
+    let clients: Vec<Client> = (0..2).map(|index| cluster.client_within(index, Duration::from_secs(2))).collect();
+    let (mut acknowledged, mut took) = (Acknowledged::default(), Vec::new());
+    for round in 0..rounds {
+        let writers = Writers::start(&cluster.endpoints()[..2], 1, &format!("round-{round}"));
+        cluster.kill(old);
+        let began = Instant::now();
+        let url = cluster.peer_url(new);
+        let made = async {
+            let request = admin::MemberReplaceRequest { node_id: id, peer_id: 0, peer_urls: vec![url.clone()] };
+            let replace = async |client: &Client| client.within(client.admin().member_replace(request.clone())).await;
+            make(&clients, replace, |members| at(members, &url).is_some_and(|member| member.id == id)).await;
+        };
+        let victim = rng.below(2) as usize;
+        tokio::join!(kill_and_start(&mut cluster, victim, true, &mut rng), made);
+        cluster.spawn(new);
+        let victim = *rng.pick(&[0, 1, new]).expect("there are some");
+        kill_and_start(&mut cluster, victim, true, &mut rng).await;
+        cluster.wait_until_serving(new).await;
+        wait_for_voters(&cluster, 3).await;
+        took.push(began.elapsed());
+        one_membership(&cluster, &[0, 1, new]).await;
+
+        cluster.spawn(old);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let outcast = cluster.client_within(old, Duration::from_secs(1));
+        assert!(outcast.put("by-a-replaced-one", "1").await.is_err(), "who was replaced took a write (seed {seed})");
+        assert!(outcast.get("/").await.is_err(), "who was replaced serves (seed {seed})");
+        cluster.kill(old);
+        wipe(&cluster, old);
+        one_membership(&cluster, &[0, 1, new]).await;
+        acknowledged.extend(writers.finish().await);
+        for index in [0, 1, new] {
+            assert_holds(&cluster.client(index), &acknowledged).await;
+        }
+        std::mem::swap(&mut old, &mut new);
+    }
+    figure(format_args!(
+        "replacements: {rounds}, two kills in each; whole again after {}, {} writes, 0 lost (seed {seed})",
         spread(&took),
         acknowledged.len()
     ));
@@ -138,17 +194,17 @@ fn at<'a>(members: &'a [pb::Member], url: &String) -> Option<&'a pb::Member> {
     members.iter().find(|member| member.peer_urls.contains(url))
 }
 
-/// Waits until the first `count` nodes, and no others, are members, and each of them says so.
-async fn one_membership(cluster: &Cluster, count: usize) {
+/// Waits until these nodes, and no others, are members, and each of them says so.
+async fn one_membership(cluster: &Cluster, nodes: &[usize]) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut told = Vec::new();
-        for index in 0..count {
-            let client = cluster.client_within(index, Duration::from_secs(2));
+        for index in nodes {
+            let client = cluster.client_within(*index, Duration::from_secs(2));
             let status = client.within(client.admin().status(admin::StatusRequest {})).await;
             told.push(status.map_or_else(|_| Vec::new(), |status| status.members));
         }
-        match agreed(&told, count) {
+        match agreed(&told, nodes.len()) {
             Ok(()) => return,
             Err(why) => assert!(Instant::now() < deadline, "{why}"),
         }

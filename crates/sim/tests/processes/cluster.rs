@@ -137,6 +137,11 @@ impl Cluster {
         index
     }
 
+    /// A flag of every node from its next start on; it takes the place of one that was there.
+    pub fn set_flag(&mut self, name: &'static str, value: impl ToString) {
+        self.options.flags.push((name, value.to_string()));
+    }
+
     pub fn folder(&self) -> &Path {
         self.folder.as_ref().expect("taken only when the cluster is dropped").path()
     }

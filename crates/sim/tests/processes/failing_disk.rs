@@ -186,9 +186,11 @@ fn files_below(folder: &Path, found: &mut BTreeMap<u64, PathBuf>) {
 }
 
 fn compile(library: &Path) -> Result<(), String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processes/failing_disk.c");
+    // Carried along: a test program may outlive the folder that it was built in.
+    let source = library.with_extension("c");
+    fs::write(&source, include_str!("failing_disk.c")).map_err(|error| error.to_string())?;
     let mut compiler = Command::new("cc");
-    compiler.args(["-O2", "-shared", "-fPIC", "-pthread", "-o"]).arg(library).arg(source).arg("-ldl");
+    compiler.args(["-O2", "-shared", "-fPIC", "-pthread", "-o"]).arg(library).arg(&source).arg("-ldl");
     let output = compiler.output().map_err(|error| format!("cc: {error}"))?;
     // What does not compile is a fault of the source.
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::client::Client;
 use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::disks::SmallDisk;
-use crate::tell::{figure, runs, skipped};
+use crate::tell::{fails, figure, runs, skipped};
 
 const VALUE_BYTES: usize = 256 << 10;
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
@@ -76,6 +76,61 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     cluster.kill(0);
     cluster.spawn(0);
     cluster.wait_until_serving(0).await;
+    large_values_are_there(&client, written).await;
+}
+
+/// The checks have teeth: a node that never refuses, one that says something else, one that loses what it had, refuses deletes or
+/// does not come back do not pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_full_disk_must_not_do_is_seen() {
+    if is_etcd() {
+        return skipped("what_a_full_disk_must_not_do", "an etcd whose disk is full stops");
+    }
+    let disk = match SmallDisk::mount() {
+        Ok(disk) => disk,
+        Err(why) => return skipped("what_a_full_disk_must_not_do", &format!("no small file system: {why}")),
+    };
+    let options = Options { data_root: Some(disk.path()), ..Options::default() };
+    let mut cluster = Cluster::start_with(1, options).await;
+    let client = cluster.client(0);
+    let own = || client.clone();
+    let short = Duration::from_secs(2);
+    for key in ["kept", "before-0", "before-1"] {
+        client.put(key, "1").await.unwrap();
+    }
+    client.put("large-0000", &"x".repeat(VALUE_BYTES)).await.unwrap();
+    large_values_are_there(&client, 1).await;
+
+    let check = own();
+    assert!(fails(async move { until_refused_within(&check, "key", "small", short).await }).await, "never refused");
+    let check = own();
+    assert!(fails(async move { reads_and_deletes_go_on(&check, 0).await }).await, "a write was taken");
+    let ballast = disk.path().join("someone-elses");
+    disk.fill(&ballast, 6 << 20);
+    until_refused(&client, "key", "small").await;
+    reads_and_deletes_go_on(&client, 1).await;
+    let check = own();
+    assert!(fails(async move { reads_and_deletes_go_on(&check, 1).await }).await, "nothing was deleted");
+    client.delete("kept").await.unwrap();
+    let check = own();
+    assert!(fails(async move { reads_and_deletes_go_on(&check, 2).await }).await, "a lost key");
+    let check = own();
+    assert!(fails(async move { wait_for_writes_within(&check, short).await }).await, "writes do not come back");
+
+    fs::remove_file(&ballast).unwrap();
+    wait_for_writes(&client).await;
+    client.put("large-0000", "short").await.unwrap();
+    let check = own();
+    assert!(fails(async move { large_values_are_there(&check, 1).await }).await, "another value");
+    client.delete("large-0000").await.unwrap();
+    let check = own();
+    assert!(fails(async move { large_values_are_there(&check, 1).await }).await, "a lost value");
+    cluster.kill(0);
+    let check = own();
+    assert!(fails(async move { until_refused(&check, "key", "small").await }).await, "another refusal");
+}
+
+async fn large_values_are_there(client: &Client, written: i64) {
     let found = client.prefix("large-").await.unwrap();
     assert!(found.count >= written, "{written} acknowledged, {} there", found.count);
     assert!(found.kvs.iter().all(|pair| pair.value.len() == VALUE_BYTES));
@@ -205,7 +260,11 @@ async fn alarms(cluster: &Cluster, index: usize) -> usize {
 }
 
 async fn until_refused(client: &Client, key: &str, value: &str) -> Instant {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    until_refused_within(client, key, value, Duration::from_secs(30)).await
+}
+
+async fn until_refused_within(client: &Client, key: &str, value: &str, patience: Duration) -> Instant {
+    let deadline = Instant::now() + patience;
     loop {
         if let Err(why) = client.put(key, value).await {
             let text = (why.code(), why.message());
@@ -227,9 +286,13 @@ async fn reads_and_deletes_go_on(client: &Client, number: usize) {
 }
 
 async fn wait_for_writes(client: &Client) {
+    wait_for_writes_within(client, BACK_WITHIN).await;
+}
+
+async fn wait_for_writes_within(client: &Client, patience: Duration) {
     let room = Instant::now();
     while let Err(why) = client.put("key", "room").await {
-        assert!(room.elapsed() < BACK_WITHIN, "writes do not come back: {why:?}");
+        assert!(room.elapsed() < patience, "writes do not come back: {why:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     figure(format_args!("full disk: writes are back {} ms after there was room", room.elapsed().as_millis()));

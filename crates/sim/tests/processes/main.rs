@@ -9,6 +9,7 @@
 //! | `watching` | a watch that reconnects gets every revision once |
 //! | `leadership` | a stopped leader hands over; a killed one is replaced soon |
 //! | `catch_up` | a node that missed much is filled by a snapshot, whenever it is killed |
+//! | `in_flight` | a snapshot that is damaged or cut off on its way is refused, and sent again |
 //! | `rolling` | all nodes are restarted one after the other, and no client notices |
 //! | `versions` | members of two builds work together, there and back; what a later one wrote is left alone |
 //! | `restore` | a snapshot saved under load becomes a new cluster, of any size |
@@ -54,6 +55,7 @@ mod gossip;
 mod harm;
 mod healing;
 mod history;
+mod in_flight;
 mod leadership;
 mod linearizable;
 mod lossy;

@@ -129,6 +129,108 @@ async fn strangers_are_refused_on_each_port() {
     cluster.client(2).put("still", "here").await.unwrap();
 }
 
+/// One CA signs members, another one clients: the certificates of either open nothing of the other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_and_clients_may_have_authorities_of_their_own() {
+    let mut cluster = Cluster::new(3, secure());
+    let clients = Authority::new("clients");
+    let file = cluster.pki().path("clients.crt");
+    fs::write(&file, clients.pem()).unwrap();
+    let (certificate, key) = clients.sign("client", &["client"], false);
+    cluster.pki().put("client", &certificate, &key);
+    cluster.set_flag("trusted-ca-file", file.display());
+    (0..3).for_each(|index| cluster.spawn(index));
+    cluster.wait_until_all_serve().await;
+    cluster.client(0).put("by-a-client", "1").await.unwrap();
+
+    let (pki, address) = (cluster.pki(), cluster.nodes[0].address);
+    let known = cluster.nodes[1].address.to_string();
+    let caller = |pair| Caller { pair: Some(pair), trusts: pki.authority_pem() };
+    // Neither can be refused for its name.
+    let client = caller(clients.sign("client", &[&known], false));
+    let member = caller(pki.sign("member", &[&known], false));
+    let http = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec();
+    let node = NodeId(cluster.member(0, 1).await.unwrap().id);
+    let address_of_member = format!("https://{known}:{PEER_PORT}");
+    let me = Hello { purpose: Purpose::Call, cluster: ClusterId(0), node, peer: PeerId(7), address: address_of_member };
+    let mut hello = Vec::new();
+    frame::put(&mut hello, &me.encode());
+    for (port, words, good, bad) in [
+        (CLIENT_PORT, &http, &client, &member),
+        (PEER_PORT, &hello, &member, &client),
+        (GOSSIP_PORT, &hello, &member, &client),
+    ] {
+        assert!(good.call((address, port), words).is_ok(), "its own are let in on {port}");
+        let before = cluster.log(0).len();
+        assert!(bad.call((address, port), words).is_err(), "let in on {port}");
+        wait_for_words(&cluster, before, &["certificate verify failed", "unknown CA"]).await;
+    }
+    cluster.client(2).put("still", "here").await.unwrap();
+}
+
+/// On the gossip port nobody speaks for a member whom the certificate does not name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_gossips_for_its_owner_alone() {
+    let cluster = Cluster::start_with(3, secure()).await;
+    let pki = cluster.pki();
+    let known = cluster.nodes[1].address.to_string();
+    let read = |file: &str| fs::read_to_string(pki.path(file)).unwrap();
+    let caller = |pair| Caller { pair: Some(pair), trusts: pki.authority_pem() };
+    let good = || caller(pki.sign("good", &[&known], false));
+    // What the second node says of itself when somebody connects: magic, version, a number, and who it is.
+    const NUMBER: std::ops::Range<usize> = 5..21;
+    let greeting = |stream: &mut dyn std::io::Read| frame::read(&mut &mut *stream, 4096).unwrap();
+    let second = greeting(&mut good().connect((cluster.nodes[1].address, GOSSIP_PORT)));
+    let claim = |caller: Caller| {
+        let mut stream = caller.connect((cluster.nodes[0].address, GOSSIP_PORT));
+        let mut hello = second.to_vec();
+        hello[NUMBER].copy_from_slice(&greeting(&mut stream)[NUMBER]);
+        let mut bytes = Vec::new();
+        frame::put(&mut bytes, &hello);
+        stream.write_all(&bytes).unwrap();
+        frame::read(&mut stream, 4096).unwrap().to_vec()
+    };
+    const WELCOME: [u8; 1] = [0];
+    const WRONG_NAME: [u8; 1] = [2];
+    assert_eq!(claim(good()), WELCOME, "who is named is let in");
+    let strangers = [
+        ("nobody's", pki.sign("else", &["127.9.9.9"], false)),
+        ("the third member's", (read("n3.crt"), read("n3.key"))),
+        ("a client's", (read("client.crt"), read("client.key"))),
+    ];
+    for (what, pair) in strangers {
+        assert_eq!(claim(caller(pair)), WRONG_NAME, "{what}");
+    }
+    wait_for_words(&cluster, 0, &["Closed a connection on the gossip port", "does not belong to node"]).await;
+}
+
+/// A server whose certificate names another host is no server to a client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_refuses_a_server_of_another_name() {
+    let mut cluster = Cluster::new(1, secure());
+    cluster.pki().issue("else", &["127.9.9.9"]);
+    let path = |cluster: &Cluster, file: &str| cluster.pki().path(file).display().to_string();
+    for (flag, file) in [("cert-file", "else.crt"), ("key-file", "else.key")] {
+        let file = path(&cluster, file);
+        cluster.set_flag(flag, file);
+    }
+    cluster.spawn(0);
+    cluster.wait_until_said(0, "Serving clients").await;
+    let ask = |name: &[&str]| {
+        let mut client = Command::new(crate::cluster::program().with_file_name("chainfire-client"));
+        client.args(["--endpoint", &cluster.endpoint(0), "--cacert", &path(&cluster, "ca.crt")]);
+        client.args(["--cert", &path(&cluster, "client.crt"), "--key", &path(&cluster, "client.key")]);
+        let output = client.args(name).args(["put", "key", "value"]).output().expect("chainfire-client was built");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (done, said) = ask(&[]);
+    assert!(!done && said.contains("certificate verify failed") && said.contains("not valid for"), "{said}");
+    // For its name, and for nothing else.
+    let (done, said) = ask(&["--server-name", "127.9.9.9"]);
+    assert!(done, "{said}");
+}
+
 fn welcome(answer: &[u8]) -> frame::Welcome {
     frame::Welcome::decode(&frame::read(&mut &*answer, frame::SMALL_BYTES_MAX).unwrap()).unwrap()
 }

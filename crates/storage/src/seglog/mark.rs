@@ -82,18 +82,27 @@ impl Mark {
         self.noted
     }
 
-    /// Notes that the log is synced up to `sequence`.
+    /// Notes that the log is synced up to `sequence`. Where that fails the file says less than it could, as after a power cut,
+    /// until the next time.
     pub fn note(&mut self, sequence: u64) -> io::Result<()> {
         self.noted = sequence;
         write_all(&*self.file, &encode(self.salt, sequence), SLOTS_AT[0])
     }
 
-    /// Makes what was noted durable, if it is not.
+    /// Makes what was noted durable, if it is not: writes it, and is then to be followed by [`Mark::sync`]. Until that the
+    /// other slot stands, so that a write that failed may be tried again.
+    pub fn prepare(&mut self) -> io::Result<()> {
+        if self.durable == self.noted {
+            return Ok(());
+        }
+        write_all(&*self.file, &encode(self.salt, self.noted), SLOTS_AT[self.next])
+    }
+
+    /// Syncs what was prepared.
     pub fn sync(&mut self) -> io::Result<()> {
         if self.durable == self.noted {
             return Ok(());
         }
-        write_all(&*self.file, &encode(self.salt, self.noted), SLOTS_AT[self.next])?;
         self.file.sync()?;
         self.durable = self.noted;
         self.next = 3 - self.next;

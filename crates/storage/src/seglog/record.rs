@@ -379,7 +379,9 @@ impl RecordWriter {
         }
     }
 
-    fn meta(&mut self, bytes: &[u8]) {
+    /// Bytes of the meta section as they are. For a fuzzer that puts nonsense under good checksums; all others have
+    /// [`RecordWriter::part`] and [`RecordWriter::entry`].
+    pub fn meta(&mut self, bytes: &[u8]) {
         let end = self.meta_at + bytes.len();
         assert!(end <= self.meta_end, "the meta section is as long as announced");
         self.bytes[self.meta_at..end].copy_from_slice(bytes);

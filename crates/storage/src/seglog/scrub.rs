@@ -96,7 +96,7 @@ impl LogScrub {
             // A later step meets the flaw at its beginning.
             _ if taken > 0 => {}
             None => {}
-            Some(Flaw::Body(why)) => return Err(corrupt(id, at, why)),
+            Some(Flaw::Body(why)) if end.is_some() => return Err(corrupt(id, at, why)),
             Some(_) if at == 0 => {
                 return Err(match self.ended {
                     Some((before, ended)) => corrupt(before, ended, "records before the next segment are missing"),
@@ -104,7 +104,8 @@ impl LogScrub {
                 });
             }
             Some(_) if end.is_some() => return Err(corrupt(id, at, "a record that was synced is missing")),
-            // The end of the segment, unless the next one says otherwise.
+            // The end of the segment, unless the next one says otherwise. Part of a record may lie there, for which the disk
+            // had no room: it went to the next segment.
             Some(_) => self.next_segment(id),
         }
         Ok(Some(piece.len() as u64))

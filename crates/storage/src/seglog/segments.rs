@@ -97,6 +97,11 @@ impl Segments {
         Ok(())
     }
 
+    /// Whether the segment in use has its first record; true before there is any.
+    pub fn is_begun(&self) -> bool {
+        self.current.as_ref().is_none_or(|current| current.end > 0)
+    }
+
     /// Whether the segment in use can take `bytes` more.
     pub fn has_room(&self, bytes: u64) -> bool {
         self.current.as_ref().is_some_and(|current| current.end + bytes <= current.bytes)
@@ -142,17 +147,22 @@ impl Segments {
         Ok(())
     }
 
-    /// Makes the spare of `prepare_next` the segment in use, of `bytes` at least, under a name that is durable.
-    pub fn begin_next(&mut self, bytes: u64) -> io::Result<()> {
+    /// Makes the spare of `prepare_next` the segment in use; its name is not durable yet. Leaves the log as it was if it fails.
+    pub fn begin_next(&mut self) -> io::Result<()> {
         let spare = self.spares.last().expect("prepare_next was called");
         let id = self.next_id;
         self.disk.rename(&spare_name(spare.number), &segment_name(id))?;
         self.next_id += 1;
         let spare = self.spares.pop().expect("it was looked at above");
-        self.disk.sync_names()?;
-        let bytes = bytes.max(self.segment_bytes).max(spare.ready);
+        let bytes = self.segment_bytes.max(spare.ready);
         self.current = Some(Current { id, file: spare.file, end: 0, ready: spare.ready, bytes });
         Ok(())
+    }
+
+    /// The segment in use is to become so long at least.
+    pub fn lengthen(&mut self, bytes: u64) {
+        let current = self.current.as_mut().expect("a segment is in use");
+        current.bytes = current.bytes.max(bytes);
     }
 
     /// Keeps a segment's file as a spare, or removes it. `reusable` says that nobody reads it any more.

@@ -7,7 +7,7 @@
 //! Entries are brought forward when the segments take more than twice what is kept in them, and a few on top: the
 //! entries of the oldest segment ride along with batches, or fill a record of their own in `idle`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,6 +81,8 @@ struct Writer {
     state: RecordWriter,
     heads: Vec<PartHead>,
     moved_to: MovedTo,
+    /// Segments that nobody needs any more and that are still there, oldest first.
+    dead: VecDeque<(u32, Segment)>,
     failed: Option<LogError>,
 }
 
@@ -137,6 +139,7 @@ impl SegLog {
             state: RecordWriter::default(),
             heads: Vec::new(),
             moved_to: MovedTo::default(),
+            dead: VecDeque::new(),
             failed: None,
         };
         let log = SegLog {
@@ -155,7 +158,8 @@ impl SegLog {
             if writer.segments.current.is_none() {
                 log.begin_segment(writer, 0).map_err(Failure::into_error)?;
             }
-            writer.mark.note(writer.sequence).and_then(|()| writer.mark.sync()).map_err(|error| broken(&error))?;
+            let noted = writer.mark.note(writer.sequence).and_then(|()| writer.mark.prepare());
+            noted.and_then(|()| writer.mark.sync()).map_err(|error| broken(&error))?;
         }
         Ok(log)
     }
@@ -203,7 +207,7 @@ impl SegLog {
         }
         let entries = self.encode(writer, batch, &moved).map_err(Failure::Harmless)?;
         let bytes = writer.record.close();
-        if !writer.segments.has_room(bytes) {
+        if !writer.segments.is_begun() || !writer.segments.has_room(bytes) {
             self.begin_segment(writer, bytes)?;
         }
         writer.segments.prepare(bytes).map_err(harmless_if_full)?;
@@ -218,9 +222,15 @@ impl SegLog {
         index.apply(&writer.record.record(), segment, offset).expect("the batch was checked against the index");
         let dead = index.take_dead();
         drop(index);
-        for (id, Segment { file, bytes, .. }) in dead {
-            let reusable = Arc::strong_count(&file) == 1;
-            writer.segments.retire(id, file, bytes, reusable).map_err(final_error)?;
+        writer.dead.extend(dead);
+        while let Some((id, Segment { file, bytes, .. })) = writer.dead.front() {
+            let reusable = Arc::strong_count(file) == 1;
+            match writer.segments.retire(*id, file.clone(), *bytes, reusable) {
+                // The batch is written. The next one tries again, and younger segments wait: an opening wants no gaps.
+                Err(error) if broken(&error) == LogError::NoSpace => break,
+                retired => retired.map_err(final_error)?,
+            }
+            writer.dead.pop_front();
         }
         self.spare_bytes.store(writer.segments.spare_bytes(), Ordering::Relaxed);
         writer.record.shrink(BUFFER_BYTES_KEPT);
@@ -233,10 +243,15 @@ impl SegLog {
         self.syncs.fetch_add(1, Ordering::Relaxed);
         writer.segments.current.as_mut().expect("a segment is in use").end += bytes;
         writer.sequence += 1;
-        writer.mark.note(writer.sequence).map_err(final_error)
+        match writer.mark.note(writer.sequence) {
+            // The record is durable, and the next one vouches for it. Until then a kill is as a power cut.
+            Err(error) if broken(&error) == LogError::NoSpace => Ok(()),
+            noted => noted.map_err(final_error),
+        }
     }
 
-    /// Begins a segment with the state record, with room for a record of `bytes` after it.
+    /// Begins a segment with the state record, with room for a record of `bytes` after it. What a full disk refuses is tried
+    /// again from where it stood, with the file that has become a segment already.
     fn begin_segment(&self, writer: &mut Writer, bytes: u64) -> Result<(), Failure> {
         let index = self.index.read();
         writer.state.begin(index.state_heads().map(|head| head.meta_bytes()).sum());
@@ -247,12 +262,17 @@ impl SegLog {
         if length > u64::from(u32::MAX) {
             return Err(Failure::Harmless(LogError::Io(format!("a state record of {state_bytes} bytes is too large"))));
         }
-        writer.segments.prepare_next(state_bytes).map_err(harmless_if_full)?;
-        writer.segments.begin_next(length).map_err(final_error)?;
+        if writer.segments.is_begun() {
+            writer.segments.prepare_next(state_bytes).map_err(harmless_if_full)?;
+            writer.segments.begin_next().map_err(harmless_if_full)?;
+            writer.segments.disk.sync_names().map_err(final_error)?;
+        }
+        writer.segments.lengthen(length);
+        writer.segments.prepare(state_bytes).map_err(harmless_if_full)?;
         let current = writer.segments.current.as_ref().expect("a segment was just begun");
         let (id, file, length) = (current.id, current.file.clone(), current.bytes);
         let sealed = writer.state.seal(self.salt, id.into(), writer.sequence + 1, Kind::State);
-        writer.segments.append(sealed).map_err(final_error)?;
+        writer.segments.append(sealed).map_err(harmless_if_full)?;
         self.synced(writer, state_bytes)?;
         writer.state.shrink(BUFFER_BYTES_KEPT);
         self.index.write().segments.insert(id, Segment { file, bytes: length, live: 0 });
@@ -381,8 +401,8 @@ impl SegLog {
 }
 
 impl LogStore for SegLog {
-    /// `NoSpace` may leave the log as it was: it can be tried again, and fails for good if it must not be. Every other
-    /// error is repeated by all later calls.
+    /// `NoSpace` leaves the log as it was, unless a sync says so: it can be tried again, and fails for good if it must not be.
+    /// Every other error is repeated by all later calls.
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
         let writer = &mut *self.writer.lock();
         let bytes: usize = batch.groups.iter().flat_map(|write| &write.entries).map(|entry| entry.data.len()).sum();
@@ -395,6 +415,7 @@ impl LogStore for SegLog {
         let writer = &mut *self.writer.lock();
         writer.guarded(|writer| {
             self.commit(writer, &LogBatch::default(), self.options.moved_bytes_max)?;
+            writer.mark.prepare().map_err(harmless_if_full)?;
             writer.mark.sync().map_err(final_error)?;
             let filled = writer.segments.fill_spare().map_err(harmless_if_full);
             self.spare_bytes.store(writer.segments.spare_bytes(), Ordering::Relaxed);
@@ -477,7 +498,7 @@ impl Drop for SegLog {
         let writer = self.writer.get_mut();
         if writer.failed.is_none() {
             // Nobody is left to tell; without it the next opening has a smaller mark, and says so.
-            let _ = writer.mark.sync();
+            let _ = writer.mark.prepare().and_then(|()| writer.mark.sync());
         }
     }
 }

@@ -1,0 +1,161 @@
+//! A network that damages what it carries: a snapshot on its way between two members in which a bit is flipped, or which is cut
+//! off, is refused and sent again, and the receiver is whole in the end.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base::Rng;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::catch_up::{ENTRIES_KEPT, KEYS, UNTIL_LET_GO, applied_snapshots, until_snapshot_applied, write_much};
+use crate::cluster::{Cluster, Options, PEER_PORT, is_etcd};
+use crate::tell::{figure, runs, seed, skipped};
+
+/// Nothing else on a connection to a node that was just started is so large; a snapshot is larger.
+const SPOILT_FROM_BYTES: u64 = 1 << 20;
+const SPOILT_UP_TO_BYTES: u64 = 20 << 20;
+/// Of one snapshot.
+const SPOILT_IN_A_ROW: usize = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_damaged_in_flight_is_refused_and_sent_again() {
+    if is_etcd() {
+        return skipped("a_snapshot_damaged_in_flight", "an etcd does not say when it is filled");
+    }
+    let (seed, planned) = (seed(), runs(4));
+    let mut cluster = Cluster::new(3, Options::default().flag("snapshot-count", ENTRIES_KEPT));
+    let behind = 2;
+    let real = cluster.nodes[behind].address;
+    let [a, b, c, d] = real.octets();
+    let shown = Ipv4Addr::new(a, b, c, d + 100);
+    let wire = Wire::lay((shown, PEER_PORT).into(), (real, PEER_PORT).into(), seed).await;
+    let url = format!("http://{shown}:{PEER_PORT}");
+    let own = cluster.peer_url(behind);
+    cluster.nodes.iter_mut().for_each(|node| node.initial_cluster = node.initial_cluster.replace(&own, &url));
+    let start = |cluster: &mut Cluster| {
+        let mut command = cluster.command(behind);
+        command.arg(format!("--initial-advertise-peer-urls={url}"));
+        cluster.spawn_as(behind, command);
+    };
+    cluster.spawn(0);
+    cluster.spawn(1);
+    start(&mut cluster);
+    cluster.wait_until_all_serve().await;
+
+    let not_sent = |cluster: &Cluster| -> usize {
+        (0..2).map(|index| cluster.log(index).matches("Snapshot not sent").count()).sum()
+    };
+    let (mut spoilt, mut installs) = (0, 0);
+    while spoilt < planned {
+        cluster.kill(behind);
+        write_much(&cluster.client(0)).await;
+        tokio::time::sleep(UNTIL_LET_GO).await;
+        let (applied, refused) = (applied_snapshots(&cluster, behind), not_sent(&cluster));
+        let now = SPOILT_IN_A_ROW.min(planned - spoilt);
+        wire.plan(now);
+        start(&mut cluster);
+        cluster.wait_until_serving(behind).await;
+        assert_eq!(wire.planned(), 0, "it was filled by entries, or by a snapshot that came another way (seed {seed})");
+        assert!(not_sent(&cluster) >= refused + now, "what was spoilt was taken (seed {seed})");
+        until_snapshot_applied(&cluster, behind, applied).await;
+        cluster.assert_equal_hashes().await;
+        assert_eq!(cluster.client(behind).prefix("key-").await.unwrap().kvs.len(), KEYS);
+        spoilt += now;
+        installs += 1;
+    }
+    let (flipped, cut) = (wire.spoil.flipped.load(Ordering::Relaxed), wire.spoil.cut.load(Ordering::Relaxed));
+    assert_eq!(flipped + cut, spoilt);
+    figure(format_args!(
+        "snapshots in flight: {flipped} with a flipped bit and {cut} cut off, all refused and sent again; {installs} installed, \
+         equal hashes each time (seed {seed})"
+    ));
+}
+
+/// Carries connections from one address to another, and what it is told to spoil it spoils.
+struct Wire {
+    spoil: Arc<Spoil>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+struct Spoil {
+    rng: Mutex<Rng>,
+    planned: AtomicUsize,
+    flipped: AtomicUsize,
+    cut: AtomicUsize,
+}
+
+impl Wire {
+    async fn lay(from: SocketAddr, to: SocketAddr, seed: u64) -> Wire {
+        let listener = TcpListener::bind(from).await.unwrap();
+        let [planned, flipped, cut] = [const { AtomicUsize::new(0) }; 3];
+        let spoil = Arc::new(Spoil { rng: Mutex::new(Rng::new(seed)), planned, flipped, cut });
+        let shared = spoil.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((caller, _)) = listener.accept().await {
+                // A node that is down refuses by itself.
+                let Ok(node) = TcpStream::connect(to).await else { continue };
+                let _ = (caller.set_nodelay(true), node.set_nodelay(true));
+                let (from_caller, to_caller) = caller.into_split();
+                let (from_node, to_node) = node.into_split();
+                tokio::spawn(carry(from_caller, to_node, Some(shared.clone())));
+                tokio::spawn(carry(from_node, to_caller, None));
+            }
+        });
+        Wire { spoil, accepting }
+    }
+
+    /// So many connections to come are spoilt, each once.
+    fn plan(&self, connections: usize) {
+        self.spoil.planned.store(connections, Ordering::Relaxed);
+    }
+
+    fn planned(&self) -> usize {
+        self.spoil.planned.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Spoil {
+    /// Whether there is anything left to spoil; counts it.
+    fn take(&self) -> bool {
+        self.planned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+/// One direction of a connection. It ends when either side does.
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, spoil: Option<Arc<Spoil>>) {
+    let drawn = spoil.as_ref().map(|spoil| {
+        let rng = &mut *spoil.rng.lock();
+        (rng.between(SPOILT_FROM_BYTES, SPOILT_UP_TO_BYTES), rng.below(8), rng.percent(30))
+    });
+    let mut bytes = vec![0; 64 << 10];
+    let mut carried = 0;
+    loop {
+        let Ok(read @ 1..) = from.read(&mut bytes).await else { return };
+        let end = carried + read as u64;
+        if let (Some(spoil), Some((place, bit, cuts))) = (&spoil, drawn)
+            && (carried..end).contains(&place)
+            && spoil.take()
+        {
+            if cuts {
+                spoil.cut.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            spoil.flipped.fetch_add(1, Ordering::Relaxed);
+            bytes[(place - carried) as usize] ^= 1 << bit;
+        }
+        if to.write_all(&bytes[..read]).await.is_err() {
+            return;
+        }
+        carried = end;
+    }
+}
