@@ -215,7 +215,7 @@ async fn a_client_refuses_a_server_of_another_name() {
         cluster.set_flag(flag, file);
     }
     cluster.spawn(0);
-    cluster.wait_until_said(0, "Serving clients").await;
+    cluster.wait_until_said(0, "ready to serve client requests").await;
     let ask = |name: &[&str]| {
         let mut client = Command::new(crate::cluster::program().with_file_name("chainfire-client"));
         client.args(["--endpoint", &cluster.endpoint(0), "--cacert", &path(&cluster, "ca.crt")]);
