@@ -11,7 +11,7 @@ use proto::etcdserverpb as pb;
 use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::durability::{Acknowledged, Writers, assert_holds};
 use crate::failing_disk::{FailingDisk, Fault, Place};
-use crate::healing::{KEYS, Readers, fill, right_answers};
+use crate::healing::{KEYS, Readers, fill, forget_rebuilds, right_answers};
 use crate::lost_logs::peer_of;
 use crate::membership::wait_for_voters;
 use crate::tell::{figure, runs, seed, skipped};
@@ -119,6 +119,7 @@ async fn a_failing_call_of_one_node_is_borne_by_the_others() {
             assert_eq!(right_answers(&cluster.client(index), false).await, Ok(KEYS), "node {index}: {what}");
         }
         cluster.assert_equal_hashes().await;
+        forget_rebuilds(&cluster, victim);
         told.push(format!("{what} ({}): {outcome}", disks[victim].struck()));
     }
     cluster.kill_all();

@@ -137,11 +137,18 @@ async fn damage_of_any_kind_at_any_place_is_made_good() {
         // runs out of use meanwhile is nobody's business.
         assert!(seen || target == Target::Manifest || !path.exists(), "nobody saw it: {told}");
         rebuilt += usize::from(seen);
+        forget_rebuilds(&cluster, victim);
     }
     figure(format_args!(
         "damage at drawn places: {rounds} times, {rebuilt} rebuilt from their peers, whole after {} (seed {seed})",
         spread(&took)
     ));
+}
+
+/// A node whose data was damaged five times within an hour is not rebuilt once more; a test damages it as often as it likes.
+pub fn forget_rebuilds(cluster: &Cluster, index: usize) {
+    // There is none if it was not rebuilt.
+    let _ = fs::remove_file(cluster.nodes[index].data_dir.join("rebuilds"));
 }
 
 /// An engine whose manifest ends early opens at an older moment, and says nothing: a node that nobody else answers for then
