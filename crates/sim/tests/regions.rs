@@ -56,11 +56,6 @@ fn ids_given_twice_are_caught() {
 }
 
 #[test]
-fn serving_past_the_end_of_a_lease_is_caught() {
-    caught(Bug::ServePastLease, 100, &["before a read that finds"]);
-}
-
-#[test]
 fn skipping_a_command_is_caught() {
     caught(Bug::SkipCommand, 20, &["differ after entry"]);
 }

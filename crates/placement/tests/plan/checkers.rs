@@ -260,6 +260,20 @@ fn what_was_cut_for_its_load_is_not_merged_while_it_carries_that() {
 }
 
 #[test]
+fn what_remembers_a_merge_is_not_merged_itself() {
+    let mut small = Small::new("1:a 2:b 3:c");
+    let little = |remembers: bool| {
+        move |region: &mut placement::RegionReport| (region.bytes, region.keys, region.remembers) = (MIB, 10, remembers)
+    };
+    small.region(1, "1* 2 3", little(true));
+    small.region(2, "1* 2 3", little(false));
+    small.later(3601, &[]);
+    assert_eq!(small.planned(), ["merge 2: merge 1"]);
+    small.region(2, "1* 2 3", little(true));
+    assert_eq!(small.planned(), [""; 0], "it would refuse");
+}
+
+#[test]
 fn a_stores_own_limits_count_before_the_policys() {
     let mut small = Small::new("1:a 2:b 3:c 4:d");
     small.region(1, "1* 2 3", |_| {});
