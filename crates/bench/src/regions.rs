@@ -134,12 +134,22 @@ async fn rest(options: &Options, cluster: &Stores) -> Result<Rest> {
 
 /// Until all regions are led by stores that run.
 async fn failover(options: &Options, cluster: &mut Stores) -> Result<Duration> {
+    // A region whose leadership is being handed over is led by nobody for a moment, and was not lost.
+    cluster.set_policy(&serde_json::json!({ "leader-schedule-limit": 0, "hot-region-schedule-limit": 0 })).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let led_there = cluster.metric_of(0, "flaredb_region_leaders").await?;
     let began = Instant::now();
     cluster.kill(0)?;
+    let mut said = Duration::ZERO;
     loop {
         let led = cluster.metric("flaredb_region_leaders").await?;
         if led as u64 >= options.regions {
+            println!("{led_there:.0} of them were led there");
             return Ok(began.elapsed());
+        }
+        if began.elapsed() >= said {
+            println!("after {:>5.2} s {led:.0} are led", began.elapsed().as_secs_f64());
+            said = began.elapsed() * 5 / 4 + Duration::from_millis(500);
         }
         anyhow::ensure!(began.elapsed() < Duration::from_secs(120), "{led} of {} regions are led", options.regions);
         // Each look walks all regions of the stores that are at work.

@@ -175,14 +175,20 @@ impl Stores {
         Ok(())
     }
 
+    /// A metric of one store.
+    pub async fn metric_of(&self, store: usize, name: &str) -> Result<f64> {
+        let store = &self.stores[store];
+        let page = fetch(store.address, "GET", "/metrics", None).await?;
+        let text = String::from_utf8_lossy(&page);
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+        Ok(line.with_context(|| format!("{} has no {name}", store.name))?.trim().parse::<f64>()?)
+    }
+
     /// The sum of a metric over the stores that run.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         let mut sum = 0.0;
-        for store in self.stores.iter().filter(|store| store.child.is_some()) {
-            let page = fetch(store.address, "GET", "/metrics", None).await?;
-            let text = String::from_utf8_lossy(&page);
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
-            sum += line.with_context(|| format!("{} has no {name}", store.name))?.trim().parse::<f64>()?;
+        for at in (0..self.stores.len()).filter(|at| self.stores[*at].child.is_some()) {
+            sum += self.metric_of(at, name).await?;
         }
         Ok(sum)
     }

@@ -345,3 +345,32 @@ fn the_pace_of_snapshots_is_told_with_every_heartbeat() {
     world.run(world.leader.change_policy(slower)).unwrap();
     assert_eq!(told(), 5 << 20);
 }
+
+/// What a store says is as it was is only taken as that where the view has it so; it is told what to do all the same.
+#[test]
+fn regions_that_did_not_change_need_not_be_told_again() {
+    let world = World::new(3);
+    let report = || vec![region(7, 1, &[(11, 1), (12, 2), (13, 3)])];
+    let unchanged = |store: u64, conf_version: u64| {
+        let incarnation = world.leader.records().read().stores[&store].incarnation;
+        let unchanged = vec![pb::Unchanged { region_id: 7, conf_version, version: 1 }];
+        let request = pb::HeartbeatRequest { store_id: store, incarnation, unchanged, ..Default::default() };
+        world.run(world.leader.heartbeat(request)).unwrap()
+    };
+    let answer = unchanged(1, 1);
+    assert!(answer.takes_unchanged && answer.tell_again == [7], "it has not been told in this term");
+    assert_eq!(world.heartbeat(1, report(), &[]).tell_again, [0; 0]);
+    world.pass(Duration::from_secs(3));
+    assert_eq!(unchanged(1, 1).tell_again, [0; 0]);
+    let heard = world.leader.term().unwrap().view.region(GroupId(7)).unwrap().heard;
+    assert_eq!(heard, Some(world.leader.now()), "the leader has been heard of");
+    assert_eq!(unchanged(1, 2).tell_again, [7], "of another epoch");
+    assert_eq!(unchanged(2, 1).tell_again, [7], "another store leads it");
+    let steps = vec![Step::TransferLeader { to: NodeId(2) }];
+    let operator = operator(&world, 7, steps);
+    world.leader.term().unwrap().begin(operator, world.leader.now()).unwrap();
+    let answer = unchanged(1, 1);
+    assert_eq!((answer.steps.len(), &answer.tell_again[..]), (1, &[7][..]), "what is done to it shows in reports only");
+    let to = answer.steps[0].action.clone();
+    assert!(matches!(to, Some(pb::step::Action::TransferToStore(2))), "{to:?}");
+}
