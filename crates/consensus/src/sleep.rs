@@ -96,7 +96,10 @@ impl Group {
     /// it would be told so in a moment, and the candidate would have to begin again.
     pub fn hear_candidate(&mut self, message: &Message, liveness: &Liveness) {
         let Body::Raft(raft) = &message.body else { return };
-        let asks = matches!(raft.get_msg_type(), MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        // It has not been checked yet: its type may be none that there is.
+        let asks = [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote]
+            .map(|kind| kind as i32)
+            .contains(&raft.msg_type);
         let leader_node = self.node_of(self.leader());
         let silent = || leader_node.is_some_and(|node| liveness.is_silent(node, self.now));
         if asks && self.is_asleep() && !self.is_leader() && silent() {
