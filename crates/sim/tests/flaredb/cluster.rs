@@ -131,7 +131,8 @@ impl Cluster {
         self.pki.as_ref().map(|pki| Tls::load(&pki.client_files()).unwrap())
     }
 
-    fn has_room_on_any_disk(&self) -> bool {
+    /// Whether the placement driver has taken it that the machine's disk may be rather full.
+    pub fn has_room_on_any_disk(&self) -> bool {
         let url = format!("{}/pd/api/v1/config/schedule", self.pd[0].url());
         let policy = r#"{"low-space-ratio": 0.99}"#;
         let output = Command::new("curl").args(self.curl()).args(["-d", policy, &url]).output().unwrap();

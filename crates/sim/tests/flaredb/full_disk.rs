@@ -80,6 +80,7 @@ async fn a_full_store_among_others_hands_over_and_is_relieved() {
     let mut cluster = Cluster::new(1, 3);
     let Some(disk) = small_disk(&cluster, 0) else { return };
     spawn_all(&mut cluster);
+    cluster.until("any disk counts as roomy", async |cluster| cluster.has_room_on_any_disk()).await;
     cluster.until("the first region is replicated", async |cluster| cluster.has_replicas(3).await).await;
     for number in 0..50 {
         put(&mut cluster.raw(1).await, &format!("k{number:02}"), "v").await.unwrap();
@@ -135,9 +136,10 @@ async fn runs_out_of_room_while_there_is_a(part: &str) {
     for number in 0..VALUES {
         put(&mut cluster.raw(0).await, &format!("k{number:03}"), &value(number)).await.unwrap();
     }
+    // Also where the machine's own disk is rather full.
+    cluster.set_policy(r#"{"high-space-ratio": 0.98, "low-space-ratio": 0.99}"#);
     cluster.stores[1].spawn();
     cluster.until("there are two replicas", async |cluster| cluster.has_replicas(2).await).await;
-    cluster.set_policy(r#"{"high-space-ratio": 0.98, "low-space-ratio": 0.99}"#);
     cluster.stores[2].spawn();
     let (ballast, incoming) = (disk.path().join("someone-elses"), disk.path().join("incoming"));
     let began = Instant::now();
