@@ -88,8 +88,8 @@ impl Surveyor {
             let snapshot_bytes = region.handle.snapshot_bytes_sent();
             let now = Told { status, state, measured, rates, cut, snapshot_bytes };
             if self.told.get(&id).is_some_and(|told| told.is(&now)) {
-                let pb::Region { id, conf_version, version, .. } = now.brief(id);
-                found.heartbeat.unchanged.push(pb::Unchanged { region_id: id, conf_version, version });
+                let (conf_version, version) = (now.state.conf_version, now.state.version);
+                found.heartbeat.unchanged.push(pb::Unchanged { region_id: id.0, conf_version, version });
             } else {
                 found.heartbeat.led.push(now.report(region));
                 self.told.insert(id, now);
@@ -165,11 +165,6 @@ impl Told {
             && self.rates == other.rates
             && self.cut == other.cut
             && self.snapshot_bytes == other.snapshot_bytes
-    }
-
-    fn brief(&self, id: GroupId) -> pb::Region {
-        let (conf_version, version) = (self.state.conf_version, self.state.version);
-        pb::Region { id: id.0, conf_version, version, ..pb::Region::default() }
     }
 
     fn report(&self, region: &Region) -> pb::RegionReport {

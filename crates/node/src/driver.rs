@@ -156,7 +156,7 @@ impl Driver {
     /// Takes turns until told to stop.
     pub fn run(mut self) {
         let mut seen: BTreeMap<GroupId, Seen> = BTreeMap::new();
-        // Groups whose status is newer than what was published, each once, and when it may be published.
+        // Groups whose status may be newer than what was published, and when it is due.
         let mut unpublished: VecDeque<(Time, GroupId)> = VecDeque::new();
         let mut log_patience = Patience { not_before: Instant::now() };
         let mut apply_patience = Patience { not_before: Instant::now() };
