@@ -16,6 +16,7 @@ use storage::{GroupWrite, LogStore};
 use crate::api::{CreateGroup, Event, GroupStatus, HostConfig, LeaderLease, Output, Refusal, Role};
 use crate::change::Transfer;
 use crate::check;
+use crate::commits::Commits;
 use crate::disk::Stall;
 use crate::entry::Commands;
 use crate::hashes::Hashes;
@@ -92,6 +93,7 @@ pub(crate) struct Group {
     /// Snapshots being built for or sent to peers: the index the log must be kept from.
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
     pub hashes: Hashes,
+    pub commits: Commits,
     /// Its members are others than the host knows.
     pub moved: bool,
     pub asleep: Option<Asleep>,
@@ -161,6 +163,8 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
+            // Told otherwise (`commits`).
+            skip_bcast_commit: true,
             max_committed_size_per_ready: 4 << 20,
             ..raft::Config::default()
         };
@@ -207,6 +211,7 @@ impl Group {
             stall: Stall::default(),
             snapshots: BTreeMap::new(),
             hashes: Hashes::default(),
+            commits: Commits::default(),
             moved: true,
             asleep: None,
             stirred: now,
@@ -340,6 +345,7 @@ impl Group {
             Body::ReadAnswer { context, index } => self.read_answer(from, context, index, effects),
             Body::HashReport { index, hash, version } => self.hash_reported(from, index, hash, version, effects),
             Body::HashVerdict { index, hash, version } => self.hash_judged(from, index, hash, version, effects),
+            Body::Committed { term, commit } => self.told_commit(from, term, commit),
             Body::Sleep { term, commit } => self.told_to_sleep(from, term, commit, liveness),
             // That it came has woken the group. The other is from node to node.
             Body::Wake | Body::Alive { .. } => {}
@@ -385,6 +391,7 @@ impl Group {
         }
         self.expire(effects);
         if self.is_leader() {
+            self.commits.due = true;
             self.tend_membership();
         } else {
             self.call_leader(effects);
@@ -625,7 +632,7 @@ impl Group {
         } else if lag > self.config.apply_lag_entries_max {
             Refusal::Busy
         } else if self.raw.propose(Vec::new(), data.into()).is_ok() {
-            return;
+            return self.commits.wanted(from, self.raw.raft.raft_log.last_index());
         } else {
             Refusal::NoLeader
         };
@@ -646,6 +653,7 @@ impl Group {
         } else {
             self.propose_change(record)
         };
+        self.commits.wanted(from, self.raw.raft.raft_log.last_index());
         if let Err(why) = outcome {
             self.send(from, Body::ForwardRefused { term, seqs: vec![seq], why }, effects);
         }

@@ -86,6 +86,7 @@ impl Group {
         self.flush_proposals(effects);
         self.flush_reads(effects);
         self.drain_readies(effects);
+        self.tell_commits(effects);
         self.want_snapshots(effects);
     }
 
@@ -151,6 +152,7 @@ impl Group {
             for (peer, context) in self.reads.reset() {
                 self.send(peer, Body::ReadAnswer { context, index: None }, effects);
             }
+            self.commits.reset();
             if role == StateRole::Leader {
                 self.change_barrier = self.log.last().max(self.raw.raft.raft_log.last_index());
                 self.last_round = base::Time::ZERO;
@@ -261,6 +263,7 @@ impl Group {
                 effects.out.push(Output::ReadReady { group: self.id, seqs, index: lease.index, valid_until });
             }
             for (peer, context) in std::mem::take(&mut self.reads.remote_waiting) {
+                self.commits.wanted(peer, lease.index);
                 self.send(peer, Body::ReadAnswer { context, index: Some(lease.index) }, effects);
             }
         }
@@ -385,6 +388,7 @@ impl Group {
             self.membership.apply(&record.change);
         }
         self.membership.set_peers(&conf);
+        self.commits.reset();
         self.log.set_conf(conf);
         self.membership_changed(index, record, effects);
         // A leader hands over before it is removed. But one that comes up after a power cut may lead again before it
@@ -415,6 +419,7 @@ impl Group {
             effects.out.push(Output::ReadReady { group: self.id, seqs, index, valid_until: None });
         }
         for (peer, context) in round.remote {
+            self.commits.wanted(peer, index);
             self.send(peer, Body::ReadAnswer { context, index: Some(index) }, effects);
         }
     }
@@ -445,6 +450,7 @@ impl Group {
                     None => self.raw.report_snapshot(to.0, SnapshotStatus::Failure),
                 }
             } else {
+                self.commits.sent(&message);
                 let parts = split_append(message, self.config.message_bytes_max);
                 effects.out.extend(parts.map(|part| Output::Send { to: node, message: wrap(part) }));
             }

@@ -53,6 +53,8 @@ pub enum Body {
     HashVerdict { index: u64, hash: u64, version: u8 },
     /// From node to node, of no group and no peer: the sender is there, in this life of it (`liveness`).
     Alive { life: u64 },
+    /// From the leader of `term`: of what the receiver has acknowledged in it, this is committed (`commits`).
+    Committed { term: u64, commit: u64 },
     /// From the leader of `term`, with all entries up to `commit` in place: nothing more comes until something happens
     /// (`sleep`).
     Sleep { term: u64, commit: u64 },
@@ -97,7 +99,9 @@ impl Message {
                 out.put_u8(*version);
             }
             Body::Alive { life } => out.put_u64_le(*life),
-            Body::Sleep { term, commit } => [*term, *commit].into_iter().for_each(|number| out.put_u64_le(number)),
+            Body::Committed { term, commit } | Body::Sleep { term, commit } => {
+                [*term, *commit].into_iter().for_each(|number| out.put_u64_le(number))
+            }
             Body::Wake => {}
         }
         out.freeze()
@@ -169,6 +173,10 @@ impl Message {
                 exactly(0)?;
                 Body::Wake
             }
+            13 => {
+                exactly(16)?;
+                Body::Committed { term: bytes.get_u64_le(), commit: bytes.get_u64_le() }
+            }
             _ => return None,
         };
         Some(Message { group, from, from_node, to, body })
@@ -188,6 +196,7 @@ impl Message {
             Body::Alive { .. } => 10,
             Body::Sleep { .. } => 11,
             Body::Wake => 12,
+            Body::Committed { .. } => 13,
         }
     }
 

@@ -102,6 +102,7 @@ fn messages() -> Vec<Message> {
         Body::Alive { life: 9 },
         Body::Sleep { term: 3, commit: 17 },
         Body::Wake,
+        Body::Committed { term: 3, commit: 17 },
     ];
     let message = |body| Message { group: GROUP, from: PeerId(12), from_node: NodeId(2), to: OWN, body };
     rafts.chain(others).map(message).collect()

@@ -75,6 +75,7 @@ pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings,
     let data_dir = if standalone.is_some() { data_dir.join("store") } else { data_dir };
     let host = HostConfig {
         sleep_after: Some(SLEEP_AFTER),
+        lazy_commits: true,
         tick_interval: Duration::from_millis(layers.number("raft", "tick_interval_ms")),
         election_intervals: layers.number("raft", "election_ticks") as u32,
         // For each of many regions.
