@@ -13,3 +13,14 @@ pub mod time;
 pub use ids::{ClusterId, GroupId, NodeId, PeerId};
 pub use rng::Rng;
 pub use time::Time;
+
+/// The folder of the crate that says this, for tests that read its files. As cargo says at run time: a program may have been built
+/// in another checkout.
+#[macro_export]
+macro_rules! crate_folder {
+    () => {
+        ::std::path::PathBuf::from(
+            ::std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()),
+        )
+    };
+}

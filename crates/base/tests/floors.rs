@@ -100,7 +100,7 @@ fn floor(name: &str) -> Option<u8> {
 }
 
 fn crates() -> Vec<(String, PathBuf)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = base::crate_folder!().join("..");
     let mut found: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

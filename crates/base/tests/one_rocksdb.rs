@@ -4,7 +4,7 @@
 //! else is built. RocksDB's build script takes 15 minutes of two cores. `storage/Cargo.toml` therefore asks for all
 //! features that any crate of the workspace brings about; this test asks Cargo whether that is still so.
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+use std::{collections::BTreeSet, process::Command};
 
 const ROCKSDB: &str = "rust-librocksdb-sys";
 
@@ -30,7 +30,7 @@ fn compare(alone: &BTreeSet<String>, other: &BTreeSet<String>, selection: &str) 
 /// Every crate at and under RocksDB's binding with its features.
 fn features(selection: &[&str]) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .current_dir(base::crate_folder!())
         .args(["tree", "--edges", "normal,build,dev", "--prefix", "depth", "--no-dedupe", "--format", "{p} [{f}]"])
         .args(selection)
         .output()

@@ -9,7 +9,7 @@ use crate::args::Cli;
 use crate::commands::manual::markdown;
 
 fn docs() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")
+    base::crate_folder!().join("../../docs")
 }
 
 /// `UPDATE=1 cargo test --release -p cli documents` writes it anew.

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/generate-dev-certs.sh");
+const SCRIPT: &str = "../../scripts/generate-dev-certs.sh";
 
 /// Runs the script in a folder and returns what it printed.
 fn generate(folder: &Path, options: &[&str]) -> Result<String, String> {
-    let Output { status, stdout, stderr } = Command::new(SCRIPT).arg(folder).args(options).output().unwrap();
+    let Output { status, stdout, stderr } =
+        Command::new(base::crate_folder!().join(SCRIPT)).arg(folder).args(options).output().unwrap();
     if status.success() { Ok(String::from_utf8(stdout).unwrap()) } else { Err(String::from_utf8(stderr).unwrap()) }
 }
 

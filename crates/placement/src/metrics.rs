@@ -178,7 +178,6 @@ fn operators(page: &mut Page, term: &Term, counters: &Counters) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -284,7 +283,7 @@ mod tests {
              `flaredb_` are about the stores.\n\n{}",
             table(&full())
         );
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/metrics-placement-driver.md");
+        let file = base::crate_folder!().join("../../docs/reference/metrics-placement-driver.md");
         if std::env::var_os("UPDATE").is_some() {
             return std::fs::write(file, wanted).unwrap();
         }

@@ -1,10 +1,8 @@
 //! For tests of programs: files of the repository that are made from the program's own tables. `UPDATE=1` writes them anew.
 
-use std::path::Path;
-
 /// Compares a file of the repository with what it should be, or writes it.
 pub fn current(path: &str, wanted: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+    let file = base::crate_folder!().join("../..").join(path);
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&file, wanted).unwrap();
         return;

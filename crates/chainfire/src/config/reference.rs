@@ -4,8 +4,6 @@
 #[path = "../../../settings/src/current.rs"]
 mod current;
 
-use std::path::Path;
-
 use settings::help::default_config;
 use settings::reference::page;
 
@@ -27,7 +25,7 @@ fn reference_file_that_is_shipped_is_current() {
 /// Looks into it as the runbook does.
 #[test]
 fn reference_file_that_is_shipped_shows_its_certificates() {
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/etc/centra-cloud/chainfire.toml");
+    let shipped = base::crate_folder!().join("../../packaging/etc/centra-cloud/chainfire.toml");
     let shown = std::process::Command::new("sh")
         .args(["-c", r#"grep -A5 '\[network.tls\]' "$1""#, "sh"])
         .arg(&shipped)

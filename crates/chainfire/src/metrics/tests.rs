@@ -99,7 +99,7 @@ fn the_page_of_a_leader_and_its_reference() {
     current("docs/reference/metrics.md", &document(&text));
     let golden = include_str!("golden.txt");
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics/golden.txt"), stable(&text)).unwrap();
+        std::fs::write(base::crate_folder!().join("src/metrics/golden.txt"), stable(&text)).unwrap();
         return;
     }
     assert_eq!(stable(&text), golden);

@@ -10,7 +10,7 @@ use super::Cli;
 #[test]
 fn every_command_in_the_documents_is_understood() {
     let mut seen = 0;
-    for file in pages(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/ops")) {
+    for file in pages(&base::crate_folder!().join("../../docs/ops")) {
         for command in commands(&fs::read_to_string(&file).unwrap()) {
             seen += 1;
             if let Err(error) = Cli::try_parse_from(&command) {

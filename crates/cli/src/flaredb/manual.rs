@@ -27,7 +27,6 @@ pub fn markdown() -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
 
@@ -39,7 +38,7 @@ mod tests {
     /// `UPDATE=1 cargo test --release --workspace reference` writes it anew.
     #[test]
     fn reference_is_current() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/flaredb-client.md");
+        let file = base::crate_folder!().join("../../docs/reference/flaredb-client.md");
         if std::env::var_os("UPDATE").is_some() {
             return fs::write(file, markdown()).unwrap();
         }

@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -85,7 +84,7 @@ fn reference_of_the_metrics_is_current() {
          What concerns the cluster is on the page of the [placement driver](metrics-placement-driver.md).\n\n{}",
         table(&full())
     );
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/metrics-flaredb.md");
+    let file = base::crate_folder!().join("../../docs/reference/metrics-flaredb.md");
     if std::env::var_os("UPDATE").is_some() {
         return std::fs::write(file, wanted).unwrap();
     }

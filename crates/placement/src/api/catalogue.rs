@@ -128,7 +128,6 @@ pub fn no_such_page(method: &Method, parts: &[&str]) -> PageError {
 mod tests {
     use std::fmt::Write as _;
     use std::fs;
-    use std::path::Path;
 
     use super::*;
     use crate::Policy;
@@ -159,7 +158,7 @@ mod tests {
     /// `UPDATE=1 cargo test --release --workspace reference` writes it anew.
     #[test]
     fn reference_is_current() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/placement.md");
+        let file = base::crate_folder!().join("../../docs/reference/placement.md");
         if std::env::var_os("UPDATE").is_some() {
             return fs::write(file, markdown()).unwrap();
         }

@@ -1,14 +1,13 @@
 //! What plans neither looks at a clock nor draws from a random source of the process.
 
 use std::fs;
-use std::path::Path;
 
 const MUST_NOT_NAME: [&str; 5] = ["Instant::now", "SystemTime", "thread_rng", "HashMap", "HashSet"];
 const PURE: [&str; 7] = ["plan", "view", "explain", "model.rs", "policy.rs", "scale.rs", "lib.rs"];
 
 #[test]
 fn the_planner_is_a_function_of_its_arguments() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let src = base::crate_folder!().join("src");
     let mut seen = 0;
     for name in PURE {
         let path = src.join(name);

@@ -92,7 +92,7 @@ impl Plan {
         let seconds = Duration::from_secs;
         let drowsy = rng.below(4_000);
         host.sleep_after = (drowsy < 2_500).then(|| Duration::from_millis(500 + drowsy));
-        host.lazy_commits = base::rng::mix(seed ^ 0x1A2F) % 4 != 0;
+        host.lazy_commits = !base::rng::mix(seed ^ 0x1A2F).is_multiple_of(4);
         let policy = Policy {
             store_disconnected_time: seconds(rng.between(3, 8)),
             max_store_down_time: seconds(rng.between(10, 25)),

@@ -95,7 +95,7 @@ impl Plan {
         host.election_intervals = [4, 6, 10][rng.below(3) as usize];
         let drowsy = base::rng::mix(seed ^ 0x51EE) % 1_000;
         host.sleep_after = (drowsy < 400).then(|| Duration::from_millis(drowsy));
-        host.lazy_commits = base::rng::mix(seed ^ 0x1A2F) % 2 == 0;
+        host.lazy_commits = base::rng::mix(seed ^ 0x1A2F).is_multiple_of(2);
         host.proposals_max = if rng.percent(10) { 4 } else { 20_000 };
         host.entry_bytes_max = [64, 1 << 10, 256 << 10][rng.below(3) as usize];
         host.reads_max = if rng.percent(10) { 4 } else { 50_000 };

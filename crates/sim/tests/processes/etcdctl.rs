@@ -20,7 +20,7 @@ async fn etcdctl_prints_what_it_prints_with_etcd() {
         return skipped("etcdctl", "it is not installed (Debian's package etcd-client)");
     }
     let cluster = Cluster::start(1).await;
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processes/etcdctl.golden");
+    let golden = base::crate_folder!().join("tests/processes/etcdctl.golden");
     let script = fs::read_to_string(&golden).unwrap();
     let mut names = Names {
         address: cluster.nodes[0].address.to_string(),

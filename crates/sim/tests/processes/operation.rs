@@ -392,7 +392,7 @@ async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
     };
     let names: BTreeSet<&str> =
         pages.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(['{', ' ']).next()).collect();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = base::crate_folder!().join("../..");
     let mut asked = 0;
     for file in ["packaging/prometheus/chainfire.rules.yml", "packaging/grafana/chainfire.json"] {
         let text = fs::read_to_string(root.join(file)).unwrap();

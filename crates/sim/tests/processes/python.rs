@@ -7,7 +7,7 @@ use crate::cluster::{CLIENT_PORT, Cluster};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_python_client_works() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = base::crate_folder!().join("../..");
     // Prints the interpreter that has the client; installs it the first time.
     let installed = Command::new(root.join("scripts/python-client.sh")).output().unwrap();
     let said = String::from_utf8_lossy(&installed.stderr);
@@ -17,7 +17,7 @@ async fn the_python_client_works() {
     let cluster = Cluster::start(3).await;
     let follower = (cluster.leader().await + 1) % 3;
     let output = crate::cluster::command(Path::new(python.trim()))
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processes/python_client.py"))
+        .arg(base::crate_folder!().join("tests/processes/python_client.py"))
         .args([cluster.nodes[follower].address.to_string(), CLIENT_PORT.to_string()])
         .output()
         .unwrap();

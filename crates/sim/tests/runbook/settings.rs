@@ -3,7 +3,7 @@
 //! Nodes among themselves speak mTLS, as they must off loopback. Clients are served over plain HTTP, as the runbook's
 //! `http://` commands want it, unless a test says otherwise.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::world::World;
 
@@ -110,6 +110,6 @@ impl World {
 }
 
 /// The checkout that this program was built from.
-pub fn repository() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+pub fn repository() -> PathBuf {
+    base::crate_folder!().join("../..")
 }

@@ -51,7 +51,7 @@ fn expired_certificates_are_named_and_regenerated() {
     // The API's port refuses an expired client in the same words.
     ask(&world, 1, "status").fails().shows("certificate");
 
-    world.operator(&fill(tls::REGENERATE, &[("/path/to/centra-cloud", checkout())])).succeeds();
+    world.operator(&fill(tls::REGENERATE, &[("/path/to/centra-cloud", &checkout())])).succeeds();
     serves(&world);
     have_the_certificates_of(&world, CERTIFICATES);
 }
@@ -161,6 +161,6 @@ fn make_certificates(world: &World, folder: &str, options: &str) {
     world.operator(&format!("{} {folder} --nodes 3{hosts} {options}", script.display())).succeeds();
 }
 
-fn checkout() -> &'static str {
-    repository().to_str().expect("the path of the checkout is UTF-8")
+fn checkout() -> String {
+    repository().into_os_string().into_string().expect("the path of the checkout is UTF-8")
 }
