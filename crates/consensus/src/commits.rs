@@ -39,12 +39,6 @@ impl Commits {
         self.followers = Vec::new();
     }
 
-    /// Somebody waits for this entry there.
-    pub fn wanted(&mut self, peer: PeerId, index: u64) {
-        let follower = self.follower(peer);
-        follower.wanted = follower.wanted.max(index);
-    }
-
     /// What a message of the raft crate says by the way.
     pub fn sent(&mut self, message: &eraftpb::Message) {
         let told = match message.get_msg_type() {
@@ -70,6 +64,14 @@ impl Commits {
 }
 
 impl Group {
+    /// On a leader: somebody waits for this entry at a peer. One that is no member is told nothing, nor remembered.
+    pub fn want_commit(&mut self, peer: PeerId, index: u64) {
+        if self.raw.raft.prs().get(peer.0).is_some() {
+            let follower = self.commits.follower(peer);
+            follower.wanted = follower.wanted.max(index);
+        }
+    }
+
     /// At the end of a turn: on a leader, tells followers what they do not know.
     pub fn tell_commits(&mut self, effects: &mut Effects) {
         let due = std::mem::take(&mut self.commits.due) || !self.config.lazy_commits;

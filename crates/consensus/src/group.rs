@@ -632,7 +632,7 @@ impl Group {
         } else if lag > self.config.apply_lag_entries_max {
             Refusal::Busy
         } else if self.raw.propose(Vec::new(), data.into()).is_ok() {
-            return self.commits.wanted(from, self.raw.raft.raft_log.last_index());
+            return self.want_commit(from, self.raw.raft.raft_log.last_index());
         } else {
             Refusal::NoLeader
         };
@@ -653,9 +653,9 @@ impl Group {
         } else {
             self.propose_change(record)
         };
-        self.commits.wanted(from, self.raw.raft.raft_log.last_index());
-        if let Err(why) = outcome {
-            self.send(from, Body::ForwardRefused { term, seqs: vec![seq], why }, effects);
+        match outcome {
+            Ok(()) => self.want_commit(from, self.raw.raft.raft_log.last_index()),
+            Err(why) => self.send(from, Body::ForwardRefused { term, seqs: vec![seq], why }, effects),
         }
     }
 

@@ -263,7 +263,7 @@ impl Group {
                 effects.out.push(Output::ReadReady { group: self.id, seqs, index: lease.index, valid_until });
             }
             for (peer, context) in std::mem::take(&mut self.reads.remote_waiting) {
-                self.commits.wanted(peer, lease.index);
+                self.want_commit(peer, lease.index);
                 self.send(peer, Body::ReadAnswer { context, index: Some(lease.index) }, effects);
             }
         }
@@ -419,7 +419,7 @@ impl Group {
             effects.out.push(Output::ReadReady { group: self.id, seqs, index, valid_until: None });
         }
         for (peer, context) in round.remote {
-            self.commits.wanted(peer, index);
+            self.want_commit(peer, index);
             self.send(peer, Body::ReadAnswer { context, index: Some(index) }, effects);
         }
     }

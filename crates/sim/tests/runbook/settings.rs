@@ -109,7 +109,7 @@ impl World {
     }
 }
 
-/// The checkout that this program was built from.
+/// The checkout that is tested.
 pub fn repository() -> PathBuf {
     base::crate_folder!().join("../..")
 }
