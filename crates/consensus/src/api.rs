@@ -9,6 +9,7 @@
 //! turn. Proposals and reads carry a `seq` that the caller draws, unique for the life of the process and not
 //! shared with an earlier life of the same peer (start at random, count up).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::{GroupId, NodeId, PeerId, Time};
@@ -74,7 +75,7 @@ pub struct CreateGroup {
     /// Where the state machine stands, durably.
     pub mark: Mark,
     /// The membership as of `mark`. Empty for a peer that waits to be added.
-    pub membership: Membership,
+    pub membership: Arc<Membership>,
     /// True when this peer has never voted nor acknowledged anything: it may vote at once.
     pub fresh: bool,
 }
@@ -119,7 +120,7 @@ pub enum Event {
     /// No word from a leader for an election timeout; this peer asks for votes.
     ElectionTimeout { group: GroupId, term: u64 },
     /// The membership is now this. Emitted when the change is committed.
-    Membership { group: GroupId, index: u64, membership: Membership },
+    Membership { group: GroupId, index: u64, membership: Arc<Membership> },
     /// `peer` has come to `theirs`, and a majority of the voters to `ours`. It is told so.
     HashMismatch { group: GroupId, peer: PeerId, index: u64, ours: u64, theirs: u64 },
     /// The disk has not returned from a write for so long. This peer gives leadership up, and asks for none until it does.

@@ -47,7 +47,8 @@ pub(crate) struct Group {
     pub contacts: BTreeMap<PeerId, NodeId>,
     pub raw: RawNode<LogView>,
     pub log: Arc<LogReader>,
-    pub membership: Membership,
+    /// As the host's users have it, too.
+    pub membership: Arc<Membership>,
     /// When each peer was last heard of.
     pub heard: BTreeMap<PeerId, Time>,
     /// When it was last said that no leader was heard of.
@@ -65,6 +66,8 @@ pub(crate) struct Group {
     pub vote_guard_until: Time,
     /// What the leader last said no to is not sent again before this.
     pub forward_not_before: Time,
+    /// How often this peer has campaigned since it last knew a leader.
+    campaigns: u32,
     /// (term, leader, role) as last reported.
     pub known: (u64, PeerId, StateRole),
     /// The term that is on disk.
@@ -194,6 +197,7 @@ impl Group {
             last_round: Time::ZERO,
             vote_guard_until: if *fresh { now } else { now + timing.vote_guard },
             forward_not_before: Time::ZERO,
+            campaigns: 0,
             known,
             persisted_term: hard.term,
             held,
@@ -296,6 +300,7 @@ impl Group {
         if self.leader().is_none() && self.membership.voters.contains(&self.peer) && may {
             // An error only means that there is nothing to campaign for.
             let _ = self.raw.campaign();
+            self.campaigns += 1;
             self.pin_election_timeout();
         }
     }
@@ -379,14 +384,18 @@ impl Group {
         for _ in 0..subticks.min(self.timing.election_subticks_max() as u64) {
             let was = self.raw.raft.state;
             self.raw.tick();
-            self.pin_election_timeout();
             // Whoever campaigns again counts from the beginning again.
-            let campaigns = matches!(self.raw.raft.state, StateRole::PreCandidate | StateRole::Candidate)
-                && self.raw.raft.election_elapsed == 0;
+            let campaigns = self.is_candidate() && self.raw.raft.election_elapsed == 0;
+            self.campaigns += u32::from(campaigns);
+            self.pin_election_timeout();
             let again = was != StateRole::Follower && self.now.since(self.timeout_said) < TIMEOUT_SAID_EVERY;
             if campaigns && !again {
                 self.timeout_said = self.now;
                 effects.event(Event::ElectionTimeout { group: self.id, term: self.term() });
+            }
+            if campaigns {
+                // It has to ask the others before it can lose patience with them.
+                break;
             }
         }
         self.expire(effects);
@@ -518,10 +527,21 @@ impl Group {
         }
     }
 
-    /// The raft crate would draw a timeout of its own at every change of term or role.
+    fn is_candidate(&self) -> bool {
+        matches!(self.raw.raft.state, StateRole::PreCandidate | StateRole::Candidate)
+    }
+
+    /// The raft crate would draw a timeout of its own at every change of term or role, and have a candidate wait as long for
+    /// votes as it did for the leader. But the silence is known by then: two that campaigned at once, or whose messages were
+    /// lost, try again soon. Only every other time, so that votes that take longer than that still come in time.
     pub fn pin_election_timeout(&mut self) {
-        let timeout = self.timing.election_timeout(self.peer, self.raw.raft.term);
+        let timeout = self.timing.election_timeout(self.peer, self.term());
         self.raw.raft.set_randomized_election_timeout(timeout);
+        if !self.leader().is_none() {
+            self.campaigns = 0;
+        } else if self.is_candidate() && self.campaigns % 2 == 1 && self.raw.raft.election_elapsed == 0 {
+            self.raw.raft.election_elapsed = timeout - self.timing.patience(self.peer, self.term());
+        }
     }
 
     pub fn send(&self, to: PeerId, body: Body, effects: &mut Effects) {

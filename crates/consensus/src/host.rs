@@ -150,7 +150,7 @@ impl Host {
         self.groups.get(&group).map(|hosted| hosted.group.status())
     }
 
-    pub fn membership(&self, group: GroupId) -> Option<&Membership> {
+    pub fn membership(&self, group: GroupId) -> Option<&Arc<Membership>> {
         self.groups.get(&group).map(|hosted| &hosted.group.membership)
     }
 

@@ -9,6 +9,8 @@
 //! removed may be taken away on that word, and it may be who had the entry besides this peer: a group of two that became one
 //! would ask it for its vote after a power cut, and never be led again.
 
+use std::sync::Arc;
+
 use base::{GroupId, PeerId};
 use raft::eraftpb::{self, ConfChangeV2, Entry, EntryType, MessageType};
 use raft::{Ready, SnapshotStatus, StateRole};
@@ -120,7 +122,7 @@ impl Group {
         self.log.reset(start);
         self.log.set_hard(hard);
         self.log.set_conf(membership.conf_state());
-        self.membership = membership;
+        self.membership = Arc::new(membership);
         self.moved = true;
         self.applied = mark.index;
         self.durable = mark.index;
@@ -370,7 +372,7 @@ impl Group {
             }
             Some(EntryData::Membership(record)) => {
                 if let Some(record) = ChangeRecord::decode(&record) {
-                    self.membership.apply(&record.change);
+                    Arc::make_mut(&mut self.membership).apply(&record.change);
                     self.membership_changed(index, Some(record), effects);
                 }
             }
@@ -385,9 +387,9 @@ impl Group {
         let conf = self.raw.apply_conf_change(&change).expect("the leader checked it against this configuration");
         let record = if change.context.is_empty() { None } else { ChangeRecord::decode(&change.context) };
         if let Some(record) = &record {
-            self.membership.apply(&record.change);
+            Arc::make_mut(&mut self.membership).apply(&record.change);
         }
-        self.membership.set_peers(&conf);
+        Arc::make_mut(&mut self.membership).set_peers(&conf);
         self.commits.reset();
         self.log.set_conf(conf);
         self.membership_changed(index, record, effects);

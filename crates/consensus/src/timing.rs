@@ -1,7 +1,7 @@
 //! When peers lose patience. Everything is counted in subticks, the unit in which the raft crate is ticked.
 //!
 //! Election timeouts lie in [T, 1.3 T) and are a pure function of (seed, peer, term): the raft crate would draw
-//! them from a global random source. The leader's lease is shorter than T by more than clocks can drift.
+//! them from a global random source. A candidate that is not elected tries again sooner, every other time. The leader's lease is shorter than T by more than clocks can drift.
 
 use std::time::Duration;
 
@@ -50,6 +50,12 @@ impl Timing {
     pub fn election_timeout(&self, peer: PeerId, term: u64) -> usize {
         let draw = mix(self.seed ^ mix(peer.0) ^ mix(term).rotate_left(17));
         self.election_subticks + (draw % self.spread_subticks as u64) as usize
+    }
+
+    /// How many of them a candidate waits for votes, the first time: 0.2 T to 0.5 T.
+    pub fn patience(&self, peer: PeerId, term: u64) -> usize {
+        let draw = mix(self.seed ^ mix(peer.0).rotate_left(31) ^ mix(term).rotate_left(17));
+        self.election_subticks / 5 + (draw % self.spread_subticks as u64) as usize
     }
 
     /// The last moment at which groups tick. It is the same for all of a host, so that they tick in the same turn, and another

@@ -78,7 +78,7 @@ mod tests {
                 group: GroupId(group),
                 peer: PeerId(100 + group),
                 mark,
-                membership,
+                membership: membership.into(),
                 fresh: true,
             })
         };

@@ -172,7 +172,7 @@ impl Told {
         let store = Arc::new(MemLog::new());
         let mut host = Host::new(HostConfig::new(NodeId(1), 3), store.clone(), Time::ZERO);
         let mark = Mark { index: 1, term: 1, hash: 0 };
-        let create = CreateGroup { group: GROUP, peer: OWN, mark, membership: membership(), fresh: true };
+        let create = CreateGroup { group: GROUP, peer: OWN, mark, membership: membership().into(), fresh: true };
         let outputs = host.turn(Time::ZERO, vec![Input::Create(create)]);
         let mut told = Told { host, store, now: 0, writes: 0 };
         told.carry_out(outputs);

@@ -66,7 +66,7 @@ impl World {
                     group: GroupId(group),
                     peer: peer(node, group),
                     mark: Mark { index: 1, term: 1, hash: 0 },
-                    membership: Membership::founding(ClusterId(1), NODES.map(member).to_vec()),
+                    membership: Membership::founding(ClusterId(1), NODES.map(member).to_vec()).into(),
                     fresh: true,
                 })
             };

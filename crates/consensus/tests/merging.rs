@@ -45,7 +45,7 @@ impl World {
             group: GROUP,
             peer: PeerId(11),
             mark: Mark { index: 1, term: 1, hash: 0 },
-            membership: membership(members),
+            membership: membership(members).into(),
             fresh: true,
         };
         let mut world = World { host, store, now, applied: 1, moved: 0 };
@@ -128,7 +128,7 @@ fn a_leader_that_has_not_applied_what_was_there_before_changes_nothing() {
         group: GROUP,
         peer: PeerId(11),
         mark: Mark { index: 1, term: 1, hash: 0 },
-        membership: membership(1),
+        membership: membership(1).into(),
         fresh: true,
     };
     let mut inputs = vec![Input::Create(create.clone())];

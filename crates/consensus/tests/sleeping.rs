@@ -85,7 +85,7 @@ impl World {
                 group: GroupId(group),
                 peer: PeerId(peer(node, group).0 + apart),
                 mark: Mark { index, term, hash: 0 },
-                membership: Membership::founding(ClusterId(1), members.to_vec()),
+                membership: Membership::founding(ClusterId(1), members.to_vec()).into(),
                 fresh,
             }));
         }

@@ -630,7 +630,7 @@ impl Store {
         let membership = Membership::decode(&machine.membership())
             .ok_or_else(|| MachineError::Damaged("the stored membership of a region".to_owned()))?;
         let cell = machine.cell();
-        let create = CreateGroup { group: id, peer, mark: machine.mark(), membership, fresh };
+        let create = CreateGroup { group: id, peer, mark: machine.mark(), membership: membership.into(), fresh };
         let frozen = cell.state().frozen.is_some();
         let handle = self.node.create(create, Box::new(machine), frozen)?;
         self.regions.write().insert(id, Region { handle, peer, cell });

@@ -372,7 +372,7 @@ fn tell(event: &Event, group: &Group, shared: &Shared, engines: &Engines) {
             for change in roll::changes(&group.membership.load(), membership) {
                 tracing::info!(target: "chainfire_raft", "{change} region={} index={index}", group.id);
             }
-            group.membership.store(Arc::new(membership.clone()));
+            group.membership.store(membership.clone());
         }
         Event::Leader { term, node, .. } => {
             engines.stats.leader_changes.fetch_add(1, Ordering::Relaxed);
@@ -393,12 +393,12 @@ fn tell(event: &Event, group: &Group, shared: &Shared, engines: &Engines) {
                 tracing::info!(target: "chainfire_raft", "{change}");
             }
             // Before the log can be cut behind it, which takes another output.
-            let roster = Roster { index: *index, membership: membership.clone() };
+            let roster = Roster { index: *index, membership: (**membership).clone() };
             if let Err(error) = roster.save(&engines.dir) {
                 tracing::warn!(target: "chainfire_storage", "Who the members are was not kept, why={error} code=CF4011");
             }
             shared.transport.learn(membership);
-            group.membership.store(Arc::new(membership.clone()));
+            group.membership.store(membership.clone());
         }
         Event::HashMismatch { peer, index, ours, theirs, .. } => {
             engines.stats.hash_mismatches.fetch_add(1, Ordering::Relaxed);

@@ -314,7 +314,7 @@ impl ManyNode {
 #[cfg(test)]
 mod tests {
     use base::PeerId;
-    use consensus::{Mark, Membership};
+    use consensus::Mark;
     use storage::memlog::MemLog;
     use storage::{GroupWrite, HardState, LogBatch};
 
@@ -323,13 +323,8 @@ mod tests {
     #[test]
     fn a_new_peer_does_not_begin_on_the_log_of_the_one_before_it() {
         let (log, group) = (MemLog::new(), GroupId(7));
-        let create = |fresh| CreateGroup {
-            group,
-            peer: PeerId(3),
-            mark: Mark::default(),
-            membership: Membership::default(),
-            fresh,
-        };
+        let create =
+            |fresh| CreateGroup { group, peer: PeerId(3), mark: Mark::default(), membership: Arc::default(), fresh };
         assert!(check_log(&log, &create(true)).is_ok());
         let hard = Some(HardState { term: 4, vote: 2, commit: 0 });
         let write = |write| log.write(&LogBatch { groups: vec![write] }).unwrap();

@@ -398,7 +398,7 @@ impl Shell {
     /// Starts the threads and puts the group on the host.
     fn host(&self, machine: Box<dyn StateMachine>) -> Result<(), String> {
         let identity = self.identity();
-        let membership = self.keep_members(&*machine)?;
+        let membership = self.keep_members(&*machine)?.into();
         let fresh = !identity.voted;
         if fresh {
             self.folder.save(&Identity { voted: true, ..identity }).map_err(|error| error.to_string())?;

@@ -129,7 +129,7 @@ impl Room {
     /// Puts a group that was declared on the host. `changes_held`: see [`Input::HoldChanges`].
     pub fn create(&self, create: CreateGroup, machine: Box<dyn StateMachine>, changes_held: bool) {
         let group = self.engines.groups.get(create.group).expect("it was declared");
-        group.membership.store(Arc::new(create.membership.clone()));
+        group.membership.store(create.membership.clone());
         self.shared.transport.learn(&create.membership);
         self.applier.give(create.group, machine);
         let held = changes_held.then_some(Input::HoldChanges { group: create.group, held: true });

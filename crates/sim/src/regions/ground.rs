@@ -129,8 +129,8 @@ impl Group {
         *self.status.lock() = Arc::new(status);
     }
 
-    pub fn publish_membership(&self, membership: Membership) {
-        *self.membership.lock() = Arc::new(membership);
+    pub fn publish_membership(&self, membership: Arc<Membership>) {
+        *self.membership.lock() = membership;
     }
 }
 

@@ -122,7 +122,7 @@ pub struct Replica {
     /// Received and complete, waiting for the host's word.
     pub staged: Option<(u64, Box<dyn SnapshotSink>)>,
     pub install: Option<(u64, Mark)>,
-    membership: Membership,
+    membership: Arc<Membership>,
     /// Entries wait for what another group of this node is to do.
     pub put_off: bool,
 }
@@ -352,7 +352,7 @@ impl Node {
 
     /// What leaders have committed: index and term, and with whom they count, if that is certain. The world checks it, for it
     /// knows all disks.
-    pub fn commits(&mut self, stage: &Stage) -> Vec<(GroupId, u64, u64, Option<Membership>)> {
+    pub fn commits(&mut self, stage: &Stage) -> Vec<(GroupId, u64, u64, Option<Arc<Membership>>)> {
         let Some(running) = &mut self.running else { return Vec::new() };
         let Some(host) = &running.host else { return Vec::new() };
         let mut found = Vec::new();

@@ -142,7 +142,7 @@ impl Node {
         let handle = process.declare(PD_GROUP, &membership);
         let peer = process.identity().peer;
         let fresh = self.disk.log.state(PD_GROUP).is_none();
-        let create = CreateGroup { group: PD_GROUP, peer, mark: machine.mark(), membership, fresh };
+        let create = CreateGroup { group: PD_GROUP, peer, mark: machine.mark(), membership: membership.into(), fresh };
         {
             let mut out = process.out.lock();
             out.machines.insert(PD_GROUP, Box::new(machine));

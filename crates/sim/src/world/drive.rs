@@ -144,7 +144,7 @@ impl Node {
                     ("outgoing", peers(&membership.voters_outgoing)),
                 ];
                 stage.note(node, "membership", &counts);
-                stage.ledger.membership(group, index, membership);
+                stage.ledger.membership(group, index, (*membership).clone());
                 stage.moments.push((self.at, Moment::MembershipChanged));
             }
             Event::HashMismatch { group, peer, index, ours, theirs } => {

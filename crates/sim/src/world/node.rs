@@ -136,7 +136,7 @@ pub struct Replica {
     pub reads: BTreeMap<u64, Vec<(u64, Option<Time>)>>,
     /// As published after the last turn.
     pub lease: LeaderLease,
-    pub membership: Membership,
+    pub membership: Arc<Membership>,
     /// The index a read was last allowed at, for a planted bug.
     pub read_index: Option<u64>,
 }
@@ -247,7 +247,7 @@ impl Node {
             if stage.ledger.is_astray(*group, share.peer) {
                 stage.ledger.applied(*group, share.peer, mark);
             }
-            let membership = Membership::decode(&machine.membership()).unwrap_or_default();
+            let membership: Arc<Membership> = Membership::decode(&machine.membership()).unwrap_or_default().into();
             stage.note(self.id.0, "open", &[("group", group.0), ("peer", share.peer.0), ("applied", mark.index)]);
             inbox.push(Input::Create(CreateGroup {
                 group: *group,
@@ -383,7 +383,7 @@ impl Node {
                 let index = status.committed;
                 let entry =
                     replica.log.read(index, index, u64::MAX).ok().and_then(|entries| entries.into_iter().next());
-                let known = entry.filter(|_| steady).map(|entry| (entry.term, &membership));
+                let known = entry.filter(|_| steady).map(|entry| (entry.term, &*membership));
                 stage.ledger.committed(*group, index, known);
                 replica.membership = membership;
             }
