@@ -28,6 +28,7 @@ use crate::driver::{Engines, FULL_RETRY};
 use crate::group::Group;
 use crate::heal::{Damage, What};
 use crate::inbox::Inbox;
+use crate::pace;
 use crate::slots::{Receiving, Sending, Slot, Slots};
 use crate::waiters::Answer;
 
@@ -392,6 +393,7 @@ impl Applier {
 
     /// Puts snapshots in place, one after the other, until told to stop.
     pub fn run_installs(&self, engines: &Engines) {
+        pace::step_back();
         while !engines.stop.load(Ordering::Relaxed) {
             for install in self.installs.take(Duration::from_millis(200)) {
                 if let Err(error) = self.install(install, engines) {

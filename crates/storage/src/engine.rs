@@ -88,6 +88,9 @@ pub enum EngineEvent {
     },
 }
 
+/// Less than this is quickly written, and table files of its own are not worth having.
+const LARGE_RANGE_BYTES: u64 = 4 << 20;
+
 pub trait Engine: Send + Sync {
     /// Applies a batch: all of it or nothing, visible to every later view. Not synced.
     fn write(&self, batch: &WriteBatch) -> Result<(), EngineError>;
@@ -124,6 +127,19 @@ pub trait Engine: Send + Sync {
     /// let go of, nothing has changed, and the same may be tried again. A crash at any point leaves either the old
     /// content or the new one.
     fn commit_install(&self, install: &mut dyn Install) -> Result<(), EngineError>;
+
+    /// Begins to receive what is to replace the content of `from..to`. Nothing changes before the commit.
+    fn replace_range<'a>(
+        &'a self,
+        family: FamilyId,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError>;
+
+    /// Whether a range of so many bytes is better replaced by [`Engine::replace_range`] than written over.
+    fn is_large_range(&self, bytes: u64) -> bool {
+        bytes >= LARGE_RANGE_BYTES
+    }
 
     fn stats(&self) -> EngineStats;
 
@@ -163,6 +179,14 @@ pub trait Install: Send {
     fn finish(&mut self) -> Result<(), EngineError>;
     /// For the engine that made it.
     fn as_any(&mut self) -> &mut dyn std::any::Any;
+}
+
+/// The receiving end of a range's new content. Pairs come in the order of their keys.
+pub trait RangeInstall {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
+    /// Puts the new content in place, durably; views keep what they show. Nobody else writes to the range meanwhile. After an
+    /// error or a crash the range may hold what it held, nothing, or the new content, and all may be done again.
+    fn commit(self: Box<Self>) -> Result<(), EngineError>;
 }
 
 /// An engine's failure decides one of three things: the disk is full (the node refuses writes and goes on), a replacement is

@@ -20,7 +20,9 @@ use parking_lot::RwLock;
 use rpds::RedBlackTreeMapSync;
 
 use crate::batch::{Op, WriteBatch};
-use crate::engine::{Cursor, Droppable, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, View};
+use crate::engine::{
+    Cursor, Droppable, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, RangeInstall, View,
+};
 
 /// An engine in memory. Shared by the incarnations of a simulated node, as a disk would be.
 pub struct MemEngine {
@@ -138,14 +140,7 @@ impl MemEngine {
 impl Engine for MemEngine {
     fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
         let mut state = self.state.write();
-        match &mut state.writes_left {
-            Some(0) => (state.full, state.writes_left) = (true, None),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        if state.full {
-            return Err(EngineError::NoSpace("the simulated disk is full".into()));
-        }
+        state.find_room()?;
         let image = Arc::make_mut(&mut state.live);
         for op in batch.ops() {
             match op {
@@ -223,6 +218,16 @@ impl Engine for MemEngine {
         }
     }
 
+    fn replace_range<'a>(
+        &'a self,
+        family: FamilyId,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
+        let (from, to) = (from.to_vec(), to.to_vec());
+        Ok(Box::new(MemRange { engine: self, family, from, to, pairs: Vec::new() }))
+    }
+
     fn stats(&self) -> EngineStats {
         let bytes = self.state.read().live.bytes;
         EngineStats { total_bytes: bytes, live_bytes: bytes, memory_bytes: bytes, ..EngineStats::default() }
@@ -230,6 +235,21 @@ impl Engine for MemEngine {
 }
 
 impl State {
+    fn find_room(&mut self) -> Result<(), EngineError> {
+        match &mut self.writes_left {
+            Some(0) => (self.full, self.writes_left) = (true, None),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        if self.full { Err(EngineError::NoSpace("the simulated disk is full".into())) } else { Ok(()) }
+    }
+
+    /// All that may be read from now on.
+    fn images(&mut self) -> impl Iterator<Item = &mut Image> {
+        let State { live, durable, flushing, .. } = self;
+        [Some(live), Some(durable), flushing.as_mut()].into_iter().flatten().map(Arc::make_mut)
+    }
+
     /// Drops from every image what may be dropped.
     fn clean_up(&mut self, families: &[FamilySpec]) {
         let watermark = self.watermark;
@@ -429,6 +449,40 @@ impl Cursor for Backward<'_> {
     }
 
     fn status(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+struct MemRange<'a> {
+    engine: &'a MemEngine,
+    family: FamilyId,
+    from: Vec<u8>,
+    to: Vec<u8>,
+    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl RangeInstall for MemRange<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if key < &*self.from || key >= &*self.to {
+            return Err(EngineError::Failed("a pair does not belong to the range that is replaced".into()));
+        }
+        if self.pairs.last().is_some_and(|(last, _)| **last >= *key) {
+            return Err(EngineError::Failed("the pairs of a range must be in order".into()));
+        }
+        self.pairs.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    /// Of the rest nothing becomes durable by it.
+    fn commit(self: Box<Self>) -> Result<(), EngineError> {
+        let mut state = self.engine.state.write();
+        state.find_room()?;
+        state.images().for_each(|image| image.delete_range(self.family, &self.from, &self.to));
+        state.find_room()?;
+        let put = |image: &mut Image| {
+            self.pairs.iter().for_each(|(key, value)| image.put(self.family, key, value));
+        };
+        state.images().for_each(put);
         Ok(())
     }
 }

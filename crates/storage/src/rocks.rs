@@ -6,7 +6,7 @@
 //! wants a fast start flushes first.
 //!
 //! The parts: [`options`] how RocksDB is set up, [`view`] reading, [`install`] receiving a replacement, [`swap`]
-//! its crash-safe exchange on disk, [`events`] what RocksDB tells of itself, [`scrub`] and [`manifest`] checking what lies
+//! its crash-safe exchange on disk, [`range`] replacing a part of it, [`events`] what RocksDB tells of itself, [`scrub`] and [`manifest`] checking what lies
 //! on the disk, [`check`] a database that nobody has open.
 //!
 //! Invariants:
@@ -25,8 +25,10 @@ mod events;
 mod install;
 mod manifest;
 mod options;
+mod range;
 mod scrub;
 mod swap;
+mod tables;
 mod view;
 
 use std::path::Path;
@@ -46,9 +48,10 @@ pub use self::scrub::{PIECE_BYTES, StateScrub};
 use self::events::Events;
 use self::install::{RocksInstall, Staging};
 use self::options::Blueprint;
+use self::range::RocksRange;
 use self::view::{RocksView, Store};
 use crate::batch::{Op, WriteBatch};
-use crate::engine::{Engine, EngineError, EngineEvent, EngineStats, FamilyId, FamilySpec, Install, View};
+use crate::engine::{Engine, EngineError, EngineEvent, EngineStats, FamilyId, FamilySpec, Install, RangeInstall, View};
 
 /// How often, and how many times, a commit looks whether the last view of the old content is gone: 5 s in all.
 const VIEWS_POLL: Duration = Duration::from_millis(1);
@@ -62,6 +65,8 @@ pub struct RocksEngine {
     events: Arc<Events>,
     /// Counts replacements of the content.
     generation: AtomicU64,
+    /// Counts replaced ranges.
+    ranges: AtomicU64,
     writer: Mutex<Writer>,
     /// Set, but perhaps not yet in effect.
     watermark: AtomicU64,
@@ -83,6 +88,7 @@ impl RocksEngine {
     ) -> Result<RocksEngine, EngineError> {
         fs::create_dir_all(dir).map_err(failed_io)?;
         swap::settle(dir).map_err(failed_io)?;
+        range::discard(dir)?;
         if scrub::lost_current(dir).map_err(failed_io)? {
             return Err(EngineError::Corrupt("the file CURRENT is gone".to_owned()));
         }
@@ -96,6 +102,7 @@ impl RocksEngine {
             staging,
             events,
             generation: AtomicU64::new(0),
+            ranges: AtomicU64::new(0),
             writer: Mutex::new(Writer { batch: rust_rocksdb::WriteBatch::new(), options: without_log }),
             watermark: AtomicU64::new(0),
         })
@@ -260,6 +267,15 @@ impl Engine for RocksEngine {
         });
         *slot = replaced;
         slot.as_ref().map(|_| ()).map_err(EngineError::clone)
+    }
+
+    fn replace_range<'a>(
+        &'a self,
+        family: FamilyId,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
+        Ok(Box::new(RocksRange::begin(self, family, from, to)?))
     }
 
     fn is_stalled(&self) -> bool {

@@ -7,7 +7,7 @@
 //! ```text
 //!  incoming/region-N.part ──checked, fsynced──▶ renamed to incoming/region-N.whole      (decided: there is no way back)
 //!                          (flushed: its range is nobody else's on disk either)
-//!                                                 │ the range is emptied, the pairs put, the records last; flushed
+//!                                                 │ the range is emptied, the pairs come in, the records last; flushed
 //!                                                 ▼
 //!                                               removed                                  (done)
 //! ```
@@ -19,7 +19,8 @@
 //! A region may have taken another one in ([`super::merge`]) whose peer is still here, because this replica missed it: that
 //! one's range is emptied with the rest, and its records go in the same batch in which the new ones come.
 //!
-//! Left out so far: table files that are taken over as they are. Pairs are written as any others.
+//! The pairs of a large one become table files that the engine takes over as they are ([`storage::RangeInstall`]); those of a
+//! small one are written as any others.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -252,17 +253,8 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     let state = state_in(File::open(&path).map_err(failed)?)?;
     let displaced = merge::displaced(engine, id, &state)?;
     let mut batch = WriteBatch::new();
-    batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
-    let header = walk(file, |family, key, value| {
-        if family == RAW.0 {
-            batch.put(RAW, key, value);
-            if batch.bytes().len() >= BATCH_BYTES {
-                engine.write(&batch)?;
-                batch.clear();
-            }
-        }
-        Ok(())
-    })?;
+    let large = engine.is_large_range(file.metadata().map_err(failed)?.len());
+    let header = if large { replace(engine, file, &state)? } else { write_over(engine, file, &state, &mut batch)? };
     batch.put(REGION, &layout::state_key(id), &layout::write_state(&state));
     batch.put(REGION, &layout::membership_key(id), &header.membership);
     batch.delete(REGION, &layout::lacking_key(id));
@@ -278,6 +270,34 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     fs::remove_file(&path).map_err(failed)?;
     sync_folder_of(&path)?;
     Ok(displaced)
+}
+
+/// Has the engine take the pairs over as they are.
+fn replace(engine: &dyn Engine, file: File, state: &RegionState) -> Result<Header, MachineError> {
+    let mut range = engine.replace_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end))?;
+    let header = walk(file, |family, key, value| if family == RAW.0 { Ok(range.put(key, value)?) } else { Ok(()) })?;
+    range.commit()?;
+    Ok(header)
+}
+
+/// Writes the pairs as any others; the last of them are in the batch then.
+fn write_over(
+    engine: &dyn Engine,
+    file: File,
+    state: &RegionState,
+    batch: &mut WriteBatch,
+) -> Result<Header, MachineError> {
+    batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
+    walk(file, |family, key, value| {
+        if family == RAW.0 {
+            batch.put(RAW, key, value);
+            if batch.bytes().len() >= BATCH_BYTES {
+                engine.write(batch)?;
+                batch.clear();
+            }
+        }
+        Ok(())
+    })
 }
 
 /// The states that were decided for and are not in place, of regions that count.

@@ -10,7 +10,7 @@ use flaredb::region::layout::{self, REGION, Record};
 use storage::batch::Op;
 use storage::engine::EngineStats;
 use storage::memengine::MemEngine;
-use storage::{Engine, EngineError, FamilyId, Install, View, WriteBatch};
+use storage::{Engine, EngineError, FamilyId, Install, RangeInstall, View, WriteBatch};
 
 /// How an engine may lie, for a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +114,22 @@ impl Engine for Tripwire {
         self.inner.get(family, key)
     }
 
+    fn replace_range<'a>(
+        &'a self,
+        family: FamilyId,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
+        self.alive()?;
+        let range = self.inner.replace_range(family, from, to)?;
+        Ok(Box::new(TripRange { engine: self, family, from: from.to_vec(), to: to.to_vec(), range }))
+    }
+
+    /// Now this way, now that.
+    fn is_large_range(&self, bytes: u64) -> bool {
+        bytes % 2 == 1
+    }
+
     fn flush(&self) -> Result<(), EngineError> {
         self.step()?;
         match *self.lie.lock() {
@@ -148,6 +164,34 @@ impl Engine for Tripwire {
 
     fn stats(&self) -> EngineStats {
         self.inner.stats()
+    }
+}
+
+/// The power may be cut before anything is done, and when the old content is gone and the new one is not there.
+struct TripRange<'a> {
+    engine: &'a Tripwire,
+    family: FamilyId,
+    from: Vec<u8>,
+    to: Vec<u8>,
+    range: Box<dyn RangeInstall + 'a>,
+}
+
+impl RangeInstall for TripRange<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.engine.alive()?;
+        self.range.put(key, value)
+    }
+
+    fn commit(self: Box<Self>) -> Result<(), EngineError> {
+        self.engine.step()?;
+        if self.engine.view().scan(self.family, &self.from, Some(&self.to)).valid() {
+            let mut batch = WriteBatch::new();
+            batch.delete_range(self.family, &self.from, &self.to);
+            self.engine.inner.write(&batch)?;
+            self.engine.inner.flush()?;
+        }
+        self.engine.step()?;
+        self.range.commit()
     }
 }
 

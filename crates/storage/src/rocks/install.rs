@@ -9,14 +9,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rust_rocksdb::{DB, IngestExternalFileOptions, Options, SstFileWriter};
+use rust_rocksdb::{DB, IngestExternalFileOptions};
 
 use super::options::Blueprint;
+use super::tables::TableWriter;
 use super::{failed, failed_io, swap};
 use crate::engine::{EngineError, FamilyId, Install};
-
-/// A table file is closed and the next one begun after this many bytes of keys and values.
-const TABLE_BYTES: u64 = 128 << 20;
 
 /// The one place where installs are staged.
 pub(super) struct Staging {
@@ -36,12 +34,7 @@ impl Staging {
         let mut owner = self.owner.lock();
         swap::prepare(&self.dir).map_err(failed_io)?;
         *owner += 1;
-        let writers = self.blueprint.families.iter().map(|spec| FamilyWriter {
-            table: None,
-            options: Box::new(self.blueprint.family(spec)),
-            files: Vec::new(),
-            bytes: 0,
-        });
+        let writers = self.blueprint.families.iter().map(|spec| TableWriter::new(self.blueprint.family(spec)));
         Ok(RocksInstall { number: *owner, writers: writers.collect(), stage: Stage::Receiving, staging: self.clone() })
     }
 }
@@ -59,7 +52,7 @@ enum Stage {
 pub(super) struct RocksInstall {
     staging: Arc<Staging>,
     number: u64,
-    writers: Vec<FamilyWriter>,
+    writers: Vec<TableWriter>,
     stage: Stage,
 }
 
@@ -88,7 +81,7 @@ impl RocksInstall {
 
     fn build(&mut self) -> Result<(), EngineError> {
         for writer in &mut self.writers {
-            writer.close_table()?;
+            writer.close()?;
         }
         let owner = self.staging.owner.lock();
         check_owner(*owner, self.number)?;
@@ -122,11 +115,11 @@ impl Install for RocksInstall {
     fn put(&mut self, family: FamilyId, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         self.step(|install| {
             let at = usize::from(family.0);
-            if install.writers[at].table.is_none() {
+            if !install.writers[at].is_open() {
                 let owner = install.staging.owner.lock();
                 check_owner(*owner, install.number)?;
                 let name = format!("{}-{}.sst", family.0, install.writers[at].files.len());
-                install.writers[at].open_table(swap::staged_tables(&install.staging.dir).join(name))?;
+                install.writers[at].open(swap::staged_tables(&install.staging.dir).join(name))?;
             }
             install.writers[at].put(key, value)
         })
@@ -149,42 +142,6 @@ impl Drop for RocksInstall {
         if self.stage != Stage::Decided && *owner == self.number {
             // What cannot be deleted here is deleted when the folder is opened or received into again.
             let _ = swap::discard(&self.staging.dir);
-        }
-    }
-}
-
-/// The table files of one family. Dropped from the top down: the writer borrows the options.
-struct FamilyWriter {
-    table: Option<SstFileWriter<'static>>,
-    options: Box<Options>,
-    files: Vec<PathBuf>,
-    /// Bytes in the open table.
-    bytes: u64,
-}
-
-impl FamilyWriter {
-    fn open_table(&mut self, path: PathBuf) -> Result<(), EngineError> {
-        // SAFETY: the options lie on the heap, are never replaced, and are dropped after the writer.
-        let options: &'static Options = unsafe { &*std::ptr::from_ref(&*self.options) };
-        let mut table = SstFileWriter::create(options);
-        table.open(&path).map_err(failed)?;
-        self.table = Some(table);
-        self.files.push(path);
-        self.bytes = 0;
-        Ok(())
-    }
-
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        let table = self.table.as_mut().expect("opened before the first pair");
-        table.put(key, value).map_err(failed)?;
-        self.bytes += (key.len() + value.len()) as u64;
-        if self.bytes >= TABLE_BYTES { self.close_table() } else { Ok(()) }
-    }
-
-    fn close_table(&mut self) -> Result<(), EngineError> {
-        match self.table.take() {
-            Some(mut table) => table.finish().map_err(failed),
-            None => Ok(()),
         }
     }
 }

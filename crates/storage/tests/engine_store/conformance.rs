@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use storage::engine::EngineEvent;
-use storage::{Engine, EngineError, FamilyId, WriteBatch};
+use storage::{Engine, EngineError, FamilyId, View, WriteBatch};
 
 use crate::subject::*;
 
@@ -21,6 +21,7 @@ both!(
     cursors_keep_to_their_bounds,
     a_seek_only_goes_onwards,
     a_range_is_deleted_without_its_end,
+    a_range_gets_new_content,
     only_what_was_flushed_survives,
     clean_up_waits_until_the_watermark_is_durable,
     an_install_replaces_everything,
@@ -184,6 +185,49 @@ fn a_range_is_deleted_without_its_end(subject: impl Subject) {
     assert_eq!(engine.get(DATA, b"c").unwrap().unwrap(), "again");
     assert_eq!(engine.get(DATA, b"b").unwrap(), None);
     assert!(engine.get(INDEX, b"b").unwrap().is_some());
+}
+
+fn a_range_gets_new_content(mut subject: impl Subject) {
+    let engine = subject.engine();
+    let replace = |engine: &dyn Engine, pairs: &[(&str, &str)]| {
+        let mut range = engine.replace_range(DATA, b"b", b"d").unwrap();
+        pairs.iter().try_for_each(|(key, value)| range.put(key.as_bytes(), value.as_bytes()))?;
+        range.commit()
+    };
+    let shown = |view: &dyn View| -> String {
+        let pairs = walk(view.scan(DATA, b"", None)).into_iter().flat_map(|(key, value)| [key, value]);
+        String::from_utf8(pairs.collect::<Vec<_>>().concat()).unwrap()
+    };
+    put(&*engine, &[(DATA, b"a", b"1"), (DATA, b"b", b"1"), (DATA, b"c", b"1"), (DATA, b"d", b"1")]);
+    engine.flush().unwrap();
+    put(&*engine, &[(DATA, b"bb", b"2"), (INDEX, b"b", b"2")]);
+    let before = engine.view();
+    engine.replace_range(DATA, b"b", b"d").unwrap().put(b"b", b"3").unwrap();
+    assert_eq!(shown(&*engine.view()), "a1b1bb2c1d1", "nothing was committed");
+    assert!(replace(&*engine, &[("d", "3")]).is_err(), "it belongs to another range");
+    assert!(replace(&*engine, &[("c", "3"), ("b", "3")]).is_err(), "the pairs are out of order");
+    replace(&*engine, &[("b", "3"), ("bc", "3")]).unwrap();
+    assert_eq!(shown(&*engine.view()), "a1b3bc3d1");
+    assert_eq!(shown(&*before), "a1b1bb2c1d1");
+    assert!(engine.get(INDEX, b"b").unwrap().is_some());
+    put(&*engine, &[(DATA, b"bc", b"4"), (DATA, b"a", b"4")]);
+    assert_eq!(shown(&*engine.view()), "a4b3bc4d1");
+    drop((before, engine));
+    subject.cut_power();
+    let engine = subject.engine();
+    assert_eq!(shown(&*engine.view()), "a1b3bc3d1", "it is durable, and what came after it is not");
+    replace(&*engine, &[("bb", "5"), ("c", "5")]).unwrap();
+    assert_eq!(shown(&*engine.view()), "a1bb5c5d1");
+    replace(&*engine, &[]).unwrap();
+    drop(engine);
+    subject.cut_power();
+    let engine = subject.engine();
+    assert_eq!(shown(&*engine.view()), "a1d1");
+    replace(&*engine, &[("bb", "6")]).unwrap();
+    assert_eq!(shown(&*engine.view()), "a1bb6d1");
+    engine.flush().unwrap();
+    engine.reclaim().unwrap();
+    assert_eq!(shown(&*engine.view()), "a1bb6d1");
 }
 
 fn only_what_was_flushed_survives(mut subject: impl Subject) {

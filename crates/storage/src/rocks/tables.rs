@@ -1,0 +1,56 @@
+//! Table files that are written outside a database, and become part of one later.
+
+use std::path::PathBuf;
+
+use rust_rocksdb::{Options, SstFileWriter};
+
+use super::failed;
+use crate::engine::EngineError;
+
+/// A table file is closed and the next one begun after this many bytes of keys and values.
+const TABLE_BYTES: u64 = 128 << 20;
+
+/// The table files of one family. Dropped from the top down: the writer borrows the options.
+pub(super) struct TableWriter {
+    table: Option<SstFileWriter<'static>>,
+    options: Box<Options>,
+    pub files: Vec<PathBuf>,
+    /// Bytes in the open table.
+    bytes: u64,
+}
+
+impl TableWriter {
+    pub fn new(options: Options) -> TableWriter {
+        TableWriter { table: None, options: Box::new(options), files: Vec::new(), bytes: 0 }
+    }
+
+    /// Whether it takes pairs.
+    pub fn is_open(&self) -> bool {
+        self.table.is_some()
+    }
+
+    pub fn open(&mut self, path: PathBuf) -> Result<(), EngineError> {
+        // SAFETY: the options lie on the heap, are never replaced, and are dropped after the writer.
+        let options: &'static Options = unsafe { &*std::ptr::from_ref(&*self.options) };
+        let mut table = SstFileWriter::create(options);
+        table.open(&path).map_err(failed)?;
+        self.table = Some(table);
+        self.files.push(path);
+        self.bytes = 0;
+        Ok(())
+    }
+
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        let table = self.table.as_mut().expect("opened before the first pair");
+        table.put(key, value).map_err(failed)?;
+        self.bytes += (key.len() + value.len()) as u64;
+        if self.bytes >= TABLE_BYTES { self.close() } else { Ok(()) }
+    }
+
+    pub fn close(&mut self) -> Result<(), EngineError> {
+        match self.table.take() {
+            Some(mut table) => table.finish().map_err(failed),
+            None => Ok(()),
+        }
+    }
+}
