@@ -42,8 +42,6 @@ contents() {
         '-rwxr-xr-x root/root ./usr/share/chainfire/scripts/generate-dev-certs.sh' \
         '-rw-r--r-- root/root ./usr/share/man/man1/chainfire-client-status.1.gz' \
         '-rw-r--r-- root/root ./usr/share/man/man1/flaredb-client-cluster-status.1.gz' \
-        '-rw-r--r-- root/root ./usr/share/chainfire/prometheus/chainfire.rules.yml' \
-        '-rw-r--r-- root/root ./usr/share/chainfire/grafana/chainfire.json' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/ops/troubleshooting.md' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/ops/alerts/ChainfireNoLeader.md' \
         '-rw-r--r-- root/root ./usr/share/doc/chainfire/reference/configuration.md' \
@@ -66,8 +64,9 @@ contents() {
         done
     done
     for name in chainfire flaredb; do
-        for each in sysusers.d tmpfiles.d; do
-            grep -qxF -- "-rw-r--r-- root/root ./usr/lib/$each/$name.conf" "$work/list" || fail "not in the package: $each/$name.conf"
+        for each in "lib/sysusers.d/$name.conf" "lib/tmpfiles.d/$name.conf" "share/chainfire/prometheus/$name.rules.yml" \
+            "share/chainfire/grafana/$name.json"; do
+            grep -qxF -- "-rw-r--r-- root/root ./usr/$each" "$work/list" || fail "not in the package: $each"
         done
         grep -qxF -- "-rw-r--r-- root/root ./usr/share/man/man1/$name-client.1.gz" "$work/list" || fail "not in the package: $name-client(1)"
     done
@@ -126,7 +125,7 @@ documents() {
 bill_of_materials() {
     local parts
     parts=$(jq '.components | length' "$sbom")
-    jq -e '.bomFormat == "CycloneDX" and ([.components[].name] | contains(["tokio", "raft", "rust-librocksdb-sys"]))
+    jq -e '.bomFormat == "CycloneDX" and ([.components[].name] | contains(["tokio", "raft", "rust-librocksdb-sys", "flaredb", "placement"]))
         and ([.components[] | select((.licenses | length) == 0)] | length) == 0
         and ([.components[] | select(.hashes != [])] | length) > 100' "$sbom" > /dev/null || fail "the SBOM lacks something"
     echo "bill of materials: $parts crates"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The demo: three nodes of Chainfire on this machine, this machine's package database in them, and the death of a leader; then
-# FlareDB: a placement driver, three stores, and the death of a store.
+# FlareDB: a placement driver and three stores, regions that split, a replica that moves to a fourth store, and the death of a store.
 #
 #   scripts/demo.sh          stays up until Ctrl-C
 #   scripts/demo.sh --once   ends by itself; fails when anything is not as it should be
@@ -18,6 +18,7 @@ SERVER=${SERVER:-}
 HOSTS=(127.0.0.1 127.0.0.2 127.0.0.3)
 PD=127.0.0.11
 STORES=(127.0.0.21 127.0.0.22 127.0.0.23)
+FOURTH=127.0.0.24
 CLIENT_PORT=2379
 PEER_PORT=2380
 GOSSIP_PORT=2381
@@ -54,6 +55,8 @@ main() {
     kill_the_leader
     [ -n "$SERVER" ] || damage_a_file
     [ -n "$SERVER" ] || start_flaredb
+    [ -n "$SERVER" ] || split_regions
+    [ -n "$SERVER" ] || move_a_replica
     [ -n "$SERVER" ] || kill_a_store
     [ -n "$once" ] || stay
     say "Done."
@@ -63,8 +66,8 @@ make_certificates() {
     say "Making certificates in $folder/certs"
     # FlareDB's servers have addresses of their own; N of 127.0.0.2N is store N.
     local hosts=(--host "1=$PD") host
-    for host in "${STORES[@]}"; do hosts+=(--host "${host: -1}=$host"); done
-    scripts/generate-dev-certs.sh "$folder/certs" "${hosts[@]}" > "$folder/certs.log" || fail "no certificates were made: $(tail -n 3 "$folder/certs.log")"
+    for host in "${STORES[@]}" $FOURTH; do hosts+=(--host "${host: -1}=$host"); done
+    scripts/generate-dev-certs.sh "$folder/certs" --nodes 4 "${hosts[@]}" > "$folder/certs.log" || fail "no certificates were made: $(tail -n 3 "$folder/certs.log")"
     openssl x509 -in "$folder/certs/chainfire-node-1.crt" -noout -subject -issuer -enddate
     [ -n "$tls" ] || return 0
     echo "Clients show one too. In another terminal, all commands below need:"
@@ -264,6 +267,55 @@ start_store() {
     pids[$1]=$!
 }
 
+split_regions() {
+    say "Writing four MiB, and wanting regions of one MiB instead of a GiB: they split"
+    local client=(bin/flaredb-client --endpoint "$(endpoint $PD)") number key value deadline=$((SECONDS + START_SECONDS))
+    # As `scan` prints them: a line for the key, a line for the value.
+    for number in $(seq -w 1 40); do
+        echo "demo/$number"
+        head -c 72000 /dev/urandom | base64 -w 0
+        echo
+    done > "$folder/pairs"
+    while read -r key && read -r value; do
+        "${client[@]}" put "$key" "$value" > /dev/null < /dev/null
+    done < "$folder/pairs"
+    show "${client[@]}" policy set region-split-size=1 max-merge-region-size=0
+    until [ "$(pd_page regions | jq '.regions | length')" -ge 4 ]; do
+        [ $SECONDS -lt $deadline ] || fail "no region splits:" "$PD"
+        sleep 0.2
+    done
+    show "${client[@]}" regions list
+    echo "Each is a Raft group of its own, with a replica on every store; writes go to its leader"
+}
+
+move_a_replica() {
+    say "Starting a fourth store, and moving a replica there"
+    local client=(bin/flaredb-client --endpoint "$(endpoint $PD)") region from said deadline=$((SECONDS + START_SECONDS))
+    start_store $FOURTH
+    until read -r region from < <(movable) && said=$("${client[@]}" operators add move-peer "$region" "$from" 4 2> /dev/null); do
+        [ $SECONDS -lt $deadline ] || fail "no replica can be moved to the fourth store:" "$PD"
+        sleep 0.2
+    done
+    printf '$ %s\n%s\n' "${client[*]} operators add move-peer $region $from 4" "$said"
+    until pd_page "region/id/$region" | jq -e --argjson from "$from" '[.peers[].store_id] | index(4) and (index($from) | not)' > /dev/null; do
+        [ $SECONDS -lt $deadline ] || fail "the replica does not move:" "$PD"
+        sleep 0.2
+    done
+    echo "The fourth store has it, and store $from has not. Others are moved there too, because it has the fewest:"
+    deadline=$((SECONDS + START_SECONDS))
+    until "${client[@]}" -o json cluster-status 2> /dev/null | jq -e '.healthy and .operators == 0' > /dev/null; do
+        [ $SECONDS -lt $deadline ] || fail "replicas move and move:" "$PD"
+        sleep 0.2
+    done
+    show "${client[@]}" regions list
+}
+
+# A region without a replica on the fourth store, and a store with one of its replicas that does not lead.
+movable() {
+    pd_page regions | jq -r '[.regions[] | select(.leader and all(.peers[]; .store_id != 4))][0]
+        | "\(.id) \([.peers[].store_id] - [.leader.store_id] | .[0])"'
+}
+
 kill_a_store() {
     say "Killing the store that leads, and writing on"
     local leader survivor began deadline=$((SECONDS + START_SECONDS))
@@ -279,7 +331,16 @@ kill_a_store() {
         [ $SECONDS -lt $deadline ] || fail "the store does not come back:" "$leader"
         sleep 0.2
     done
-    echo "Store ${leader: -1} is back, and has what was written without it"
+    echo "Store ${leader: -1} is back, and has what was written without it; reading everything back through it"
+    deadline=$((SECONDS + START_SECONDS))
+    until bin/flaredb-client -o json --endpoint "$(endpoint $PD)" cluster-status 2> /dev/null | jq -e .healthy > /dev/null; do
+        [ $SECONDS -lt $deadline ] || fail "FlareDB is not well again:" "$PD"
+        sleep 0.2
+    done
+    bin/flaredb-client -o simple --endpoint "$(endpoint "$leader")" scan --prefix demo/ > "$folder/found"
+    cmp "$folder/pairs" "$folder/found" || fail "what was read is not what was written" "$leader"
+    echo "All $(($(wc -l < "$folder/found") / 2)) pairs under demo/ are as they were written"
+    show bin/flaredb-client --endpoint "$(endpoint $PD)" cluster-status
 }
 
 stay() {
@@ -298,7 +359,9 @@ curl ${tls:+--cacert \$ETCDCTL_CACERT --cert \$ETCDCTL_CERT --key \$ETCDCTL_KEY 
 tail -f $folder/${HOSTS[0]}.log
 bin/flaredb-client --endpoint $(endpoint $PD) cluster-status
 bin/flaredb-client --endpoint $(endpoint "${STORES[0]}") scan
+bin/flaredb-client --endpoint $(endpoint $PD) regions list
 bin/flaredb-client --endpoint $(endpoint $PD) explain store 1
+bin/flaredb-client --endpoint $(endpoint $PD) drain 4
 TEXT
     while :; do sleep 3600 & wait $!; done
 }
@@ -342,7 +405,7 @@ refuse_ports_in_use() {
         [ -n "$SERVER" ] || refuse_in_use "$host" "$GOSSIP_PORT"
     done
     [ -z "$SERVER" ] || return 0
-    for host in "$PD" "${STORES[@]}"; do
+    for host in "$PD" "${STORES[@]}" "$FOURTH"; do
         refuse_in_use "$host" "$CLIENT_PORT"
         refuse_in_use "$host" "$PEER_PORT"
     done

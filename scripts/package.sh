@@ -55,14 +55,14 @@ stage_files() {
     for name in chainfire flaredb; do
         install -D -m 0644 "packaging/sysusers.d/$name.conf" "$root/usr/lib/sysusers.d/$name.conf"
         install -D -m 0644 "packaging/tmpfiles.d/$name.conf" "$root/usr/lib/tmpfiles.d/$name.conf"
+        install -D -m 0644 "packaging/prometheus/$name.rules.yml" "$root/usr/share/chainfire/prometheus/$name.rules.yml"
+        install -D -m 0644 "packaging/grafana/$name.json" "$root/usr/share/chainfire/grafana/$name.json"
     done
     for name in chainfire flaredb placement-driver; do
         install -D -m 0644 "packaging/etc/centra-cloud/$name.toml" "$root/etc/centra-cloud/$name.toml"
         install -d "$root/etc/centra-cloud/$name.toml.d"
         completions "$built/$name" --print-completion
     done
-    install -D -m 0644 packaging/prometheus/chainfire.rules.yml "$root/usr/share/chainfire/prometheus/chainfire.rules.yml"
-    install -D -m 0644 packaging/grafana/chainfire.json "$root/usr/share/chainfire/grafana/chainfire.json"
     # Below the folder as it lies in a checkout, so that `scripts/generate-dev-certs.sh` is its name in both.
     install -D -m 0755 scripts/generate-dev-certs.sh "$root/usr/share/chainfire/scripts/generate-dev-certs.sh"
     completions "$built/chainfire-client" completion

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints what a program is made of, as CycloneDX 1.5 (JSON): every crate that is linked into it, with version, licence and
-# the checksum that Cargo.lock holds. RocksDB's C++ sources come in the crate rust-librocksdb-sys.
+# Prints what the package is made of, as CycloneDX 1.5 (JSON): every crate that is linked into one of its programs, with
+# version, licence and the checksum that Cargo.lock holds. RocksDB's C++ sources come in the crate rust-librocksdb-sys.
 #
 #   scripts/sbom.sh CRATE VERSION
 set -euo pipefail
@@ -14,7 +14,8 @@ checksums=$(awk '
     [inputs | split(" ") | { key: "\(.[0]) \(.[1])", value: .[2] }] | from_entries')
 
 # NAME vVERSION (PATH, for our own crates)|LICENCE
-cargo tree --offline --locked --edges normal,build --package chainfire --package cli --prefix none --format '{p}|{l}' 2> /dev/null \
+cargo tree --offline --locked --edges normal,build --package chainfire --package flaredb --package placement --package cli \
+    --prefix none --format '{p}|{l}' 2> /dev/null \
     | sed -E 's/ \(\*\)$//; s/ \((\/|proc-macro)[^)]*\)//g' | LC_ALL=C sort -u | jq -R -n --arg crate "$crate" --arg version "$version" \
     --arg time "$(date -u -d "@${SOURCE_DATE_EPOCH:-0}" +%FT%TZ)" --argjson checksums "$checksums" '
     {

@@ -41,8 +41,9 @@ pub enum Command {
     #[command(after_help = "\
 With --cluster all members are asked. Exit codes then:
   0 a leader is known and a majority of the voters answers; `health: degraded` and `advice:` tell what is wrong still
-  3 no member answers
+  3 no member can be reached
   4 quorum lost, or no leader elected
+  5 a member was reached, and none answers in time
 
 Examples:
   chainfire-client status | grep leader

@@ -137,6 +137,7 @@ impl Leader {
             for store in self.records.read().stores.values() {
                 term.view.put_store(meta_of(store), now);
             }
+            term.note_states(now);
             term.end_hopeless(now);
             term.end_stuck(now);
             (term.plan(now), term.emptied(now))

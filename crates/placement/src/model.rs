@@ -251,6 +251,11 @@ impl Operator {
         self.steps.iter().enumerate().skip(from).find(|(_, step)| !step.is_done(region, self.epoch))
     }
 
+    /// For a line of a log.
+    pub fn listed_steps(&self) -> String {
+        self.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
     /// Draws the peer ids that are still open.
     pub fn draw_peers(&mut self, mut draw: impl FnMut() -> PeerId) {
         for step in &mut self.steps {

@@ -25,7 +25,7 @@ use crate::strays::Strays;
 use crate::view::{
     DownPeer, Health, InFlight, Progress, RegionReport, ReportError, StoreMeta, StoreRates, StoreReport, StoreState,
 };
-use crate::{Plan, Policy, Region, View, plan};
+use crate::{Plan, Policy, Region, Store, View, plan};
 
 /// Operators that ended, kept for people.
 const ENDED_MAX: usize = 1000;
@@ -61,6 +61,8 @@ pub struct Term {
     overlaps: BTreeMap<GroupId, (GroupId, Time, Time)>,
     /// Stores that ask to be given up: since when, and when they asked last.
     asking: BTreeMap<NodeId, (Time, Time)>,
+    /// The states that stores were last seen in ([`Store::state_name`]), and since when.
+    states: BTreeMap<NodeId, (&'static str, Time)>,
     strays: Strays,
     /// Replicas that stores were told to take away, and when last. A step of long ago may make one of them a member after all.
     condemned: BTreeMap<(GroupId, PeerId), Time>,
@@ -115,6 +117,7 @@ impl Term {
             added: VecDeque::new(),
             overlaps: BTreeMap::new(),
             asking: BTreeMap::new(),
+            states: BTreeMap::new(),
             strays: Strays::default(),
             condemned: BTreeMap::new(),
             began: now,
@@ -349,6 +352,23 @@ impl Term {
         *since
     }
 
+    /// Looks what states stores are in; to be called in every round.
+    pub fn note_states(&mut self, now: Time) {
+        for store in self.view.stores() {
+            let state = store.state_name(now, &self.policy);
+            let known = self.states.entry(store.id()).or_insert((state, now));
+            if known.0 != state {
+                *known = (state, now);
+            }
+        }
+    }
+
+    /// Since when a store is in the state that it is in, as far as this term knows.
+    pub fn in_state_since(&self, store: &Store, now: Time) -> Time {
+        let known = self.states.get(&store.id()).filter(|(state, _)| *state == store.state_name(now, &self.policy));
+        known.map_or(now, |(_, since)| *since)
+    }
+
     pub fn plan(&mut self, now: Time) -> Vec<Operator> {
         self.strays.look(&self.view, now);
         if !self.view.is_ready(&self.policy, now) {
@@ -369,6 +389,7 @@ impl Term {
 
     pub fn begin(&mut self, operator: Operator, now: Time) -> Option<u64> {
         let (region, cause, reason) = (operator.region, operator.cause, operator.reason.clone());
+        let steps = operator.listed_steps();
         let id = self.next_operator;
         match self.view.begin(id, operator, now) {
             Ok(()) => {
@@ -376,7 +397,7 @@ impl Term {
                 self.counters.begun(cause);
                 tracing::info!(
                     target: "placement_schedule",
-                    "Operator begun, operator={id:x} region={region} cause={} reason={reason}",
+                    "Operator begun, operator={id:x} region={region} cause={} steps={steps} reason={reason}",
                     cause.name()
                 );
                 Some(id)
@@ -458,10 +479,12 @@ impl Term {
         let took = now.since(flight.started);
         tracing::info!(
             target: "placement_schedule",
-            "Operator ended, operator={:x} region={} cause={} took={}ms outcome={outcome}",
+            "Operator ended, operator={:x} region={} cause={} steps={} done={} took={}ms outcome={outcome}",
             flight.id,
             flight.operator.region,
             flight.operator.cause.name(),
+            flight.operator.listed_steps(),
+            flight.step,
             took.as_millis()
         );
         if self.ended.len() == ENDED_MAX {
@@ -613,6 +636,31 @@ mod tests {
             assert_eq!(term.view.region(GroupId(7)).unwrap().is_well_in(NodeId(2)), !down);
             now = now + CONDEMNED_FOR;
             term.condemn(&[], now);
+        }
+    }
+
+    #[test]
+    fn it_is_known_since_when_a_store_is_in_its_state() {
+        let policy = Policy::default();
+        let mut term = Term::new(1, &Records::default(), &policy, Time::ZERO, Arc::default()).unwrap();
+        term.view.put_store(StoreMeta::new(NodeId(1)), Time::ZERO);
+        let silent = policy.store_disconnected_time.as_millis() as u64;
+        // Looked at every second; heard of at first and at the end.
+        for (ms, heard, since) in [
+            (0, true, 0),
+            (1000, false, 0),
+            (silent - 1000, false, 0),
+            (silent, false, silent),
+            (silent + 1000, false, silent),
+            (silent + 2000, true, silent + 2000),
+        ] {
+            let now = Time::from_millis(ms);
+            if heard {
+                term.hear(NodeId(1), &pb::HeartbeatRequest { store_id: 1, ..pb::HeartbeatRequest::default() }, now);
+            }
+            term.note_states(now);
+            let store = term.view.store(NodeId(1)).unwrap();
+            assert_eq!(term.in_state_since(store, now), Time::from_millis(since), "after {ms} ms");
         }
     }
 

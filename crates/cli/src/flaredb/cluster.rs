@@ -10,15 +10,21 @@ use tonic::Code;
 
 use crate::args::Global;
 use crate::connect::connect;
-use crate::pd::ASK_PD;
+use crate::pd::{ASK_PD, no_leader, not_there};
 
 /// Whether all is well.
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
-    let channel = connect(global, &global.endpoint).await?;
+    let endpoint = &global.endpoint;
+    let channel = connect(global, endpoint)
+        .await
+        .map_err(|failure| if failure.text.ends_with("connection refused") { not_there(endpoint) } else { failure })?;
     let answer = PlacementClient::new(channel).cluster_status(pb::ClusterStatusRequest {}).await;
     let answer = answer.map_err(|status| {
-        let failure = Failure::of_status(&global.endpoint, &status);
-        if status.code() == Code::Unimplemented { failure.advise(ASK_PD) } else { failure }
+        let failure = Failure::of_status(endpoint, &status);
+        match status.code() {
+            Code::Unimplemented => failure.advise(ASK_PD),
+            _ => no_leader(endpoint, status.message()).unwrap_or(failure),
+        }
     })?;
     let status = answer.into_inner();
     let healthy = status.problems.is_empty();

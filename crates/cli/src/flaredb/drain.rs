@@ -116,7 +116,7 @@ struct Progress {
 impl Progress {
     fn new(store: u64, total: u64) -> Progress {
         let bar = ProgressBar::new(total);
-        let template = "store {prefix}: [{bar:40}] {pos} of {len} replicas moved, {msg}, {eta} left";
+        let template = "store {prefix}: [{bar:40}] {pos} of {len} replicas moved, {msg}";
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
         bar.set_style(style.progress_chars("=> "));
         bar.set_prefix(store.to_string());
@@ -147,12 +147,12 @@ impl Progress {
         let moved = self.total - left;
         let bytes = format::size(number(&draining["bytes_left"]));
         let under_way = number(&draining["under_way"]);
+        let eta = self.eta(draining, moved, left).map(|eta| format!(", about {} s", eta.as_secs())).unwrap_or_default();
         self.bar.set_length(self.total);
         self.bar.set_position(moved);
-        self.bar.set_message(format!("{bytes} left, {under_way} under way"));
+        self.bar.set_message(format!("{bytes} left, {under_way} under way{eta}"));
         if !self.terminal && self.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
             self.said = Some(Instant::now());
-            let eta = self.eta(moved, left).map(|eta| format!(", about {} s", eta.as_secs())).unwrap_or_default();
             eprintln!(
                 "store {}: {moved} of {} replicas moved, {bytes} left, {under_way} under way{eta}",
                 self.store, self.total
@@ -170,10 +170,11 @@ impl Progress {
         }
     }
 
-    /// At the pace so far.
-    fn eta(&self, moved: u64, left: u64) -> Option<Duration> {
+    /// What the placement driver reckons with, or longer, at the pace so far; `None` while nothing can be moved.
+    fn eta(&self, draining: &Value, moved: u64, left: u64) -> Option<Duration> {
+        let reckoned = Duration::from_secs(draining["eta_seconds"].as_u64()?);
         let each = self.began.elapsed().as_secs_f64() / moved as f64;
-        Duration::try_from_secs_f64(each * left as f64).ok()
+        Some(Duration::try_from_secs_f64(each * left as f64).map_or(reckoned, |paced| paced.max(reckoned)))
     }
 }
 

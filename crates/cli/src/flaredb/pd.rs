@@ -1,5 +1,7 @@
 //! The placement driver's pages, asked.
 
+use std::io;
+
 use cli::failure::{Failure, Kind};
 use serde_json::Value;
 
@@ -8,6 +10,22 @@ use crate::connect::reach;
 
 pub const ASK_PD: &str =
     "is that the placement driver, and does it speak TLS (https://)? its address is `pd_addr` in flaredb.toml";
+
+const START_PD: &str = "is the placement driver running there? look with `systemctl status placement-driver`, or ask \
+                        another member with --endpoint; keys are read and written without it";
+const START_OTHERS: &str = "a majority of the placement driver's members has to run: look with `systemctl status \
+                            placement-driver` on each of them; keys are read and written without it";
+
+/// Nobody listens where the placement driver was looked for.
+pub fn not_there(endpoint: &str) -> Failure {
+    Failure::new(Kind::Unreachable, format!("{endpoint}: connection refused")).advise(START_PD)
+}
+
+/// A member of the placement driver says so of itself and the others.
+pub fn no_leader(endpoint: &str, why: &str) -> Option<Failure> {
+    let failure = || Failure::new(Kind::NoLeader, format!("{endpoint}: {why}")).advise(START_OTHERS);
+    why.contains("no leader elected").then(failure)
+}
 
 /// The pages behind an endpoint.
 pub struct Pages<'a> {
@@ -51,9 +69,10 @@ impl Pages<'_> {
         let (url, tls) = reach(self.global, endpoint).map_err(silent)?;
         let asked = rpc::client::exchange(&url, method, &path, body.as_bytes(), tls.as_ref());
         let answer = tokio::time::timeout(self.global.timeout, asked).await;
-        let answer = answer
-            .map_err(|_| silent(Failure::timed_out(endpoint)))?
-            .map_err(|why| silent(Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD)))?;
+        let answer = answer.map_err(|_| silent(Failure::timed_out(endpoint)))?.map_err(|why| match why.kind() {
+            io::ErrorKind::ConnectionRefused => silent(not_there(endpoint)),
+            _ => silent(Failure::new(Kind::Unreachable, format!("{endpoint}: {why}")).advise(ASK_PD)),
+        })?;
         let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
         let refused = |kind, text: &str| {
             let failure = Failure::new(kind, format!("{endpoint}: {text}"));
@@ -63,8 +82,10 @@ impl Pages<'_> {
             (200..300, Some(value)) => Ok(value),
             (code, Some(value)) if value["error"].is_string() => {
                 let why = value["error"].as_str().unwrap_or_default();
+                if let Some(failure) = no_leader(endpoint, why) {
+                    return Err(Refused { code, failure });
+                }
                 let kind = match code {
-                    503 if why.contains("no leader") => Kind::NoLeader,
                     503 => Kind::Unreachable,
                     504 => Kind::TimedOut,
                     _ => Kind::Refused,

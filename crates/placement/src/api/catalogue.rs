@@ -23,7 +23,11 @@ const PAGES: &[(&str, &str, &str)] = &[
         "all stores that are not removed, and as `refused` those that were not let in lately; ?state=Up, Disconnected, Down, Offline or Tombstone",
     ),
     ("GET", "stores/limit", "replicas a minute that they take in and give"),
-    ("GET", "store/{id}", "one store; 410: it was removed"),
+    (
+        "GET",
+        "store/{id}",
+        "one store, and as `refused` those that asked lately for its id or with its data folder; 410: it was removed",
+    ),
     ("DELETE", "store/{id}", "empty it, and remove it when nothing is left; 409: the others could not take it"),
     ("POST", "store/{id}/state", "?state=Up: it stays after all; ?state=Offline: as DELETE"),
     (

@@ -14,8 +14,9 @@ use super::{Api, catalogue, hotspot, leadership, members, operators, regions, sc
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
-use crate::term::{Term, labels_of};
-use crate::view::{Health, Region, Store, StoreState};
+use crate::refusals::Refusal;
+use crate::term::{Term, labels_of, unix_s};
+use crate::view::{Health, Region};
 
 /// A new leader has not heard of the other members yet.
 const MEMBERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -168,26 +169,19 @@ fn cluster_of(api: &Api, records: &Records) -> base::ClusterId {
     records.cluster.unwrap_or_else(|| api.handle.cluster())
 }
 
-/// Up, Disconnected, Down, Offline or Tombstone.
-pub fn state_of(term: &Term, store: &Store, now: base::Time) -> &'static str {
-    match (store.meta.state, store.health(now, &term.policy)) {
-        (StoreState::Tombstone, _) => "Tombstone",
-        (_, Health::Down(_)) => "Down",
-        (StoreState::Offline, _) => "Offline",
-        (_, Health::Disconnected(_)) => "Disconnected",
-        (StoreState::Up, Health::Connected) => "Up",
-    }
-}
-
 fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
     let Some(store) = term.view.store(NodeId(record.id)) else { return Value::Null };
-    let state = state_of(term, store, now);
+    let state = store.state_name(now, &term.policy);
     let silent = match store.health(now, &term.policy) {
         Health::Connected => 0,
         Health::Disconnected(silent) | Health::Down(silent) => silent.as_secs(),
     };
-    // A store that this leader has not heard of: never zero, because tools divide by it.
-    let (capacity, available) = (store.report.capacity_bytes.max(1), store.report.available_bytes);
+    // Of a disk that this leader has not heard of: never zero, because tools divide by it, and not full.
+    let (capacity, available) = match store.report.capacity_bytes {
+        0 => (1, 1),
+        capacity => (capacity, store.report.available_bytes),
+    };
+    let unix_s_of = |time: base::Time| unix_s().saturating_sub(now.since(time).as_secs());
     let labels: Vec<Value> =
         labels_of(record).iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     json!({
@@ -195,6 +189,9 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         "state": state,
         "reason": reason(state, silent),
         "silent_seconds": silent,
+        // Since this leader leads, at the earliest.
+        "since_unix_seconds": unix_s_of(term.in_state_since(store, now)),
+        "last_heartbeat_unix_seconds": store.last_heard().map(unix_s_of),
         "address": record.client_url,
         "peer_address": record.peer_url,
         "incarnation": format!("{:016x}", record.incarnation),
@@ -254,7 +251,13 @@ fn stores(api: &Api, query: &Query) -> Page {
     };
     let all: Vec<Value> = values.filter(is_wanted).collect();
     let mut page = json!({ "count": all.len(), "stores": all });
-    let refused = api.counters.refusals.list(now).into_iter().map(|refusal| {
+    page["refused"] = refused(api, now, |_| true);
+    Ok(page)
+}
+
+/// Those that were not let in lately.
+fn refused(api: &Api, now: base::Time, is_wanted: impl Fn(&Refusal) -> bool) -> Value {
+    let value = |refusal: Refusal| {
         json!({
             "store_id": refusal.store_id,
             "incarnation": format!("{:016x}", refusal.incarnation),
@@ -262,9 +265,8 @@ fn stores(api: &Api, query: &Query) -> Page {
             "reason": refusal.why,
             "seconds_ago": now.since(refusal.at).as_secs(),
         })
-    });
-    page["refused"] = refused.collect();
-    Ok(page)
+    };
+    api.counters.refusals.list(now).into_iter().filter(is_wanted).map(value).collect()
 }
 
 fn store(api: &Api, id: u64) -> Page {
@@ -274,7 +276,11 @@ fn store(api: &Api, id: u64) -> Page {
     if record.state() == pb::StoreState::Tombstone {
         return Err(PageError::Http(StatusCode::GONE, format!("store {id} was removed")));
     }
-    Ok(store_value(record, &term, leader.now()))
+    let now = leader.now();
+    let mut page = store_value(record, &term, now);
+    // Who wants its id, or has its folder.
+    page["refused"] = refused(api, now, |refusal| refusal.store_id == id || refusal.incarnation == record.incarnation);
+    Ok(page)
 }
 
 /// Begins to empty a store. Refused when the others could not take what it holds.
@@ -362,7 +368,7 @@ impl Api {
         let mut stores = Vec::new();
         for record in records.stores.values() {
             let Some(store) = term.view.store(NodeId(record.id)) else { continue };
-            let state = state_of(&term, store, now);
+            let state = store.state_name(now, &term.policy);
             let silent_seconds = match store.health(now, &term.policy) {
                 _ if !store.reported => None,
                 Health::Connected => Some(0),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base::{NodeId, Time};
 
-use super::pages::{reason, state_of};
+use super::pages::reason;
 use crate::machine::Records;
 use crate::model::hex;
 use crate::term::Term;
@@ -37,7 +37,7 @@ pub fn problems(term: &Term, records: &Records, silent_members: &[String], now: 
 fn stores(problems: &mut Vec<String>, term: &Term, records: &Records, now: Time) {
     for id in records.stores.keys() {
         let Some(store) = term.view.store(NodeId(*id)) else { continue };
-        let state = state_of(term, store, now);
+        let state = store.state_name(now, &term.policy);
         if matches!(state, "Down" | "Disconnected") {
             let silent = match store.health(now, &term.policy) {
                 Health::Disconnected(silent) | Health::Down(silent) if store.reported => silent.as_secs(),

@@ -17,7 +17,7 @@ use crate::plan::filter::{self, Ask, Rejection};
 use crate::plan::replica::{self, What};
 use crate::plan::round::{Blocker, Round};
 use crate::policy::Policy;
-use crate::view::{Region, StoreState, View};
+use crate::view::{Health, Region, StoreState, View};
 
 /// Seconds that a replica takes beside the transfer of its bytes.
 pub const OVERHEAD_S: u64 = 10;
@@ -166,6 +166,15 @@ pub fn change_policy(view: &View, old: &Policy, new: &Policy, now: Time) -> Poli
     let sources = moved.then(|| removed_per_minute(&after, None));
     forecast.estimate = estimate(new, forecast.replicas, forecast.bytes, sources, &places, &after);
     forecast
+}
+
+/// How long the rest of an emptying store takes.
+pub(super) fn emptying(round: &Round<'_>, store: NodeId) -> Estimate {
+    let Some(now) = round.store(store) else { return Estimate::default() };
+    // A store that is down is asked for nothing.
+    let removed = (!matches!(now.health, Health::Down(_))).then(|| removed_per_minute(round, Some(store)));
+    let (replicas, bytes) = (now.store.region_count() as u64, now.store.region_bytes());
+    estimate(round.policy, replicas, bytes, removed, &Places::new(round), round)
 }
 
 /// Stores as places for replicas, leaving out what passes by itself.

@@ -1,11 +1,12 @@
 //! One store: what it takes, what it does not and why; what keeps it from emptying.
 
 use std::fmt;
+use std::time::Duration;
 
 use base::{NodeId, Time};
 use serde::Serialize;
 
-use crate::explain::{BlockedRegions, Gathered};
+use crate::explain::{BlockedRegions, Gathered, forecast};
 use crate::model::Cause;
 use crate::plan::filter;
 use crate::plan::round::{Round, StoreNow};
@@ -60,6 +61,8 @@ pub struct Draining {
     pub under_way: u64,
     /// Replicas that a round may move at once.
     pub movable: u64,
+    /// How long the rest takes, as a forecast has it ([`forecast`]); `None` while nothing of it can be moved.
+    pub eta_seconds: Option<u64>,
     pub blocked: Vec<BlockedRegions>,
 }
 
@@ -157,12 +160,15 @@ fn draining(round: &mut Round<'_>, store: NodeId) -> Option<Draining> {
             Err(blocker) => blocked.add(region.id, &blocker),
         }
     }
+    let replicas_left = known.region_count() as u64;
+    let moves = replicas_left == 0 || under_way + movable > 0;
     Some(Draining {
         why,
-        replicas_left: known.region_count() as u64,
+        replicas_left,
         bytes_left: known.region_bytes(),
         under_way,
         movable,
+        eta_seconds: moves.then(|| forecast::emptying(round, store).seconds),
         blocked: blocked.list(),
     })
 }
@@ -201,10 +207,12 @@ impl fmt::Display for StoreExplanation {
         let (score, average, tolerance) = (self.score_mib, self.average_score_mib, self.tolerance_mib);
         writeln!(f, "balance: {} (score {score} MiB, average {average}, tolerance {tolerance})", self.balance)?;
         if let Some(draining) = &self.draining {
-            let Draining { why, replicas_left, under_way, movable, blocked, .. } = draining;
+            let Draining { why, replicas_left, under_way, movable, eta_seconds, blocked, .. } = draining;
+            let eta = eta_seconds.map(|eta| format!(", about {}", format_span(Duration::from_secs(eta))));
             writeln!(
                 f,
-                "drains, because {why}: {replicas_left} replicas left, {under_way} under way, {movable} movable"
+                "drains, because {why}: {replicas_left} replicas left, {under_way} under way, {movable} movable{}",
+                eta.unwrap_or_default()
             )?;
             for kind in blocked {
                 writeln!(f, "  held up: {kind}")?;

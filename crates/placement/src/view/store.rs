@@ -153,6 +153,11 @@ impl Store {
         self.meta.id
     }
 
+    /// `None`: not since this view began.
+    pub fn last_heard(&self) -> Option<Time> {
+        self.reported.then_some(self.heard)
+    }
+
     /// Since it was last heard of; since it is known, if never.
     pub fn silent_for(&self, now: Time) -> Duration {
         now.since(self.heard)
@@ -164,6 +169,17 @@ impl Store {
             silent if silent >= policy.max_store_down_time => Health::Down(silent),
             silent if silent >= policy.store_disconnected_time => Health::Disconnected(silent),
             _ => Health::Connected,
+        }
+    }
+
+    /// Up, Disconnected, Down, Offline or Tombstone: what is agreed and how long it is silent, in one word.
+    pub fn state_name(&self, now: Time, policy: &Policy) -> &'static str {
+        match (self.meta.state, self.health(now, policy)) {
+            (StoreState::Tombstone, _) => "Tombstone",
+            (_, Health::Down(_)) => "Down",
+            (StoreState::Offline, _) => "Offline",
+            (_, Health::Disconnected(_)) => "Disconnected",
+            (StoreState::Up, Health::Connected) => "Up",
         }
     }
 

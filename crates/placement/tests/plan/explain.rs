@@ -130,7 +130,7 @@ fn a_store_that_does_not_drain_says_why() {
     small.store(4, |report| report.available_bytes = 10 * GIB);
     let told = store::explain(&small.view, &small.policy, NodeId(3), small.now).unwrap();
     let draining = told.draining.as_ref().unwrap();
-    assert_eq!((draining.replicas_left, draining.movable), (4, 0));
+    assert_eq!((draining.replicas_left, draining.movable, draining.eta_seconds), (4, 0, None));
     assert_eq!(
         draining.blocked.iter().map(|kind| (kind.blocker, kind.regions)).collect::<Vec<_>>(),
         [("no-candidate", 4)]
@@ -139,7 +139,10 @@ fn a_store_that_does_not_drain_says_why() {
     assert!(told.to_string().contains("drains, because it is going offline: 4 replicas left"), "{told}");
     small.store(4, |_| {});
     let told = store::explain(&small.view, &small.policy, NodeId(3), small.now).unwrap();
-    assert_eq!(told.draining.unwrap().movable, 4);
+    let draining = told.draining.as_ref().unwrap();
+    // 15 a minute, of 4.
+    assert_eq!((draining.movable, draining.eta_seconds), (4, Some(16)));
+    assert!(told.to_string().contains("4 movable, about 16s"), "{told}");
     let full = store::explain(&small.view, &small.policy, NodeId(1), small.now).unwrap();
     assert_eq!(full.balance, "balance-region-scheduler is off");
     small.policy.schedulers = Scheduler::ALL.into();

@@ -7,6 +7,7 @@ use tonic::Code;
 
 use crate::cluster::{Cluster, PATIENCE, delete, get, put};
 use crate::disks::SmallDisk;
+use crate::tell::{figure, skipped};
 
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -17,7 +18,7 @@ const ABOVE_THE_LINE: u64 = 45 << 20;
 
 fn small_disk(cluster: &Cluster, store: usize) -> Option<SmallDisk> {
     let disk = SmallDisk::mount_at(&cluster.data_dir(&cluster.stores[store]));
-    disk.inspect_err(|why| println!("skipped: a small file system cannot be mounted: {why}")).ok()
+    disk.inspect_err(|why| skipped("flaredb::full_disk", &format!("no small file system can be mounted: {why}"))).ok()
 }
 
 fn spawn_all(cluster: &mut Cluster) {
@@ -45,7 +46,7 @@ async fn a_full_store_refuses_puts_until_there_is_room() {
                 Err(why) => break why,
             }
         };
-        println!("figure: full disk, cycle {cycle}: refused after {} ms", full.elapsed().as_millis());
+        figure(format_args!("full disk, cycle {cycle}: refused after {} ms", full.elapsed().as_millis()));
         assert_eq!(why.code(), Code::ResourceExhausted);
         assert!(why.message().contains("only deletes are taken"), "{why:?}");
         assert_eq!(get(&mut client, &format!("k{}", 2 * cycle)).await.unwrap().as_deref(), Some("v"));
@@ -70,7 +71,7 @@ async fn a_full_store_refuses_puts_until_there_is_room() {
             assert!(roomy.elapsed() < BACK_WITHIN, "puts do not come back");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        println!("figure: full disk, cycle {cycle}: taken again after {} ms", roomy.elapsed().as_millis());
+        figure(format_args!("full disk, cycle {cycle}: taken again after {} ms", roomy.elapsed().as_millis()));
     }
 }
 
@@ -96,7 +97,7 @@ async fn a_full_store_among_others_hands_over_and_is_relieved() {
     for store in 0..3 {
         put(&mut cluster.raw(store).await, &format!("full-{store}"), "v").await.unwrap();
     }
-    println!("figure: a full leader: puts go on after {} ms", full.elapsed().as_millis());
+    figure(format_args!("a full leader: puts go on after {} ms", full.elapsed().as_millis()));
 
     // With a place for it its replica leaves, and what it missed is made good.
     let fourth = cluster.add_store(0);
@@ -152,7 +153,7 @@ async fn runs_out_of_room_while_there_is_a(part: &str) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     disk.fill(&ballast, ABOVE_THE_LINE);
-    println!("figure: full while there is a {part}: {}", is_there());
+    figure(format_args!("full while there is a {part}: {}", is_there()));
     cluster
         .until("there is no room for all of it", async |cluster| {
             cluster.page("stores").await.is_some_and(|page| page["stores"][2]["full"] == true)
@@ -165,7 +166,7 @@ async fn runs_out_of_room_while_there_is_a(part: &str) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!cluster.stores[2].has_ended(), "it ended");
     let said = cluster.stores[2].said();
-    println!("figure: waited to be put in place: {}", said.contains("CF4016"));
+    figure(format_args!("waited to be put in place: {}", said.contains("CF4016")));
     fs::remove_file(&ballast).unwrap();
     cluster.until("it has all of it", async |cluster| cluster.has_replicas(3).await).await;
     for number in (0..VALUES).step_by(17) {

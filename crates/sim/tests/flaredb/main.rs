@@ -1,11 +1,13 @@
 //! FlareDB as processes: a placement driver, stores, and clients through the public API.
 
 mod cluster;
-// Frozen disks are of no use here.
+mod commands;
+// Not all of it is needed here.
 #[allow(dead_code)]
 #[path = "../processes/disks.rs"]
 mod disks;
 mod full_disk;
+mod labels;
 mod lost;
 #[path = "../common/machine.rs"]
 mod machine;
@@ -19,6 +21,8 @@ mod raw;
 mod secure;
 mod service;
 mod splits;
+mod stalled_disk;
+mod standalone;
 mod stores;
 // Not all of it is needed here.
 #[allow(dead_code)]

@@ -79,7 +79,7 @@ fn spread(number: u64) -> String {
 }
 
 /// Cuts the first region at keys, and waits for the parts.
-async fn split_at(cluster: &mut Cluster, keys: &[&str]) {
+pub async fn split_at(cluster: &mut Cluster, keys: &[&str]) {
     let page = cluster.page("regions").await.unwrap();
     let region = regions(&page)[0]["id"].clone();
     let hex = |key: &&str| key.bytes().map(|byte| format!("{byte:02X}")).collect::<String>();
@@ -391,6 +391,12 @@ async fn operators_are_asked_for_and_called_off() {
             cluster.client(&cluster.pd[0], &["operators", "--ended"]).1.contains("admin")
         })
         .await;
+    let steps = format!("region={id} cause=admin steps=transfer the leader to store {to}");
+    for (line, rest) in [("Operator begun", " reason=asked for by people"), ("Operator ended", " done=1 took=")] {
+        let told = format!("{steps}{rest}");
+        let is_told = |said: &str| said.lines().any(|said| said.contains(line) && said.contains(&told));
+        cluster.until(line, async |cluster| is_told(&cluster.pd[0].said())).await;
+    }
 
     // One that cannot come to an end is given up, with the reason; what it has begun is taken away again.
     let fourth = cluster.add_store(4);
@@ -446,6 +452,7 @@ async fn a_store_is_drained_watched_and_brought_back() {
     assert!(begun && said.contains("is being emptied"), "{said}");
     let explained = cluster.page(&format!("explain/store/{holder}")).await.unwrap();
     assert!(explained["text"].as_str().unwrap().contains("store-add-limit 0"), "{explained}");
+    assert!(explained["draining"]["eta_seconds"].is_null(), "nothing can be moved: {explained}");
     let (back, said) = cluster.client(&cluster.pd[0], &["drain", &holder, "--cancel"]);
     assert!(back && said.contains("is up again"), "{said}");
     assert_eq!(cluster.page(&format!("store/{holder}")).await.unwrap()["state"], "Up");
@@ -455,7 +462,7 @@ async fn a_store_is_drained_watched_and_brought_back() {
     // Now it is watched to its end.
     let (drained, said) = cluster.client(&cluster.pd[0], &["drain", &holder]);
     assert!(drained && said.contains(&format!("store {holder} is empty and removed")), "{said}");
-    assert!(said.contains("replicas moved"), "{said}");
+    assert!(said.contains("replicas moved") && said.contains("under way, about "), "{said}");
     assert_eq!(ask(&cluster.pd[0], "GET", &format!("store/{holder}"), Value::Null).await.0, 410);
     let (again, said) = cluster.client(&cluster.pd[0], &["drain", &holder]);
     assert!(!again && said.contains("is a tombstone already"), "{said}");

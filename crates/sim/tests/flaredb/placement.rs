@@ -1,6 +1,19 @@
 //! The placement driver's pages and programs, as the runbook asks them.
 
-use crate::cluster::Cluster;
+use serde_json::Value;
+
+use crate::cluster::{Cluster, Process};
+
+/// The runbook's search for full disks.
+const FULL: &str = ".stores[] | select((.available / .capacity) < 0.1)";
+
+/// A page, as the runbook has it asked with jq.
+fn asked(pd: &Process, path: &str, filter: &str) -> String {
+    let line = format!("curl -s {}/pd/api/v1/{path} | jq -c '{filter}'", pd.url());
+    let output = std::process::Command::new("bash").args(["-c", &line]).output().unwrap();
+    assert!(output.status.success(), "{line}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_runbooks_lines_work() {
@@ -20,15 +33,10 @@ async fn the_runbooks_lines_work() {
 
     // Any member answers, and what it says can be asked with the runbook's jq.
     for pd in &cluster.pd {
-        let ask = |path: &str, filter: &str| {
-            let line = format!("curl -s {}/pd/api/v1/{path} | jq -c '{filter}'", pd.url());
-            let output = std::process::Command::new("bash").args(["-c", &line]).output().unwrap();
-            assert!(output.status.success(), "{line}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        };
+        let ask = |path: &str, filter: &str| asked(pd, path, filter);
         assert_eq!(ask("stores", ".stores[] | .id"), "1\n2\n3\n");
         assert_eq!(ask("stores", ".stores[] | select(.state!=\"Up\")"), "");
-        assert_eq!(ask("stores", ".stores[] | select((.available / .capacity) < 0)"), "");
+        assert_eq!(ask("stores", FULL), "");
         assert_eq!(ask("stats/region", "[.count, .pending_peers]"), "[1,0]\n");
         assert_eq!(ask("operators", "."), "[]\n");
         assert!(ask("config/schedule", ".schedulers").contains("balance-leader"));
@@ -59,4 +67,42 @@ async fn the_placement_driver_survives_its_leader() {
             health.as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|one| one["health"] == true))
         })
         .await;
+}
+
+/// A store that is down, and a leader of the placement driver that has never heard of it: its disk is not known, and not full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_never_heard_of_is_not_called_full() {
+    let mut cluster = Cluster::start(3, 3).await;
+    cluster.stores[2].kill();
+    let members = cluster.page("members").await.unwrap();
+    let leader = members["leader"]["member_id"].as_u64().unwrap() as usize - 1;
+    cluster.pd[leader].kill();
+    none_is_full(&mut cluster, (leader + 1) % 3).await;
+    // And when all of them have begun anew.
+    cluster.pd[leader].spawn();
+    for pd in &mut cluster.pd {
+        pd.kill();
+        pd.spawn();
+    }
+    none_is_full(&mut cluster, leader).await;
+}
+
+/// Looks for full disks, from the moment that a member knows a leader until that one has heard the two stores that run.
+async fn none_is_full(cluster: &mut Cluster, member: usize) {
+    cluster
+        .until("the leader has heard the stores that run", async |cluster| {
+            let page = rpc::client::page(&cluster.pd[member].url(), "/pd/api/v1/stores", None).await;
+            let page: Value = serde_json::from_slice(&page.unwrap_or_default()).unwrap_or_default();
+            let stores = page["stores"].as_array().cloned().unwrap_or_default();
+            let number = |store: &Value, name: &str| store[name].as_u64().unwrap_or(0);
+            for store in &stores {
+                assert!(number(store, "available") * 10 >= number(store, "capacity"), "{store}");
+            }
+            let is_heard = |store: &&Value| store["last_heartbeat_unix_seconds"].is_u64();
+            stores.len() == 3 && stores.iter().filter(is_heard).count() == 2
+        })
+        .await;
+    let pd = &cluster.pd[member];
+    assert_eq!(asked(pd, "stores", FULL), "");
+    assert_eq!(asked(pd, "store/3", "[.capacity, .available, .last_heartbeat_unix_seconds]"), "[1,1,null]\n");
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cluster::{Cluster, get, put};
+use crate::cluster::{Cluster, RAFT_PORT, get, put};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_emptied_and_removed_when_another_can_take_its_place() {
@@ -65,6 +65,64 @@ async fn a_second_store_of_the_same_id_is_refused() {
     put(&mut cluster.raw(0).await, "k", "v").await.unwrap();
     let page = cluster.page("stores").await.unwrap();
     assert_eq!((page["count"].as_u64(), page["stores"][0]["state"].as_str()), (Some(1), Some("Up")));
+    // Its page has both.
+    let page = cluster.page("store/1").await.unwrap();
+    let refused = &page["refused"][0];
+    assert_eq!(page["address"].as_str(), Some(cluster.stores[0].url().as_str()));
+    assert_eq!(refused["address"].as_str(), Some(cluster.stores[second].url().as_str()), "{page}");
+    assert!(refused["reason"].as_str().is_some_and(|why| why.contains("duplicate store_id 1")), "{page}");
+}
+
+/// Whoever names another store's Raft address would be taken for it by the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_at_the_raft_address_of_another_is_refused() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let taken = format!("{}:{RAFT_PORT}", cluster.stores[0].address);
+    let second = cluster.add_store(0);
+    cluster.stores[second].flag(&format!("--raft-advertise-addr={taken}")).spawn();
+    let why = format!("duplicate address: store 1 is at {} / http://{taken}", cluster.stores[0].url());
+    cluster.until("it is told why it is refused", async |cluster| cluster.stores[second].said().contains(&why)).await;
+    let page = cluster.page("stores").await.unwrap();
+    assert_eq!((page["count"].as_u64(), page["refused"][0]["reason"].as_str()), (Some(1), Some(why.as_str())));
+    assert!(!cluster.stores[second].said().contains("Registered with PD"));
+    // The first is as it was.
+    put(&mut cluster.raw(0).await, "k", "v").await.unwrap();
+    assert_eq!(get(&mut cluster.raw(0).await, "k").await.unwrap().as_deref(), Some("v"));
+}
+
+/// Since when a store is in its state, and when it was last heard of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_told_since_when_a_store_is_silent() {
+    const SILENT_SECONDS: u64 = 5;
+    let mut cluster = Cluster::start(1, 2).await;
+    cluster.set_policy(r#"{"store-disconnected-time": "5s"}"#);
+    cluster.stores[1].kill();
+    let killed = unix_s();
+    let (state, up_since, _) = states(&cluster, 2).await;
+    assert_eq!(state, "Up");
+    cluster.until("it is missed", async |cluster| states(cluster, 2).await.0 == "Disconnected").await;
+    // Seconds are whole ones, so that each may be one too much.
+    let (_, since, heard) = states(&cluster, 2).await;
+    let (low, high) = (heard + SILENT_SECONDS, unix_s() + 1);
+    assert!(0 < heard && heard <= killed + 1 && up_since < since, "{up_since} {heard} {killed} {since}");
+    assert!(low <= since + 1 && since <= high, "{low} {since} {high}");
+    let (state, since, heard) = states(&cluster, 1).await;
+    assert!(state == "Up" && since <= killed + 1 && heard + 1 >= killed, "{state} {since} {heard} {killed}");
+    cluster.stores[1].spawn();
+    cluster.until("it is back", async |cluster| states(cluster, 2).await.0 == "Up").await;
+    assert!(states(&cluster, 2).await.1 >= killed);
+}
+
+/// A store's state, since when it is in it, and when it was last heard of.
+async fn states(cluster: &Cluster, store: u64) -> (String, u64, u64) {
+    let page = cluster.page(&format!("store/{store}")).await.unwrap_or_default();
+    let seconds = |name: &str| page[name].as_u64().unwrap_or(0);
+    let state = page["state"].as_str().unwrap_or_default().to_owned();
+    (state, seconds("since_unix_seconds"), seconds("last_heartbeat_unix_seconds"))
+}
+
+fn unix_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

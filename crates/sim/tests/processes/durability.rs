@@ -161,6 +161,27 @@ async fn lost_and_changed_writes_are_seen() {
     }
 }
 
+/// Two nodes that know nothing of each other are a cluster whose replicas differ as soon as they are told different things.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_differ_are_seen() {
+    let mut cluster = Cluster::new(2, Options::default());
+    for index in 0..2 {
+        cluster.nodes[index].initial_cluster = format!("{}={}", cluster.nodes[index].name, cluster.peer_url(index));
+        cluster.spawn(index);
+    }
+    cluster.wait_until_all_serve().await;
+    let cluster = Arc::new(cluster);
+    for (value, elsewhere) in [("1", "1"), ("2", "altered"), ("3", "3")] {
+        cluster.client(0).put("key", value).await.unwrap();
+        cluster.client(1).put("key", elsewhere).await.unwrap();
+        let differ = {
+            let cluster = cluster.clone();
+            fails(async move { cluster.assert_equal_hashes().await }).await
+        };
+        assert_eq!(differ, value != "1", "after {value} and {elsewhere}");
+    }
+}
+
 /// Clients that put keys of their own, each once, as fast as they are answered.
 pub struct Writers {
     stop: Arc<AtomicBool>,

@@ -40,7 +40,7 @@ async fn wait_for(cluster: &Cluster, through: usize, index: usize, state: Gossip
     }
 }
 
-async fn wait_for_all_alive(cluster: &Cluster) {
+pub async fn wait_for_all_alive(cluster: &Cluster) {
     for through in 0..cluster.nodes.len() {
         for index in 0..cluster.nodes.len() {
             wait_for(cluster, through, index, GossipState::Alive).await;

@@ -602,7 +602,7 @@ fn files(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, u64)> {
 
 /// Waits until what was written lies in tables, and the largest of them is not on its way out: one that was merged into
 /// another is read by nobody any more.
-async fn wait_for_settled_tables(cluster: &Cluster, index: usize) {
+pub async fn wait_for_settled_tables(cluster: &Cluster, index: usize) {
     const STANDS_FOR: Duration = Duration::from_secs(1);
     let largest = || {
         let tables = tables(cluster, index);
@@ -621,7 +621,7 @@ async fn wait_for_settled_tables(cluster: &Cluster, index: usize) {
     }
 }
 
-fn flip_in_table(cluster: &Cluster, index: usize) {
+pub fn flip_in_table(cluster: &Cluster, index: usize) {
     let largest = tables(cluster, index).into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are tables");
     flip_byte(&largest.0, largest.1 / 2);
 }

@@ -115,11 +115,30 @@ async fn gap(writers: &Writers, moment: Instant) -> Duration {
         let moments = writers.moments();
         let after = moments.iter().filter(|at| **at > moment + Duration::from_millis(ELECTION_MS)).count();
         if after >= FLOWING {
-            let around = moments.iter().position(|at| *at > moment).unwrap_or(0).saturating_sub(1);
-            let pairs = moments[around..].windows(2);
-            return pairs.map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+            return longest_around(&moments, moment);
         }
         assert!(Instant::now() < deadline, "writes do not flow again");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// The longest time between two moments, from the last one before `moment` on.
+fn longest_around(moments: &[Instant], moment: Instant) -> Duration {
+    let around = moments.iter().position(|at| *at > moment).unwrap_or(0).saturating_sub(1);
+    moments[around..].windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
+
+/// The measure has teeth: a pause that the moment lies in is seen whole, a later one too, and one that was over is not.
+#[test]
+fn the_pause_around_a_moment_is_seen() {
+    let begun = Instant::now();
+    let at = |ms: u64| begun + Duration::from_millis(ms);
+    let longest = |acknowledged: &[u64], moment| {
+        let moments: Vec<Instant> = acknowledged.iter().map(|ms| at(*ms)).collect();
+        longest_around(&moments, at(moment)).as_millis()
+    };
+    assert_eq!(longest(&[0, 10, 20, 920, 930], 25), 900);
+    assert_eq!(longest(&[0, 10, 20, 30, 40, 740, 750], 25), 700);
+    assert_eq!(longest(&[0, 800, 810, 820, 830], 815), 10);
+    assert_eq!(longest(&[100, 110, 710], 50), 600);
 }

@@ -20,11 +20,13 @@
 //! | `stalled_disk`, `lossy`, `stopping` | who cannot write leads no more; lost packets cost an election at most; who is needed stops late |
 //! | `offline` | folders of stopped nodes are checked and repaired, and one of three goes on alone |
 //! | `healing` | damaged data is never served, and is made good from the others |
+//! | `scrubbing` | damage is found though nobody asks |
 //! | `spared` | a log that is whole is given up only when the others can do without it |
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
 //! | `gossip` | who is alive is known soon, by members only; a node finds its cluster through any one of them |
 //! | `secure` | certificates on every port: who is refused, and how they are changed under load |
+//! | `by_hand` | our client on a terminal, and what it takes along for others |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
 //! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `failing_disk` (whose calls
@@ -40,6 +42,7 @@ mod backup;
 mod bad_bytes;
 mod bad_requests;
 mod bad_starts;
+mod by_hand;
 mod catch_up;
 mod changing;
 mod client;
@@ -71,6 +74,7 @@ mod power;
 mod python;
 mod restore;
 mod rolling;
+mod scrubbing;
 mod secure;
 mod spared;
 mod stalled_disk;

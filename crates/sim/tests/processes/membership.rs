@@ -6,6 +6,7 @@ use proto::admin;
 use proto::etcdserverpb as pb;
 use tonic::{Code, Status};
 
+use crate::client;
 use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::durability::{Writers, assert_holds};
 use crate::tell::skipped;
@@ -31,6 +32,7 @@ async fn a_learner_joins_is_promoted_and_leaves() {
     wait_for_name(&cluster, added).await;
     let listed = cluster.member(0, added).await.unwrap();
     assert_eq!((listed.id, listed.is_learner), (member.id, true), "a learner stays one until it is promoted");
+    answers_stale_reads(&cluster, added).await;
     let deadline = Instant::now() + PATIENCE;
     while let Err(why) = promote(&cluster, member.id).await {
         assert!(Instant::now() < deadline, "the learner cannot be promoted: {why:?}");
@@ -254,6 +256,24 @@ async fn once_healthy<T>(change: impl AsyncFn() -> Result<T, Status>) -> Result<
             answer => return answer,
         }
     }
+}
+
+/// A learner answers from what it has, for those who ask for no more: what was written arrives there.
+async fn answers_stale_reads(cluster: &Cluster, learner: usize) {
+    cluster.client(0).put("stale", "1").await.unwrap();
+    let client = cluster.client(learner);
+    let request = pb::RangeRequest { key: client::bytes("stale"), serializable: true, ..Default::default() };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = client.range(request.clone()).await;
+        if answer.as_ref().is_ok_and(|found| found.kvs.first().is_some_and(|pair| pair.value == "1")) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "what was written does not arrive: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let member = cluster.member(0, learner).await.unwrap();
+    assert!(member.is_learner, "it was one all the while");
 }
 
 /// A member has its name once it has joined.

@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 
 use base::{ClusterId, NodeId, PeerId};
 use node::transport::frame::{self, Hello, Purpose};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::client::{Client, outcome};
 use crate::cluster::{CLIENT_PORT, Cluster, GOSSIP_PORT, Options, PATIENCE, PEER_PORT};
+use crate::gossip::wait_for_all_alive;
 use crate::pki::files::{Authority, Caller};
 use crate::tell::figure;
 
@@ -201,7 +204,12 @@ async fn a_certificate_gossips_for_its_owner_alone() {
     for (what, pair) in strangers {
         assert_eq!(claim(caller(pair)), WRONG_NAME, "{what}");
     }
+    cluster.wait_until_said(0, "why=certificate verify failed: it names neither chainfire-node-").await;
     wait_for_words(&cluster, 0, &["Closed a connection on the gossip port", "does not belong to node"]).await;
+    let expired = pki.sign("old", &[&known], true);
+    let mut stream = caller(expired).connect((cluster.nodes[0].address, GOSSIP_PORT));
+    assert!(stream.read_to_end(&mut Vec::new()).is_err(), "an expired certificate is not greeted");
+    cluster.wait_until_said(0, "why=certificate verify failed: expired on ").await;
 }
 
 /// A server whose certificate names another host is no server to a client.
@@ -344,6 +352,53 @@ async fn a_node_with_unsafe_or_wrong_files_does_not_start() {
     cluster.wait_until_serving(0).await;
 }
 
+/// The pair that clients see may be another one. Its key is as much of a secret, at a start and at a reload.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_for_clients_that_others_may_read_is_not_used() {
+    let mut cluster = Cluster::new(1, secure());
+    let (host, key) = (cluster.nodes[0].address.to_string(), cluster.pki().path("api.key"));
+    cluster.pki().issue("api", &[&host]);
+    for (flag, file) in [("cert-file", "api.crt"), ("key-file", "api.key")] {
+        let file = cluster.pki().path(file);
+        cluster.set_flag(flag, file.display());
+    }
+    let set_mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    let words = format!("key file {0} may be read by others (mode 0644): chmod 600 {0}", key.display());
+    set_mode(0o644);
+    let output = cluster.command(0).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains(&words), "{said}");
+    set_mode(0o600);
+    cluster.spawn(0);
+    cluster.wait_until_serving(0).await;
+
+    let (old, before) = (shown_to_clients(&cluster), cluster.log(0).len());
+    let (certificate, private) = cluster.pki().sign("api", &[&host], false);
+    set_mode(0o644);
+    // In place, so that the mode stays.
+    fs::write(&key, private).unwrap();
+    fs::write(cluster.pki().path("api.crt"), &certificate).unwrap();
+    cluster.hang_up(0);
+    wait_for_words(&cluster, before, &["the old ones stay in use, why=", &words]).await;
+    assert_eq!(shown_to_clients(&cluster), old, "the old pair stays");
+    cluster.client(0).put("still", "here").await.unwrap();
+    set_mode(0o600);
+    cluster.hang_up(0);
+    wait_for_words(&cluster, before, &["Certificates are in use"]).await;
+    let new = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    assert_eq!(shown_to_clients(&cluster), new.to_vec());
+}
+
+/// The certificate that the first node shows on the client port.
+fn shown_to_clients(cluster: &Cluster) -> Vec<u8> {
+    let pki = cluster.pki();
+    let read = |file: &str| fs::read_to_string(pki.path(file)).unwrap();
+    let caller = Caller { pair: Some((read("client.crt"), read("client.key"))), trusts: pki.authority_pem() };
+    let mut stream = caller.connect((cluster.nodes[0].address, CLIENT_PORT));
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    stream.conn.peer_certificates().expect("a server shows one")[0].to_vec()
+}
+
 /// Clients that write all the time: one that keeps its connection, one that connects for each write. Neither tries again.
 struct Load {
     stop: Arc<AtomicBool>,
@@ -413,6 +468,9 @@ async fn certificates_and_the_ca_change_under_load() {
     // New certificates by the same CA.
     issue_all(&cluster);
     reloaded(&cluster, 1).await;
+    // Again, and nobody tells the nodes: they look by themselves.
+    issue_all(&cluster);
+    in_use(&cluster, 2).await;
     // A pair that does not fit: the old one stays.
     let (certificate, _) = cluster.pki().sign("n1", &[&hosts[0].1], false);
     let right = fs::read_to_string(cluster.pki().path("n1.crt")).unwrap();
@@ -423,28 +481,38 @@ async fn certificates_and_the_ca_change_under_load() {
     // Another CA: first both are trusted, then it signs, then the old one is forgotten.
     let new = Authority::new("new ca");
     cluster.pki().trust(&[&cluster.pki().authority_pem(), &new.pem()]);
-    reloaded(&cluster, 2).await;
+    reloaded(&cluster, 3).await;
     drop(cluster.pki().change_authority(new));
     issue_all(&cluster);
-    reloaded(&cluster, 3).await;
+    reloaded(&cluster, 4).await;
     cluster.pki().issue_client();
     tokio::time::sleep(Duration::from_millis(500)).await;
     cluster.pki().trust(&[&cluster.pki().authority_pem()]);
-    reloaded(&cluster, 4).await;
+    reloaded(&cluster, 5).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let (written, failures) = load.finish().await;
     figure(format_args!("certificates and CA changed under load: {written} writes, {} failed", failures.len()));
     assert!(failures.is_empty(), "{failures:#?}");
+    wait_for_all_alive(&cluster).await;
+    for index in 0..3 {
+        assert!(!cluster.log(index).contains("Member is suspect"), "gossip took somebody for dead meanwhile");
+    }
     // Connections that are made from here on know the new CA alone.
     cluster.kill(2);
     cluster.spawn(2);
     cluster.wait_until_serving(2).await;
     cluster.client(2).put("after", "all").await.unwrap();
+    wait_for_all_alive(&cluster).await;
 }
 
-/// By signal, and all nodes by their own count.
+/// By signal.
 async fn reloaded(cluster: &Cluster, times: usize) {
     (0..3).for_each(|index| cluster.signal(index, libc::SIGHUP));
+    in_use(cluster, times).await;
+}
+
+/// All nodes by their own count.
+async fn in_use(cluster: &Cluster, times: usize) {
     wait_until(|| (0..3).all(|index| cluster.log(index).matches("Certificates are in use").count() > times)).await;
 }
 

@@ -130,6 +130,9 @@ fn a_failed_node_is_removed_wiped_added_as_a_learner_and_promoted() {
         .operator(&format!("chainfire-client --endpoint http://node{failed}:2379 get key-7"))
         .succeeds()
         .shows("value-7");
+    // And from what it has itself, old as that may be, to those who ask for that.
+    let stale = format!("chainfire-client --endpoint http://node{failed}:2379 get --serializable key-7");
+    world.operator(&stale).succeeds().shows("value-7");
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(world.member(leader, failed).is_some_and(|line| line.starts_with("learner")), "{}", world.status(leader));
     world.until("it is promoted", || {

@@ -19,7 +19,10 @@ fn without_a_quorum_there_is_no_leader_until_a_majority_is_started() {
     world.until("node3 has no leader", || world.status(3).field("leader") == Some("none"));
     world.operator("chainfire-client --endpoint http://node3:2379 put key value").fails().shows("no leader elected");
     world.operator("chainfire-client --endpoint http://node3:2379 get key").fails().shows("no leader elected");
-    world.until_said(3, "Election timeout, no heartbeat from leader");
+    let timeouts = || world.journal(3).matches("Election timeout, no heartbeat from leader").count();
+    world.until("node3 says why", || timeouts() > 0);
+    let said = timeouts();
+    world.until("it says so as long as there is none", || timeouts() >= said + 2);
 
     world.operator(&fill(leaderless::MEMBERS, &[("NODE1_IP", "node3")])).succeeds().shows("node1:2380");
     let state = world.operator(leaderless::RAFT_STATE);
@@ -137,6 +140,6 @@ fn a_lost_majority_is_given_up_and_the_runbook_goes_on() {
 }
 
 /// `status --cluster` through a node.
-fn of_the_cluster(world: &World, through: usize) -> Said {
+pub fn of_the_cluster(world: &World, through: usize) -> Said {
     world.operator(&format!("chainfire-client --endpoint {} status --cluster", world.endpoint(through)))
 }

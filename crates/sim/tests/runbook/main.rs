@@ -15,6 +15,7 @@
 //! | `tuning` | Performance Tuning |
 //! | `monitoring` | Monitoring & Alerts |
 //! | `logs` | Log Analysis |
+//! | `backup` | beyond the runbook: the unit that makes backups, as it is shipped |
 //! | `flaredb` | all of these, for FlareDB and its placement driver |
 //! | `partitions` | beyond the runbook: partitions of every shape under clients, judged for one order |
 //!
@@ -41,6 +42,7 @@ mod planted;
 #[allow(dead_code, reason = "shared with the tests of processes, which use all of it")]
 mod tell;
 
+mod backup;
 mod book;
 mod damage;
 mod flaredb;

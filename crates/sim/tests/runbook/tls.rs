@@ -1,5 +1,7 @@
 //! TLS/mTLS Issues. Clients are under mTLS too here, as `api = "mutual"` wants it.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use crate::book::{fill, tls};
 use crate::settings::{CERTIFICATES, MAKE_CERTIFICATES, Settings, repository};
 use crate::world::World;
@@ -33,6 +35,56 @@ fn certificates_are_looked_at_and_a_connection_is_tried() {
 }
 
 #[test]
+fn every_port_speaks_both_versions_of_tls() {
+    let world = under_mtls();
+    for port in [2379, 2380, 2381] {
+        let at = format!("{}:{port}", world.address(1));
+        let connection = fill(tls::CONNECTION, &[("NODE_IP:2379", &at)]);
+        for (flag, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+            let said = world.operator(&format!("{connection} {flag}"));
+            said.shows("Verify return code: 0 (ok)").shows(&format!("New, {version}, Cipher is "));
+        }
+    }
+}
+
+/// `insecure = true` is allowed, and not forgotten.
+#[test]
+fn serving_clients_off_loopback_without_tls_is_warned_of_at_every_start() {
+    let world = World::found(1);
+    let address = world.address(1);
+    let warning = format!("WARN chainfire_config: clients are served at {address}:2379 without TLS: whoever ");
+    let warnings = || world.journal(1).matches(&warning).count();
+    assert_eq!(warnings(), 1, "{}", world.journal(1));
+    world.on(1, "systemctl restart chainfire").succeeds();
+    world.until_serving(&[1]);
+    assert_eq!(warnings(), 2, "{}", world.journal(1));
+}
+
+#[test]
+fn certificates_that_expire_soon_are_told_of_in_time() {
+    const DAYS: u64 = 10;
+    let world = under_mtls();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    make_certificates(&world, CERTIFICATES, &format!("--days {DAYS}"));
+    // Nobody tells the nodes: they look by themselves.
+    NODES.iter().for_each(|node| world.bring_certificates(*node));
+    for node in NODES {
+        let file = format!("{CERTIFICATES}/chainfire-node-{node}.crt");
+        let words = "WARN chainfire_network: A certificate expires soon: replace the file, no restart is needed, file=";
+        world.until_said(node, &format!("{words}{file} expires_in_days="));
+        let page = world.operator(&format!(
+            "curl -sS --fail --cacert {CERTIFICATES}/ca.crt --cert {CERTIFICATES}/client.crt \
+             --key {CERTIFICATES}/client.key https://node{node}:2379/metrics"
+        ));
+        let series = "chainfire_tls_expiry_timestamp_seconds{file=\"cert\"} ";
+        let expires_s: u64 = page.out.lines().find_map(|line| line.strip_prefix(series)?.parse().ok()).expect(series);
+        let expected = now + Duration::from_secs(DAYS * 86_400);
+        assert!(expires_s.abs_diff(expected.as_secs()) < 600, "{expires_s} instead of about {}", expected.as_secs());
+    }
+    serves(&world);
+}
+
+#[test]
 fn expired_certificates_are_named_and_regenerated() {
     let world = under_mtls();
     make_certificates(&world, CERTIFICATES, "--days 0");
@@ -47,6 +99,9 @@ fn expired_certificates_are_named_and_regenerated() {
             said.lines().any(|line| line.contains("expired") && line.contains("certificate"))
         })
     });
+    for node in NODES {
+        world.until_said(node, "no restart is needed, expired_days_ago=0 code=CF3102");
+    }
     world.operator(tls::VALIDITY).succeeds().shows("notAfter=");
     // The API's port refuses an expired client in the same words.
     ask(&world, 1, "status").fails().shows("certificate");

@@ -15,6 +15,8 @@ use crate::world::World;
 
 pub const STORE_CONFIG: &str = "/etc/centra-cloud/flaredb.toml";
 pub const PD_CONFIG: &str = "/etc/centra-cloud/placement-driver.toml";
+const STORE_UNIT: &str = include_str!("../../../../../packaging/systemd/flaredb.service");
+const PD_UNIT: &str = include_str!("../../../../../packaging/systemd/placement-driver.service");
 const DROP_INS: &str = "/etc/centra-cloud/flaredb.toml.d";
 const PD_FROM: usize = 11;
 const STORES_FROM: usize = 21;
@@ -83,7 +85,7 @@ impl Cluster {
             let name = self.world.name(machine);
             let copy = format!("cd {CERTIFICATES} && scp ca.crt {pair}.crt {pair}.key {name}:{CERTIFICATES}/");
             self.world.operator(&copy).succeeds();
-            self.world.on(machine, &format!("chown -R {kind}: {CERTIFICATES}")).succeeds();
+            self.world.on(machine, &format!("chown -R {}: {CERTIFICATES}", user_of(kind))).succeeds();
         }
     }
 
@@ -103,7 +105,13 @@ impl Cluster {
             initial.join(", ")
         );
         self.world.write(self.pd[number - 1], PD_CONFIG, &text);
-        self.world.write_unit(self.pd[number - 1], &unit("placement-driver"));
+        self.set_up_unit(self.pd[number - 1], "placement-driver");
+    }
+
+    /// With the folder that systemd makes for it (`StateDirectory=`).
+    fn set_up_unit(&self, machine: usize, program: &str) {
+        self.world.write_unit(machine, &unit(program));
+        self.world.on(machine, &format!("chown {}: /var/lib/{program}", user_of(program))).succeeds();
     }
 
     /// Another store's machine, set up and not started; its number.
@@ -113,7 +121,7 @@ impl Cluster {
         let machine = self.world.add_loopback_machine(&format!("store{number}"), &address, "flaredb");
         self.stores.push(machine);
         self.set_up_store(number, number);
-        self.world.write_unit(machine, &unit("flaredb"));
+        self.set_up_unit(machine, "flaredb");
         number
     }
 
@@ -235,10 +243,20 @@ impl Cluster {
     }
 }
 
-/// As the packages have it, but for what a machine of namespaces is not: sandboxing, watchdog.
+/// The unit that is shipped; a machine finds the program in its PATH.
 fn unit(program: &str) -> String {
-    format!(
-        "[Unit]\nDescription={program}\n[Service]\nType=notify\nExecStart={program}\nUser={program}\nRestart=on-failure\n\
-         RestartSec=500ms\nTimeoutStartSec=5min\n"
-    )
+    let shipped = match program {
+        "flaredb" => STORE_UNIT,
+        _ => PD_UNIT,
+    };
+    let packaged = format!("ExecStart=/usr/bin/{program}\n");
+    assert!(shipped.contains(&packaged), "the unit starts something else:\n{shipped}");
+    shipped.replace(&packaged, &format!("ExecStart={program}\n"))
+}
+
+/// The user that a unit's program runs as.
+pub fn user_of(program: &str) -> String {
+    let unit = unit(program);
+    let user = unit.lines().find_map(|line| line.strip_prefix("User="));
+    user.unwrap_or_else(|| panic!("no user:\n{unit}")).to_owned()
 }

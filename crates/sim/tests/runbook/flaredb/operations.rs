@@ -101,3 +101,47 @@ fn every_call_of_the_contract_answers_and_does_what_it_is_for() {
         assert!(code == *wanted && why.len() > 10, "{method} {page}: {code} {value}");
     }
 }
+
+#[test]
+fn an_operator_is_looked_at_and_called_off_and_a_member_goes() {
+    let cluster = Cluster::found(3, 4);
+    let world = &cluster.world;
+    // Nothing is moved but what is asked for.
+    cluster.set_policy(r#"{"schedulers": []}"#);
+    world.until("nothing is under way", || cluster.page("operators") == json!([]));
+    cluster.until_replicated(3);
+    let region = cluster.page("regions")["regions"][0].clone();
+    let id = region["id"].to_string();
+    let peers = region["peers"].as_array().cloned().unwrap_or_default();
+    let free = (1..=4_usize).find(|store| peers.iter().all(|peer| peer["store_id"] != *store));
+    let free = free.expect("three of four hold it");
+    world.until("it is heard of", || cluster.page(&format!("store/{free}"))["last_heartbeat_unix_seconds"].is_u64());
+    // It comes to no end: the store is gone, which the placement driver does not know yet.
+    world.kill(cluster.store(free));
+    let body = format!(r#"{{"name": "add-peer", "region_id": {id}, "store_id": {free}}}"#);
+    let (code, begun) = call(&cluster, 2, "POST", "operators", &body);
+    assert_eq!(code, 200, "{begun}");
+    let (code, shown) = call(&cluster, 3, "GET", &format!("operators/{id}"), "");
+    let steps = [format!("add a learner in store {free}"), format!("promote the learner in store {free}")];
+    assert_eq!((code, &shown["id"], &shown["steps"]), (200, &begun["id"], &json!(steps)), "{shown}");
+    assert_eq!((&shown["region_id"], &shown["cause"], &shown["step"]), (&region["id"], &json!("admin"), &json!(0)));
+    let (code, cancelled) = call(&cluster, 1, "DELETE", &format!("operators/{id}"), "");
+    assert!(code == 200 && cancelled["message"].as_str().unwrap_or_default().starts_with("cancelled: "), "{cancelled}");
+    let (code, none) = call(&cluster, 2, "GET", "operators/999999", "");
+    assert!(code == 404 && none["error"].is_string(), "{code} {none}");
+
+    let leader = cluster.page("leader")["member_id"].as_u64().expect("a leader") as usize;
+    let (leaving, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let (code, unknown) = call(&cluster, other, "DELETE", "members/id/9", "");
+    assert!(code == 404 && unknown["error"].is_string(), "{code} {unknown}");
+    let (code, gone) = call(&cluster, other, "DELETE", &format!("members/id/{leaving}"), "");
+    assert_eq!((code, &gone["message"]), (200, &json!(format!("member {leaving} is removed; stop it"))));
+    let ids = || -> Vec<u64> {
+        let page = call(&cluster, other, "GET", "members", "").1;
+        page["members"].as_array().into_iter().flatten().filter_map(|one| one["member_id"].as_u64()).collect()
+    };
+    world.until("two members are left", || ids().len() == 2);
+    assert!(!ids().contains(&(leaving as u64)), "{:?}", ids());
+    world.stop(cluster.pd(leaving));
+    assert_eq!(call(&cluster, other, "GET", "stores", "").1["count"], 4);
+}

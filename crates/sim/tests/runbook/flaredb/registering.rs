@@ -63,6 +63,9 @@ fn a_duplicate_store_id_is_refused_until_the_store_has_its_own() {
     let refused = cluster.page("stores")["refused"].clone();
     let reason = refused[0]["reason"].as_str().unwrap_or_default();
     assert!(refused[0]["store_id"] == 1 && reason.contains("duplicate store_id 1"), "{refused}");
+    let both = cluster.page("store/1");
+    let addresses = [&both["address"], &both["refused"][0]["address"]].map(|address| address.as_str());
+    assert_eq!(addresses, [Some("http://127.0.0.21:2379"), Some("http://127.0.0.24:2379")], "{both}");
 
     // What an operator types into vi.
     let edit = registering::NEW_ID.replace("sudo vi", "EDIT='s/^store_id = 1/store_id = 9/' sudo vi");
