@@ -1,5 +1,6 @@
 //! Requests for raw keys that lie elsewhere, passed on by a store or by the placement driver itself. The placement driver
-//! says where; the answer is remembered until it turns out to be wrong.
+//! says where; the answer is remembered until it turns out to be wrong. A store that has a later region there says so, and is
+//! believed: requests find their way when a region was cut while the placement driver is away.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -120,9 +121,9 @@ impl Router {
             match ask(client, context).await {
                 Ok(mut answer) => match error_of(&mut answer) {
                     None => return Ok(answer),
-                    Some(_) => {
+                    Some(error) => {
                         failure = format!("store {} has another region there", store.id);
-                        self.forget(key);
+                        self.correct(key, &found, error);
                     }
                 },
                 Err(status) if status.code() == tonic::Code::Unavailable && repeat == Repeat::Never => {
@@ -176,14 +177,25 @@ impl Router {
             return Ok(known);
         }
         let found = self.pd.clone().region_at(Bytes::copy_from_slice(key)).await?;
-        if let Some(region) = &found.region {
-            let mut known = self.known.lock();
-            if known.len() >= REMEMBERED_MAX {
-                known.clear();
-            }
-            known.insert(region.start.clone(), found.clone());
-        }
+        self.remember(&found);
         Ok(found)
+    }
+
+    fn remember(&self, found: &placement::GetRegionResponse) {
+        let Some(region) = &found.region else { return };
+        let mut known = self.known.lock();
+        if known.len() >= REMEMBERED_MAX {
+            known.clear();
+        }
+        known.insert(region.start.clone(), found.clone());
+    }
+
+    /// What was known is wrong, by the word of a store that was asked.
+    fn correct(&self, key: &[u8], found: &placement::GetRegionResponse, error: pb::RegionError) {
+        self.forget(key);
+        if let Some(pb::region_error::Why::StaleEpoch(pb::Regions { regions })) = error.why {
+            regions.into_iter().filter_map(|region| as_told(found, region)).for_each(|told| self.remember(&told));
+        }
     }
 
     fn known_at(&self, key: &[u8]) -> Option<placement::GetRegionResponse> {
@@ -209,5 +221,60 @@ impl Router {
         let channel = connected.map_err(|why| tonic::Status::unavailable(format!("{url}: {why}")))?;
         self.channels.lock().insert(url.to_owned(), channel.clone());
         Ok(channel)
+    }
+}
+
+/// What a store said of a region, in the placement driver's words: if it is later than what was `found`, and in stores that are
+/// known from it.
+fn as_told(found: &placement::GetRegionResponse, region: placement::Region) -> Option<placement::GetRegionResponse> {
+    let is_later = found.region.as_ref().is_some_and(|known| region.version > known.version);
+    let has_it = |store: &&placement::Store| region.peers.iter().any(|peer| peer.store_id == store.id);
+    let stores: Vec<placement::Store> = found.stores.iter().filter(has_it).cloned().collect();
+    let all_known = !stores.is_empty() && stores.len() == region.peers.len();
+    (is_later && all_known).then(|| placement::GetRegionResponse {
+        region: Some(region),
+        leader_store: found.leader_store,
+        stores,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody knows where keys lie.
+    struct Away;
+
+    impl Locate for Away {
+        fn region_at(self: Arc<Self>, _: Bytes) -> Asked<placement::GetRegionResponse> {
+            Box::pin(async { Err(tonic::Status::unavailable("away")) })
+        }
+    }
+
+    fn region(id: u64, start: &'static str, end: &'static str, version: u64, stores: &[u64]) -> placement::Region {
+        let peer = |store: &u64| placement::Peer { id: id * 10 + store, store_id: *store, ..Default::default() };
+        let peers = stores.iter().map(peer).collect();
+        placement::Region { id, start: start.into(), end: end.into(), version, peers, ..Default::default() }
+    }
+
+    /// A router that knows one region of three stores, and what comes of a store's word on another.
+    fn told(word: placement::Region) -> (Option<u64>, Option<u64>) {
+        let router = Router::new(Arc::new(Away), None);
+        let stores = [1, 2, 3].map(|id| placement::Store { id, ..Default::default() }).to_vec();
+        let found = region(1, "", "", 5, &[1, 2, 3]);
+        let found = placement::GetRegionResponse { region: Some(found), leader_store: 2, stores };
+        router.remember(&found);
+        let why = Some(pb::region_error::Why::StaleEpoch(pb::Regions { regions: vec![word] }));
+        router.correct(b"m", &found, pb::RegionError { why });
+        let id_at = |key: &[u8]| router.known_at(key).and_then(|found| Some(found.region?.id));
+        (id_at(b"m"), id_at(b"a"))
+    }
+
+    #[test]
+    fn a_store_is_believed_that_has_a_later_region() {
+        assert_eq!(told(region(2, "k", "", 6, &[1, 2, 3])), (Some(2), None), "of the rest nothing is known any more");
+        assert_eq!(told(region(1, "", "z", 6, &[1, 3])), (Some(1), Some(1)), "one store has no replica any more");
+        assert_eq!(told(region(2, "k", "", 5, &[1, 2, 3])), (None, None), "it is late itself");
+        assert_eq!(told(region(2, "k", "", 6, &[1, 2, 4])), (None, None), "it is not known where store 4 is");
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId};
 use placement::explain;
-use placement::scale::{HOST, Shape, World};
+use placement::scale::{Figures, HOST, Shape, TICK, World};
 use placement::{Plan, Policy};
 
 #[derive(clap::Args)]
@@ -46,7 +46,7 @@ pub fn run(asked: &Scale) {
     let mut times = Vec::new();
     let figures = world.run_until_quiet(rounds_max, |world| timed(world, &mut times));
     report("balance", &times, whole.elapsed());
-    println!("{figures:?} {:?}", world.spread());
+    println!("{}, {figures:?} {:?}", took("at rest", &figures), world.spread());
 
     questions(&world);
 
@@ -57,7 +57,8 @@ pub fn run(asked: &Scale) {
     let mut times = Vec::new();
     let figures = world.run_until(rounds_max, |world| timed(world, &mut times), |world| world.lost_replicas() == 0);
     report("heal", &times, whole.elapsed());
-    println!("{figures:?} {:?}, {} replicas still lost", world.spread(), world.lost_replicas());
+    let lost = world.lost_replicas();
+    println!("{}, {figures:?} {:?}, {lost} replicas still lost", took("healed", &figures), world.spread());
 }
 
 /// How long people wait for an answer.
@@ -97,6 +98,16 @@ fn timed(world: &World, times: &mut Vec<(Duration, u64, u64, usize)>) -> Plan {
     let plan = world.plan();
     times.push((on_cpu() - begun, plan.stats.regions_checked, plan.stats.judged, plan.operators.len()));
     plan
+}
+
+/// In the cluster's own time.
+fn took(what: &str, figures: &Figures) -> String {
+    let minutes = (TICK * u32::try_from(figures.rounds).unwrap_or(u32::MAX)).as_secs() / 60;
+    if figures.quiet {
+        format!("{what} after {minutes} minutes")
+    } else {
+        format!("not {what} after {minutes} minutes, all that was asked for (--rounds-max)")
+    }
 }
 
 fn report(what: &str, times: &[(Duration, u64, u64, usize)], whole: Duration) {
