@@ -134,8 +134,6 @@ impl Blueprint {
         o.set_use_direct_io_for_flush_and_compaction(self.options.use_direct_io_for_flush_and_compaction);
         o.set_avoid_unnecessary_blocking_io(true);
         o.set_bytes_per_sync(1 << 20);
-        // Else a fast writer of tables fills the disk's queue, and the log's syncs wait behind it.
-        o.set_strict_bytes_per_sync(true);
         o.set_max_manifest_file_size(64 << 20);
         o.set_keep_log_file_num(4);
         o.set_max_log_file_size(4 << 20);
