@@ -6,7 +6,8 @@
 #   scripts/torture.sh fuzz               the fuzz targets, half a minute each
 #   COUNT=20 scripts/torture.sh           every row with this count
 #   OTHER=REVISION scripts/torture.sh 16  two versions side by side: this checkout's and that revision's; the last tag by
-#                                         default. CENTRA_OTHER_BIN=FOLDER names one that is built already.
+#                                         default, or else the oldest one that promises to be compatible (OLDEST).
+#                                         CENTRA_OTHER_BIN=FOLDER names one that is built already.
 #
 # A row is a set of tests. Some count by themselves what CENTRA_RUNS asks for; the others are run again until there were
 # enough faults. A test that fails ends its part of the row, and so does one that says it cannot run here; what it printed
@@ -17,6 +18,7 @@ cd "$(dirname "$0")/.."
 
 COUNT=${COUNT:-}
 FUZZ_SECONDS=30
+OLDEST=9c0a945
 output=$(mktemp -d -t chainfire-torture-XXXXXX)
 table=()
 failures=0 skips=0
@@ -88,7 +90,9 @@ build() {
 # The programs of another revision, in a folder of their own that stays for the next time.
 build_other() {
     local revision folder
-    revision=${OTHER:-$(git describe --tags --abbrev=0 2>/dev/null)} && [ -n "$revision" ] || return 0
+    revision=${OTHER:-$(git describe --tags --abbrev=0 2>/dev/null || echo $OLDEST)}
+    # A shallow clone may lack the oldest one: its part is then skipped.
+    git rev-parse --quiet --verify "$revision^{commit}" > /dev/null || [ -n "${OTHER:-}" ] || return 0
     revision=$(git rev-parse --verify --short "$revision^{commit}") || exit 1
     folder=$PWD/target/other-$revision
     if [ ! -x "$folder/bin/chainfire" ]; then

@@ -300,7 +300,7 @@ impl Group {
         if self.leader().is_none() && self.membership.voters.contains(&self.peer) && may {
             // An error only means that there is nothing to campaign for.
             let _ = self.raw.campaign();
-            self.campaigns += 1;
+            self.campaigns += u32::from(self.is_candidate());
             self.pin_election_timeout();
         }
     }

@@ -1,15 +1,24 @@
 //! How much room the disk has, against two lines, a file that holds some for the worst case, and large files that keep
 //! nobody waiting.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The upper line is no more than this part of a small disk.
 const FREE_PART_OF_DISK: u64 = 8;
 const BALLAST: &str = "ballast";
+/// What a file is called that is being removed, by its extension.
+pub const GOING: &str = "going";
+/// So much of it goes at once, and then nothing for a moment.
+const GOES_AT_ONCE: u64 = 8 << 20;
+const GOES_EVERY: Duration = Duration::from_millis(5);
+/// How much is done before a rest, and how long that is at most.
+const WORK_BYTES: usize = 1 << 20;
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// (free, total) bytes of the disk under a folder. What is kept back for others is neither.
 pub fn room(dir: &Path) -> Option<(u64, u64)> {
@@ -131,6 +140,48 @@ impl Write for Evenly {
     }
 }
 
+/// Work on the disk that leaves half of the time to others: it rests for as long as each MiB took.
+pub struct HalfTime {
+    begun: Instant,
+    bytes: usize,
+}
+
+impl Default for HalfTime {
+    fn default() -> HalfTime {
+        HalfTime { begun: Instant::now(), bytes: 0 }
+    }
+}
+
+impl HalfTime {
+    /// So much more has been done.
+    pub fn did(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= WORK_BYTES {
+            std::thread::sleep(self.begun.elapsed().min(REST_MAX));
+            *self = HalfTime::default();
+        }
+    }
+}
+
+/// Removes a file that nobody needs, which is called so ([`GOING`]); a large one bit by bit. One that goes at once keeps whoever
+/// syncs a small write on the same disk waiting, the more so where the disk is told of what is free. If it cannot be removed, it
+/// takes room until the next start, no more.
+pub fn remove_evenly(path: &Path) {
+    let shrink = || {
+        let file = OpenOptions::new().write(true).open(path)?;
+        let mut left = file.metadata()?.len();
+        while left > GOES_AT_ONCE {
+            left -= GOES_AT_ONCE;
+            file.set_len(left)?;
+            std::thread::sleep(GOES_EVERY);
+        }
+        fs::remove_file(path)
+    };
+    if let Err(error) = shrink() {
+        tracing::debug!(target: "chainfire_storage", "A file was not removed, path={} why={error}", path.display());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +198,18 @@ mod tests {
         }
         assert!(file.written_out > 0);
         assert_eq!(fs::read(&path).unwrap(), content);
+    }
+
+    #[test]
+    fn a_file_that_is_removed_is_gone_whatever_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        for bytes in [0, GOES_AT_ONCE, GOES_AT_ONCE + 1, 3 * GOES_AT_ONCE + 7] {
+            let path = folder.path().join("region-1.going");
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            remove_evenly(&path);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{bytes} bytes");
+        }
+        remove_evenly(&folder.path().join("none"));
     }
 
     #[test]

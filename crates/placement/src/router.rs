@@ -187,6 +187,12 @@ impl Router {
         if known.len() >= REMEMBERED_MAX {
             known.clear();
         }
+        // What begins in it has become part of it, or goes by another name.
+        let end = if region.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(region.end.clone()) };
+        let within =
+            known.range::<Bytes, _>((Bound::Included(region.start.clone()), end)).map(|(start, _)| start.clone());
+        let within: Vec<Bytes> = within.collect();
+        within.iter().for_each(|start| drop(known.remove(start)));
         known.insert(region.start.clone(), found.clone());
     }
 
@@ -268,6 +274,20 @@ mod tests {
         router.correct(b"m", &found, pb::RegionError { why });
         let id_at = |key: &[u8]| router.known_at(key).and_then(|found| Some(found.region?.id));
         (id_at(b"m"), id_at(b"a"))
+    }
+
+    #[test]
+    fn what_a_region_has_taken_in_is_not_known_apart_any_more() {
+        let router = Router::new(Arc::new(Away), None);
+        let remember = |region| {
+            router.remember(&placement::GetRegionResponse { region: Some(region), ..Default::default() });
+        };
+        remember(region(1, "", "f", 1, &[1]));
+        remember(region(2, "f", "m", 1, &[1]));
+        remember(region(3, "m", "", 1, &[1]));
+        remember(region(1, "", "m", 2, &[1]));
+        let ids = [b"a", b"f", b"m"].map(|key| router.known_at(key).and_then(|found| Some(found.region?.id)));
+        assert_eq!(ids, [Some(1), Some(1), Some(3)]);
     }
 
     #[test]

@@ -136,8 +136,11 @@ impl Term {
             full: stats.full,
             ..StoreReport::default()
         };
+        // Nobody may have looked at it while it was silent.
+        self.note_state(id, now);
         // A store that has registered is known; one that has not was refused before.
         let _ = self.view.report_store(id, report, now);
+        self.note_state(id, now);
         let differing = request.differing.iter().map(|replica| (GroupId(replica.region_id), PeerId(replica.peer_id)));
         self.view.report_differing(id, differing);
         // What it has and does not lead, it may have led before.
@@ -354,12 +357,13 @@ impl Term {
 
     /// Looks what states stores are in; to be called in every round.
     pub fn note_states(&mut self, now: Time) {
-        for store in self.view.stores() {
-            let state = store.state_name(now, &self.policy);
-            let known = self.states.entry(store.id()).or_insert((state, now));
-            if known.0 != state {
-                *known = (state, now);
-            }
+        let named = self.view.stores().map(|store| (store.id(), store.state_name(now, &self.policy)));
+        named.for_each(|(id, state)| note(&mut self.states, id, state, now));
+    }
+
+    fn note_state(&mut self, id: NodeId, now: Time) {
+        if let Some(store) = self.view.store(id) {
+            note(&mut self.states, id, store.state_name(now, &self.policy), now);
         }
     }
 
@@ -529,9 +533,21 @@ pub fn policy_of(records: &Records, defaults: &Policy) -> Result<Policy, Status>
     Ok(policy)
 }
 
+fn note(states: &mut BTreeMap<NodeId, (&'static str, Time)>, id: NodeId, state: &'static str, now: Time) {
+    let known = states.entry(id).or_insert((state, now));
+    if known.0 != state {
+        *known = (state, now);
+    }
+}
+
 /// Seconds since 1970.
 pub fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_s_ago(Duration::ZERO)
+}
+
+/// Of a moment so long ago.
+pub fn unix_s_ago(age: Duration) -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.saturating_sub(age).as_secs())
 }
 
 /// Those that people have set before those that it brings along.
@@ -653,6 +669,8 @@ mod tests {
             (silent, false, silent),
             (silent + 1000, false, silent),
             (silent + 2000, true, silent + 2000),
+            // It came back before anybody looked again.
+            (3 * silent, true, 3 * silent),
         ] {
             let now = Time::from_millis(ms);
             if heard {

@@ -128,7 +128,8 @@ pub trait Engine: Send + Sync {
     /// content or the new one.
     fn commit_install(&self, install: &mut dyn Install) -> Result<(), EngineError>;
 
-    /// Begins to receive what is to replace the content of `from..to`. Nothing changes before the commit.
+    /// Begins to receive what is to replace the content of `from..to`, which goes at once, durably. Nobody else writes to the range
+    /// until the new content is in place. Views keep what they show.
     fn replace_range<'a>(
         &'a self,
         family: FamilyId,
@@ -184,8 +185,7 @@ pub trait Install: Send {
 /// The receiving end of a range's new content. Pairs come in the order of their keys.
 pub trait RangeInstall {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
-    /// Puts the new content in place, durably; views keep what they show. Nobody else writes to the range meanwhile. After an
-    /// error or a crash the range may hold what it held, nothing, or the new content, and all may be done again.
+    /// Puts the new content in place, durably: all of it or, after an error or a crash, nothing, and all may be done again.
     fn commit(self: Box<Self>) -> Result<(), EngineError>;
 }
 

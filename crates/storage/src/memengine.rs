@@ -224,8 +224,10 @@ impl Engine for MemEngine {
         from: &[u8],
         to: &[u8],
     ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
-        let (from, to) = (from.to_vec(), to.to_vec());
-        Ok(Box::new(MemRange { engine: self, family, from, to, pairs: Vec::new() }))
+        let mut state = self.state.write();
+        state.find_room()?;
+        state.images().for_each(|image| image.delete_range(family, from, to));
+        Ok(Box::new(MemRange { engine: self, family, from: from.to_vec(), to: to.to_vec(), pairs: Vec::new() }))
     }
 
     fn stats(&self) -> EngineStats {
@@ -476,8 +478,6 @@ impl RangeInstall for MemRange<'_> {
     /// Of the rest nothing becomes durable by it.
     fn commit(self: Box<Self>) -> Result<(), EngineError> {
         let mut state = self.engine.state.write();
-        state.find_room()?;
-        state.images().for_each(|image| image.delete_range(self.family, &self.from, &self.to));
         state.find_room()?;
         let put = |image: &mut Image| {
             self.pairs.iter().for_each(|(key, value)| image.put(self.family, key, value));

@@ -85,7 +85,7 @@ impl RegionMachine {
         map: Arc<RangeMap>,
         sink: Sink,
     ) -> Result<RegionMachine, MachineError> {
-        snapshot::roll_forward(&*engine, &incoming, id)?;
+        snapshot::roll_forward(&*engine, &incoming, id)?.clear_away();
         let state = load(&*engine, id)?;
         let lacking = engine.get(REGION, &layout::lacking_key(id))?.is_some();
         let machine = RegionMachine { engine, incoming, id, state, cell: Arc::default(), map, sink, lacking };
@@ -288,7 +288,9 @@ impl StateMachine for RegionMachine {
     }
 
     fn apply(&mut self, entries: &[Entry], local: PeerId, applied: &mut Applied) -> Result<(), MachineError> {
-        if self.cell.is_consumed() {
+        let cell = self.cell.clone();
+        let _applying = cell.applying();
+        if cell.is_consumed() {
             self.refuse_all(entries, local, applied);
             return Ok(());
         }
@@ -341,12 +343,15 @@ impl StateMachine for RegionMachine {
         // Nobody reads while the old pairs go and the others come.
         self.publish_as(RegionState::default());
         self.cell.begin_install();
-        let displaced = snapshot::roll_forward(&*self.engine, &self.incoming, self.id)?;
+        // What they still have to apply is of before, and must not come over it.
+        receiver.displaced()?.iter().for_each(|(source, _)| self.map.consume(*source));
+        let mut in_place = snapshot::roll_forward(&*self.engine, &self.incoming, self.id)?;
         self.state = load(&*self.engine, self.id)?;
         self.lacking = false;
         self.publish();
-        self.let_go(displaced);
+        self.let_go(std::mem::take(&mut in_place.displaced));
         receiver.is_in_place();
+        in_place.clear_away();
         Ok(())
     }
 }

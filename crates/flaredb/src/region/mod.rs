@@ -47,6 +47,7 @@ use arc_swap::ArcSwap;
 use base::GroupId;
 use bytes::Bytes;
 use consensus::{Mark, MemberRole, Membership};
+use parking_lot::{Mutex, MutexGuard};
 use proto::placement as pb;
 
 pub use machine::RegionMachine;
@@ -82,6 +83,8 @@ pub struct RegionCell {
     pub traffic: traffic::Traffic,
     /// The region has become part of another one on this store: its machine does nothing any more.
     consumed: AtomicBool,
+    /// Held by the machine while it applies.
+    applying: Mutex<()>,
     /// How often a snapshot has begun to take the place of what was here.
     installs: AtomicU64,
 }
@@ -124,8 +127,14 @@ impl RegionCell {
         self.consumed.load(Ordering::SeqCst)
     }
 
+    /// Nothing is applied from then on, and what was being applied is done.
     pub(super) fn consume(&self) {
+        let _applying = self.applying();
         self.consumed.store(true, Ordering::SeqCst);
+    }
+
+    fn applying(&self) -> MutexGuard<'_, ()> {
+        self.applying.lock()
     }
 }
 

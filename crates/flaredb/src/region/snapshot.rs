@@ -9,7 +9,7 @@
 //!                          (flushed: its range is nobody else's on disk either)
 //!                                                 │ the range is emptied, the pairs come in, the records last; flushed
 //!                                                 ▼
-//!                                               removed                                  (done)
+//!                                               renamed, and removed bit by bit          (done)
 //! ```
 //! A start that finds a `.whole` file does the second half again, which comes to the same; and so does whoever found no room
 //! on the disk in the middle of it.
@@ -22,6 +22,7 @@
 //! The pairs of a large one become table files that the engine takes over as they are ([`storage::RangeInstall`]); those of a
 //! small one are written as any others.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ use std::sync::Arc;
 use base::{GroupId, PeerId};
 use bytes::Bytes;
 use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
-use node::disk::Evenly;
+use node::disk::{self, Evenly, HalfTime};
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
 use storage::{Engine, EngineError, View, WriteBatch};
 
@@ -139,6 +140,9 @@ pub struct Receiver {
     file: BufWriter<Evenly>,
     reader: Reader,
     state: Option<RegionState>,
+    /// The first key and the last one, and whether all came in order.
+    keys: Option<(Vec<u8>, Vec<u8>)>,
+    in_order: bool,
     engine: Arc<dyn Engine>,
     claims: Arc<Claims>,
     /// From the stream's end until it is in place.
@@ -159,6 +163,8 @@ impl Receiver {
             file,
             reader: Reader::new(FAMILIES),
             state: None,
+            keys: None,
+            in_order: true,
             engine,
             claims: Arc::default(),
             claim: None,
@@ -176,6 +182,11 @@ impl Receiver {
     /// Where the snapshot stands; `None` before its end has come.
     pub fn mark(&self) -> Option<Mark> {
         self.state.as_ref().map(|state| state.mark)
+    }
+
+    /// The regions that go for it, with their peers here.
+    pub(super) fn displaced(&self) -> Result<Vec<(GroupId, PeerId)>, MachineError> {
+        self.state.as_ref().map_or_else(|| Ok(Vec::new()), |state| merge::displaced(&*self.engine, self.id, state))
     }
 
     /// From here on the snapshot is what the region is, whatever happens.
@@ -217,6 +228,12 @@ impl SnapshotSink for Receiver {
             if pair.family == REGION.0 && pair.key == STATE {
                 self.state = Some(layout::read_state(Bytes::copy_from_slice(pair.value), Bytes::new())?);
             }
+            if pair.family == RAW.0 {
+                let (_, last) = self.keys.get_or_insert_with(|| (pair.key.to_vec(), Vec::new()));
+                self.in_order &= **last < *pair.key;
+                last.clear();
+                last.extend_from_slice(pair.key);
+            }
         }
         self.file.write_all(&chunk).map_err(failed)
     }
@@ -227,10 +244,16 @@ impl SnapshotSink for Receiver {
         if self.state.as_ref().map(|state| state.mark) != Some(mark) || header.revision != self.id.0 as i64 {
             return Err(bad("its header contradicts its content"));
         }
+        let (state, keys) = (self.state.as_ref().expect("it has a mark"), self.keys.as_ref());
+        let lies_within = |(first, last): &(Vec<u8>, Vec<u8>)| {
+            *first >= layout::raw_key(&state.start) && *last < layout::raw_end(&state.end)
+        };
+        if !self.in_order || !keys.is_none_or(lies_within) {
+            return Err(bad("its pairs are out of order, or not the region's"));
+        }
         self.file.flush().map_err(failed)?;
         self.file.get_ref().file().sync_all().map_err(failed)?;
-        let (state, incoming) = (self.state.as_ref(), self.part.parent().expect("it lies in a folder"));
-        let state = state.expect("it has a mark");
+        let incoming = self.part.parent().expect("it lies in a folder");
         // The sender tries again.
         let claim = self.claims.take(&*self.engine, incoming, self.id, state)?;
         self.claim = Some(claim.ok_or_else(|| bad("its range is another region's here"))?);
@@ -242,12 +265,28 @@ impl SnapshotSink for Receiver {
     }
 }
 
-/// Puts a snapshot in place that was decided for, if there is one. The regions, with their peers here, that had to go for it.
-pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result<Vec<(GroupId, PeerId)>, MachineError> {
+/// What came of a snapshot that was decided for.
+#[derive(Default)]
+pub struct InPlace {
+    /// The regions, with their peers here, that had to go for it.
+    pub displaced: Vec<(GroupId, PeerId)>,
+    /// What was received, which is not needed any more.
+    going: Option<PathBuf>,
+}
+
+impl InPlace {
+    /// Takes its time.
+    pub fn clear_away(self) {
+        self.going.iter().for_each(|path| disk::remove_evenly(path));
+    }
+}
+
+/// Puts a snapshot in place that was decided for, if there is one.
+pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result<InPlace, MachineError> {
     let path = whole(incoming, id);
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(InPlace::default()),
         Err(error) => return Err(failed(error)),
     };
     let state = state_in(File::open(&path).map_err(failed)?)?;
@@ -267,15 +306,23 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     }
     engine.write(&batch)?;
     engine.flush()?;
-    fs::remove_file(&path).map_err(failed)?;
+    let going = path.with_extension(disk::GOING);
+    fs::rename(&path, &going).map_err(failed)?;
     sync_folder_of(&path)?;
-    Ok(displaced)
+    Ok(InPlace { displaced, going: Some(going) })
 }
 
 /// Has the engine take the pairs over as they are.
 fn replace(engine: &dyn Engine, file: File, state: &RegionState) -> Result<Header, MachineError> {
     let mut range = engine.replace_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end))?;
-    let header = walk(file, |family, key, value| if family == RAW.0 { Ok(range.put(key, value)?) } else { Ok(()) })?;
+    let mut time = HalfTime::default();
+    let header = walk(file, |family, key, value| {
+        if family == RAW.0 {
+            range.put(key, value)?;
+            time.did(key.len() + value.len());
+        }
+        Ok(())
+    })?;
     range.commit()?;
     Ok(header)
 }
@@ -315,22 +362,28 @@ pub fn decided(incoming: &Path, counts: impl Fn(GroupId) -> bool) -> Result<Vec<
 }
 
 fn all_decided(incoming: &Path) -> Result<Vec<GroupId>, MachineError> {
-    let entries = match fs::read_dir(incoming) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(failed)?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("region-")?.strip_suffix(".whole")?.parse().ok());
-        ids.extend(id.map(GroupId));
+    let id_of = |name: &OsString| name.to_str()?.strip_prefix("region-")?.strip_suffix(".whole")?.parse().ok();
+    Ok(names(incoming)?.iter().filter_map(id_of).map(GroupId).collect())
+}
+
+/// Of the files in the folder.
+fn names(incoming: &Path) -> Result<Vec<OsString>, MachineError> {
+    match fs::read_dir(incoming) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries.and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect()).map_err(failed),
     }
-    Ok(ids)
 }
 
 /// Removes what was decided for regions that are not here: their peers went before it was in place, and nobody is to wait for
-/// it.
+/// it. And what was being removed.
 pub fn forget_others(incoming: &Path, here: impl Fn(GroupId) -> bool) -> Result<(), MachineError> {
+    for path in names(incoming)?
+        .iter()
+        .map(|name| incoming.join(name))
+        .filter(|path| path.extension() == Some(disk::GOING.as_ref()))
+    {
+        fs::remove_file(path).map_err(failed)?;
+    }
     let gone = all_decided(incoming)?.into_iter().filter(|id| !here(*id));
     gone.for_each(|id| forget(incoming, id));
     Ok(())

@@ -15,7 +15,7 @@ use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
 use crate::refusals::Refusal;
-use crate::term::{Term, labels_of, unix_s};
+use crate::term::{Term, labels_of, unix_s_ago};
 use crate::view::{Health, Region};
 
 /// A new leader has not heard of the other members yet.
@@ -181,7 +181,7 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         0 => (1, 1),
         capacity => (capacity, store.report.available_bytes),
     };
-    let unix_s_of = |time: base::Time| unix_s().saturating_sub(now.since(time).as_secs());
+    let unix_s_of = |time: base::Time| unix_s_ago(now.since(time));
     let labels: Vec<Value> =
         labels_of(record).iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     json!({
@@ -278,6 +278,9 @@ fn store(api: &Api, id: u64) -> Page {
     }
     let now = leader.now();
     let mut page = store_value(record, &term, now);
+    if page.is_null() {
+        return Err(not_found(format!("there is no store {id}")));
+    }
     // Who wants its id, or has its folder.
     page["refused"] = refused(api, now, |refusal| refusal.store_id == id || refusal.incarnation == record.incarnation);
     Ok(page)

@@ -120,9 +120,8 @@ impl Engine for Tripwire {
         from: &[u8],
         to: &[u8],
     ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
-        self.alive()?;
-        let range = self.inner.replace_range(family, from, to)?;
-        Ok(Box::new(TripRange { engine: self, family, from: from.to_vec(), to: to.to_vec(), range }))
+        self.step()?;
+        Ok(Box::new(TripRange { engine: self, range: self.inner.replace_range(family, from, to)? }))
     }
 
     /// Now this way, now that.
@@ -170,9 +169,6 @@ impl Engine for Tripwire {
 /// The power may be cut before anything is done, and when the old content is gone and the new one is not there.
 struct TripRange<'a> {
     engine: &'a Tripwire,
-    family: FamilyId,
-    from: Vec<u8>,
-    to: Vec<u8>,
     range: Box<dyn RangeInstall + 'a>,
 }
 
@@ -183,13 +179,6 @@ impl RangeInstall for TripRange<'_> {
     }
 
     fn commit(self: Box<Self>) -> Result<(), EngineError> {
-        self.engine.step()?;
-        if self.engine.view().scan(self.family, &self.from, Some(&self.to)).valid() {
-            let mut batch = WriteBatch::new();
-            batch.delete_range(self.family, &self.from, &self.to);
-            self.engine.inner.write(&batch)?;
-            self.engine.inner.flush()?;
-        }
         self.engine.step()?;
         self.range.commit()
     }

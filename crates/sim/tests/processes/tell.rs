@@ -38,7 +38,8 @@ pub fn spread(durations: &[Duration]) -> String {
     let (Some(largest), Some(median)) = (sorted.last(), sorted.get(sorted.len() / 2)) else {
         return "nothing measured".to_owned();
     };
-    format!("median {} ms, largest {} ms of {}", median.as_millis(), largest.as_millis(), sorted.len())
+    let p99 = sorted[sorted.len() * 99 / 100].as_millis();
+    format!("median {} ms, p99 {p99} ms, largest {} ms of {}", median.as_millis(), largest.as_millis(), sorted.len())
 }
 
 /// Whether a check panics, as it is to do where a fault was planted.

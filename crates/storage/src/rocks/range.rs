@@ -1,18 +1,19 @@
-//! Replacing what lies in a range: pairs become table files as they come, in `ranges/` of the data folder, and RocksDB takes
-//! them over as they are, where they belong: mostly at the bottom, never to be merged again.
+//! Replacing what lies in a range: it goes, pairs become table files as they come, in `ranges/` of the data folder, and RocksDB
+//! takes them over as they are, where they belong: mostly at the bottom, never to be merged again.
 //!
 //! ```text
-//!  put ─▶ ranges/7-0.sst 7-1.sst …  ─commit─▶ what lies in the range is deleted, and that is flushed
-//!                                             the files are linked into the database            (durable with its manifest)
+//!  begin ─▶ what lies in the range is deleted; that is flushed, and merged down, or the new tables would have to lie above it
+//!  put ───▶ ranges/7-0.sst 7-1.sst …
+//!  commit ▶ the files are linked into the database (durable with its manifest)
 //! ```
-//! Where nothing lies in the range, the first step is left out. What a crash leaves in `ranges/` goes when the folder is opened.
+//! Where nothing lies in the range there is nothing to merge. What a crash leaves in `ranges/` goes when the folder is opened.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use rust_rocksdb::IngestExternalFileOptions;
+use rust_rocksdb::{CompactOptions, IngestExternalFileOptions};
 
 use super::tables::TableWriter;
 use super::{RocksEngine, failed, failed_io};
@@ -47,6 +48,7 @@ impl<'a> RocksRange<'a> {
         from: &[u8],
         to: &[u8],
     ) -> Result<RocksRange<'a>, EngineError> {
+        empty(engine, family, from, to)?;
         let folder = engine.staging.dir.join(RANGES);
         fs::create_dir_all(&folder).map_err(failed_io)?;
         let number = engine.ranges.fetch_add(1, Ordering::Relaxed);
@@ -61,21 +63,30 @@ impl<'a> RocksRange<'a> {
             written: Vec::new(),
         })
     }
+}
 
-    fn empty(&self) -> Result<(), EngineError> {
-        let view = self.engine.view();
-        let walk = view.scan(self.family, &self.from, Some(&self.to));
-        if !walk.valid() {
-            return walk.status();
-        }
-        drop(walk);
-        drop(view);
+fn empty(engine: &RocksEngine, family: FamilyId, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
+    let holds_something = {
+        let view = engine.view();
+        let walk = view.scan(family, from, Some(to));
+        walk.status()?;
+        walk.valid()
+    };
+    if holds_something {
         let mut batch = WriteBatch::new();
-        batch.delete_range(self.family, &self.from, &self.to);
-        self.engine.write(&batch)?;
-        // Else it would be flushed while the files are taken over, and nobody could write meanwhile.
-        self.engine.flush()
+        batch.delete_range(family, from, to);
+        engine.write(&batch)?;
     }
+    // What is in memory of the range, word of what was deleted before too, would else be flushed while the files are taken over,
+    // and nobody could write meanwhile.
+    engine.flush()?;
+    if holds_something {
+        let store = engine.store()?;
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        store.db.compact_range_cf_opt(&store.family(family), Some(from), Some(to), &options);
+    }
+    Ok(())
 }
 
 impl RangeInstall for RocksRange<'_> {
@@ -94,7 +105,6 @@ impl RangeInstall for RocksRange<'_> {
 
     fn commit(mut self: Box<Self>) -> Result<(), EngineError> {
         self.writer.close()?;
-        self.empty()?;
         let files = std::mem::take(&mut self.writer.files);
         if files.is_empty() {
             return Ok(());
@@ -102,6 +112,8 @@ impl RangeInstall for RocksRange<'_> {
         let mut ingest = IngestExternalFileOptions::default();
         ingest.set_move_files(true);
         ingest.set_fill_cache(false);
+        // Views that are taken meanwhile must not see the pairs come.
+        let _view = self.engine.view();
         let store = self.engine.store()?;
         let done = store.db.ingest_external_file_cf_opts(&store.family(self.family), &ingest, files);
         done.map_err(|error| self.engine.events.noted(failed(error)))

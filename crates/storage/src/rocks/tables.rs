@@ -20,7 +20,11 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    pub fn new(options: Options) -> TableWriter {
+    /// What it writes goes to the disk bit by bit: left to the kernel it would go all at once when it is synced, and whoever syncs
+    /// a small write meanwhile, as a log does, would wait for it.
+    pub fn new(mut options: Options) -> TableWriter {
+        options.set_bytes_per_sync(1 << 20);
+        options.set_strict_bytes_per_sync(true);
         TableWriter { table: None, options: Box::new(options), files: Vec::new(), bytes: 0 }
     }
 

@@ -130,3 +130,15 @@ fn a_disk_that_is_full_in_the_middle_is_waited_for() {
     }
     assert!(failed_at.len() >= 3, "it takes several writes: {failed_at:?}");
 }
+
+#[test]
+fn what_was_being_removed_goes_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    forget_others(&folder.path().join("none"), |_| true).unwrap();
+    for name in ["region-1.going", "region-2.whole", "region-3.whole"] {
+        fs::write(folder.path().join(name), "…").unwrap();
+    }
+    forget_others(folder.path(), |region| region.0 == 3).unwrap();
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["region-3.whole"]);
+}
