@@ -326,7 +326,7 @@ impl Leader {
                 term.view.put_store(meta_of(store), now);
             }
             if !lost {
-                term.view.hear_store(NodeId(response.store_id), now);
+                term.hear_store(NodeId(response.store_id), now);
             }
         }
         Ok(response)

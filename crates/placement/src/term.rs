@@ -361,6 +361,13 @@ impl Term {
         named.for_each(|(id, state)| note(&mut self.states, id, state, now));
     }
 
+    /// A store has shown a sign of life. Nobody may have looked at it while it was silent.
+    pub fn hear_store(&mut self, id: NodeId, now: Time) {
+        self.note_state(id, now);
+        self.view.hear_store(id, now);
+        self.note_state(id, now);
+    }
+
     fn note_state(&mut self, id: NodeId, now: Time) {
         if let Some(store) = self.view.store(id) {
             note(&mut self.states, id, store.state_name(now, &self.policy), now);
