@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The upper line is no more than this part of a small disk.
 const FREE_PART_OF_DISK: u64 = 8;
@@ -16,9 +16,6 @@ pub const GOING: &str = "going";
 /// So much of it goes at once, and then nothing for a moment.
 const GOES_AT_ONCE: u64 = 8 << 20;
 const GOES_EVERY: Duration = Duration::from_millis(5);
-/// How much is done before a rest, and how long that is at most.
-const WORK_BYTES: usize = 1 << 20;
-const REST_MAX: Duration = Duration::from_millis(100);
 
 /// (free, total) bytes of the disk under a folder. What is kept back for others is neither.
 pub fn room(dir: &Path) -> Option<(u64, u64)> {
@@ -137,29 +134,6 @@ impl Write for Evenly {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// Work on the disk that leaves half of the time to others: it rests for as long as each MiB took.
-pub struct HalfTime {
-    begun: Instant,
-    bytes: usize,
-}
-
-impl Default for HalfTime {
-    fn default() -> HalfTime {
-        HalfTime { begun: Instant::now(), bytes: 0 }
-    }
-}
-
-impl HalfTime {
-    /// So much more has been done.
-    pub fn did(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        if self.bytes >= WORK_BYTES {
-            std::thread::sleep(self.begun.elapsed().min(REST_MAX));
-            *self = HalfTime::default();
-        }
     }
 }
 

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use base::{GroupId, PeerId};
 use bytes::Bytes;
 use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
-use node::disk::{self, Evenly, HalfTime};
+use node::disk::{self, Evenly};
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
 use storage::{Engine, EngineError, View, WriteBatch};
 
@@ -315,11 +315,9 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
 /// Has the engine take the pairs over as they are.
 fn replace(engine: &dyn Engine, file: File, state: &RegionState) -> Result<Header, MachineError> {
     let mut range = engine.replace_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end))?;
-    let mut time = HalfTime::default();
     let header = walk(file, |family, key, value| {
         if family == RAW.0 {
             range.put(key, value)?;
-            time.did(key.len() + value.len());
         }
         Ok(())
     })?;
