@@ -55,7 +55,9 @@ check flaredb FlareDB \
     's/flaredb_store_state == 0/flaredb_store_state == 1/' 's/pending_peers_total > 100/pending_peers_total > 1000/' \
     's/pending_peers_total > 100/pending_peers_total > 10/' 's/for: 10m$/for: 40m/' 's/for: 15m$/for: 60m/' 's/ < 0\.1$/ < 0.01/' \
     's/:p99 > 0\.5$/:p99 > 5/' 's/frozen_seconds > 30/frozen_seconds > 3/' 's/ or placement_tls_expiry_timestamp_seconds//' \
-    's/ < 14 \* 86400/ < 7 * 86400/' 's/why!~"busy|limit/why!~"busy|never/' 's/heartbeat_age_seconds > 60/heartbeat_age_seconds > 600/'
+    's/ < 14 \* 86400/ < 7 * 86400/' 's/why!~"busy|limit/why!~"busy|never/' 's/heartbeat_age_seconds > 60/heartbeat_age_seconds > 600/' \
+    's/ > 26 \* 3600/ > 27 * 3600/' 's/ or placement_scrub_interval_seconds > 0//' 's/(flaredb_scrub_interval_seconds > 0 or /(/' \
+    's/ or placement_last_repair_time_seconds{what=~"log|state"}//' 's/what=~"log|state"/what=~".*"/' 's/ > 0) < 3600/ > 0) < 1800/'
 
 # What is asked for is on one of the pages. Names of Prometheus, of node_exporter and of etcd are not ours.
 known=$(sed -n 's/^| `\([a-z0-9_]*\)` .*/\1/p' docs/reference/metrics*.md)

@@ -27,8 +27,8 @@ use parking_lot::Mutex;
 use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 
 use crate::command::Command;
-use crate::scrub::Scrub;
 use crate::store::Stores;
+use node::scrub::Scrub;
 
 /// Digest at a revision: 8 bytes revision in; 8 peer, 8 compacted revision, 8 digest out.
 pub const DIGEST: u8 = node::FIRST_METHOD + 2;

@@ -12,7 +12,7 @@
 //! | [`progress`] | lines that say how replication goes |
 //! | [`live`], [`reload`] | settings that change while the node runs; SIGHUP |
 //! | [`space`] | a disk that is full |
-//! | [`scrub`], [`corruption`] | damage looked for, replicas compared |
+//! | [`corruption`] | replicas compared |
 //! | [`restore`] | a saved snapshot becomes what a new cluster begins with |
 //! | [`offline`] | what is done to the folder of a stopped node: check, repair, recover |
 //! | [`config`], [`etcd_flags`], [`metrics`] | how it is told what to do, and tells how it goes |
@@ -42,7 +42,6 @@ pub mod progress;
 pub mod read;
 pub mod reload;
 pub mod restore;
-pub mod scrub;
 pub mod server;
 pub mod space;
 pub mod store;

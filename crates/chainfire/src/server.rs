@@ -23,10 +23,10 @@ use crate::lessor::LessorOptions;
 use crate::live::{Live, Values};
 use crate::metrics::{Metrics, Sources};
 use crate::progress;
-use crate::scrub::{self, Scrub};
 use crate::space::Reports;
 use crate::store::{self, Stores};
 use crate::{corruption, reload, restore};
+use node::scrub::{self, Scrub};
 
 /// Bytes a message may have beyond the largest request.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
@@ -66,7 +66,11 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
         ..ServerConfig::default()
     };
     let node = Arc::new(node);
-    scrub::start(&scrubbing, &stores, node.log(), settings.scrub_interval);
+    let state = {
+        let stores = stores.clone();
+        move || stores.get().map(|store| store.engine.clone())
+    };
+    scrub::start(&scrubbing, state, node.log(), settings.scrub_interval);
     let sources = {
         let (node, stores, metrics) = (node.clone(), stores.clone(), metrics.clone());
         let slow = slow.clone();

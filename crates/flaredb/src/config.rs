@@ -7,7 +7,7 @@ use std::time::Duration;
 use base::NodeId;
 use consensus::HostConfig;
 use node::many::ManyConfig;
-use node::options::{self, INSECURE, tls_keys};
+use node::options::{self, INSECURE, scrub_key, tls_keys};
 use node::tls::{ApiTls, Program, TlsOptions};
 use settings::command_line::Environment;
 use settings::listen::is_loopback;
@@ -39,6 +39,8 @@ pub struct Settings {
     pub reserve_bytes: u64,
     /// The placement driver that runs in this process, if one does.
     pub standalone: Option<placement::config::Settings>,
+    /// Within this time all that lies in the data folder is read once; zero: never.
+    pub scrub_interval: Duration,
     /// A request that takes so long is told of; zero: none is.
     pub slow_request: Duration,
 }
@@ -103,6 +105,7 @@ pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings,
         storage: storage(layers),
         reserve_bytes: layers.number("storage", "reserve_size"),
         standalone,
+        scrub_interval: options::scrub_interval(layers)?,
         slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
     })
 }
@@ -147,6 +150,7 @@ fn own_placement_driver(
         format!("--api-addr={api}"),
         format!("--raft-addr={raft}"),
         format!("--insecure={}", layers.switch("network", "insecure")),
+        format!("--scrub-interval={}", layers.text("storage", "scrub_interval")),
         // One store holds everything.
         "--max-replicas=1".to_owned(),
     ];
@@ -426,6 +430,10 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
                 "An eighth of the disk at most. Deletes and reads go on, and puts come back by themselves.",
             ],
         },
+        scrub_key(&[
+            "within this time everything in the data folder is read once, to find damage; \"0s\": never",
+            "A store that finds some begins anew, as soon as the others can do without it.",
+        ]),
         Key {
             section: "log",
             name: "level",

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use base::{ClusterId, NodeId};
 use consensus::MachineError;
 use node::announce;
-use node::heal::{Damage, What};
+use node::heal::{Damage, What, unix_s};
 use node::identity::Identity;
 use node::many::{Ends, ManyNode};
 use node::reload::{Reloader, expect_hangups, until_told_to_stop};
+use node::scrub::{self, Scrub};
 use node::service::{Service, listen, told_to_stop};
 use node::start_error::{Cause, StartError};
 use node::tls::Certificates;
@@ -120,6 +121,7 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
         peer_url: settings.node.advertise_peer.clone(),
         labels: settings.labels.iter().cloned().collect(),
     };
+    let mut repaired = None;
     let (node, engine) = loop {
         match open(&settings)? {
             Ok(opened) => break opened,
@@ -132,6 +134,7 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
                     () = told_to_stop() => return Ok(()),
                 }
                 alive.abort();
+                repaired = Some((damage.what, unix_s()));
             }
         }
     };
@@ -212,9 +215,12 @@ async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError>
         begun => begun.map_err(of_data)?,
     }
     let reserve = (settings.node.data_dir.clone(), settings.reserve_bytes);
-    tokio::spawn(space::keep_room(store.clone(), node.clone(), engine.clone(), reserve.0, reserve.1));
+    tokio::spawn(space::keep_room(store.clone(), node.clone(), reserve.0, reserve.1));
 
-    let api = Api::new(store.clone(), node.clone(), pd.clone(), asking, settings.slow_request);
+    let scrubbing: Arc<Scrub> = Arc::default();
+    let scrubbed = engine.clone();
+    scrub::start(&scrubbing, move || Some(scrubbed.clone()), node.log(), settings.scrub_interval);
+    let api = Api::new(store.clone(), node.clone(), pd.clone(), asking, (scrubbing, repaired), settings.slow_request);
     api.behind(&server);
     door.open(api);
     drop(door);

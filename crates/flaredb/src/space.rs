@@ -23,8 +23,6 @@ use node::disk::{Ballast, Room};
 use node::many::ManyNode;
 use parking_lot::Mutex;
 
-use storage::rocks::RocksEngine;
-
 use crate::store::{Region, Store};
 
 const TICK: Duration = Duration::from_millis(50);
@@ -79,19 +77,13 @@ fn is_spared(membership: &Membership, own: NodeId, full: &BTreeSet<NodeId>) -> b
 }
 
 /// Watches the disk, and what was found damaged on it, for as long as the store runs. `reserve_bytes`: the upper line.
-pub async fn keep_room(
-    store: Arc<Store>,
-    node: Arc<ManyNode>,
-    engine: Arc<RocksEngine>,
-    folder: PathBuf,
-    reserve_bytes: u64,
-) {
+pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, reserve_bytes: u64) {
     let ballast = Ballast::new(&folder);
     let mut room = Room::default();
     let mut handed: Option<Instant> = None;
     loop {
-        if let Some(why) = engine.damage() {
-            return node.is_damaged(why);
+        if node.ends_if_damaged() {
+            return;
         }
         if let Some((free, total)) = node::disk::room(&folder) {
             room.update(free, total, reserve_bytes);

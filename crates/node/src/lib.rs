@@ -16,7 +16,7 @@
 //! [`ground`] what programs stand on, as traits · [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
 //! (back) to it · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what
-//! becomes of a damaged member, with [`standin`], [`roster`] and [`rebuilds`] · [`seed`] a state to begin with ·
+//! becomes of a damaged member, with [`scrub`], which finds damage, [`standin`], [`roster`] and [`rebuilds`] · [`seed`] a state to begin with ·
 //! [`recovery`] a stopped node's folder mended · [`room`] what every node has · [`node`] all of it put together · [`many`] a
 //! node with many groups · [`stages`] where
 //! time went · [`lag`] followers that are behind · [`service`] and [`announce`] what the service manager is told ·
@@ -63,6 +63,7 @@ pub mod restart;
 pub(crate) mod roll;
 pub(crate) mod room;
 pub mod roster;
+pub mod scrub;
 pub mod seed;
 pub mod service;
 mod slots;

@@ -185,8 +185,26 @@ impl ManyNode {
 
     /// The state is damaged: nothing is answered from it any more, and the node ends.
     pub fn is_damaged(&self, why: String) {
-        self.room.engines.health.report(Damage::new(What::State, &why));
-        (self.room.engines.fatal)(why);
+        self.ends_with(Damage::new(What::State, why));
+    }
+
+    fn ends_with(&self, damage: Damage) {
+        self.room.engines.health.report(damage.clone());
+        (self.room.engines.fatal)(damage.why);
+    }
+
+    /// Ends the node if its log or its state has noticed damage; says whether it does. To be asked now and then: who reads
+    /// only to check (a [scrub](crate::scrub)) tells nobody.
+    pub fn ends_if_damaged(&self) -> bool {
+        let log = self.room.store.damage().map(|error| Damage::new(What::Log, error));
+        let of_state = || self.noticed.get()?().map(|why| Damage::new(What::State, why));
+        let Some(damage) = log.or_else(of_state) else { return false };
+        self.ends_with(damage);
+        true
+    }
+
+    pub fn log(&self) -> Arc<SegLog> {
+        self.room.store.clone()
     }
 
     /// Whether snapshots are refused, because the disk has no room for them.

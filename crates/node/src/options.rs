@@ -8,7 +8,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use settings::duration::duration;
 use settings::listen::is_loopback;
 use settings::{Key, Kind, Layers};
 
@@ -27,6 +29,27 @@ pub const INSECURE: Key = Key {
         "It never covers the ports on which nodes talk to each other.",
     ],
 };
+
+/// `storage.scrub_interval`, for [`scrub_interval`].
+pub const fn scrub_key(help: &'static [&'static str]) -> Key {
+    Key {
+        section: "storage",
+        name: "scrub_interval",
+        flag: "scrub-interval",
+        kind: Kind::Retention,
+        default: "\"24h\"",
+        help,
+    }
+}
+
+/// What [`scrub_key`] was given; zero: nothing is read by itself.
+pub fn scrub_interval(layers: &Layers) -> Result<Duration, String> {
+    let text = layers.text("storage", "scrub_interval");
+    duration(text).ok_or_else(|| {
+        let at = layers.origin("storage", "scrub_interval");
+        format!("{at}: storage.scrub_interval must be a duration such as \"24h\", or \"0s\", not {text:?}")
+    })
+}
 
 /// The keys of the section with the certificates. `cert_help`: what a certificate of this program has to name.
 pub const fn tls_keys(section: &'static str, cert_help: &'static [&'static str]) -> [Key; 6] {

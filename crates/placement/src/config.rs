@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base::NodeId;
 use consensus::HostConfig;
-use node::options::{self, INSECURE, tls_keys};
+use node::options::{self, INSECURE, scrub_key, tls_keys};
 use node::tls::{ApiTls, Program};
 use node::{InitialMember, NodeConfig};
 use settings::value::Member;
@@ -18,6 +18,8 @@ pub struct Settings {
     pub node: NodeConfig,
     /// Where stores, clients and people are served.
     pub listen_client: Vec<SocketAddr>,
+    /// Within this time all that lies in the data folder is read once; zero: never.
+    pub scrub_interval: Duration,
     /// Replicas of each region, while no policy says otherwise.
     pub max_replicas: u32,
 }
@@ -71,6 +73,7 @@ pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings,
             gossip: None,
         },
         listen_client,
+        scrub_interval: options::scrub_interval(layers)?,
         max_replicas: layers.number("cluster", "max_replicas") as u32,
     })
 }
@@ -219,6 +222,10 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             default: "\"/var/lib/placement-driver\"",
             help: &["the data folder; it is made if there is none"],
         },
+        scrub_key(&[
+            "within this time everything in the data folder is read once, to find damage; \"0s\": never",
+            "What is found is rebuilt from the other members.",
+        ]),
         Key {
             section: "log",
             name: "level",

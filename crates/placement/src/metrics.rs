@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 
 use consensus::{GroupStatus, Membership, Role};
 use node::DriverStats;
+use node::heal::What;
 use node::metrics::calls::Methods;
 use node::metrics::common::Common;
 use node::metrics::{Page, get, labels, process};
+use node::scrub::ScrubProgress;
 use node::tls::TlsStats;
 use storage::engine::EngineStats;
 use storage::log::LogStats;
@@ -36,6 +38,9 @@ pub struct NodeSources {
     pub log: LogStats,
     /// None while the member belongs to no cluster.
     pub engine: Option<EngineStats>,
+    pub scrub: ScrubProgress,
+    /// See [`node::heal::Health::repaired_unix_s`].
+    pub repaired: Vec<(What, u64)>,
     pub disk: Option<(u64, u64)>,
     /// None without certificates.
     pub tls: Option<TlsStats>,
@@ -84,6 +89,8 @@ pub fn page(sources: &Sources) -> String {
         common.log(&node.log, &node.driver);
         common.snapshots(&node.driver);
         common.disk(node.disk);
+        common.scrub(&node.scrub);
+        common.last_repairs(node.repaired.iter().copied());
         if let Some(engine) = &node.engine {
             common.engine(engine);
         }
@@ -233,6 +240,8 @@ mod tests {
                 driver: Arc::default(),
                 log: LogStats::default(),
                 engine: Some(EngineStats::default()),
+                scrub: ScrubProgress::default(),
+                repaired: What::ALL.map(|what| (what, 0)).to_vec(),
                 disk: Some((1, 2)),
                 tls: Some(TlsStats {
                     files: [(FileKind::Certificate, 1_900_000_000), (FileKind::Crl, 1_800_000_000)]

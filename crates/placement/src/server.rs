@@ -8,6 +8,7 @@ use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
 use node::reload::{Reloader, expect_hangups, until_told_to_stop};
+use node::scrub::{self, Scrub};
 use node::seed::Seed;
 use node::service::{Service, listen, told_to_stop};
 use node::start_error::{Cause, StartError};
@@ -61,7 +62,13 @@ pub async fn serve(settings: Settings, reloader: Option<Reloader>) -> Result<(),
     let handle = node.handle();
     let leader: Arc<OnceLock<Arc<Leader>>> = Arc::default();
     let counters: Arc<Counters> = Arc::default();
-    let sources = node_sources(&node, &opened, settings.node.data_dir.clone());
+    let scrubbing: Arc<Scrub> = Arc::default();
+    let state = {
+        let opened = opened.clone();
+        move || opened.engine()
+    };
+    scrub::start(&scrubbing, state, node.log(), settings.scrub_interval);
+    let sources = node_sources(&node, &opened, scrubbing, settings.node.data_dir.clone());
     let asking = node.certificates().and_then(|certificates| certificates.asking());
     let api = Api::new(leader.clone(), handle.clone(), counters.clone(), asking, Box::new(sources));
     // Set once: it was made just now.
@@ -142,6 +149,7 @@ impl Opened {
 fn node_sources(
     node: &Arc<Node>,
     opened: &Arc<Opened>,
+    scrub: Arc<Scrub>,
     data_dir: PathBuf,
 ) -> impl Fn() -> Option<NodeSources> + Send + Sync + use<> {
     // The node holds the API, which holds this.
@@ -153,6 +161,8 @@ fn node_sources(
             driver: node.stats(),
             log: node.log_stats(),
             engine: engine.map(|engine| engine.stats()),
+            scrub: scrub.progress(),
+            repaired: node.handle().health().repaired_unix_s().collect(),
             disk: node::disk::room(&data_dir),
             tls: node.certificates().map(|certificates| certificates.stats()),
         })

@@ -5,11 +5,31 @@
 //! flushing, always of all families together) makes a prefix of the writes durable. After a crash the engine
 //! holds exactly such a prefix: never a half batch, never one family ahead of another.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::batch::WriteBatch;
+
+/// A store whose files can be read again, to see whether the disk still holds what was written. A pass holds nothing of the
+/// store between two steps. What is damaged is remembered by the store.
+pub trait Scrubbed: Send + Sync + 'static {
+    type Pass: Send;
+
+    fn begin_pass(&self) -> Result<(Self::Pass, Extent), EngineError>;
+
+    /// How many bytes it read, a piece at most; `None` when the pass is over.
+    fn step(&self, pass: &mut Self::Pass) -> Result<Option<u64>, EngineError>;
+}
+
+/// What a pass will read.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    pub bytes: u64,
+    /// Files that have no checksum.
+    pub unchecked: u64,
+}
 
 /// A column family, as an index into the specs the engine was opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,14 +148,13 @@ pub trait Engine: Send + Sync {
     /// content or the new one.
     fn commit_install(&self, install: &mut dyn Install) -> Result<(), EngineError>;
 
-    /// Begins to receive what is to replace the content of `from..to`, which goes at once, durably. Nobody else writes to the range
-    /// until the new content is in place. Views keep what they show.
-    fn replace_range<'a>(
-        &'a self,
-        family: FamilyId,
-        from: &[u8],
-        to: &[u8],
-    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError>;
+    /// Begins files of pairs for [`Engine::replace_range`], in a folder that is there.
+    fn begin_tables(&self, family: FamilyId, folder: &Path) -> Result<Box<dyn Tables>, EngineError>;
+
+    /// Replaces the content of `from..to`, durably, by the tables in a folder, whose pairs lie in that range, and which stay. After an
+    /// error or a crash the range is as it was, or empty, or as it is to be, and the same may be done again. Nobody else writes to
+    /// the range meanwhile. Views keep what they show.
+    fn replace_range(&self, family: FamilyId, from: &[u8], to: &[u8], folder: &Path) -> Result<(), EngineError>;
 
     /// Whether a range of so many bytes is better replaced by [`Engine::replace_range`] than written over.
     fn is_large_range(&self, bytes: u64) -> bool {
@@ -182,11 +201,11 @@ pub trait Install: Send {
     fn as_any(&mut self) -> &mut dyn std::any::Any;
 }
 
-/// The receiving end of a range's new content. Pairs come in the order of their keys.
-pub trait RangeInstall {
+/// Takes the pairs of table files, in the order of their keys.
+pub trait Tables: Send {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
-    /// Puts the new content in place, durably: all of it or, after an error or a crash, nothing, and all may be done again.
-    fn commit(self: Box<Self>) -> Result<(), EngineError>;
+    /// All have come. The files are durable, and have their names in the folder.
+    fn finish(self: Box<Self>) -> Result<(), EngineError>;
 }
 
 /// An engine's failure decides one of three things: the disk is full (the node refuses writes and goes on), a replacement is

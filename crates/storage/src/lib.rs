@@ -23,5 +23,5 @@ pub mod rocks;
 pub mod seglog;
 
 pub use batch::WriteBatch;
-pub use engine::{Cursor, Engine, EngineError, FamilyId, FamilySpec, Install, RangeInstall, View};
+pub use engine::{Cursor, Engine, EngineError, FamilyId, FamilySpec, Install, Tables, View};
 pub use log::{GroupWrite, HardState, LogBatch, LogEntry, LogError, LogState, LogStore};

@@ -10,19 +10,20 @@
 //!
 //! Left out: torn states within a flush, because the production engine's manifest makes flushes atomic.
 
+use std::fs;
+use std::io;
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::Rng;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use parking_lot::RwLock;
 use rpds::RedBlackTreeMapSync;
 
 use crate::batch::{Op, WriteBatch};
-use crate::engine::{
-    Cursor, Droppable, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, RangeInstall, View,
-};
+use crate::engine::{Cursor, Droppable, Engine, EngineError, EngineStats, FamilyId, FamilySpec, Install, Tables, View};
 
 /// An engine in memory. Shared by the incarnations of a simulated node, as a disk would be.
 pub struct MemEngine {
@@ -218,16 +219,22 @@ impl Engine for MemEngine {
         }
     }
 
-    fn replace_range<'a>(
-        &'a self,
-        family: FamilyId,
-        from: &[u8],
-        to: &[u8],
-    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
+    fn begin_tables(&self, _: FamilyId, folder: &Path) -> Result<Box<dyn Tables>, EngineError> {
+        Ok(Box::new(MemTables { file: folder.join(TABLE), last: None, pairs: Vec::new() }))
+    }
+
+    /// Of the rest nothing becomes durable by it.
+    fn replace_range(&self, family: FamilyId, from: &[u8], to: &[u8], folder: &Path) -> Result<(), EngineError> {
+        let pairs = table_in(folder).map_err(|error| EngineError::Failed(error.to_string()))?;
+        if pairs.iter().any(|(key, _)| **key < *from || **key >= *to) {
+            return Err(EngineError::Failed("a pair does not belong to the range that is replaced".into()));
+        }
         let mut state = self.state.write();
         state.find_room()?;
         state.images().for_each(|image| image.delete_range(family, from, to));
-        Ok(Box::new(MemRange { engine: self, family, from: from.to_vec(), to: to.to_vec(), pairs: Vec::new() }))
+        state.find_room()?;
+        state.images().for_each(|image| pairs.iter().for_each(|(key, value)| image.put(family, key, value)));
+        Ok(())
     }
 
     fn stats(&self) -> EngineStats {
@@ -455,36 +462,51 @@ impl Cursor for Backward<'_> {
     }
 }
 
-struct MemRange<'a> {
-    engine: &'a MemEngine,
-    family: FamilyId,
-    from: Vec<u8>,
-    to: Vec<u8>,
-    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+/// A file of pairs, each key and each value behind its length.
+struct MemTables {
+    file: PathBuf,
+    last: Option<Vec<u8>>,
+    pairs: Vec<u8>,
 }
 
-impl RangeInstall for MemRange<'_> {
+const TABLE: &str = "table";
+
+impl Tables for MemTables {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if key < &*self.from || key >= &*self.to {
-            return Err(EngineError::Failed("a pair does not belong to the range that is replaced".into()));
+        if self.last.as_ref().is_some_and(|last| **last >= *key) {
+            return Err(EngineError::Failed("the pairs of a table must be in order".into()));
         }
-        if self.pairs.last().is_some_and(|(last, _)| **last >= *key) {
-            return Err(EngineError::Failed("the pairs of a range must be in order".into()));
+        for bytes in [key, value] {
+            self.pairs.extend((bytes.len() as u32).to_le_bytes());
+            self.pairs.extend(bytes);
         }
-        self.pairs.push((key.to_vec(), value.to_vec()));
+        self.last = Some(key.to_vec());
         Ok(())
     }
 
-    /// Of the rest nothing becomes durable by it.
-    fn commit(self: Box<Self>) -> Result<(), EngineError> {
-        let mut state = self.engine.state.write();
-        state.find_room()?;
-        let put = |image: &mut Image| {
-            self.pairs.iter().for_each(|(key, value)| image.put(self.family, key, value));
-        };
-        state.images().for_each(put);
-        Ok(())
+    fn finish(self: Box<Self>) -> Result<(), EngineError> {
+        fs::write(&self.file, &self.pairs).map_err(|error| EngineError::Failed(error.to_string()))
     }
+}
+
+/// None where there is no file.
+fn table_in(folder: &Path) -> io::Result<Vec<(Bytes, Bytes)>> {
+    let mut rest = match fs::read(folder.join(TABLE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        bytes => Bytes::from(bytes?),
+    };
+    let mut pairs = Vec::new();
+    while !rest.is_empty() {
+        let mut next = || {
+            let length = rest.try_get_u32_le().map_err(io::Error::other)? as usize;
+            if length > rest.len() {
+                return Err(io::Error::other("a table that was cut off"));
+            }
+            Ok(rest.split_to(length))
+        };
+        pairs.push((next()?, next()?));
+    }
+    Ok(pairs)
 }
 
 struct MemInstall {

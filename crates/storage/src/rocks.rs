@@ -48,10 +48,9 @@ pub use self::scrub::{PIECE_BYTES, StateScrub};
 use self::events::Events;
 use self::install::{RocksInstall, Staging};
 use self::options::Blueprint;
-use self::range::RocksRange;
 use self::view::{RocksView, Store};
 use crate::batch::{Op, WriteBatch};
-use crate::engine::{Engine, EngineError, EngineEvent, EngineStats, FamilyId, FamilySpec, Install, RangeInstall, View};
+use crate::engine::{Engine, EngineError, EngineEvent, EngineStats, FamilyId, FamilySpec, Install, Tables, View};
 
 /// How often, and how many times, a commit looks whether the last view of the old content is gone: 5 s in all.
 const VIEWS_POLL: Duration = Duration::from_millis(1);
@@ -65,8 +64,6 @@ pub struct RocksEngine {
     events: Arc<Events>,
     /// Counts replacements of the content.
     generation: AtomicU64,
-    /// Counts replaced ranges.
-    ranges: AtomicU64,
     writer: Mutex<Writer>,
     /// Set, but perhaps not yet in effect.
     watermark: AtomicU64,
@@ -88,7 +85,6 @@ impl RocksEngine {
     ) -> Result<RocksEngine, EngineError> {
         fs::create_dir_all(dir).map_err(failed_io)?;
         swap::settle(dir).map_err(failed_io)?;
-        range::discard(dir)?;
         if scrub::lost_current(dir).map_err(failed_io)? {
             return Err(EngineError::Corrupt("the file CURRENT is gone".to_owned()));
         }
@@ -102,7 +98,6 @@ impl RocksEngine {
             staging,
             events,
             generation: AtomicU64::new(0),
-            ranges: AtomicU64::new(0),
             writer: Mutex::new(Writer { batch: rust_rocksdb::WriteBatch::new(), options: without_log }),
             watermark: AtomicU64::new(0),
         })
@@ -269,13 +264,12 @@ impl Engine for RocksEngine {
         slot.as_ref().map(|_| ()).map_err(EngineError::clone)
     }
 
-    fn replace_range<'a>(
-        &'a self,
-        family: FamilyId,
-        from: &[u8],
-        to: &[u8],
-    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
-        Ok(Box::new(RocksRange::begin(self, family, from, to)?))
+    fn begin_tables(&self, family: FamilyId, folder: &Path) -> Result<Box<dyn Tables>, EngineError> {
+        Ok(Box::new(range::begin_tables(self, family, folder)))
+    }
+
+    fn replace_range(&self, family: FamilyId, from: &[u8], to: &[u8], folder: &Path) -> Result<(), EngineError> {
+        range::replace(self, family, from, to, folder)
     }
 
     fn is_stalled(&self) -> bool {

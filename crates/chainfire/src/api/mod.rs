@@ -50,8 +50,8 @@ use crate::error::ApiError;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::read::StateView;
-use crate::scrub::Scrub;
 use crate::store::{Store, Stores};
+use node::scrub::Scrub;
 pub(crate) use refusal::{refused, status_of};
 
 /// The version of etcd whose wire and behaviour this is.

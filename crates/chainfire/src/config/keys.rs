@@ -1,6 +1,6 @@
 //! Every setting there is, once.
 
-use node::options::{INSECURE, tls_keys};
+use node::options::{INSECURE, scrub_key, tls_keys};
 use settings::{Key, Kind};
 
 /// Sections in the order of the printed configuration, and what each is about.
@@ -255,17 +255,10 @@ pub const KEYS: &[Key] = &[
         default: "10000",
         help: &["a merge of files that takes this many milliseconds is reported in the log"],
     },
-    Key {
-        section: "storage",
-        name: "scrub_interval",
-        flag: "scrub-interval",
-        kind: Kind::Retention,
-        default: "\"24h\"",
-        help: &[
-            "within this time everything in the data folder is read once, to find damage; \"0s\": only when asked",
-            "What is found is rebuilt from the other members.",
-        ],
-    },
+    scrub_key(&[
+        "within this time everything in the data folder is read once, to find damage; \"0s\": only when asked",
+        "What is found is rebuilt from the other members.",
+    ]),
     Key {
         section: "limits",
         name: "request_bytes_max",

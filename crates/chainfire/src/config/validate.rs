@@ -47,7 +47,7 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
         listen_client,
         advertise_client,
         storage: storage(layers),
-        scrub_interval: scrub_interval(layers)?,
+        scrub_interval: options::scrub_interval(layers)?,
         request_bytes_max: layers.number("limits", "request_bytes_max") as usize,
         txn_ops_max: layers.number("limits", "txn_ops_max") as usize,
         quota_bytes: layers.number("storage", "quota_bytes"),
@@ -199,14 +199,6 @@ fn storage(layers: &Layers) -> RocksOptions {
         slow_compaction_ms: number("slow_compaction_ms"),
         now: node::clock::now,
     }
-}
-
-fn scrub_interval(layers: &Layers) -> Result<Duration, String> {
-    let text = layers.text("storage", "scrub_interval");
-    duration(text).ok_or_else(|| {
-        let at = layers.origin("storage", "scrub_interval");
-        format!("{at}: storage.scrub_interval must be a duration such as \"24h\", or \"0s\", not {text:?}")
-    })
 }
 
 fn compaction(layers: &Layers) -> Result<AutoCompaction, String> {

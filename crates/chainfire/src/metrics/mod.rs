@@ -31,8 +31,8 @@ use storage::log::LogStats;
 use crate::api::{ETCD_VERSION, METHODS};
 use crate::live::ReloadStats;
 use crate::read::StoreStats;
-use crate::scrub::ScrubProgress;
 use crate::watch::WatchStats;
+use node::scrub::ScrubProgress;
 
 /// Counted where requests are answered.
 pub struct Metrics {

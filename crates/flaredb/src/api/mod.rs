@@ -17,7 +17,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use node::heal::What;
 use node::many::ManyNode;
+use node::scrub::Scrub;
 use prost::Message;
 use proto::flaredb as pb;
 use rpc::Status;
@@ -42,6 +44,9 @@ pub struct Api {
     /// For their figures.
     pub node: Arc<ManyNode>,
     pub pd: Arc<PdClient>,
+    pub scrub: Arc<Scrub>,
+    /// See [`Sources::repaired`](crate::metrics::Sources::repaired).
+    pub repaired: Option<(What, u64)>,
     pub requests: Arc<Requests>,
     /// The server that this is behind.
     server: OnceLock<Weak<Server<Door>>>,
@@ -64,11 +69,12 @@ impl Api {
         node: Arc<ManyNode>,
         pd: Arc<PdClient>,
         tls: Option<Tls>,
+        (scrub, repaired): (Arc<Scrub>, Option<(What, u64)>),
         slow_from: Duration,
     ) -> Arc<Api> {
         let (router, requests) = (Arc::new(Router::new(pd.clone(), tls)), Arc::new(Requests::new(slow_from)));
         let raw = Raw { store: store.clone(), router: router.clone() };
-        Arc::new(Api { store, router, raw, node, pd, requests, server: OnceLock::new() })
+        Arc::new(Api { store, router, raw, node, pd, scrub, repaired, requests, server: OnceLock::new() })
     }
 
     /// The server that is to be counted.

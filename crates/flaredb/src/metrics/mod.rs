@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 use base::NodeId;
 use consensus::{GroupStatus, Role};
 use node::DriverStats;
+use node::heal::What;
 use node::metrics::calls::Methods;
 use node::metrics::common::Common;
 use node::metrics::{Page, get, labels, process};
+use node::scrub::ScrubProgress;
 use node::tls::TlsStats;
 use rpc::server::ServerStats;
 use storage::engine::EngineStats;
@@ -37,6 +39,9 @@ pub struct Sources<'a> {
     pub driver: &'a DriverStats,
     pub log: &'a LogStats,
     pub engine: &'a EngineStats,
+    pub scrub: ScrubProgress,
+    /// What was damaged when this process began the store anew, and when that was.
+    pub repaired: Option<(What, u64)>,
     /// (free, total) bytes of the disk under the data folder.
     pub disk: Option<(u64, u64)>,
     /// Whether it has next to no room, and no puts are taken.
@@ -102,6 +107,8 @@ pub fn render(api: &Api) -> String {
         driver: &store.node.stats(),
         log: &api.node.log_stats(),
         engine: &store.engine.stats(),
+        scrub: api.scrub.progress(),
+        repaired: api.repaired,
         disk: store.node.room(),
         full: store.space.is_full(),
         traffic: api.node.transport().traffic(),
@@ -146,6 +153,9 @@ fn page(sources: &Sources) -> String {
     let help = "1 while the disk has next to no room, and no puts are taken.";
     common.page.gauge("flaredb_disk_full", help, u8::from(sources.full));
     common.engine(engine);
+    common.scrub(&sources.scrub);
+    let at = |what| sources.repaired.map_or(0, |(damaged, at)| if what == damaged { at } else { 0 });
+    common.last_repairs([What::Log, What::State].map(|what| (what, at(what))));
     if let Some(tls) = &sources.tls {
         common.certificates(tls);
     }

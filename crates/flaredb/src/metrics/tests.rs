@@ -34,6 +34,8 @@ fn full() -> String {
         driver: &driver,
         log: &LogStats { bytes: 64, segments: 1, syncs: 3, entries_written: 20 },
         engine: &EngineStats { total_bytes: 4096, stall_ms: 2500, compaction_ms: 1500, ..EngineStats::default() },
+        scrub: ScrubProgress::default(),
+        repaired: Some((What::State, 1_700_000_000)),
         disk: Some((1 << 30, 4 << 30)),
         full: false,
         traffic: vec![(NodeId(2), 300, 40)],

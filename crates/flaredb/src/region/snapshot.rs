@@ -2,38 +2,37 @@
 //!
 //! The stream's family 0 holds the raw pairs, its family 1 the region's state record, under the key `state`.
 //!
-//! A received stream goes to a file first, and nothing of it is believed before its end has come. Then, crash-safely:
+//! A received stream is kept outside the database first, and nothing of it is believed before its end has come. A small one is a
+//! file, as it came. Of a large one the pairs are table files as soon as they come ([`storage::Tables`]), in a folder, with a
+//! stream of what is left when they are taken out (`rest`). Then, crash-safely:
 //!
 //! ```text
 //!  incoming/region-N.part ──checked, fsynced──▶ renamed to incoming/region-N.whole      (decided: there is no way back)
 //!                          (flushed: its range is nobody else's on disk either)
 //!                                                 │ the range is emptied, the pairs come in, the records last; flushed
 //!                                                 ▼
-//!                                               renamed, and removed bit by bit          (done)
+//!                                               renamed to region-N.going, and removed   (done)
 //! ```
-//! A start that finds a `.whole` file does the second half again, which comes to the same; and so does whoever found no room
-//! on the disk in the middle of it.
+//! A start that finds a `.whole` one does the second half again, which comes to the same; and so does whoever found no room
+//! on the disk in the middle of it. Tables are written once, at the pace at which they come: the engine takes them over as they
+//! are, and what is removed at last are names, no bytes.
 //!
 //! A complete stream claims its range ([`super::claims`]): none is decided for that another region has a part of, or is about to.
 //!
 //! A region may have taken another one in ([`super::merge`]) whose peer is still here, because this replica missed it: that
 //! one's range is emptied with the rest, and its records go in the same batch in which the new ones come.
-//!
-//! The pairs of a large one become table files that the engine takes over as they are ([`storage::RangeInstall`]); those of a
-//! small one are written as any others.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::{GroupId, PeerId};
 use bytes::Bytes;
 use consensus::{MachineError, Mark, SnapshotSink, SnapshotSource};
-use node::disk::{self, Evenly};
 use proto::snapshot::{FRAME_BYTES_MAX, Header, PAYLOAD_BYTES_MAX, Reader, Writer};
-use storage::{Engine, EngineError, View, WriteBatch};
+use storage::{Engine, EngineError, Tables, View, WriteBatch};
 
 use super::claims::{Claim, Claims};
 use super::layout::{self, RAW, REGION};
@@ -41,6 +40,10 @@ use super::{RegionState, merge};
 
 const STATE: &[u8] = b"state";
 const FAMILIES: u8 = 2;
+/// In the folder of a large one, beside its tables.
+const REST: &str = "rest";
+/// What such a file or folder is called that nobody needs any more.
+const GOING: &str = "going";
 /// Pairs are put in batches of about this size.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -137,12 +140,11 @@ pub struct Receiver {
     id: GroupId,
     part: PathBuf,
     whole: PathBuf,
-    file: BufWriter<Evenly>,
+    kept: Kept,
     reader: Reader,
     state: Option<RegionState>,
-    /// The first key and the last one, and whether all came in order.
+    /// The first key and the last one.
     keys: Option<(Vec<u8>, Vec<u8>)>,
-    in_order: bool,
     engine: Arc<dyn Engine>,
     claims: Arc<Claims>,
     /// From the stream's end until it is in place.
@@ -150,21 +152,28 @@ pub struct Receiver {
     decided: bool,
 }
 
+/// What has come of a stream.
+enum Kept {
+    /// Of a small one, or one that is small so far: as it came.
+    Stream(Vec<u8>),
+    Tables(Box<dyn Tables>),
+    /// It is on the disk.
+    All,
+}
+
 impl Receiver {
     pub fn new(engine: Arc<dyn Engine>, incoming: &Path, id: GroupId) -> Result<Receiver, MachineError> {
         fs::create_dir_all(incoming).map_err(failed)?;
         let part = incoming.join(format!("region-{id}.part"));
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&part).map_err(failed)?;
-        let file = BufWriter::with_capacity(FRAME_BYTES_MAX, Evenly::new(file));
+        remove(&part).map_err(failed)?;
         Ok(Receiver {
             id,
             part,
             whole: whole(incoming, id),
-            file,
+            kept: Kept::Stream(Vec::new()),
             reader: Reader::new(FAMILIES),
             state: None,
             keys: None,
-            in_order: true,
             engine,
             claims: Arc::default(),
             claim: None,
@@ -216,9 +225,52 @@ impl Receiver {
 impl Drop for Receiver {
     fn drop(&mut self) {
         if !self.decided {
-            let _ = fs::remove_file(&self.part);
+            let _ = remove(&self.part);
         }
     }
+}
+
+impl Receiver {
+    /// From here on pairs go to tables; those that came in `stream` do now.
+    fn begin_tables(&mut self, stream: &[u8]) -> Result<(), MachineError> {
+        fs::create_dir(&self.part).map_err(failed)?;
+        let mut tables = self.engine.begin_tables(RAW, &self.part)?;
+        let mut again = Reader::new(FAMILIES);
+        again.feed(stream);
+        while let Some(pair) = again.pair().map_err(|why| bad(&why.0))? {
+            if pair.family == RAW.0 {
+                tables.put(pair.key, pair.value)?;
+            }
+        }
+        self.kept = Kept::Tables(tables);
+        Ok(())
+    }
+
+    /// Puts on the disk what is not there yet.
+    fn keep(&mut self, header: &Header, state: &RegionState) -> Result<(), MachineError> {
+        let written = |path: &Path, bytes: &[u8]| {
+            let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(path)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        match std::mem::replace(&mut self.kept, Kept::All) {
+            Kept::Stream(stream) => written(&self.part, &stream).map_err(failed),
+            Kept::Tables(tables) => {
+                written(&self.part.join(REST), &rest(header, state)).map_err(failed)?;
+                // The folder is synced with them.
+                Ok(tables.finish()?)
+            }
+            Kept::All => Ok(()),
+        }
+    }
+}
+
+/// A stream without its raw pairs.
+fn rest(header: &Header, state: &RegionState) -> Vec<u8> {
+    let (mut writer, mut record) = (Writer::default(), Vec::new());
+    let begun = writer.header(header);
+    writer.put_pair(&mut record, REGION.0, STATE, &layout::write_state(state));
+    [begun, writer.data(&record), writer.trailer()].concat()
 }
 
 impl SnapshotSink for Receiver {
@@ -230,12 +282,24 @@ impl SnapshotSink for Receiver {
             }
             if pair.family == RAW.0 {
                 let (_, last) = self.keys.get_or_insert_with(|| (pair.key.to_vec(), Vec::new()));
-                self.in_order &= **last < *pair.key;
+                if **last >= *pair.key {
+                    return Err(bad("its pairs are out of order"));
+                }
                 last.clear();
                 last.extend_from_slice(pair.key);
+                if let Kept::Tables(tables) = &mut self.kept {
+                    tables.put(pair.key, pair.value)?;
+                }
             }
         }
-        self.file.write_all(&chunk).map_err(failed)
+        if let Kept::Stream(stream) = &mut self.kept {
+            stream.extend_from_slice(&chunk);
+            if self.engine.is_large_range(stream.len() as u64) {
+                let stream = std::mem::take(stream);
+                self.begin_tables(&stream)?;
+            }
+        }
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<Mark, MachineError> {
@@ -244,18 +308,17 @@ impl SnapshotSink for Receiver {
         if self.state.as_ref().map(|state| state.mark) != Some(mark) || header.revision != self.id.0 as i64 {
             return Err(bad("its header contradicts its content"));
         }
-        let (state, keys) = (self.state.as_ref().expect("it has a mark"), self.keys.as_ref());
+        let state = self.state.clone().expect("it has a mark");
         let lies_within = |(first, last): &(Vec<u8>, Vec<u8>)| {
             *first >= layout::raw_key(&state.start) && *last < layout::raw_end(&state.end)
         };
-        if !self.in_order || !keys.is_none_or(lies_within) {
-            return Err(bad("its pairs are out of order, or not the region's"));
+        if !self.keys.as_ref().is_none_or(lies_within) {
+            return Err(bad("its pairs are not the region's"));
         }
-        self.file.flush().map_err(failed)?;
-        self.file.get_ref().file().sync_all().map_err(failed)?;
+        self.keep(&header, &state)?;
         let incoming = self.part.parent().expect("it lies in a folder");
         // The sender tries again.
-        let claim = self.claims.take(&*self.engine, incoming, self.id, state)?;
+        let claim = self.claims.take(&*self.engine, incoming, self.id, &state)?;
         self.claim = Some(claim.ok_or_else(|| bad("its range is another region's here"))?);
         Ok(mark)
     }
@@ -275,25 +338,27 @@ pub struct InPlace {
 }
 
 impl InPlace {
-    /// Takes its time.
+    /// If it cannot be removed, it takes room until the next start, no more.
     pub fn clear_away(self) {
-        self.going.iter().for_each(|path| disk::remove_evenly(path));
+        let Some(path) = self.going else { return };
+        if let Err(error) = remove(&path) {
+            tracing::debug!(target: "flaredb_storage", "A received region was not removed, path={} why={error}", path.display());
+        }
     }
 }
 
 /// Puts a snapshot in place that was decided for, if there is one.
 pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result<InPlace, MachineError> {
     let path = whole(incoming, id);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(InPlace::default()),
-        Err(error) => return Err(failed(error)),
-    };
-    let state = state_in(File::open(&path).map_err(failed)?)?;
+    let Some(Decided { state, in_tables }) = decided_for(&path)? else { return Ok(InPlace::default()) };
     let displaced = merge::displaced(engine, id, &state)?;
     let mut batch = WriteBatch::new();
-    let large = engine.is_large_range(file.metadata().map_err(failed)?.len());
-    let header = if large { replace(engine, file, &state)? } else { write_over(engine, file, &state, &mut batch)? };
+    let header = if in_tables {
+        engine.replace_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end), &path)?;
+        walk(&path.join(REST), |_, _, _| Ok(()))?
+    } else {
+        write_over(engine, &path, &state, &mut batch)?
+    };
     batch.put(REGION, &layout::state_key(id), &layout::write_state(&state));
     batch.put(REGION, &layout::membership_key(id), &header.membership);
     batch.delete(REGION, &layout::lacking_key(id));
@@ -306,34 +371,37 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     }
     engine.write(&batch)?;
     engine.flush()?;
-    let going = path.with_extension(disk::GOING);
+    let going = path.with_extension(GOING);
     fs::rename(&path, &going).map_err(failed)?;
     sync_folder_of(&path)?;
     Ok(InPlace { displaced, going: Some(going) })
 }
 
-/// Has the engine take the pairs over as they are.
-fn replace(engine: &dyn Engine, file: File, state: &RegionState) -> Result<Header, MachineError> {
-    let mut range = engine.replace_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end))?;
-    let header = walk(file, |family, key, value| {
-        if family == RAW.0 {
-            range.put(key, value)?;
-        }
-        Ok(())
-    })?;
-    range.commit()?;
-    Ok(header)
+/// A snapshot that is to be put in place.
+struct Decided {
+    state: RegionState,
+    /// It is a folder, and its pairs are in its tables.
+    in_tables: bool,
+}
+
+fn decided_for(path: &Path) -> Result<Option<Decided>, MachineError> {
+    let kind = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        kind => kind.map_err(failed)?,
+    };
+    let stream = if kind.is_dir() { path.join(REST) } else { path.to_owned() };
+    Ok(Some(Decided { state: state_in(&stream)?, in_tables: kind.is_dir() }))
 }
 
 /// Writes the pairs as any others; the last of them are in the batch then.
 fn write_over(
     engine: &dyn Engine,
-    file: File,
+    path: &Path,
     state: &RegionState,
     batch: &mut WriteBatch,
 ) -> Result<Header, MachineError> {
     batch.delete_range(RAW, &layout::raw_key(&state.start), &layout::raw_end(&state.end));
-    walk(file, |family, key, value| {
+    walk(path, |family, key, value| {
         if family == RAW.0 {
             batch.put(RAW, key, value);
             if batch.bytes().len() >= BATCH_BYTES {
@@ -349,12 +417,8 @@ fn write_over(
 pub fn decided(incoming: &Path, counts: impl Fn(GroupId) -> bool) -> Result<Vec<RegionState>, MachineError> {
     let mut states = Vec::new();
     for id in all_decided(incoming)?.into_iter().filter(|id| counts(*id)) {
-        match File::open(whole(incoming, id)) {
-            Ok(file) => states.push(state_in(file)?),
-            // In place meanwhile, or given up.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
+        // If it is not there: in place meanwhile, or given up.
+        states.extend(decided_for(&whole(incoming, id))?.map(|decided| decided.state));
     }
     Ok(states)
 }
@@ -375,12 +439,10 @@ fn names(incoming: &Path) -> Result<Vec<OsString>, MachineError> {
 /// Removes what was decided for regions that are not here: their peers went before it was in place, and nobody is to wait for
 /// it. And what was being removed.
 pub fn forget_others(incoming: &Path, here: impl Fn(GroupId) -> bool) -> Result<(), MachineError> {
-    for path in names(incoming)?
-        .iter()
-        .map(|name| incoming.join(name))
-        .filter(|path| path.extension() == Some(disk::GOING.as_ref()))
+    for path in
+        names(incoming)?.iter().map(|name| incoming.join(name)).filter(|path| path.extension() == Some(GOING.as_ref()))
     {
-        fs::remove_file(path).map_err(failed)?;
+        remove(&path).map_err(failed)?;
     }
     let gone = all_decided(incoming)?.into_iter().filter(|id| !here(*id));
     gone.for_each(|id| forget(incoming, id));
@@ -390,15 +452,27 @@ pub fn forget_others(incoming: &Path, here: impl Fn(GroupId) -> bool) -> Result<
 /// Removes what a region that is gone may have left here.
 pub fn forget(incoming: &Path, id: GroupId) {
     for path in [whole(incoming, id), incoming.join(format!("region-{id}.part"))] {
-        // There is none, most of the time.
-        let _ = fs::remove_file(path);
+        let _ = remove(&path);
+    }
+}
+
+/// Removes a file or a folder, if there is one.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
 /// The state record, which stands at the stream's end.
-fn state_in(file: File) -> Result<RegionState, MachineError> {
+fn state_in(stream: &Path) -> Result<RegionState, MachineError> {
     let mut state = None;
-    walk(file, |family, key, value| {
+    walk(stream, |family, key, value| {
         if family == REGION.0 && key == STATE {
             state = Some(layout::read_state(Bytes::copy_from_slice(value), Bytes::new())?);
         }
@@ -408,10 +482,10 @@ fn state_in(file: File) -> Result<RegionState, MachineError> {
 }
 
 fn walk(
-    file: File,
+    stream: &Path,
     mut each: impl FnMut(u8, &[u8], &[u8]) -> Result<(), MachineError>,
 ) -> Result<Header, MachineError> {
-    let mut file = BufReader::with_capacity(FRAME_BYTES_MAX, file);
+    let mut file = BufReader::with_capacity(FRAME_BYTES_MAX, File::open(stream).map_err(failed)?);
     let (mut reader, mut buffer) = (Reader::new(FAMILIES), vec![0; FRAME_BYTES_MAX]);
     loop {
         let length = file.read(&mut buffer).map_err(failed)?;

@@ -6,6 +6,8 @@ use storage::log::LogStats;
 use super::page::Page;
 use super::{by_powers, get, labels};
 use crate::driver::DriverStats;
+use crate::heal::What;
+use crate::scrub::ScrubProgress;
 use crate::tls::{FileKind, TlsStats};
 
 /// A page, and the prefix of what is put on it.
@@ -67,6 +69,30 @@ impl Common<'_> {
         self.counter("log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
         self.counter("log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
         self.counter("log_write_stalls_total", "Log writes that took a second and more.", get(&driver.write_stalls));
+    }
+
+    /// Damage looked for.
+    pub fn scrub(&mut self, scrub: &ScrubProgress) {
+        self.gauge("scrub_running", "Whether a pass is under way.", u8::from(scrub.running));
+        self.gauge("scrub_pass_bytes", "Bytes to be read by the pass under way or the last.", scrub.bytes_total);
+        self.gauge("scrub_pass_bytes_done", "Bytes of them read so far.", scrub.bytes_done);
+        self.counter("scrub_bytes_total", "Bytes read by scrubs.", scrub.bytes_read);
+        self.counter("scrub_passes_total", "Passes that came to an end.", scrub.passes);
+        self.counter("scrub_findings_total", "Passes that found damage.", scrub.findings);
+        self.gauge("scrub_unchecked_files", "Files of the state without a checksum.", scrub.unchecked);
+        self.gauge("scrub_last_end_time_seconds", "When a pass last ended; 0: never.", scrub.ended_unix_s);
+        self.counter("scrub_failures_total", "Passes that were broken off.", scrub.failures);
+        let help = "When a pass last had read all, and found no damage; 0: never.";
+        self.gauge("scrub_last_whole_time_seconds", help, scrub.whole_unix_s);
+        let help = "How often a pass begins by itself; 0: it does not.";
+        self.gauge("scrub_interval_seconds", help, scrub.interval_s);
+    }
+
+    /// By what was damaged, in seconds since 1970; zero for never.
+    pub fn last_repairs(&mut self, last: impl IntoIterator<Item = (What, u64)>) {
+        let last = last.into_iter().map(|(what, at)| (labels(&[("what", what.name())]), at));
+        let name = self.name("last_repair_time_seconds");
+        self.page.gauges(&name, "When this process was last rebuilt; 0: never.", last);
     }
 
     /// What the driver and the applier took.

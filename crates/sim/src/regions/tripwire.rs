@@ -1,6 +1,7 @@
 //! An engine whose power can be cut between any two of its operations: from then on it refuses everything, as a process that
 //! is dead would, until it is opened again. Whatever production code does in several steps is thus interrupted within them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,7 +11,7 @@ use flaredb::region::layout::{self, REGION, Record};
 use storage::batch::Op;
 use storage::engine::EngineStats;
 use storage::memengine::MemEngine;
-use storage::{Engine, EngineError, FamilyId, Install, RangeInstall, View, WriteBatch};
+use storage::{Engine, EngineError, FamilyId, Install, Tables, View, WriteBatch};
 
 /// How an engine may lie, for a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,19 +115,23 @@ impl Engine for Tripwire {
         self.inner.get(family, key)
     }
 
-    fn replace_range<'a>(
-        &'a self,
-        family: FamilyId,
-        from: &[u8],
-        to: &[u8],
-    ) -> Result<Box<dyn RangeInstall + 'a>, EngineError> {
+    fn begin_tables(&self, family: FamilyId, folder: &Path) -> Result<Box<dyn Tables>, EngineError> {
+        self.alive()?;
+        self.inner.begin_tables(family, folder)
+    }
+
+    /// The power may be cut before anything is done, and when the old content is gone and the new one is not there.
+    fn replace_range(&self, family: FamilyId, from: &[u8], to: &[u8], folder: &Path) -> Result<(), EngineError> {
         self.step()?;
-        Ok(Box::new(TripRange { engine: self, range: self.inner.replace_range(family, from, to)? }))
+        let nothing = folder.join("nothing");
+        self.inner.replace_range(family, from, to, &nothing)?;
+        self.step()?;
+        self.inner.replace_range(family, from, to, folder)
     }
 
     /// Now this way, now that.
     fn is_large_range(&self, bytes: u64) -> bool {
-        bytes % 2 == 1
+        bytes % 3 == 1
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -163,24 +168,6 @@ impl Engine for Tripwire {
 
     fn stats(&self) -> EngineStats {
         self.inner.stats()
-    }
-}
-
-/// The power may be cut before anything is done, and when the old content is gone and the new one is not there.
-struct TripRange<'a> {
-    engine: &'a Tripwire,
-    range: Box<dyn RangeInstall + 'a>,
-}
-
-impl RangeInstall for TripRange<'_> {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        self.engine.alive()?;
-        self.range.put(key, value)
-    }
-
-    fn commit(self: Box<Self>) -> Result<(), EngineError> {
-        self.engine.step()?;
-        self.range.commit()
     }
 }
 

@@ -56,7 +56,7 @@ impl Cluster {
         Cluster::secure(members, stores).started().await
     }
 
-    async fn started(self) -> Cluster {
+    pub async fn started(self) -> Cluster {
         let mut cluster = self;
         let stores = cluster.stores.len();
         cluster.pd.iter_mut().chain(&mut cluster.stores).for_each(Process::spawn);

@@ -140,7 +140,7 @@ async fn is_made_anew(harm: fn(&Path)) {
 }
 
 /// The middle byte of what was written to the first segment.
-fn flip_in_log(folder: &Path) {
+pub fn flip_in_log(folder: &Path) {
     let files = fs::read_dir(folder.join("raft")).unwrap().map(|entry| entry.unwrap().path());
     // Those that are kept for later are empty.
     let written = |path: &std::path::PathBuf| fs::read(path).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0);

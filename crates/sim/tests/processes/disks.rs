@@ -41,15 +41,23 @@ impl SmallDisk {
         self.path.clone()
     }
 
-    /// Someone else takes all of it but so many bytes. A node that takes some at the same moment may have them.
+    /// Someone else takes all of it but so many bytes, piece by piece. A node that takes some at the same moment may have them.
     pub fn fill(&self, ballast: &Path, left: u64) {
+        const PAGE: u64 = 4096;
         let file = fs::File::create(ballast).unwrap();
-        let mut taken = 0;
-        for _ in 0..100 {
+        let (mut taken, mut piece) = (0, u64::MAX);
+        for _ in 0..1000 {
             let Some(more) = self.free_bytes().checked_sub(left).filter(|more| *more > 0) else { return };
+            piece = piece.min(more);
             // SAFETY: the descriptor is open.
-            let done = unsafe { libc::posix_fallocate(file.as_raw_fd(), taken as libc::off_t, more as libc::off_t) };
-            taken += if done == 0 { more } else { 0 };
+            let done = unsafe { libc::posix_fallocate(file.as_raw_fd(), taken as libc::off_t, piece as libc::off_t) };
+            // What does not fit is not taken at all: some of it had gone meanwhile, and may again. Less is taken sooner.
+            if done == 0 {
+                taken += piece;
+                piece = piece.saturating_mul(2);
+            } else {
+                piece = (piece / 2).max(PAGE);
+            }
         }
         panic!("{} bytes stay free", self.free_bytes());
     }

@@ -1,68 +1,83 @@
-//! Replacing what lies in a range: it goes, pairs become table files as they come, in `ranges/` of the data folder, and RocksDB
-//! takes them over as they are, where they belong: mostly at the bottom, never to be merged again.
+//! Replacing what lies in a range by table files that were written before, outside the database: RocksDB takes them over as they
+//! are, where they belong: mostly at the bottom, never to be merged again.
 //!
 //! ```text
-//!  begin ─▶ what lies in the range is deleted; that is flushed, and merged down, or the new tables would have to lie above it
-//!  put ───▶ ranges/7-0.sst 7-1.sst …
-//!  commit ▶ the files are linked into the database (durable with its manifest)
+//!  begin_tables ──▶ FOLDER/00000.sst 00001.sst …                     (as slowly as the pairs come)
+//!  replace_range ─▶ what lies in the range is deleted; that is flushed, and merged down, or the new tables would lie above it
+//!                └▶ the files are linked into the database           (durable with its manifest)
 //! ```
-//! Where nothing lies in the range there is nothing to merge. What a crash leaves in `ranges/` goes when the folder is opened.
+//! The folder keeps its files: they are written once, take room once, and whoever was cut off in the middle does it again. To
+//! remove them later costs nothing, since the database has them too. Where nothing lies in the range there is nothing to merge.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use rust_rocksdb::{CompactOptions, IngestExternalFileOptions};
 
 use super::tables::TableWriter;
 use super::{RocksEngine, failed, failed_io};
 use crate::batch::WriteBatch;
-use crate::engine::{Engine as _, EngineError, FamilyId, RangeInstall};
+use crate::engine::{Engine as _, EngineError, FamilyId, Tables};
 
-const RANGES: &str = "ranges";
+const EXTENSION: &str = "sst";
 
-pub(super) struct RocksRange<'a> {
-    engine: &'a RocksEngine,
-    family: FamilyId,
-    from: Vec<u8>,
-    to: Vec<u8>,
-    /// What its files are called, but for their number.
-    prefix: PathBuf,
+pub(super) struct RocksTables {
+    folder: PathBuf,
     writer: TableWriter,
-    written: Vec<PathBuf>,
 }
 
-/// Deletes what is left of ranges that were not replaced.
-pub(super) fn discard(dir: &Path) -> Result<(), EngineError> {
-    match fs::remove_dir_all(dir.join(RANGES)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed_io(error)),
-        _ => Ok(()),
+pub(super) fn begin_tables(engine: &RocksEngine, family: FamilyId, folder: &Path) -> RocksTables {
+    let blueprint = &engine.staging.blueprint;
+    let options = blueprint.family(&blueprint.families[usize::from(family.0)]);
+    RocksTables { folder: folder.to_owned(), writer: TableWriter::new(options) }
+}
+
+impl Tables for RocksTables {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if !self.writer.is_open() {
+            self.writer.open(self.folder.join(format!("{:05}.{EXTENSION}", self.writer.files.len())))?;
+        }
+        self.writer.put(key, value)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), EngineError> {
+        self.writer.close()?;
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed_io)
     }
 }
 
-impl<'a> RocksRange<'a> {
-    pub fn begin(
-        engine: &'a RocksEngine,
-        family: FamilyId,
-        from: &[u8],
-        to: &[u8],
-    ) -> Result<RocksRange<'a>, EngineError> {
-        empty(engine, family, from, to)?;
-        let folder = engine.staging.dir.join(RANGES);
-        fs::create_dir_all(&folder).map_err(failed_io)?;
-        let number = engine.ranges.fetch_add(1, Ordering::Relaxed);
-        let blueprint = &engine.staging.blueprint;
-        Ok(RocksRange {
-            engine,
-            family,
-            from: from.to_vec(),
-            to: to.to_vec(),
-            prefix: folder.join(number.to_string()),
-            writer: TableWriter::new(blueprint.family(&blueprint.families[usize::from(family.0)])),
-            written: Vec::new(),
-        })
+pub(super) fn replace(
+    engine: &RocksEngine,
+    family: FamilyId,
+    from: &[u8],
+    to: &[u8],
+    folder: &Path,
+) -> Result<(), EngineError> {
+    let files = tables_in(folder).map_err(failed_io)?;
+    empty(engine, family, from, to)?;
+    if files.is_empty() {
+        return Ok(());
     }
+    let mut ingest = IngestExternalFileOptions::default();
+    ingest.set_link_files(true);
+    ingest.set_fill_cache(false);
+    // Views that are taken meanwhile must not see the pairs come.
+    let _view = engine.view();
+    let store = engine.store()?;
+    let done = store.db.ingest_external_file_cf_opts(&store.family(family), &ingest, files);
+    done.map_err(|error| engine.events.noted(failed(error)))
+}
+
+/// In the order of their keys.
+fn tables_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        files.extend(path.extension().is_some_and(|extension| extension == EXTENSION).then_some(path.clone()));
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn empty(engine: &RocksEngine, family: FamilyId, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
@@ -87,44 +102,4 @@ fn empty(engine: &RocksEngine, family: FamilyId, from: &[u8], to: &[u8]) -> Resu
         store.db.compact_range_cf_opt(&store.family(family), Some(from), Some(to), &options);
     }
     Ok(())
-}
-
-impl RangeInstall for RocksRange<'_> {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if key < &*self.from || key >= &*self.to {
-            return Err(EngineError::Failed("a pair does not belong to the range that is replaced".into()));
-        }
-        if !self.writer.is_open() {
-            let mut path = self.prefix.clone().into_os_string();
-            path.push(format!("-{}.sst", self.written.len()));
-            self.written.push(path.clone().into());
-            self.writer.open(path.into())?;
-        }
-        self.writer.put(key, value)
-    }
-
-    fn commit(mut self: Box<Self>) -> Result<(), EngineError> {
-        self.writer.close()?;
-        let files = std::mem::take(&mut self.writer.files);
-        if files.is_empty() {
-            return Ok(());
-        }
-        let mut ingest = IngestExternalFileOptions::default();
-        ingest.set_move_files(true);
-        ingest.set_fill_cache(false);
-        // Views that are taken meanwhile must not see the pairs come.
-        let _view = self.engine.view();
-        let store = self.engine.store()?;
-        let done = store.db.ingest_external_file_cf_opts(&store.family(self.family), &ingest, files);
-        done.map_err(|error| self.engine.events.noted(failed(error)))
-    }
-}
-
-/// Taken over or not, the files are not needed any more.
-impl Drop for RocksRange<'_> {
-    fn drop(&mut self) {
-        for path in &self.written {
-            let _ = fs::remove_file(path);
-        }
-    }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{RocksEngine, failed, manifest, unreadable};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Extent, Scrubbed};
 
 /// A step reads this much at most.
 pub const PIECE_BYTES: usize = 1 << 20;
@@ -107,6 +107,20 @@ impl RocksEngine {
             return EngineError::Failed("the state was replaced while it was checked".to_owned());
         }
         self.events.noted(error)
+    }
+}
+
+impl Scrubbed for RocksEngine {
+    type Pass = StateScrub;
+
+    fn begin_pass(&self) -> Result<(StateScrub, Extent), EngineError> {
+        let scrub = self.begin_scrub()?;
+        let extent = Extent { bytes: scrub.bytes_total(), unchecked: scrub.unchecked() };
+        Ok((scrub, extent))
+    }
+
+    fn step(&self, scrub: &mut StateScrub) -> Result<Option<u64>, EngineError> {
+        self.scrub_step(scrub)
     }
 }
 

@@ -189,10 +189,14 @@ fn a_range_is_deleted_without_its_end(subject: impl Subject) {
 
 fn a_range_gets_new_content(mut subject: impl Subject) {
     let engine = subject.engine();
+    let tables = |engine: &dyn Engine, pairs: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tables = engine.begin_tables(DATA, folder.path())?;
+        pairs.iter().try_for_each(|(key, value)| tables.put(key.as_bytes(), value.as_bytes()))?;
+        tables.finish().map(|()| folder)
+    };
     let replace = |engine: &dyn Engine, pairs: &[(&str, &str)]| {
-        let mut range = engine.replace_range(DATA, b"b", b"d").unwrap();
-        pairs.iter().try_for_each(|(key, value)| range.put(key.as_bytes(), value.as_bytes()))?;
-        range.commit()
+        engine.replace_range(DATA, b"b", b"d", tables(engine, pairs)?.path())
     };
     let shown = |view: &dyn View| -> String {
         let pairs = walk(view.scan(DATA, b"", None)).into_iter().flat_map(|(key, value)| [key, value]);
@@ -202,9 +206,8 @@ fn a_range_gets_new_content(mut subject: impl Subject) {
     engine.flush().unwrap();
     put(&*engine, &[(DATA, b"bb", b"2"), (INDEX, b"b", b"2")]);
     let before = engine.view();
-    engine.replace_range(DATA, b"b", b"d").unwrap().put(b"b", b"3").unwrap();
-    assert_eq!(shown(&*engine.view()), "a1d1", "what was there is gone, and nothing was committed");
-    assert!(replace(&*engine, &[("d", "3")]).is_err(), "it belongs to another range");
+    let written = tables(&*engine, &[("b", "3"), ("c", "3")]).unwrap();
+    assert_eq!(shown(&*engine.view()), "a1b1bb2c1d1", "nothing is in place");
     assert!(replace(&*engine, &[("c", "3"), ("b", "3")]).is_err(), "the pairs are out of order");
     replace(&*engine, &[("b", "3"), ("bc", "3")]).unwrap();
     assert_eq!(shown(&*engine.view()), "a1b3bc3d1");
@@ -216,6 +219,17 @@ fn a_range_gets_new_content(mut subject: impl Subject) {
     subject.cut_power();
     let engine = subject.engine();
     assert_eq!(shown(&*engine.view()), "a1b3bc3d1", "it is durable, and what came after it is not");
+    // As often as one likes, from files of an earlier life.
+    for _ in 0..2 {
+        engine.replace_range(DATA, b"b", b"d", written.path()).unwrap();
+        assert_eq!(shown(&*engine.view()), "a1b3c3d1");
+        put(&*engine, &[(DATA, b"c", b"4")]);
+    }
+    drop(engine);
+    subject.cut_power();
+    drop(written);
+    let engine = subject.engine();
+    assert_eq!(shown(&*engine.view()), "a1b3c3d1", "the files belong to the engine too");
     replace(&*engine, &[("bb", "5"), ("c", "5")]).unwrap();
     assert_eq!(shown(&*engine.view()), "a1bb5c5d1");
     let mut batch = WriteBatch::new();

@@ -16,6 +16,9 @@ use crate::region::machine::RegionMachine;
 const REGION_ID: GroupId = GroupId(5);
 /// Two to a batch.
 const VALUE_BYTES: usize = BATCH_BYTES / 2 + 1;
+/// So many of them are a small region, and a large one.
+const SMALL: u8 = 5;
+const LARGE: u8 = 10;
 
 struct Place {
     engine: Arc<MemEngine>,
@@ -80,9 +83,15 @@ fn is_no_space<T>(result: Result<T, MachineError>) -> bool {
 /// comes to what the sender has.
 #[test]
 fn a_disk_that_is_full_in_the_middle_is_waited_for() {
+    let failed_at = [SMALL, LARGE].map(is_waited_for);
+    assert!(failed_at.iter().all(|failed_at| failed_at.len() >= 3), "it takes several writes: {failed_at:?}");
+}
+
+/// After how many writes the disk was full, with a region of so many values.
+fn is_waited_for(values: u8) -> Vec<u64> {
     let mut sender = Place::new();
     sender.found();
-    for number in 0..5 {
+    for number in 0..values {
         sender.put(&format!("k{number}"), vec![number; VALUE_BYTES]);
     }
     let mut failed_at = Vec::new();
@@ -117,7 +126,7 @@ fn a_disk_that_is_full_in_the_middle_is_waited_for() {
             }
             assert!(late.is_answered());
             assert_eq!(late.machine.mark(), sender.machine.mark());
-            for number in 0..5 {
+            for number in 0..values {
                 assert_eq!(late.has(&format!("k{number}")), sender.has(&format!("k{number}")));
             }
             assert_eq!(late.has("gone"), None);
@@ -128,7 +137,57 @@ fn a_disk_that_is_full_in_the_middle_is_waited_for() {
         }
         failed_at.push(writes);
     }
-    assert!(failed_at.len() >= 3, "it takes several writes: {failed_at:?}");
+    failed_at
+}
+
+/// Tables that were taken over stay until all is in place: a power cut in between takes nothing away.
+#[test]
+fn a_large_one_is_in_tables_until_it_is_in_place() {
+    for (values, in_tables) in [(SMALL, false), (LARGE, true)] {
+        let mut sender = Place::new();
+        sender.found();
+        (0..values).for_each(|number| sender.put(&format!("k{number}"), vec![number; VALUE_BYTES]));
+        let mut late = Place::new();
+        let mut receiver = late.receive(&sender);
+        receiver.decide().unwrap();
+        let whole = whole(late.folder.path(), REGION_ID);
+        assert_eq!(whole.is_dir(), in_tables);
+        let kept = decided(late.folder.path(), |_| true).unwrap();
+        assert_eq!(kept.iter().map(|state| state.mark).collect::<Vec<_>>(), [sender.machine.mark()]);
+        for _ in 0..2 {
+            // It was put in place, and word of that did not reach the disk.
+            let again = late.folder.path().join("again");
+            assert!(std::process::Command::new("cp").arg("-r").args([&whole, &again]).status().unwrap().success());
+            roll_forward(&*late.engine, late.folder.path(), REGION_ID).unwrap().clear_away();
+            assert!(!whole.exists());
+            fs::rename(&again, &whole).unwrap();
+        }
+        late.map = Arc::default();
+        late.machine = open(&late.engine, &late.folder, &late.map).unwrap();
+        assert_eq!(late.machine.mark(), sender.machine.mark());
+        for number in 0..values {
+            assert_eq!(late.has(&format!("k{number}")), sender.has(&format!("k{number}")));
+        }
+        assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0, "nothing is left in incoming/");
+    }
+}
+
+#[test]
+fn what_was_let_go_of_leaves_nothing() {
+    let mut sender = Place::new();
+    sender.found();
+    (0..LARGE).for_each(|number| sender.put(&format!("k{number}"), vec![number; VALUE_BYTES]));
+    let late = Place::new();
+    let part = late.folder.path().join(format!("region-{REGION_ID}.part"));
+    drop(late.receive(&sender));
+    assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0);
+    // What an earlier life left, whichever it is.
+    fs::create_dir(&part).unwrap();
+    fs::write(part.join("00000.sst"), "…").unwrap();
+    drop(late.receive(&sender));
+    fs::write(&part, "…").unwrap();
+    drop(late.receive(&sender));
+    assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -137,6 +196,10 @@ fn what_was_being_removed_goes_at_the_next_start() {
     forget_others(&folder.path().join("none"), |_| true).unwrap();
     for name in ["region-1.going", "region-2.whole", "region-3.whole"] {
         fs::write(folder.path().join(name), "…").unwrap();
+    }
+    for name in ["region-4.going", "region-5.whole"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        fs::write(folder.path().join(name).join(REST), "…").unwrap();
     }
     forget_others(folder.path(), |region| region.0 == 3).unwrap();
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -1,9 +1,9 @@
 //! The scrub: in the background, all that lies in the data folder is read again, to find damage before it is needed.
 //!
-//! A pass reads the manifest and the table files of the state ([`storage::rocks::StateScrub`]) and the segments of the log
-//! ([`storage::seglog::LogScrub`]), step by step, at a pace: as fast as a pass has to be to be done in nine tenths of the
-//! interval, but not slower than [`PACE_MIN`]; a pass that somebody asked for goes at [`PACE_ASKED`]. What a step finds is
-//! remembered where it was found, and `node::heal` does the rest: nothing is repaired here.
+//! A pass reads the files of the state ([`Scrubbed`]) and the segments of the log ([`storage::seglog::LogScrub`]), step by step,
+//! at a pace: as fast as a pass has to be to be done in nine tenths of the interval, but not slower than [`PACE_MIN`]; a pass
+//! that somebody asked for goes at [`PACE_ASKED`]. What a step finds is remembered where it was found, and whoever watches
+//! log and state for damage does the rest ([`crate::heal`], [`crate::many`]): nothing is repaired here.
 //!
 //! One thread for all of it. It sleeps between steps and holds nothing of the state while it sleeps.
 
@@ -12,12 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use storage::EngineError;
-use storage::LogError;
-use storage::rocks::StateScrub;
+use storage::engine::Scrubbed;
 use storage::seglog::{LogScrub, SegLog};
-
-use crate::store::{Store, Stores};
+use storage::{EngineError, LogError};
 
 /// Bytes per second.
 const PACE_MIN: u64 = 32 << 20;
@@ -106,24 +103,29 @@ impl Scrub {
     }
 }
 
+/// The state, while there is one.
+pub trait Find<E>: Fn() -> Option<Arc<E>> + Send + 'static {}
+
+impl<E, F: Fn() -> Option<Arc<E>> + Send + 'static> Find<E> for F {}
+
 /// Starts the thread; it ends with the process. An interval of zero: only when asked.
-pub fn start(scrub: &Arc<Scrub>, stores: &Arc<Stores>, log: Arc<SegLog>, interval: Duration) {
+pub fn start<E: Scrubbed>(scrub: &Arc<Scrub>, state: impl Find<E>, log: Arc<SegLog>, interval: Duration) {
     scrub.interval_s.store(interval.as_secs(), Ordering::Relaxed);
-    let scrubber = Scrubber { scrub: scrub.clone(), stores: stores.clone(), log, interval };
+    let scrubber = Scrubber { scrub: scrub.clone(), state, log, interval };
     let thread = std::thread::Builder::new().name("scrub".to_owned()).spawn(move || scrubber.run());
     drop(thread.expect("threads can be started"));
 }
 
-struct Scrubber {
+struct Scrubber<F> {
     scrub: Arc<Scrub>,
-    stores: Arc<Stores>,
+    state: F,
     log: Arc<SegLog>,
     interval: Duration,
 }
 
 /// What a pass has to do with.
-struct Pass {
-    state: StateScrub,
+struct Pass<P> {
+    state: P,
     log: LogScrub,
     state_is_done: bool,
     began: Instant,
@@ -140,12 +142,15 @@ enum Ended {
     Failed(String),
 }
 
-impl Scrubber {
-    fn run(self) {
+impl<F> Scrubber<F> {
+    fn run<E: Scrubbed>(self)
+    where
+        F: Find<E>,
+    {
         let mut due = next_pass(None, self.interval, Instant::now());
         loop {
             std::thread::sleep(LOOK_EVERY);
-            let Some(store) = self.stores.get() else { continue };
+            let Some(state) = (self.state)() else { continue };
             let asked = self.scrub.asked.load(Ordering::SeqCst);
             if !asked && due.is_none_or(|due| Instant::now() < due) {
                 continue;
@@ -153,7 +158,7 @@ impl Scrubber {
             self.scrub.running.store(true, Ordering::Relaxed);
             self.scrub.asked.store(false, Ordering::SeqCst);
             let began = Instant::now();
-            let ended = self.pass(store, asked);
+            let ended = self.pass(state, asked);
             let whole = matches!(ended, Ended::Whole);
             self.tell(ended);
             due = next_pass(Some((began, whole)), self.interval, Instant::now());
@@ -161,27 +166,30 @@ impl Scrubber {
     }
 
     /// One pass from end to end.
-    fn pass(&self, store: Arc<Store>, asked: bool) -> Ended {
-        let state = match store.engine.begin_scrub() {
-            Ok(state) => state,
+    fn pass<E: Scrubbed>(&self, engine: Arc<E>, asked: bool) -> Ended
+    where
+        F: Find<E>,
+    {
+        let (state, extent) = match engine.begin_pass() {
+            Ok(begun) => begun,
             Err(error) => return of_state(error),
         };
-        drop(store);
+        drop(engine);
         let log = self.log.begin_scrub();
-        let bytes_total = state.bytes_total() + log.bytes_total();
+        let bytes_total = extent.bytes + log.bytes_total();
         self.scrub.bytes_total.store(bytes_total, Ordering::Relaxed);
         self.scrub.bytes_done.store(0, Ordering::Relaxed);
-        self.scrub.unchecked.store(state.unchecked(), Ordering::Relaxed);
+        self.scrub.unchecked.store(extent.unchecked, Ordering::Relaxed);
         let bytes_per_second = if asked { PACE_ASKED } else { pace(bytes_total, self.interval) };
         let mut pass = Pass { state, log, state_is_done: false, began: Instant::now(), bytes: 0, bytes_per_second };
         loop {
-            let Some(store) = self.stores.get() else { return Ended::Away };
-            let read = match pass.step(&store, &self.log) {
+            let Some(engine) = (self.state)() else { return Ended::Away };
+            let read = match pass.step(&*engine, &self.log) {
                 Ok(Some(read)) => read,
                 Ok(None) => return Ended::Whole,
                 Err(ended) => return ended,
             };
-            drop(store);
+            drop(engine);
             pass.bytes += read;
             self.scrub.bytes_done.store(pass.bytes, Ordering::Relaxed);
             self.scrub.bytes_read.fetch_add(read, Ordering::Relaxed);
@@ -218,10 +226,10 @@ impl Scrubber {
     }
 }
 
-impl Pass {
-    fn step(&mut self, store: &Store, log: &SegLog) -> Result<Option<u64>, Ended> {
+impl<P> Pass<P> {
+    fn step(&mut self, engine: &impl Scrubbed<Pass = P>, log: &SegLog) -> Result<Option<u64>, Ended> {
         if !self.state_is_done {
-            match store.engine.scrub_step(&mut self.state).map_err(of_state)? {
+            match engine.step(&mut self.state).map_err(of_state)? {
                 Some(read) => return Ok(Some(read)),
                 None => self.state_is_done = true,
             }
@@ -311,7 +319,7 @@ mod tests {
 
     #[test]
     fn what_was_broken_off_is_no_pass_over_everything() {
-        let scrubber = Scrubber { scrub: Arc::default(), stores: Arc::default(), log: log(), interval: DAY };
+        let scrubber = Scrubber { scrub: Arc::default(), state: (), log: log(), interval: DAY };
         scrubber.tell(Ended::Failed("no file handles".to_owned()));
         scrubber.tell(Ended::Away);
         let progress = scrubber.scrub.progress();
