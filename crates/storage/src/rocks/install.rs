@@ -16,6 +16,9 @@ use super::tables::TableWriter;
 use super::{failed, failed_io, swap};
 use crate::engine::{EngineError, FamilyId, Install};
 
+/// Bytes of keys and values in a table.
+const TABLE_BYTES: u64 = 128 << 20;
+
 /// The one place where installs are staged.
 pub(super) struct Staging {
     pub dir: PathBuf,
@@ -34,7 +37,8 @@ impl Staging {
         let mut owner = self.owner.lock();
         swap::prepare(&self.dir).map_err(failed_io)?;
         *owner += 1;
-        let writers = self.blueprint.families.iter().map(|spec| TableWriter::new(self.blueprint.family(spec)));
+        let writers =
+            self.blueprint.families.iter().map(|spec| TableWriter::new(self.blueprint.family(spec), TABLE_BYTES));
         Ok(RocksInstall { number: *owner, writers: writers.collect(), stage: Stage::Receiving, staging: self.clone() })
     }
 }

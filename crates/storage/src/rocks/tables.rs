@@ -7,25 +7,23 @@ use rust_rocksdb::{Options, SstFileWriter};
 use super::failed;
 use crate::engine::EngineError;
 
-/// A table file is closed and the next one begun after this many bytes of keys and values.
-const TABLE_BYTES: u64 = 128 << 20;
-
 /// The table files of one family. Dropped from the top down: the writer borrows the options.
 pub(super) struct TableWriter {
     table: Option<SstFileWriter<'static>>,
     options: Box<Options>,
     pub files: Vec<PathBuf>,
-    /// Bytes in the open table.
+    /// Bytes in the open table, of keys and values; with so many it is closed.
     bytes: u64,
+    bytes_max: u64,
 }
 
 impl TableWriter {
     /// What it writes goes to the disk bit by bit: left to the kernel it would go all at once when it is synced, and whoever syncs
     /// a small write meanwhile, as a log does, would wait for it.
-    pub fn new(mut options: Options) -> TableWriter {
+    pub fn new(mut options: Options, bytes_max: u64) -> TableWriter {
         options.set_bytes_per_sync(1 << 20);
         options.set_strict_bytes_per_sync(true);
-        TableWriter { table: None, options: Box::new(options), files: Vec::new(), bytes: 0 }
+        TableWriter { table: None, options: Box::new(options), files: Vec::new(), bytes: 0, bytes_max }
     }
 
     /// Whether it takes pairs.
@@ -48,7 +46,7 @@ impl TableWriter {
         let table = self.table.as_mut().expect("opened before the first pair");
         table.put(key, value).map_err(failed)?;
         self.bytes += (key.len() + value.len()) as u64;
-        if self.bytes >= TABLE_BYTES { self.close() } else { Ok(()) }
+        if self.bytes >= self.bytes_max { self.close() } else { Ok(()) }
     }
 
     pub fn close(&mut self) -> Result<(), EngineError> {
