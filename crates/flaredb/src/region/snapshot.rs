@@ -7,14 +7,15 @@
 //! stream of what is left when they are taken out (`rest`). Then, crash-safely:
 //!
 //! ```text
-//!  incoming/region-N.part ──checked, fsynced──▶ renamed to incoming/region-N.whole      (decided: there is no way back)
+//!  incoming/region-N-K.part ─checked, fsynced──▶ renamed to incoming/region-N.whole      (decided: there is no way back)
 //!                          (flushed: its range is nobody else's on disk either)
 //!                                                 │ the range is emptied, the pairs come in, the records last; flushed
 //!                                                 ▼
 //!                                               renamed to region-N.going, and removed   (done)
 //! ```
 //! A start that finds a `.whole` one does the second half again, which comes to the same; and so does whoever found no room
-//! on the disk in the middle of it. Tables are written once, at the pace at which they come: the engine takes them over as they
+//! on the disk in the middle of it. Each receiver has a K of its own: the stream of a peer that was taken away may still come when
+//! that of the next one begins. Tables are written once, at the pace at which they come: the engine takes them over as they
 //! are, and what is removed at last are names, no bytes.
 //!
 //! A complete stream claims its range ([`super::claims`]): none is decided for that another region has a part of, or is about to.
@@ -27,6 +28,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::{GroupId, PeerId};
 use bytes::Bytes;
@@ -42,6 +44,10 @@ const STATE: &[u8] = b"state";
 const FAMILIES: u8 = 2;
 /// In the folder of a large one, beside its tables.
 const REST: &str = "rest";
+/// What a file or folder is called of which more is to come.
+const PART: &str = "part";
+/// Counts receivers: there are none of an earlier life, whose files a start removes.
+static RECEIVERS: AtomicU64 = AtomicU64::new(0);
 /// What such a file or folder is called that nobody needs any more.
 const GOING: &str = "going";
 /// Pairs are put in batches of about this size.
@@ -164,8 +170,7 @@ enum Kept {
 impl Receiver {
     pub fn new(engine: Arc<dyn Engine>, incoming: &Path, id: GroupId) -> Result<Receiver, MachineError> {
         fs::create_dir_all(incoming).map_err(failed)?;
-        let part = incoming.join(format!("region-{id}.part"));
-        remove(&part).map_err(failed)?;
+        let part = incoming.join(format!("region-{id}-{}.{PART}", RECEIVERS.fetch_add(1, Ordering::Relaxed)));
         Ok(Receiver {
             id,
             part,
@@ -371,10 +376,17 @@ pub fn roll_forward(engine: &dyn Engine, incoming: &Path, id: GroupId) -> Result
     }
     engine.write(&batch)?;
     engine.flush()?;
+    Ok(InPlace { displaced, going: Some(let_go(&path)?) })
+}
+
+/// A file or folder is not what it was any more, however much of it there is; where it lies now.
+fn let_go(path: &Path) -> Result<PathBuf, MachineError> {
     let going = path.with_extension(GOING);
-    fs::rename(&path, &going).map_err(failed)?;
-    sync_folder_of(&path)?;
-    Ok(InPlace { displaced, going: Some(going) })
+    // Of an earlier time, and in the way.
+    remove(&going).map_err(failed)?;
+    fs::rename(path, &going).map_err(failed)?;
+    sync_folder_of(path)?;
+    Ok(going)
 }
 
 /// A snapshot that is to be put in place.
@@ -437,10 +449,12 @@ fn names(incoming: &Path) -> Result<Vec<OsString>, MachineError> {
 }
 
 /// Removes what was decided for regions that are not here: their peers went before it was in place, and nobody is to wait for
-/// it. And what was being removed.
+/// it. And what was being received, or removed. To be called before anything is received.
 pub fn forget_others(incoming: &Path, here: impl Fn(GroupId) -> bool) -> Result<(), MachineError> {
-    for path in
-        names(incoming)?.iter().map(|name| incoming.join(name)).filter(|path| path.extension() == Some(GOING.as_ref()))
+    for path in names(incoming)?
+        .iter()
+        .map(|name| incoming.join(name))
+        .filter(|path| path.extension().is_some_and(|extension| extension == GOING || extension == PART))
     {
         remove(&path).map_err(failed)?;
     }
@@ -449,10 +463,11 @@ pub fn forget_others(incoming: &Path, here: impl Fn(GroupId) -> bool) -> Result<
     Ok(())
 }
 
-/// Removes what a region that is gone may have left here.
+/// Removes what was decided for a region that is gone.
 pub fn forget(incoming: &Path, id: GroupId) {
-    for path in [whole(incoming, id), incoming.join(format!("region-{id}.part"))] {
-        let _ = remove(&path);
+    // There is none, most of the time.
+    if let Ok(going) = let_go(&whole(incoming, id)) {
+        let _ = remove(&going);
     }
 }
 

@@ -172,9 +172,6 @@ impl Blueprint {
             o.set_memtable_prefix_bloom_ratio(0.05);
             o.set_memtable_whole_key_filtering(true);
         }
-        if spec.droppable.is_none() {
-            o.set_bottommost_file_compaction_delay(REWRITE_AFTER_S);
-        }
         if let Some(droppable) = spec.droppable {
             let watermark = self.watermark.clone();
             o.set_compaction_filter("droppable", move |_level: u32, key: &[u8], value: &[u8]| {
@@ -202,11 +199,6 @@ impl Blueprint {
         t
     }
 }
-
-/// A file at the bottom that was written while somebody held a view is written again once nobody does, for the little that it
-/// saves: the numbers of its writes, and what the view alone saw. A range that was taken over whole is such a file, and would
-/// be written twice at once. Where a compaction comes by meanwhile it is done with that.
-const REWRITE_AFTER_S: u32 = 3600;
 
 /// The layout of table files.
 const FORMAT_VERSION: i32 = 7;

@@ -127,6 +127,8 @@ pub(super) fn replace(
     let mut ingest = IngestExternalFileOptions::default();
     ingest.set_link_files(true);
     ingest.set_fill_cache(false);
+    // The checksum that is kept of a file is that of what lies there by now.
+    ingest.set_verify_checksums_before_ingest(true);
     // Views that are taken meanwhile must not see the pairs come.
     let _view = engine.view();
     let store = engine.store()?;

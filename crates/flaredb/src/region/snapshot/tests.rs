@@ -178,15 +178,59 @@ fn what_was_let_go_of_leaves_nothing() {
     sender.found();
     (0..LARGE).for_each(|number| sender.put(&format!("k{number}"), vec![number; VALUE_BYTES]));
     let late = Place::new();
-    let part = late.folder.path().join(format!("region-{REGION_ID}.part"));
     drop(late.receive(&sender));
     assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0);
-    // What an earlier life left, whichever it is.
-    fs::create_dir(&part).unwrap();
-    fs::write(part.join("00000.sst"), "…").unwrap();
-    drop(late.receive(&sender));
-    fs::write(&part, "…").unwrap();
-    drop(late.receive(&sender));
+}
+
+/// The stream of a peer that was taken away comes on while the next one's is taken in.
+#[test]
+fn two_streams_of_a_region_do_not_meet() {
+    for values in [SMALL, LARGE] {
+        let (mut older, mut newer) = (Place::new(), Place::new());
+        for (sender, value) in [(&mut older, b'o'), (&mut newer, b'n')] {
+            sender.found();
+            (0..values).for_each(|number| sender.put(&format!("k{number}"), vec![value; VALUE_BYTES]));
+        }
+        older.put("older", b"than the other".to_vec());
+        let mut late = Place::new();
+        let mut stream = older.machine.snapshot().unwrap();
+        let mut left = Receiver::new(late.engine.clone(), late.folder.path(), REGION_ID).unwrap();
+        let mut chunks = 0;
+        while let Some(chunk) = stream.next_chunk().unwrap() {
+            left.write(chunk).unwrap();
+            chunks += 1;
+            if chunks == 3 {
+                let mut receiver = late.receive(&newer);
+                receiver.decide().unwrap();
+                receiver.is_in_place();
+            }
+        }
+        left.finish().unwrap();
+        drop(left);
+        late.map = Arc::default();
+        late.machine = open(&late.engine, &late.folder, &late.map).unwrap();
+        assert_eq!(late.machine.mark(), newer.machine.mark());
+        for number in 0..values {
+            assert_eq!(late.has(&format!("k{number}")), newer.has(&format!("k{number}")));
+        }
+        assert_eq!(late.has("older"), None);
+        assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0, "nothing is left in incoming/");
+    }
+}
+
+/// Something of an earlier life is where what was put in place is to go.
+#[test]
+fn what_could_not_be_removed_keeps_nobody_waiting() {
+    let mut sender = Place::new();
+    sender.found();
+    (0..LARGE).for_each(|number| sender.put(&format!("k{number}"), vec![number; VALUE_BYTES]));
+    let mut late = Place::new();
+    let going = late.folder.path().join(format!("region-{REGION_ID}.going"));
+    fs::create_dir(&going).unwrap();
+    fs::write(going.join("00000.sst"), "…").unwrap();
+    let mut receiver = late.receive(&sender);
+    late.machine.install(&mut receiver).unwrap();
+    assert_eq!(late.machine.mark(), sender.machine.mark());
     assert_eq!(fs::read_dir(late.folder.path()).unwrap().count(), 0);
 }
 
@@ -194,10 +238,10 @@ fn what_was_let_go_of_leaves_nothing() {
 fn what_was_being_removed_goes_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     forget_others(&folder.path().join("none"), |_| true).unwrap();
-    for name in ["region-1.going", "region-2.whole", "region-3.whole"] {
+    for name in ["region-1.going", "region-2.whole", "region-3.whole", "region-3-0.part"] {
         fs::write(folder.path().join(name), "…").unwrap();
     }
-    for name in ["region-4.going", "region-5.whole"] {
+    for name in ["region-4.going", "region-5.whole", "region-3-1.part"] {
         fs::create_dir(folder.path().join(name)).unwrap();
         fs::write(folder.path().join(name).join(REST), "…").unwrap();
     }
