@@ -140,8 +140,8 @@ if wanted 16 && [ -z "${CENTRA_OTHER_BIN:-}" ]; then build_other; fi
 row 16 100 "rolling upgrade, mixed versions, downgrade" processes:rolling:3 processes:versions::what_a_later:2 \
     processes:versions::two_versions:counts
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
-row T3 300 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
-    flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts
+row T3 400 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
+    flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts flaredb:receiving:counts
 row T4 50 "wiped stores" flaredb:lost::a_wiped_store:1
 row T5 50 "placement drivers killed, one and all; stores with them" flaredb:placement::the_placement_driver:1 \
     flaredb:raw::keys_flow:1 flaredb:raw::stores_that_restart:1

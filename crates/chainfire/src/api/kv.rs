@@ -94,12 +94,11 @@ impl Api {
             let turn = self.large.turn().await;
             let turned = Instant::now();
             let (api, asked) = (self.clone(), request.clone());
-            let answer = blocking(move || {
+            let answer = turn.make(move || {
                 let view = api.current()?;
                 Ok(api.behind_header(view.revision, &view.txn(&asked).map_err(status_of)?))
             });
             let answer = answer.await;
-            drop(turn);
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
                 self.note_slow("Txn", began.elapsed(), || read_parts(began, granted, turned));
                 return answer.and_then(|answer| self.large.hold(answer));
@@ -227,8 +226,7 @@ impl Api {
             let turn = self.large.turn().await;
             let turned = Instant::now();
             let (api, asked) = (self.clone(), request.clone());
-            let answer = blocking(move || api.read_range(&asked)).await;
-            drop(turn);
+            let answer = turn.make(move || api.read_range(&asked)).await;
             // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
                 self.note_slow("Range", began.elapsed(), || read_parts(began, granted, turned));

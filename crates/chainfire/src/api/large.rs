@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use rpc::Status;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::kv::blocking;
 use super::status_of;
 use crate::error::ApiError;
 use crate::read::range::ANSWER_BYTES_MAX;
@@ -18,9 +19,27 @@ const MADE_AT_ONCE_MAX: usize = 16;
 const COUNTED_FROM: usize = 256 << 10;
 
 pub struct LargeAnswers {
-    making: Semaphore,
+    making: Arc<Semaphore>,
     held: Arc<AtomicUsize>,
     held_max: usize,
+}
+
+/// Leave to make an answer.
+pub struct Turn(OwnedSemaphorePermit);
+
+impl Turn {
+    /// Makes it, on a thread of its own. Whoever asked for it may be gone before it is done; the turn ends with the work.
+    pub async fn make<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        blocking(move || {
+            let made = work();
+            drop(self.0);
+            made
+        })
+        .await
+    }
 }
 
 /// An answer's bytes, counted as long as they live.
@@ -31,12 +50,12 @@ struct Held {
 
 impl LargeAnswers {
     pub fn new(held_max: usize) -> LargeAnswers {
-        LargeAnswers { making: Semaphore::new(MADE_AT_ONCE_MAX), held: Arc::default(), held_max }
+        LargeAnswers { making: Arc::new(Semaphore::new(MADE_AT_ONCE_MAX)), held: Arc::default(), held_max }
     }
 
-    /// To be held while an answer is made, not while a leader is waited for: stale reads need none.
-    pub async fn turn(&self) -> SemaphorePermit<'_> {
-        self.making.acquire().await.expect("the semaphore is never closed")
+    /// To be taken when an answer is made, not while a leader is waited for: stale reads need none.
+    pub async fn turn(&self) -> Turn {
+        Turn(self.making.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
     /// Counts an answer; refuses it when too much is held already. One alone is never refused.
@@ -71,6 +90,29 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A client that asks and leaves, again and again, has no more made at once than one that stays.
+    #[tokio::test]
+    async fn a_turn_ends_with_the_work_not_with_who_asked_for_it() {
+        let large = LargeAnswers::new(1 << 20);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let turn = large.turn().await;
+        let asked = tokio::spawn(turn.make(move || {
+            let _ = wait.recv();
+            Ok(())
+        }));
+        tokio::task::yield_now().await;
+        asked.abort();
+        assert!(asked.await.is_err(), "it has left");
+        assert_eq!(large.making.available_permits(), MADE_AT_ONCE_MAX - 1, "its answer is still being made");
+        drop(go);
+        let turns = large.making.clone().acquire_many_owned(MADE_AT_ONCE_MAX as u32);
+        tokio::time::timeout(std::time::Duration::from_secs(10), turns)
+            .await
+            .expect("it was done")
+            .expect("it is open")
+            .forget();
+    }
 
     #[test]
     fn what_is_held_is_bounded_and_given_back() {

@@ -12,7 +12,7 @@ use crate::plan::filter;
 use crate::plan::round::{Round, StoreNow};
 use crate::plan::{balance_region, evict, replica};
 use crate::policy::{MIB, Policy, Scheduler, format_span};
-use crate::view::{Health, StoreState, View};
+use crate::view::{Health, InFlight, StoreState, View};
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StoreExplanation {
@@ -149,10 +149,12 @@ fn draining(round: &mut Round<'_>, store: NodeId) -> Option<Draining> {
     let (mut under_way, mut movable) = (0, 0);
     let mut blocked = Gathered::default();
     for region in known.regions().filter_map(|region| view.region(region)) {
-        if view.is_busy(region.id) {
+        let leaves = |flight: &InFlight| flight.operator.stores_removed().any(|left| left == store);
+        if view.flight(region.id).is_some_and(leaves) {
             under_way += 1;
             continue;
         }
+        // Whatever else a region is busy with, such as another leader, passes, and it stays where it is.
         // Nothing is put into the plan: each region is asked as if it were first.
         match replica::check(round, region) {
             Ok(Some(_)) => movable += 1,

@@ -18,6 +18,7 @@ mod operations;
 mod pki;
 mod placement;
 mod raw;
+mod receiving;
 mod scrubbing;
 mod secure;
 mod service;

@@ -13,7 +13,7 @@ use crate::tell;
 const STORES: usize = 4;
 
 /// Those with a replica of the first region.
-async fn holders(cluster: &Cluster) -> Option<(u64, Vec<u64>)> {
+pub async fn holders(cluster: &Cluster) -> Option<(u64, Vec<u64>)> {
     let page = cluster.page("regions").await?;
     let region: &Value = page["regions"].get(0)?;
     let peers = region["peers"].as_array()?.iter().filter_map(|peer| peer["store_id"].as_u64());
