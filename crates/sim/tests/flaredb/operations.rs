@@ -443,6 +443,9 @@ async fn a_store_is_drained_watched_and_brought_back() {
     for store in 1..=4 {
         done(pd, "POST", &format!("store/{store}/limit"), json!({ "rate": 0, "type": "add-peer" })).await;
     }
+    // What had begun before, for balance, comes to its end.
+    let at_rest = async |cluster: &mut Cluster| cluster.page("operators").await == Some(json!([]));
+    cluster.until("nothing is moved any more", at_rest).await;
     let page = cluster.page("regions").await.unwrap();
     let holder = regions(&page)[0]["peers"][0]["store_id"].to_string();
     let (possible, said) = cluster.client(&cluster.pd[0], &["drain", &holder, "--dry-run"]);
