@@ -23,12 +23,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::{Membership, Refusal, Role};
 use node::GroupHandle;
 use node::heal::{Damage, What};
+use node::scrub::Scrub;
 use parking_lot::Mutex;
 use proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 
 use crate::command::Command;
 use crate::store::Stores;
-use node::scrub::Scrub;
 
 /// Digest at a revision: 8 bytes revision in; 8 peer, 8 compacted revision, 8 digest out.
 pub const DIGEST: u8 = node::FIRST_METHOD + 2;

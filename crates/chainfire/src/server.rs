@@ -9,6 +9,7 @@ use base::NodeId;
 use node::heal::Ends;
 use node::node::MachineFiles;
 use node::reload::{expect_hangups, until_told_to_stop};
+use node::scrub::{self, Scrub};
 use node::service::told_to_stop;
 use node::start_error::{Cause, StartError};
 use node::{Node, NodeConfig};
@@ -26,7 +27,6 @@ use crate::progress;
 use crate::space::Reports;
 use crate::store::{self, Stores};
 use crate::{corruption, reload, restore};
-use node::scrub::{self, Scrub};
 
 /// Bytes a message may have beyond the largest request.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;

@@ -43,6 +43,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use node::GroupHandle;
+use node::scrub::Scrub;
 use rpc::Status;
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 
@@ -51,7 +52,6 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::read::StateView;
 use crate::store::{Store, Stores};
-use node::scrub::Scrub;
 pub(crate) use refusal::{refused, status_of};
 
 /// The version of etcd whose wire and behaviour this is.

@@ -23,6 +23,7 @@ use node::metrics::calls::{CANCELED, Calls};
 use node::metrics::common::Common;
 use node::metrics::histogram::REQUEST_BOUNDS_US;
 use node::metrics::{Histogram, Observed, Page, by_powers, get, labels, process};
+use node::scrub::ScrubProgress;
 use node::tls::TlsStats;
 use parking_lot::Mutex;
 use rpc::server::ServerStats;
@@ -32,7 +33,6 @@ use crate::api::{ETCD_VERSION, METHODS};
 use crate::live::ReloadStats;
 use crate::read::StoreStats;
 use crate::watch::WatchStats;
-use node::scrub::ScrubProgress;
 
 /// Counted where requests are answered.
 pub struct Metrics {

@@ -119,8 +119,8 @@ async fn a_full_store_among_others_hands_over_and_is_relieved() {
         .await;
 }
 
-/// What is received is more than there is room for, before it is whole (`left`: and there is still room then), or while it is put in
-/// place: the store goes on, and has it once there is room.
+/// The disk has but `left` bytes, before a region that is received is whole, or while it is put in place: the store goes on, and
+/// has it once there is room.
 async fn runs_out_of_room_while_there_is_a(part: &str, left: u64) {
     // The disk holds three times as much.
     const VALUES: usize = 70;

@@ -20,6 +20,17 @@ pub async fn holders(cluster: &Cluster) -> Option<(u64, Vec<u64>)> {
     Some((region["id"].as_u64()?, peers.collect()))
 }
 
+/// Asks for one of the first region's replicas, whichever, to be moved to a store that has none; which that is. It is refused while
+/// another operator is under way.
+pub async fn ask_for_a_move(cluster: &Cluster, rng: &mut Rng) -> u64 {
+    let (region, held) = holders(cluster).await.expect("the placement driver is well");
+    let from = *rng.pick(&held).unwrap();
+    let to = (1..=cluster.stores.len() as u64).find(|store| !held.contains(store)).expect("a store without one");
+    let asked = json!({ "name": "move-peer", "region_id": region, "from_store_id": from, "to_store_id": to });
+    cluster.post("operators", &asked);
+    to
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
     let (runs, seed) = (tell::runs(3), tell::seed());
@@ -31,12 +42,8 @@ async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
     let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
     let workers: Vec<Worker> = (0..4).map(|at| Worker::start(format!("w{at}+"), urls.clone())).collect();
     for run in 0..runs {
-        let (region, held) = holders(&cluster).await.expect("the placement driver is well");
-        let from = *rng.pick(&held).unwrap();
-        let to = (1..=STORES as u64).find(|store| !held.contains(store)).expect("three of four have one");
-        let asked = json!({ "name": "move-peer", "region_id": region, "from_store_id": from, "to_store_id": to });
-        // Refused while another one is under way; then that one is killed in.
-        cluster.post("operators", &asked);
+        // Or another one is under way, and that one is killed in.
+        let to = ask_for_a_move(&cluster, &mut rng).await;
         tokio::time::sleep(Duration::from_millis(rng.below(1500))).await;
         let victim = rng.below(STORES as u64) as usize;
         cluster.stores[victim].kill();

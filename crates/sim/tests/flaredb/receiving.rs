@@ -9,7 +9,7 @@ use base::Rng;
 use serde_json::json;
 
 use crate::cluster::{Cluster, get, put};
-use crate::moves::holders;
+use crate::moves::{ask_for_a_move, holders};
 use crate::tell;
 
 const STORES: usize = 4;
@@ -39,17 +39,12 @@ async fn a_killed_receiver_of_a_large_region_loses_and_mixes_nothing() {
     // What was in `incoming/` at the moment of the kill, and how often.
     let mut killed_with: BTreeMap<String, usize> = BTreeMap::new();
     for run in 0..runs {
-        let (region, held) = holders(&cluster).await.expect("the placement driver is well");
-        let from = *rng.pick(&held).unwrap();
-        let to = (1..=STORES as u64).find(|store| !held.contains(store)).expect("three of four have one");
-        let victim = to as usize - 1;
+        let victim = ask_for_a_move(&cluster, &mut rng).await as usize - 1;
         let incoming = cluster.data_dir(&cluster.stores[victim]).join("incoming");
         let there = || {
             let names = fs::read_dir(&incoming).into_iter().flatten().flatten().map(|entry| entry.path());
             names.filter_map(|path| Some(path.extension()?.to_string_lossy().into_owned())).max()
         };
-        let asked = json!({ "name": "move-peer", "region_id": region, "from_store_id": from, "to_store_id": to });
-        cluster.post("operators", &asked);
         let asked_at = Instant::now();
         while there().is_none() && asked_at.elapsed() < BEGINS_WITHIN {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -75,8 +70,8 @@ async fn a_killed_receiver_of_a_large_region_loses_and_mixes_nothing() {
     }
     tell::figure(format_args!("{runs} receivers of {VALUES} MiB killed, with {killed_with:?} (seed {seed})"));
     // Each replica in turn answers for the region.
-    for holder in holders(&cluster).await.expect("the placement driver is well").1 {
-        let (region, _) = holders(&cluster).await.expect("the placement driver is well");
+    let (region, held) = holders(&cluster).await.expect("the placement driver is well");
+    for holder in held {
         let asked = json!({ "name": "transfer-leader", "region_id": region, "to_store_id": holder });
         cluster.post("operators", &asked);
         cluster

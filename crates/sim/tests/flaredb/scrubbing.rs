@@ -25,12 +25,11 @@ fn flip_in_table(folder: &Path) {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let tables = files.filter(|path| path.extension().is_some_and(|end| end == "sst"));
     let table = tables.max_by_key(|path| fs::metadata(path).unwrap().len()).expect("there are tables");
-    let mut bytes = fs::read(&table).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
     // In place: the store has it open.
-    let file = fs::OpenOptions::new().write(true).open(&table).unwrap();
-    file.write_all_at(&bytes[middle..=middle], middle as u64).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&table).unwrap();
+    let (middle, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
 }
 
 /// A figure of a process's own page.
