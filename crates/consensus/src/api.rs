@@ -125,6 +125,9 @@ pub enum Event {
     HashMismatch { group: GroupId, peer: PeerId, index: u64, ours: u64, theirs: u64 },
     /// The disk has not returned from a write for so long. This peer gives leadership up, and asks for none until it does.
     DiskStalled { group: GroupId, stalled_ms: u64 },
+    /// This leader's disk held its writes up for long, though most others had written them: it hands over. The last write
+    /// took so long.
+    DiskSlow { group: GroupId, write_ms: u64 },
     /// This peer's state is not what a majority of the voters has come to (`theirs`). It says nothing any more, or, if it
     /// leads, hands over first: its data is to be given up, and rebuilt from the others.
     Diverged { group: GroupId, index: u64, ours: u64, theirs: u64 },
@@ -143,6 +146,7 @@ impl Event {
             | Event::Membership { group, .. }
             | Event::HashMismatch { group, .. }
             | Event::DiskStalled { group, .. }
+            | Event::DiskSlow { group, .. }
             | Event::Diverged { group, .. }
             | Event::HashesUnclear { group, .. }
             | Event::BadMessage { group, .. } => *group,
@@ -231,6 +235,8 @@ pub struct HostConfig {
     pub learners_max: usize,
     /// A write of the log that takes longer than this counts as stalled.
     pub disk_stall: Duration,
+    /// One of a leader that takes longer than this, while most others are done with theirs, is held against its disk (`disk`).
+    pub disk_slow: Duration,
     /// Groups that had nothing to do for this long sleep (`sleep`): for hosts with many. Without it none does, and nodes do not
     /// tell one another that they are there. All hosts of a cluster should agree.
     pub sleep_after: Option<Duration>,
@@ -260,6 +266,7 @@ impl HostConfig {
             log_bytes_kept_all: 2 << 30,
             learners_max: 8,
             disk_stall: Duration::from_secs(2),
+            disk_slow: Duration::from_millis(100),
             sleep_after: None,
             lazy_commits: false,
         }

@@ -17,7 +17,7 @@ use crate::api::{CreateGroup, Event, GroupStatus, HostConfig, LeaderLease, Outpu
 use crate::change::Transfer;
 use crate::check;
 use crate::commits::Commits;
-use crate::disk::Stall;
+use crate::disk::{Slowness, Stall};
 use crate::entry::Commands;
 use crate::hashes::Hashes;
 use crate::liveness::Liveness;
@@ -93,6 +93,7 @@ pub(crate) struct Group {
     /// New entries are not taken: there is no room for them (`disk.rs`).
     pub paused: bool,
     pub stall: Stall,
+    pub slowness: Slowness,
     /// Snapshots being built for or sent to peers: the index the log must be kept from.
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
     pub hashes: Hashes,
@@ -213,6 +214,7 @@ impl Group {
             installing: None,
             paused: false,
             stall: Stall::default(),
+            slowness: Slowness::default(),
             snapshots: BTreeMap::new(),
             hashes: Hashes::default(),
             commits: Commits::default(),

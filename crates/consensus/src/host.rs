@@ -103,6 +103,11 @@ impl Host {
         for input in inputs {
             self.input(input, &mut effects, &mut touched);
         }
+        for (id, last, since) in std::mem::take(&mut effects.slow) {
+            if let Some(hosted) = self.groups.get_mut(&id) {
+                hosted.group.wrote_slowly(last, since, &mut effects);
+            }
+        }
         self.look_around(&mut effects, &mut touched);
         for id in &touched {
             if let Some(hosted) = self.groups.get_mut(id) {
@@ -358,10 +363,16 @@ impl Host {
 
     fn persisted(&mut self, number: u64, effects: &mut Effects, touched: &mut BTreeSet<GroupId>) {
         while self.persists.front().is_some_and(|persist| persist.number <= number) {
-            let Persisting { held, .. } = self.persists.pop_front().expect("just seen");
+            let Persisting { held, since, .. } = self.persists.pop_front().expect("just seen");
+            let slow = self.now.since(since) >= self.config.disk_slow;
             for held in held {
                 let group = touch(&mut self.groups, touched, held.group, self.now);
                 if let Some(group) = group.filter(|group| group.generation == held.generation) {
+                    if let Some((last, _)) = held.last
+                        && slow
+                    {
+                        effects.slow.push((held.group, last, since));
+                    }
                     group.persisted(held, effects);
                 }
             }

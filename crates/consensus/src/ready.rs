@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use base::{GroupId, PeerId};
+use base::{GroupId, PeerId, Time};
 use raft::eraftpb::{self, ConfChangeV2, Entry, EntryType, MessageType};
 use raft::{Ready, SnapshotStatus, StateRole};
 use storage::log::{HardState, LogStart};
@@ -33,6 +33,8 @@ pub(crate) struct Effects {
     pub out: Vec<Output>,
     pub writes: Vec<GroupWrite>,
     pub held: Vec<Held>,
+    /// Writes that came back late (`disk.rs`): the last entry, and when they began.
+    pub slow: Vec<(GroupId, u64, Time)>,
 }
 
 /// What may happen only when a persist is done.

@@ -106,7 +106,7 @@ impl Surveyor {
             available_bytes: available,
             region_count: leader_count + heartbeat.others.len() as u64,
             leader_count,
-            slow: store.node.stats().writing_for() >= node::STALL,
+            slow: store.node.stats().is_slow(),
             rates: Some(store.load.total()),
             full: store.space.is_full(),
         });

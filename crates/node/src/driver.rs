@@ -50,6 +50,8 @@ const FULL_TRIES_MAX: u32 = 100;
 const FULL_FREE_BYTES: u64 = 16 << 20;
 /// A log write that takes this long is worth a line.
 pub const STALL: Duration = Duration::from_secs(1);
+/// A disk counts as slow for so long after leadership was last handed over for it.
+const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Entries that the driver applies itself at most.
 const INLINE_ENTRIES_MAX: u64 = 4;
 
@@ -87,6 +89,9 @@ pub struct DriverStats {
     pub write_began_ms: AtomicU64,
     /// Log writes that took a second and more.
     pub write_stalls: AtomicU64,
+    /// When leadership was last handed over because the disk was slow, on the node's own clock; zero: never.
+    slow_ms: AtomicU64,
+    pub slow_handovers: AtomicU64,
     pub applied_entries: AtomicU64,
     pub snapshots_sent: AtomicU64,
     pub snapshots_installed: AtomicU64,
@@ -413,6 +418,15 @@ fn tell(event: &Event, group: &Group, shared: &Shared, engines: &Engines) {
                 "Disk stall detected, this node leads no more until a log write returns, duration={stalled_ms}ms code=CF4120"
             );
         }
+        Event::DiskSlow { write_ms, .. } => {
+            // With many groups, not a line for each.
+            if engines.stats.disk_was_slow() {
+                tracing::warn!(
+                    target: "chainfire_storage",
+                    "Disk slow, this node hands leadership over to one whose disk is faster, write={write_ms}ms code=CF4122"
+                );
+            }
+        }
         Event::Diverged { index, ours, theirs, .. } if shared.transport.peers() == Peers::OnePerGroup => {
             group.differs.store(true, Ordering::SeqCst);
             tracing::error!(
@@ -537,6 +551,20 @@ impl DriverStats {
             tracing::warn!(target: "chainfire_storage", "Disk stall ended, a log write has returned, duration={ms}ms");
         }
         self.syncs.add(took);
+    }
+
+    /// Leadership of a group is handed over for it. Whether this is worth a line.
+    fn disk_was_slow(&self) -> bool {
+        self.slow_handovers.fetch_add(1, Ordering::Relaxed);
+        let now = clock::now();
+        let before = self.slow_ms.swap((now.as_nanos() / 1_000_000).max(1), Ordering::Relaxed);
+        before == 0 || now.since(Time::from_millis(before)) >= STALL
+    }
+
+    /// Whether the disk stands still, or was so slow lately that leadership was handed over for it.
+    pub fn is_slow(&self) -> bool {
+        let lately = |at: u64| at != 0 && clock::now().since(Time::from_millis(at)) < SLOW_FOR;
+        self.writing_for() >= STALL || lately(self.slow_ms.load(Ordering::Relaxed))
     }
 
     /// How long the log write under way has taken.

@@ -78,6 +78,28 @@ fn a_leader_whose_disk_stands_still_leads_no_more_within_five_seconds() {
     assert!(judged > 20, "only {judged} stalls were judged");
 }
 
+/// In worlds where nothing fails but the disks of leaders, which are slow.
+#[test]
+fn ignoring_a_slow_disk_is_caught() {
+    let options = Options { bug: Some(Bug::IgnoreSlowDisks), only_slow_leaders: true, ..Options::default() };
+    let found = (0..20).find_map(|seed| run(seed, options).failure.map(|failure| (seed, failure)));
+    let (seed, failure) = found.expect("IgnoreSlowDisks went unnoticed in 20 seeds");
+    println!("IgnoreSlowDisks caught by seed {seed}: {}", failure.why);
+    assert!(failure.why.contains("with a disk that is slow"), "{}", failure.why);
+}
+
+#[test]
+fn a_leader_whose_disk_is_slow_leads_no_more_within_ten_seconds() {
+    let mut judged = 0;
+    for seed in 0..30 {
+        let report = run_twice(seed, Options { only_slow_leaders: true, ..Options::default() });
+        assert_eq!(report.failure, None, "seed {seed}");
+        judged += report.counts.slow_judged;
+    }
+    println!("{judged} leaders' disks were slow");
+    assert!(judged > 20, "only {judged} were judged");
+}
+
 #[test]
 fn a_verdict_that_never_comes_is_noticed() {
     caught(Bug::DropVerdict, 100, &["not at rest long after everything was healed"]);

@@ -2,6 +2,7 @@
 
 mod commits;
 mod elections;
+mod slow_disk;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ struct World {
     lost: Option<&'static str>,
     /// Hosts that have stopped.
     stopped: Vec<usize>,
+    /// How long each disk takes, in milliseconds; and what has yet to come back from them.
+    disks: [u64; 3],
+    writing: Vec<(Time, usize, u64)>,
 }
 
 impl World {
@@ -46,7 +50,15 @@ impl World {
             };
             (Host::new(config, log.clone(), now), log, vec![Input::Create(create)])
         });
-        let mut world = World { now, nodes: nodes.into(), sent: BTreeMap::new(), lost: None, stopped: Vec::new() };
+        let mut world = World {
+            now,
+            nodes: nodes.into(),
+            sent: BTreeMap::new(),
+            lost: None,
+            stopped: Vec::new(),
+            disks: [0; 3],
+            writing: Vec::new(),
+        };
         world.run(3_000);
         world
     }
@@ -54,6 +66,9 @@ impl World {
     fn run(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now = self.now + Duration::from_millis(1);
+            for (_, at, number) in self.writing.extract_if(.., |(done, ..)| *done <= self.now) {
+                self.nodes[at].2.push(Input::Persisted { number });
+            }
             self.settle();
         }
     }
@@ -71,7 +86,10 @@ impl World {
                 match output {
                     Output::Persist { number, batch } => {
                         self.nodes[at].1.write(&batch).unwrap();
-                        self.nodes[at].2.push(Input::Persisted { number });
+                        match self.disks[at] {
+                            0 => self.nodes[at].2.push(Input::Persisted { number }),
+                            ms => self.writing.push((self.now + Duration::from_millis(ms), at, number)),
+                        }
                     }
                     Output::Committed { group, last, .. } => {
                         self.nodes[at].2.push(Input::Applied { group, index: last, hashes: Vec::new() });

@@ -480,6 +480,9 @@ impl Node {
             Event::DiskStalled { group, stalled_ms } => {
                 stage.note(label, "disk-stalled", &[("group", group.0), ("ms", stalled_ms)]);
             }
+            Event::DiskSlow { group, write_ms } => {
+                stage.note(label, "disk-slow", &[("group", group.0), ("ms", write_ms)]);
+            }
             Event::BadMessage { group, from, why } => {
                 stage.ledger.fail(|| format!("{group}: a bad message from {from}: {why}"));
             }

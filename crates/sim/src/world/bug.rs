@@ -20,6 +20,8 @@ pub enum Bug {
     SkipCommand,
     /// Nobody looks at how long the disk takes.
     IgnoreStalls,
+    /// Nobody looks at whether the others are done with their writes sooner.
+    IgnoreSlowDisks,
     /// Nobody is told by the leader that its state is wrong.
     DropVerdict,
     /// A node goes on reading for its clients after its host has quarantined its replica.
@@ -27,7 +29,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 11] = [
         Bug::AcknowledgeBeforePersist,
         Bug::SkipTermCheck,
         Bug::ReuseReadContext,
@@ -36,6 +38,7 @@ impl Bug {
         Bug::ForgetVote,
         Bug::SkipCommand,
         Bug::IgnoreStalls,
+        Bug::IgnoreSlowDisks,
         Bug::DropVerdict,
         Bug::ServeInQuarantine,
     ];

@@ -1,8 +1,11 @@
-//! Disks that stand still, and disks that are full.
+//! Disks that stand still, disks that are slow for long, and disks that are full.
 //!
 //! A stalled disk returns from nothing until it is over: what was being synced stays unsynced, and a host that waits for it
 //! waits. Leaders are struck first. After [`LEADS_MAX`] of it the node must not lead any more in the term in which it was
 //! struck, and, when nothing else fails in this world, somebody else must.
+//!
+//! A leader whose disk is slow, while the others' are not, must not lead any more after [`SLOW_LEADS_MAX`]. That is judged in
+//! worlds where nothing else fails; in the others, disks are slow for a moment (`fault`).
 //!
 //! A full disk takes no new entries ([`consensus::Input::Hold`]), on any one node at a time, so that a quorum has room.
 
@@ -17,6 +20,10 @@ use super::stage::Stage;
 
 /// So long may a leader lead whose disk stands still.
 pub const LEADS_MAX: u64 = 5 * SECOND;
+/// And one whose disk is slow.
+pub const SLOW_LEADS_MAX: u64 = 10 * SECOND;
+/// Worlds of slow disks are faulty for so long.
+pub const SLOW_WORLD: u64 = 40 * SECOND;
 
 impl World {
     /// A disk stalls or fills up, and the next time is planned.
@@ -25,10 +32,13 @@ impl World {
             return;
         }
         let faults = &self.stage.plan.faults;
-        let (stalls, fulls) = (faults.stalled_disks, faults.full_disks);
+        let (stalls, fulls, slow_leaders) = (faults.stalled_disks, faults.full_disks, faults.slow_leaders);
         let pause = self.stage.rng.between(2_000, 9_000) * MS;
         self.stage.after(pause, Happening::DiskFault);
         let any = self.stage.rng.below(self.nodes.len() as u64) as usize;
+        if slow_leaders {
+            return self.strike_slow_leader();
+        }
         let heads = self.stage.rng.percent(50);
         if stalls && (heads || !fulls) {
             let aimed = self.stage.rng.percent(80);
@@ -52,6 +62,30 @@ impl World {
         let who = self.nodes[at].who();
         for (group, term) in leads(&self.nodes[at]) {
             self.stage.after(LEADS_MAX, Happening::JudgeStall { who, group, term });
+        }
+    }
+
+    fn strike_slow_leader(&mut self) {
+        let struck = self.nodes.iter().any(|node| node.slow_disk);
+        let Some(at) = self.nodes.iter().position(|node| !leads(node).is_empty()).filter(|_| !struck) else { return };
+        self.nodes[at].slow_disk = true;
+        self.stage.note(at as u64 + 1, "slow-disk", &[]);
+        self.stage.after(SLOW_LEADS_MAX + SECOND, Happening::End(Ending::SlowDisk { at }));
+        let who = self.nodes[at].who();
+        for (group, term) in leads(&self.nodes[at]) {
+            self.stage.after(SLOW_LEADS_MAX, Happening::JudgeSlow { who, group, term });
+        }
+    }
+
+    pub fn judge_slow(&mut self, who: Who, group: GroupId, term: u64) {
+        let node = &self.nodes[who.at];
+        if node.who() != who || !node.slow_disk {
+            return;
+        }
+        self.slow_judged += 1;
+        let voters = self.stage.ledger.latest_membership(group).map_or(0, |membership| membership.voters.len());
+        if voters > 2 && self.stage.ledger.latest_term(group) == term {
+            self.stage.ledger.fail(|| format!("{} leads group {group} with a disk that is slow", node.id));
         }
     }
 

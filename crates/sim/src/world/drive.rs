@@ -168,6 +168,9 @@ impl Node {
             Event::DiskStalled { group, stalled_ms } => {
                 stage.note(node, "disk-stalled", &[("group", group.0), ("ms", stalled_ms)]);
             }
+            Event::DiskSlow { group, write_ms } => {
+                stage.note(node, "disk-slow", &[("group", group.0), ("ms", write_ms)]);
+            }
             Event::BadMessage { group, from, why } => {
                 stage.ledger.fail(|| format!("group {group}: a bad message from {from}: {why}"));
             }

@@ -81,6 +81,8 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Nothing fails but the disks of leaders, which stall.
     pub only_stalls: bool,
+    /// Nothing fails but the disks of leaders, which are slow for long.
+    pub only_slow_leaders: bool,
     /// Print every step.
     pub trace: bool,
 }
@@ -113,6 +115,8 @@ pub struct Counts {
     pub watch_connections: u64,
     /// Leaders whose disks stalled for long, and who were seen to lead no more.
     pub stalls_judged: u64,
+    /// Leaders whose disks were slow for long, and who were seen to lead no more.
+    pub slow_judged: u64,
 }
 
 pub struct World {
@@ -124,6 +128,7 @@ pub struct World {
     transfers: Transfers,
     phase: Phase,
     stalls_judged: u64,
+    slow_judged: u64,
 }
 
 /// Runs a seed once.
@@ -156,8 +161,15 @@ impl World {
         if options.only_stalls {
             plan.faults = plan::Faults::only_stalls();
         }
+        if options.only_slow_leaders {
+            plan.faults = plan::Faults::only_slow_leaders();
+            plan.faulty = disks::SLOW_WORLD;
+        }
         if options.bug == Some(Bug::IgnoreStalls) {
             plan.host.disk_stall = std::time::Duration::MAX;
+        }
+        if options.bug == Some(Bug::IgnoreSlowDisks) {
+            plan.host.disk_slow = std::time::Duration::MAX;
         }
         let mut stage = Stage::new(plan, options.bug, options.trace);
         stage.trace.say(0, 0, || format!("{:#?}", stage.plan));
@@ -170,7 +182,8 @@ impl World {
         {
             stage.after(delay, what);
         }
-        if stage.plan.faults.stalled_disks || stage.plan.faults.full_disks {
+        let faults = &stage.plan.faults;
+        if faults.stalled_disks || faults.full_disks || faults.slow_leaders {
             stage.after(1_500 * MS, Happening::DiskFault);
         }
         World {
@@ -182,6 +195,7 @@ impl World {
             transfers: Transfers::default(),
             phase: Phase::default(),
             stalls_judged: 0,
+            slow_judged: 0,
         }
     }
 
@@ -256,6 +270,7 @@ impl World {
             Happening::Fault => self.fault(),
             Happening::DiskFault => self.disk_fault(),
             Happening::JudgeStall { who, group, term } => self.judge_stall(who, group, term),
+            Happening::JudgeSlow { who, group, term } => self.judge_slow(who, group, term),
             Happening::End(ending) => self.end_fault(ending),
             Happening::Start { at } => {
                 if self.nodes[at].enlisted && self.nodes[at].running.is_none() {
@@ -320,6 +335,7 @@ impl World {
             events_watched: self.watchers.events,
             watch_connections: self.watchers.reconnects,
             stalls_judged: self.stalls_judged,
+            slow_judged: self.slow_judged,
         };
         Report { failure: stage.ledger.failure.clone(), trace_hash: stage.trace.hash(), counts }
     }

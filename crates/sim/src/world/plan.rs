@@ -79,6 +79,8 @@ pub struct Faults {
     /// Disks that return from nothing for a while; and disks without room, which take no new entries.
     pub stalled_disks: bool,
     pub full_disks: bool,
+    /// Leaders' disks that are slow for long. Only by itself.
+    pub slow_leaders: bool,
     /// A state machine that does something else than the others.
     pub diverging: bool,
     /// Of a hundred tender moments (see [`super::fault::Moment`]), how many are struck.
@@ -166,12 +168,18 @@ impl Faults {
             moments_percent: maybe(60, 20),
             stalled_disks: false,
             full_disks: false,
+            slow_leaders: false,
         }
     }
 
     /// Nothing but leaders' disks that stall.
     pub fn only_stalls() -> Faults {
         Faults { stalled_disks: true, ..Faults::default() }
+    }
+
+    /// Nothing but leaders' disks that are slow.
+    pub fn only_slow_leaders() -> Faults {
+        Faults { slow_leaders: true, ..Faults::default() }
     }
 
     pub fn is_only_stalls(&self) -> bool {
