@@ -1,5 +1,5 @@
-//! What a peer's connection brings: frames as they come and under good checksums, and in them greetings, messages of
-//! consensus, entries and memberships.
+//! What a peer's connection brings: frames as they come and under good checksums, and in them greetings, what nodes say of
+//! themselves before they are a cluster, messages of consensus, entries and memberships.
 #![no_main]
 
 use std::io::Cursor;
@@ -9,6 +9,7 @@ use consensus::entry::EntryData;
 use consensus::membership::ChangeRecord;
 use consensus::{Membership, Message};
 use libfuzzer_sys::fuzz_target;
+use node::founding::Standing;
 use node::transport::frame::{self, Hello, Welcome};
 
 fuzz_target!(|input: (bool, u8, Vec<u8>)| {
@@ -41,6 +42,9 @@ fn decode(payload: &[u8]) {
     }
     if let Some(welcome) = Welcome::decode(payload) {
         assert_eq!(Welcome::decode(&welcome.encode()), Some(welcome));
+    }
+    if let Some(standing) = Standing::decode(Bytes::copy_from_slice(payload)) {
+        assert_eq!(Standing::decode(standing.encode()), Some(standing));
     }
     if let Some(message) = Message::decode(Bytes::copy_from_slice(payload)) {
         assert!(Message::decode(message.encode()).is_some());

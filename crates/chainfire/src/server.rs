@@ -86,6 +86,7 @@ async fn serve(settings: Settings, source: Source) -> Result<(), StartError> {
                 membership: &node.handle().membership(),
                 log: &node.log_stats(),
                 traffic: node.traffic(),
+                peers_refused: node.peers_refused(),
                 gossip: &node.handle().gossip(),
                 tls: node.certificates().map(|certificates| certificates.stats()),
                 store: store.as_ref().map(|store| store.reader.stats()),

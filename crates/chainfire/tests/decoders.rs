@@ -8,8 +8,9 @@ use bytes::Bytes;
 use chainfire::api::check;
 use chainfire::command::Command;
 use chainfire::machine::layout::{self, Lease};
-use chainfire::machine::record::Record;
+use chainfire::machine::record::{self, Record};
 use chainfire::machine::{replay, snapshot};
+use consensus::Mark;
 use mutate::mutate;
 use prost::Message as _;
 use proto::content::{Check, FAMILIES};
@@ -64,6 +65,39 @@ fn commands() {
         if let Ok(command) = Command::decode(Bytes::copy_from_slice(bytes)) {
             assert!(Command::decode(command.encode()).as_ref() == Ok(&command));
         }
+    });
+}
+
+/// Keys and values of the engine, whatever each is taken for.
+#[test]
+fn stored_pairs() {
+    let record = Record { key: b"k", create_revision: 2, mod_revision: 3, version: 2, value: b"v", lease: 7 }.encode();
+    let (mut old_key, mut old, mut rev) = (Vec::new(), Vec::new(), Vec::new());
+    layout::old_key(&mut old_key, b"k", 3);
+    layout::old_value(&mut old, 9, Some(&record));
+    layout::rev_value(&mut rev, 1, 2, Some(&record));
+    let inputs = [
+        record.to_vec(),
+        old_key,
+        old,
+        rev,
+        layout::lease_key(7).to_vec(),
+        Lease { id: 7, ttl_s: 60, remaining_s: 5 }.value().to_vec(),
+        layout::attached_key(7, b"k"),
+        layout::alarm_key(1, 9).to_vec(),
+        layout::state_value(&Mark { index: 1, term: 2, hash: 3 }, 8).to_vec(),
+    ];
+    mutate(7, 100_000, &inputs, |bytes| {
+        if let Ok(record) = Record::read(bytes) {
+            assert_eq!(Record::read(&record.encode()).unwrap(), record);
+        }
+        let (key, value) = bytes.split_at(bytes.len() / 2);
+        let _ = (record::key_of(bytes), record::shared_key(&Bytes::copy_from_slice(bytes)));
+        let _ = (layout::read_old_key(bytes), layout::Old::read(bytes));
+        let _ = (layout::Rev::read(key, value), layout::Rev::read(&[0; 9], bytes));
+        let _ = (layout::read_lease_key(bytes), layout::Lease::read(7, bytes));
+        let _ = (layout::read_attached_key(bytes), layout::read_alarm_key(bytes));
+        let _ = (layout::read_state(bytes), layout::read_i64(bytes));
     });
 }
 

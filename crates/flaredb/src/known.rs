@@ -130,6 +130,7 @@ impl Placement for Remembering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutate::mutate;
 
     fn store(id: u64, peer_url: &str, state: pb::StoreState) -> pb::Store {
         pb::Store { id, peer_url: peer_url.to_owned(), state: state.into(), ..Default::default() }
@@ -153,6 +154,18 @@ mod tests {
         fs::remove_file(folder.path().join(FILE)).unwrap();
         known.remember(&told).unwrap();
         assert!(!folder.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn no_text_makes_the_parser_panic() {
+        let text = format!("{HEADER}\n1 10.0.0.1:2380\n3 \n");
+        assert_eq!(parse(&text).unwrap().len(), 2);
+        mutate(14, 50_000, &[text.into_bytes()], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            if let Some(stores) = parse(&text) {
+                assert!(stores.len() < text.lines().count());
+            }
+        });
     }
 
     #[test]

@@ -50,7 +50,7 @@ const TOLD_WITHIN_ROUNDS: u32 = 50;
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub struct Standing {
     pub cluster: ClusterId,
     node: NodeId,
     peer: PeerId,
@@ -520,7 +520,7 @@ impl Shell {
 
 /// 8 cluster, 8 node, 8 peer, 8 seed, 1 flags (1 bootstrap, 2 expected, 4 led); then lines: the name and the client URLs.
 impl Standing {
-    fn encode(&self) -> Bytes {
+    pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
         [self.cluster.0, self.node.0, self.peer.0, self.seed].into_iter().for_each(|number| out.put_u64_le(number));
         out.put_u8(u8::from(self.bootstrap) | u8::from(self.expected) << 1 | u8::from(self.led) << 2);
@@ -532,7 +532,8 @@ impl Standing {
         out.freeze()
     }
 
-    fn decode(mut bytes: Bytes) -> Option<Standing> {
+    /// `None` when the bytes are not ours.
+    pub fn decode(mut bytes: Bytes) -> Option<Standing> {
         if !(33..=STANDING_BYTES_MAX).contains(&bytes.len()) {
             return None;
         }

@@ -109,7 +109,7 @@ impl Damage {
     }
 
     /// A file that cannot be understood was written all the same.
-    pub(crate) fn decode(text: &str) -> Damage {
+    pub fn decode(text: &str) -> Damage {
         let (first, why) = text.split_once('\n').unwrap_or((text, ""));
         let what = What::ALL.into_iter().find(|what| what.name() == first).unwrap_or(What::State);
         Damage::new(what, why.trim_end())

@@ -66,6 +66,37 @@ pub enum IdentityError {
     HalfRecovered { path: PathBuf },
 }
 
+impl Identity {
+    /// As it lies in the file.
+    pub fn encode(&self) -> String {
+        let Identity { node, peer, cluster, voted, wished } = self;
+        let mut text = format!("node = {node}\npeer = \"{peer}\"\ncluster = \"{cluster}\"\nvoted = {voted}\n");
+        if *wished != NodeId::default() {
+            text.push_str(&format!("wished = {wished}\n"));
+        }
+        text
+    }
+
+    /// What the file says; the error is for people.
+    pub fn decode(text: &str) -> Result<Identity, String> {
+        let mut identity = Identity::default();
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no `key = value`"))?;
+            let value = value.trim().trim_matches('"');
+            let hex = || u64::from_str_radix(value, 16).map_err(|error| format!("{}: {error}", key.trim()));
+            match key.trim() {
+                "node" => identity.node = NodeId(value.parse().map_err(|error| format!("node: {error}"))?),
+                "peer" => identity.peer = PeerId(hex()?),
+                "cluster" => identity.cluster = ClusterId(hex()?),
+                "voted" => identity.voted = value == "true",
+                "wished" => identity.wished = NodeId(value.parse().map_err(|error| format!("wished: {error}"))?),
+                other => return Err(format!("unknown key `{other}`")),
+            }
+        }
+        if identity.peer.is_none() { Err("no peer id".to_owned()) } else { Ok(identity) }
+    }
+}
+
 impl Folder {
     /// Takes a folder into use, making it if there is none. One that holds something else than `seed` and what belongs to
     /// it must be ours already. Nothing in it is changed when this fails.
@@ -111,7 +142,7 @@ impl Folder {
     pub fn read(&self) -> Result<Option<Identity>, IdentityError> {
         let path = self.path.join(FILE);
         match fs::read_to_string(&path) {
-            Ok(text) => parse(&text).map(Some).map_err(|why| IdentityError::Damaged { path, why }),
+            Ok(text) => Identity::decode(&text).map(Some).map_err(|why| IdentityError::Damaged { path, why }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(IdentityError::Unusable { path, error }),
         }
@@ -137,11 +168,7 @@ impl Folder {
         let write = || -> io::Result<()> {
             let temporary = self.path.join(TEMPORARY);
             let mut file = File::create(&temporary)?;
-            let Identity { node, peer, cluster, voted, wished } = identity;
-            write!(file, "node = {node}\npeer = \"{peer}\"\ncluster = \"{cluster}\"\nvoted = {voted}\n")?;
-            if *wished != NodeId::default() {
-                writeln!(file, "wished = {wished}")?;
-            }
+            file.write_all(identity.encode().as_bytes())?;
             file.sync_all()?;
             fs::rename(&temporary, self.path.join(FILE))?;
             File::open(&self.path)?.sync_all()
@@ -303,24 +330,6 @@ fn is_of_seed(name: &str, seed: &str) -> bool {
     name == seed || stem.is_some_and(|stem| name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')))
 }
 
-fn parse(text: &str) -> Result<Identity, String> {
-    let mut identity = Identity::default();
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no `key = value`"))?;
-        let value = value.trim().trim_matches('"');
-        let hex = || u64::from_str_radix(value, 16).map_err(|error| format!("{}: {error}", key.trim()));
-        match key.trim() {
-            "node" => identity.node = NodeId(value.parse().map_err(|error| format!("node: {error}"))?),
-            "peer" => identity.peer = PeerId(hex()?),
-            "cluster" => identity.cluster = ClusterId(hex()?),
-            "voted" => identity.voted = value == "true",
-            "wished" => identity.wished = NodeId(value.parse().map_err(|error| format!("wished: {error}"))?),
-            other => return Err(format!("unknown key `{other}`")),
-        }
-    }
-    if identity.peer.is_none() { Err("no peer id".to_owned()) } else { Ok(identity) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,10 +401,11 @@ mod tests {
     #[test]
     fn no_text_makes_the_parser_panic() {
         let text = "node = 3\npeer = \"00000000000000ff\"\ncluster = \"ab\"\nvoted = true\n";
-        assert_eq!(parse(text).unwrap().peer, PeerId(255));
+        assert_eq!(Identity::decode(text).unwrap().peer, PeerId(255));
         mutate::mutate(7, 50_000, &[text.as_bytes().to_vec()], |bytes| {
-            if let Ok(identity) = parse(&String::from_utf8_lossy(bytes)) {
+            if let Ok(identity) = Identity::decode(&String::from_utf8_lossy(bytes)) {
                 assert!(!identity.peer.is_none());
+                assert_eq!(Identity::decode(&identity.encode()), Ok(identity));
             }
         });
     }

@@ -15,7 +15,7 @@
 //! of each group, with [`waiters`], who waits for what ·
 //! [`ground`] what programs stand on, as traits · [`tls`] certificates · [`gossip`] who is alive, on a thread and a port of its own · [`transport`] frames, links, listener,
 //! calls, snapshot streams · [`identity`] who a data folder is · [`founding`] how a cluster begins and how a member comes
-//! (back) to it · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what
+//! (back) to it · [`refused`] connections that were not taken, counted · [`roll`] who came and went, in words · [`outcast`] how one finds that it was left out · [`heal`] what
 //! becomes of a damaged member, with [`scrub`], which finds damage, [`standin`], [`roster`] and [`rebuilds`] · [`seed`] a state to begin with ·
 //! [`recovery`] a stopped node's folder mended · [`room`] what every node has · [`node`] all of it put together · [`many`] a
 //! node with many groups · [`stages`] where
@@ -36,7 +36,7 @@ pub(crate) mod applier;
 pub mod clock;
 pub mod disk;
 pub(crate) mod driver;
-pub(crate) mod founding;
+pub mod founding;
 pub mod gossip;
 pub mod ground;
 pub(crate) mod group;
@@ -58,6 +58,7 @@ pub(crate) mod pace;
 pub mod program;
 pub mod rebuilds;
 pub mod recovery;
+pub mod refused;
 pub mod reload;
 pub mod restart;
 pub(crate) mod roll;

@@ -20,6 +20,7 @@ use crate::heal::{self, Damage, Ends, Health, What};
 use crate::identity::{Folder, Identity, IdentityError};
 use crate::outcast;
 use crate::rebuilds::REBUILDS_MAX;
+use crate::refused::RefusedStats;
 use crate::room::{Fittings, Room};
 use crate::roster::{Roster, is_alone, is_spared, votes};
 use crate::seed::{self, Seed, Waiting};
@@ -277,6 +278,11 @@ impl Node {
     /// Bytes sent to each node and received from it, before encryption.
     pub fn traffic(&self) -> Vec<(NodeId, u64, u64)> {
         self.shell.transport.traffic()
+    }
+
+    /// Connections on the Raft port that were not taken.
+    pub fn peers_refused(&self) -> RefusedStats {
+        self.shell.transport.turned_away()
     }
 
     /// For those who check it.

@@ -40,6 +40,7 @@ mod tests {
     use base::NodeId;
 
     use super::*;
+    use crate::mutate;
 
     #[test]
     fn rebuilds_are_counted_within_the_hour() {
@@ -53,6 +54,15 @@ mod tests {
         assert_eq!(next(&times, 101 + WITHIN_S).unwrap().lines().count(), REBUILDS_MAX);
         assert_eq!(next(&times, 50).unwrap(), "50\n", "a clock that was set back");
         assert_eq!(next("nonsense\n-1\n", 5).unwrap(), "5\n");
+    }
+
+    #[test]
+    fn no_text_makes_the_parser_panic() {
+        mutate::mutate(10, 50_000, &[b"100\n200\n300\n".to_vec()], |bytes| {
+            if let Some(times) = next(&String::from_utf8_lossy(bytes), 400) {
+                assert!(times.ends_with("400\n") && times.lines().count() <= REBUILDS_MAX);
+            }
+        });
     }
 
     #[test]

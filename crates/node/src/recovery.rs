@@ -42,6 +42,29 @@ pub struct NewIds {
     pub peer: PeerId,
 }
 
+impl NewIds {
+    /// As they lie in the file.
+    pub fn encode(&self) -> String {
+        format!("cluster = \"{}\"\npeer = \"{}\"\n", self.cluster, self.peer)
+    }
+
+    /// What the file says; the error is for people.
+    pub fn decode(text: &str) -> Result<NewIds, String> {
+        let mut ids = NewIds { cluster: ClusterId(0), peer: PeerId(0) };
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no `key = value`"))?;
+            let number = u64::from_str_radix(value.trim().trim_matches('"'), 16);
+            let number = number.map_err(|error| format!("{}: {error}", key.trim()))?;
+            match key.trim() {
+                "cluster" => ids.cluster = ClusterId(number),
+                "peer" => ids.peer = PeerId(number),
+                other => return Err(format!("unknown key `{other}`")),
+            }
+        }
+        if ids.cluster.0 == 0 || ids.peer.is_none() { Err("an id is missing".to_owned()) } else { Ok(ids) }
+    }
+}
+
 impl Folder {
     /// Says that the state is about to go through RocksDB's repair.
     pub fn mark_repaired(&self) -> Result<(), IdentityError> {
@@ -78,12 +101,12 @@ impl Folder {
     pub fn begin_recovery(&self) -> Result<NewIds, IdentityError> {
         let path = self.path().join(RECOVERING);
         match fs::read_to_string(&path) {
-            Ok(text) => return parse(&text).map_err(|why| IdentityError::Damaged { path, why }),
+            Ok(text) => return NewIds::decode(&text).map_err(|why| IdentityError::Damaged { path, why }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(self.unusable(error)),
         }
         let ids = NewIds { cluster: ClusterId(clock::random_u64()), peer: PeerId(clock::random_u64()) };
-        self.write(RECOVERING, &format!("cluster = \"{}\"\npeer = \"{}\"\n", ids.cluster, ids.peer))?;
+        self.write(RECOVERING, &ids.encode())?;
         Ok(ids)
     }
 
@@ -153,21 +176,6 @@ impl Folder {
 
 fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
-}
-
-fn parse(text: &str) -> Result<NewIds, String> {
-    let mut ids = NewIds { cluster: ClusterId(0), peer: PeerId(0) };
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let (key, value) = line.split_once('=').ok_or_else(|| format!("`{line}` is no `key = value`"))?;
-        let number = u64::from_str_radix(value.trim().trim_matches('"'), 16);
-        let number = number.map_err(|error| format!("{}: {error}", key.trim()))?;
-        match key.trim() {
-            "cluster" => ids.cluster = ClusterId(number),
-            "peer" => ids.peer = PeerId(number),
-            other => return Err(format!("unknown key `{other}`")),
-        }
-    }
-    if ids.cluster.0 == 0 || ids.peer.is_none() { Err("an id is missing".to_owned()) } else { Ok(ids) }
 }
 
 #[cfg(test)]
@@ -243,10 +251,11 @@ mod tests {
     #[test]
     fn no_text_makes_the_parser_panic() {
         let text = "cluster = \"00000000000000ff\"\npeer = \"0000000000000007\"\n";
-        assert_eq!(parse(text).unwrap(), NewIds { cluster: ClusterId(255), peer: PeerId(7) });
+        assert_eq!(NewIds::decode(text).unwrap(), NewIds { cluster: ClusterId(255), peer: PeerId(7) });
         mutate::mutate(9, 50_000, &[text.as_bytes().to_vec()], |bytes| {
-            if let Ok(ids) = parse(&String::from_utf8_lossy(bytes)) {
+            if let Ok(ids) = NewIds::decode(&String::from_utf8_lossy(bytes)) {
                 assert!(ids.cluster.0 != 0 && !ids.peer.is_none());
+                assert_eq!(NewIds::decode(&ids.encode()), Ok(ids));
             }
         });
     }

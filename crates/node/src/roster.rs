@@ -54,14 +54,16 @@ impl Roster {
         })
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// As it lies in the file.
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.index.to_le_bytes().to_vec();
         bytes.extend(self.membership.encode());
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Roster> {
+    /// `None`: the file says nothing.
+    pub fn decode(bytes: &[u8]) -> Option<Roster> {
         let (content, crc) = bytes.split_at_checked(bytes.len().checked_sub(CRC_BYTES)?)?;
         let (index, membership) = content.split_first_chunk()?;
         if crc32fast::hash(content).to_le_bytes() != crc {

@@ -11,6 +11,7 @@ use node::heal::What;
 use node::metrics::calls::Methods;
 use node::metrics::common::Common;
 use node::metrics::{Page, get, labels, process};
+use node::refused::RefusedStats;
 use node::scrub::ScrubProgress;
 use node::tls::TlsStats;
 use storage::engine::EngineStats;
@@ -42,6 +43,8 @@ pub struct NodeSources {
     /// See [`node::heal::Health::repaired_unix_s`].
     pub repaired: Vec<(What, u64)>,
     pub disk: Option<(u64, u64)>,
+    /// Connections on the Raft port that were not taken.
+    pub peers_refused: RefusedStats,
     /// None without certificates.
     pub tls: Option<TlsStats>,
 }
@@ -89,6 +92,7 @@ pub fn page(sources: &Sources) -> String {
         common.log(&node.log, &node.driver);
         common.snapshots(&node.driver);
         common.disk(node.disk);
+        common.peers_refused(&node.peers_refused);
         common.scrub(&node.scrub);
         common.last_repairs(node.repaired.iter().copied());
         if let Some(engine) = &node.engine {
@@ -190,6 +194,7 @@ mod tests {
 
     use base::{GroupId, NodeId, PeerId, Time};
     use node::metrics::reference::{mistakes, table};
+    use node::refused::{Refused, Why};
     use node::tls::{Expiry, FileKind};
 
     use super::*;
@@ -229,6 +234,8 @@ mod tests {
         counters.round(Duration::from_millis(3), &stats, Time::ZERO);
         let requests = Methods::new(&["Register", "Heartbeat"]);
         requests.begin(1).ends(0);
+        let turned_away = Refused::default();
+        turned_away.count(Why::TooMany);
         let term = term();
         page(&Sources {
             group: &GroupStatus { role: Role::Leader, leader: PeerId(1), term: 4, ..GroupStatus::default() },
@@ -243,6 +250,7 @@ mod tests {
                 scrub: ScrubProgress::default(),
                 repaired: What::ALL.map(|what| (what, 0)).to_vec(),
                 disk: Some((1, 2)),
+                peers_refused: turned_away.stats(),
                 tls: Some(TlsStats {
                     files: [(FileKind::Certificate, 1_900_000_000), (FileKind::Crl, 1_800_000_000)]
                         .map(|(kind, expires_s)| Expiry { kind, path: Default::default(), expires_s })
@@ -275,6 +283,7 @@ mod tests {
             "placement_round_duration_seconds_count 1",
             "placement_tls_expiry_timestamp_seconds{file=\"cert\"} 1900000000",
             "placement_requests_total{method=\"Heartbeat\",code=\"OK\"} 1",
+            "placement_network_peer_connections_refused_total{why=\"too_many\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

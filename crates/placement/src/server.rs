@@ -164,6 +164,7 @@ fn node_sources(
             scrub: scrub.progress(),
             repaired: node.handle().health().repaired_unix_s().collect(),
             disk: node::disk::room(&data_dir),
+            peers_refused: node.peers_refused(),
             tls: node.certificates().map(|certificates| certificates.stats()),
         })
     }

@@ -18,6 +18,9 @@ pub mod engine;
 pub mod log;
 pub mod memengine;
 pub mod memlog;
+#[cfg(test)]
+#[path = "../../../fuzz/mutate.rs"]
+mod mutate;
 #[cfg(feature = "rocks")]
 pub mod rocks;
 pub mod seglog;

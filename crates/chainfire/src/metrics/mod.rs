@@ -23,6 +23,7 @@ use node::metrics::calls::{CANCELED, Calls};
 use node::metrics::common::Common;
 use node::metrics::histogram::REQUEST_BOUNDS_US;
 use node::metrics::{Histogram, Observed, Page, by_powers, get, labels, process};
+use node::refused::RefusedStats;
 use node::scrub::ScrubProgress;
 use node::tls::TlsStats;
 use parking_lot::Mutex;
@@ -53,6 +54,8 @@ pub struct Sources<'a> {
     pub log: &'a LogStats,
     /// Bytes sent to nodes and received from them.
     pub traffic: Vec<(NodeId, u64, u64)>,
+    /// Connections on the Raft port that were not taken.
+    pub peers_refused: RefusedStats,
     pub gossip: &'a node::gossip::View,
     /// None without certificates.
     pub tls: Option<TlsStats>,
@@ -153,6 +156,7 @@ impl Metrics {
         reloads(page, &sources.reloads);
         Common { page, prefix: "chainfire" }.log(log, driver);
         traffic(page, sources);
+        Common { page, prefix: "chainfire" }.peers_refused(&sources.peers_refused);
         gossip(page, sources.gossip);
         if let Some(tls) = &sources.tls {
             Common { page, prefix: "chainfire" }.certificates(tls);
@@ -231,7 +235,7 @@ fn gossip(page: &mut Page, view: &node::gossip::View) {
     let count = |state| view.members.iter().filter(|member| member.state == state).count();
     let members = State::ALL.map(|state| (labels(&[("state", state.name())]), count(state)));
     page.gauges("chainfire_gossip_members", "Nodes that gossip knows, this one included, by state.", members);
-    let node::gossip::View { stats, dropped, .. } = view;
+    let node::gossip::View { stats, dropped, refused: connections, .. } = view;
     page.counter("chainfire_gossip_messages_received_total", "Gossip messages taken in.", stats.received);
     page.counter("chainfire_gossip_messages_sent_total", "Gossip messages sent.", stats.sent);
     page.counter("chainfire_gossip_messages_dropped_total", "Gossip messages that found no place in a queue.", dropped);
@@ -241,6 +245,9 @@ fn gossip(page: &mut Page, view: &node::gossip::View) {
         (labels(&[("why", "too_many_members")]), stats.beyond_members_max),
     ];
     page.counters("chainfire_gossip_messages_refused_total", "Gossip messages refused.", refused);
+    let help = "Connections on the gossip port that were not taken, by why.";
+    let mut common = Common { page, prefix: "chainfire" };
+    common.connections_refused("gossip_connections_refused_total", help, connections);
     page.counter("chainfire_gossip_renewals_total", "Times that others took this node for dead.", stats.renewals);
     page.counter("chainfire_gossip_late_total", "Times that this node's gossip was held up.", stats.late);
 }

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use base::{NodeId, PeerId};
 use consensus::Member;
 use node::metrics::reference::{mistakes, table};
+use node::refused::{Refused, Why};
 use node::tls::{Expiry, FileKind};
 use storage::engine::EngineStats;
 
@@ -37,6 +38,8 @@ fn the_page_of_a_leader_and_its_reference() {
     driver.snapshot_index.store(4, Ordering::Relaxed);
     metrics.round_trip(NodeId(2), Duration::from_micros(700));
     metrics.round_trip(NodeId(9), Duration::from_micros(700));
+    let turned_away = Refused::default();
+    turned_away.count(Why::TooSlow);
     let member =
         |node, peer| Member { node: NodeId(node), peer: PeerId(peer), role: MemberRole::Voter, ..Default::default() };
     let membership = Membership {
@@ -76,6 +79,7 @@ fn the_page_of_a_leader_and_its_reference() {
         membership: &membership,
         log: &LogStats { bytes: 64, segments: 1, syncs: 3, entries_written: 20 },
         traffic: vec![(NodeId(1), 1, 1), (NodeId(2), 300, 40), (NodeId(9), 5, 6)],
+        peers_refused: turned_away.stats(),
         gossip: &Default::default(),
         tls: Some(TlsStats {
             files: [
@@ -128,6 +132,7 @@ fn the_page_of_a_node_without_a_cluster() {
         membership: &Membership::default(),
         log: &LogStats::default(),
         traffic: vec![(NodeId(2), 300, 40)],
+        peers_refused: RefusedStats::default(),
         gossip: &Default::default(),
         tls: None,
         store: None,

@@ -15,6 +15,7 @@ use node::heal::What;
 use node::metrics::calls::Methods;
 use node::metrics::common::Common;
 use node::metrics::{Page, get, labels, process};
+use node::refused::RefusedStats;
 use node::scrub::ScrubProgress;
 use node::tls::TlsStats;
 use rpc::server::ServerStats;
@@ -48,6 +49,8 @@ pub struct Sources<'a> {
     pub full: bool,
     /// Bytes sent to stores and received from them.
     pub traffic: Vec<(NodeId, u64, u64)>,
+    /// Connections on the Raft port that were not taken.
+    pub peers_refused: RefusedStats,
     pub server: ServerStats,
     /// None without certificates.
     pub tls: Option<TlsStats>,
@@ -112,6 +115,7 @@ pub fn render(api: &Api) -> String {
         disk: store.node.room(),
         full: store.space.is_full(),
         traffic: api.node.transport().traffic(),
+        peers_refused: api.node.transport().turned_away(),
         server: api.server_stats(),
         tls: api.node.certificates().map(|certificates| certificates.stats()),
     })
@@ -172,6 +176,7 @@ fn page(sources: &Sources) -> String {
     page.counters("flaredb_network_peer_sent_bytes_total", help, each(|seen| seen.1));
     let help = "Bytes received from a store on the Raft port, after decryption.";
     page.counters("flaredb_network_peer_received_bytes_total", help, each(|seen| seen.2));
+    Common { page: &mut page, prefix: "flaredb" }.peers_refused(&sources.peers_refused);
     page.gauge("flaredb_connections_open", "Client connections.", server.connections_open);
     page.counter("flaredb_connections_accepted_total", "Connections taken.", server.connections_accepted);
     page.counter("flaredb_connections_refused_total", "Connections beyond the bounds.", server.connections_refused);

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use base::{PeerId, Time};
 use node::metrics::reference::{mistakes, table};
+use node::refused::{Refused, Why};
 use node::tls::{Expiry, FileKind};
 
 use super::*;
@@ -13,6 +14,8 @@ fn full() -> String {
     requests.begin(1).ends(0);
     let driver = DriverStats::default();
     driver.turns.store(7, Ordering::Relaxed);
+    let turned_away = Refused::default();
+    turned_away.count(Why::NotAMember);
     let merged = MergeStats::default();
     merged.begun();
     merged.over(Some(GivenUp::MembersMissing), Duration::from_secs(6));
@@ -39,6 +42,7 @@ fn full() -> String {
         disk: Some((1 << 30, 4 << 30)),
         full: false,
         traffic: vec![(NodeId(2), 300, 40)],
+        peers_refused: turned_away.stats(),
         server: ServerStats { connections_open: 4, ..ServerStats::default() },
         tls: Some(TlsStats {
             files: [(FileKind::Certificate, 1_900_000_000), (FileKind::Crl, 1_800_000_000)]
@@ -71,6 +75,7 @@ fn the_page_keeps_to_the_format_and_says_what_it_was_told() {
         "flaredb_pd_heartbeat_age_seconds 1.5",
         "flaredb_tls_expiry_timestamp_seconds{file=\"cert\"} 1900000000",
         "flaredb_network_peer_sent_bytes_total{peer=\"2\"} 300",
+        "flaredb_network_peer_connections_refused_total{why=\"not_a_member\"} 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }

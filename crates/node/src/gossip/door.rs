@@ -21,6 +21,7 @@ use super::secure::{self, Secure};
 use super::wire::{self, Greeting, Hello};
 use super::{Arrival, Common};
 use crate::clock;
+use crate::refused::Why;
 
 /// Connections that have not greeted yet.
 const STRANGERS_MAX: usize = 128;
@@ -72,6 +73,7 @@ impl Door {
             let oldest = (rooms.strangers.len() > STRANGERS_MAX).then(|| rooms.strangers.pop_first()).flatten();
             drop(rooms);
             if let Some((_, oldest)) = oldest {
+                self.common.refused.count(Why::TooMany);
                 oldest.abort();
             }
         }
@@ -84,7 +86,8 @@ impl Door {
                 Ok(()) => return,
                 Err(why) => why,
             },
-            Ok(Ok(None)) | Err(_) => return,
+            Ok(Ok(None)) => return,
+            Err(_) => return self.common.refused.count(Why::TooSlow),
             Ok(Err(why)) => why,
         };
         if why.kind() != io::ErrorKind::InvalidData {
@@ -102,6 +105,31 @@ impl Door {
 
     /// `None`: the other side was not let in, and knows why.
     async fn greet(&self, id: u64, stream: TcpStream) -> io::Result<Option<(Secure, Identity)>> {
+        let (mut secure, identity) = self.first_words(stream).await.inspect_err(|error| {
+            // All else is an end: whoever only asks who is here leaves early.
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.common.refused.count(Why::Malformed);
+            }
+        })?;
+        let vouched = self.common.vouch(&secure, &identity, &identity.about.raft_address);
+        let verdict = match &vouched {
+            Err(_) => wire::WRONG_NAME,
+            Ok(()) if !identity.is_of(self.common.me().about.cluster) => wire::WRONG_CLUSTER,
+            Ok(()) if !self.let_in(id, &identity) => wire::BUSY,
+            Ok(()) => wire::WELCOME,
+        };
+        match verdict {
+            wire::WELCOME => {}
+            wire::BUSY => self.common.refused.count(Why::TooMany),
+            _ => self.common.refused.count(Why::NotAMember),
+        }
+        wire::write(&mut secure.stream, &[verdict]).await?;
+        vouched.map_err(|why| invalid(&why))?;
+        Ok((verdict == wire::WELCOME).then_some((secure, identity)))
+    }
+
+    /// Says who this node is, and hears who the other side claims to be.
+    async fn first_words(&self, stream: TcpStream) -> io::Result<(Secure, Identity)> {
         stream.set_nodelay(true)?;
         let mut secure = secure::accept(stream, self.common.certificates.as_ref()).await?;
         let mut nonce = [0; 16];
@@ -118,16 +146,7 @@ impl Door {
             })?;
         let hello = Hello::decode(&hello).filter(|hello| hello.nonce == nonce);
         let Hello { identity, .. } = hello.ok_or_else(|| invalid("its bytes are not ours"))?;
-        let vouched = self.common.vouch(&secure, &identity, &identity.about.raft_address);
-        let verdict = match &vouched {
-            Err(_) => wire::WRONG_NAME,
-            Ok(()) if !identity.is_of(me.about.cluster) => wire::WRONG_CLUSTER,
-            Ok(()) if !self.let_in(id, &identity) => wire::BUSY,
-            Ok(()) => wire::WELCOME,
-        };
-        wire::write(&mut secure.stream, &[verdict]).await?;
-        vouched.map_err(|why| invalid(&why))?;
-        Ok((verdict == wire::WELCOME).then_some((secure, identity)))
+        Ok((secure, identity))
     }
 
     /// Moves a connection from the strangers to the members, if there is room.

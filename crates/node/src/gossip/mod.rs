@@ -24,8 +24,8 @@
 //! taken in.
 //!
 //! # Bounds
-//! Connections, greeted or not; bytes of a message; messages that wait to be read or sent (the rest is dropped and counted);
-//! members; silence.
+//! Connections, greeted or not (the rest is refused and counted); bytes of a message; messages that wait to be read or sent
+//! (the rest is dropped and counted); members; silence.
 
 mod door;
 mod link;
@@ -48,6 +48,7 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::node::Shell;
+use crate::refused::{Refused, RefusedStats};
 use crate::tls::{self, Certificates};
 use crate::transport::{Transport, bare_address};
 
@@ -73,6 +74,8 @@ pub struct View {
     pub stats: Stats,
     /// Messages that found no place in a queue.
     pub dropped: u64,
+    /// Connections that this node did not take.
+    pub refused: RefusedStats,
 }
 
 impl View {
@@ -110,6 +113,7 @@ struct Common {
     certificates: Option<Arc<Certificates>>,
     transport: Transport,
     dropped: AtomicU64,
+    refused: Refused,
 }
 
 impl Common {
@@ -178,6 +182,7 @@ impl Gossiping {
             certificates,
             transport: shell.transport.clone(),
             dropped: AtomicU64::new(0),
+            refused: Refused::default(),
         });
         let (farewell, leave) = oneshot::channel();
         tracing::info!(target: "chainfire_gossip", "Listening for gossip, addr={listen}");

@@ -147,6 +147,7 @@ impl Loop {
             members: std::iter::once(own).chain(self.machine.members().cloned()).collect(),
             stats: self.machine.stats(),
             dropped: self.common.dropped.load(Ordering::Relaxed),
+            refused: self.common.refused.stats(),
         }));
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::door::Door;
 use super::link::{Failure, Links, look};
 use super::*;
+use crate::refused::Why;
 use crate::tls::tests::Authority;
 use crate::transport::Me;
 
@@ -47,8 +48,13 @@ impl Side {
             runtime,
             certificates.clone(),
         );
-        let common =
-            Arc::new(Common { me: ArcSwap::from_pointee(me), certificates, transport, dropped: AtomicU64::new(0) });
+        let common = Arc::new(Common {
+            me: ArcSwap::from_pointee(me),
+            certificates,
+            transport,
+            dropped: AtomicU64::new(0),
+            refused: Refused::default(),
+        });
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         tokio::spawn(Door::new(common.clone(), sender.clone()).accept(listener));
         Side { common, inbox, sender }
@@ -185,6 +191,7 @@ async fn a_recorded_connection_and_borrowed_names_are_refused() {
     assert_eq!(verdict, [wire::WELCOME]);
     let (_, verdict, _) = converse(&two, Some(recorded.nonce), &[]).await;
     assert!(verdict.is_empty(), "a greeting that was recorded: {verdict:?}");
+    assert_eq!(two.common.refused.stats().of(Why::Malformed), 1);
     let (_, verdict, mut stream) = converse(&two, None, &three.message(&two)).await;
     assert_eq!(verdict, [wire::WELCOME]);
     assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "closed");
@@ -211,6 +218,8 @@ async fn those_who_only_occupy_places_keep_nobody_out() {
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(tokio::time::timeout(left, stream.read_to_end(&mut rest)).await.is_ok(), "still open");
     }
+    let refused = Why::ALL.map(|why| two.common.refused.stats().of(why));
+    assert!(refused[0] > 0 && refused[0] + refused[1] == 400 && refused[2..] == [0, 0], "{refused:?}");
 }
 
 #[tokio::test]

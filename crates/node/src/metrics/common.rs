@@ -7,6 +7,7 @@ use super::page::Page;
 use super::{by_powers, get, labels};
 use crate::driver::DriverStats;
 use crate::heal::What;
+use crate::refused::{RefusedStats, Why};
 use crate::scrub::ScrubProgress;
 use crate::tls::{FileKind, TlsStats};
 
@@ -48,6 +49,19 @@ impl Common<'_> {
         }
     }
 
+    /// On the Raft port.
+    pub fn peers_refused(&mut self, refused: &RefusedStats) {
+        let help = "Connections on the Raft port that were not taken, by why.";
+        self.connections_refused("network_peer_connections_refused_total", help, refused);
+    }
+
+    /// On a port for other nodes.
+    pub fn connections_refused(&mut self, rest: &str, help: &str, refused: &RefusedStats) {
+        let refused = Why::ALL.map(|why| (labels(&[("why", why.name())]), refused.of(why)));
+        let name = self.name(rest);
+        self.page.counters(&name, help, refused);
+    }
+
     pub fn certificates(&mut self, tls: &TlsStats) {
         let (lists, files): (Vec<_>, Vec<_>) = tls.files.iter().partition(|file| file.kind == FileKind::Crl);
         let expiry = files.iter().map(|file| (labels(&[("file", file.kind.name())]), file.expires_s));
@@ -69,6 +83,9 @@ impl Common<'_> {
         self.counter("log_entries_written_total", "Entries written to the Raft log.", log.entries_written);
         self.counter("log_syncs_total", "Syncs of the Raft log, those of its marks included.", log.syncs);
         self.counter("log_write_stalls_total", "Log writes that took a second and more.", get(&driver.write_stalls));
+        let help =
+            "Times that a group's leadership was handed over because this node's disk was slower than the others'.";
+        self.counter("slow_disk_handovers_total", help, get(&driver.slow_handovers));
     }
 
     /// Damage looked for.

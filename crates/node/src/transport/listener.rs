@@ -20,6 +20,7 @@ use super::frame::{self, Hello, Purpose, Welcome};
 use super::pipe::Pipe;
 use super::{Caller, HANDSHAKE_TIMEOUT, Me, Peers, Standing, Transport};
 use crate::pace;
+use crate::refused::Why;
 
 /// Connections that have greeted; every other node needs three at most at a time, and calls share a few.
 const CONNECTIONS_MAX: usize = 512;
@@ -103,10 +104,13 @@ impl Door {
                 std::thread::sleep(std::time::Duration::from_millis(10));
                 continue;
             };
-            let Ok(guest) = stream.try_clone() else { continue };
+            let Ok(guest) = stream.try_clone() else {
+                self.transport.count_turned_away(Why::TooMany);
+                continue;
+            };
             let (guest, displaced) = self.lobby.lock().enter(from.ip(), guest);
             if displaced.is_some() {
-                self.transport.count_turned_away();
+                self.transport.count_turned_away(Why::TooMany);
             }
             let door = self.clone();
             let serve = move || door.serve(guest, stream, from.ip());
@@ -114,6 +118,7 @@ impl Door {
             if std::thread::Builder::new().name("raft-peer".to_owned()).spawn(serve).is_err() {
                 self.greeting.fetch_sub(1, Ordering::SeqCst);
                 self.lobby.lock().leave(guest);
+                self.transport.count_turned_away(Why::TooMany);
             }
         }
     }
@@ -123,7 +128,7 @@ impl Door {
         while !self.stop.load(Ordering::SeqCst) {
             std::thread::sleep(LOOK_EVERY);
             for _ in 0..self.lobby.lock().show_out(Instant::now()) {
-                self.transport.count_turned_away();
+                self.transport.count_turned_away(Why::TooSlow);
             }
         }
     }
@@ -158,20 +163,12 @@ impl Door {
 
     /// `None`: the other side was not let in, and knows why.
     fn greet(&self, stream: TcpStream) -> io::Result<Option<(Pipe, Purpose, Caller)>> {
-        stream.set_nodelay(true)?;
-        keep_alive(&stream);
-        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        let certificates = self.transport.0.certificates.as_ref();
-        if certificates.is_none() && speaks_tls(&stream)? {
-            return Err(invalid(
-                "the other side speaks TLS, and this node does not: either both name certificates in their configuration, or neither"
-                    .to_owned(),
-            ));
-        }
-        let mut pipe = Pipe::accept(stream, certificates)?;
-        let hello = Hello::decode(&frame::read(&mut pipe, frame::SMALL_BYTES_MAX)?)
-            .ok_or_else(|| invalid("its bytes are not ours".to_owned()))?;
+        let (mut pipe, hello) = self.first_words(stream).inspect_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => self.transport.count_turned_away(Why::Malformed),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.transport.count_turned_away(Why::TooSlow),
+            // It has gone, or had to leave the lobby, which has counted it.
+            _ => {}
+        })?;
         let me = self.transport.me();
         let strange = hello.cluster.0 != 0 && me.cluster.0 != 0 && hello.cluster != me.cluster;
         // Whoever belongs to no cluster may ask, but not take part.
@@ -187,7 +184,7 @@ impl Door {
         if status == frame::WELCOME {
             return Ok(Some((pipe, hello.purpose, vouched.map_err(invalid)?)));
         }
-        self.transport.count_turned_away();
+        self.transport.count_turned_away(Why::NotAMember);
         // Who this node is, is told to those only that are who they claim to be.
         let me = if vouched.is_ok() { me } else { Me::default() };
         frame::write(&mut pipe, &welcome(status, &me))?;
@@ -195,6 +192,25 @@ impl Door {
             self.turned_away(&hello);
         }
         vouched.map(|_| None).map_err(invalid)
+    }
+
+    /// What the other side says first.
+    fn first_words(&self, stream: TcpStream) -> io::Result<(Pipe, Hello)> {
+        stream.set_nodelay(true)?;
+        keep_alive(&stream);
+        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        let certificates = self.transport.0.certificates.as_ref();
+        if certificates.is_none() && speaks_tls(&stream)? {
+            return Err(invalid(
+                "the other side speaks TLS, and this node does not: either both name certificates in their configuration, or neither"
+                    .to_owned(),
+            ));
+        }
+        let mut pipe = Pipe::accept(stream, certificates)?;
+        let hello = Hello::decode(&frame::read(&mut pipe, frame::SMALL_BYTES_MAX)?)
+            .ok_or_else(|| invalid("its bytes are not ours".to_owned()))?;
+        Ok((pipe, hello))
     }
 
     /// Whether a caller's messages count. One that this node does not know may have become a member while this node was
@@ -216,7 +232,7 @@ impl Door {
         };
         frame::write(&mut pipe, &welcome(status, &self.transport.me()))?;
         if status != frame::WELCOME {
-            self.transport.count_turned_away();
+            self.transport.count_turned_away(if full { Why::TooMany } else { Why::NotAMember });
             return Ok(());
         }
         self.transport.count(&pipe, caller.node);
@@ -441,6 +457,36 @@ mod tests {
         assert_eq!(displaced, Some(crowding[0]), "the oldest of the crowd, and not the member, which came before");
         assert!(lobby.guests.contains_key(&first));
         assert_eq!(lobby.guests.len(), LOBBY_MAX);
+    }
+
+    #[test]
+    fn who_is_not_taken_is_counted_by_why() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let me = Me { node: NodeId(1), peer: PeerId(11), cluster: ClusterId(5), address: "127.0.0.1:2380".to_owned() };
+        let (inbox, work, staged) = (Arc::default(), Arc::default(), Arc::default());
+        let transport = Transport::new(me, Peers::OnePerNode, inbox, work, staged, runtime.handle().clone(), None);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let _listening = Listening::start(listener, transport.clone()).unwrap();
+        let say = |payload: &[u8]| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            frame::write(&mut stream, payload).unwrap();
+            // Until the other side hangs up, however it does that.
+            let _ = io::Read::read_to_end(&mut stream, &mut Vec::new());
+        };
+        say(b"nonsense");
+        let hello = |cluster| Hello {
+            purpose: Purpose::Messages,
+            cluster: ClusterId(cluster),
+            node: NodeId(2),
+            peer: PeerId(12),
+            address: "127.0.0.2:2380".to_owned(),
+        };
+        say(&hello(6).encode());
+        say(&hello(7).encode());
+        // Whoever only looks whether somebody listens is not refused.
+        drop(TcpStream::connect(address).unwrap());
+        assert_eq!(Why::ALL.map(|why| transport.turned_away().of(why)), [0, 0, 2, 1]);
     }
 
     #[test]

@@ -44,6 +44,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::applier::Work;
 use crate::inbox::Inbox;
 use crate::pace::Pace;
+use crate::refused::{Refused, RefusedStats, Why};
 use crate::tls::{self, Certificates, Program};
 use directory::Directory;
 use frame::{Hello, Purpose, Welcome};
@@ -94,7 +95,7 @@ struct Inner {
     /// Why nodes at these addresses turned this one away, or were turned away; until they take it.
     refusals: Mutex<BTreeMap<String, String>>,
     /// Connections that this node did not take.
-    turned_away: AtomicU64,
+    turned_away: Refused,
     traffic: Mutex<BTreeMap<NodeId, Arc<Traffic>>>,
     /// Of the snapshots that are sent, taken together.
     snapshot_pace: Pace,
@@ -145,7 +146,7 @@ impl Transport {
             runtime,
             certificates,
             refusals: Mutex::default(),
-            turned_away: AtomicU64::new(0),
+            turned_away: Refused::default(),
             traffic: Mutex::default(),
             snapshot_pace: Pace::default(),
         }))
@@ -156,13 +157,13 @@ impl Transport {
         self.0.snapshot_pace.set(bytes_per_sec);
     }
 
-    /// Connections that this node did not take: they were no member's, took too long to say who they are, or were too many.
-    pub fn turned_away(&self) -> u64 {
-        self.0.turned_away.load(Ordering::Relaxed)
+    /// Connections that this node did not take.
+    pub fn turned_away(&self) -> RefusedStats {
+        self.0.turned_away.stats()
     }
 
-    fn count_turned_away(&self) {
-        self.0.turned_away.fetch_add(1, Ordering::Relaxed);
+    fn count_turned_away(&self, why: Why) {
+        self.0.turned_away.count(why);
     }
 
     /// Where a node that is not agreed upon says that it is, so that it can be answered.

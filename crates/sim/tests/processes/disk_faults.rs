@@ -2,6 +2,8 @@
 //! It stops, or gives up what it cannot trust any more and is rebuilt; a short write it completes, and for room it waits.
 //! No answer is wrong, nothing acknowledged is lost, and all are one cluster again.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use base::Rng;
@@ -13,7 +15,7 @@ use crate::durability::{Acknowledged, Writers, assert_holds};
 use crate::failing_disk::{FailingDisk, Fault, Place};
 use crate::healing::{KEYS, Readers, fill, forget_rebuilds, right_answers};
 use crate::lost_logs::peer_of;
-use crate::membership::wait_for_voters;
+use crate::membership::{wait_for_voters, wipe};
 use crate::tell::{figure, runs, seed, skipped};
 
 /// The node makes the call within this time, or never.
@@ -110,9 +112,8 @@ async fn a_failing_call_of_one_node_is_borne_by_the_others() {
             case.place,
             if case.at_start { ", starting" } else { "" }
         );
-        let outcome = strike(&mut cluster, &disks[victim], victim, case, call).await;
+        let outcome = strike(&mut cluster, &disks[victim], victim, case, call, ENDS_WITHIN).await;
         let outcome = outcome.unwrap_or_else(|why| panic!("{what}: {why} (seed {seed}, round {round})"));
-        wait_for_voters(&cluster, 3).await;
         acknowledged.extend(writers.finish().await);
         for index in 0..3 {
             assert_holds(&cluster.client(index), &acknowledged).await;
@@ -150,9 +151,9 @@ async fn strike(
     victim: usize,
     case: Case,
     call: u64,
+    ends_within: Duration,
 ) -> Result<&'static str, String> {
-    let other = (victim + 1) % 3;
-    let old_peer = peer_of(cluster, other, victim).await;
+    let old_peer = peer_of(cluster, (victim + 1) % 3, victim).await;
     let readers = Readers::start(&cluster.endpoint(victim));
     if case.at_start {
         cluster.kill(victim);
@@ -178,7 +179,7 @@ async fn strike(
     let at = Instant::now();
     let ended = if struck && case.then == Then::Ends {
         while !cluster.has_ended(victim) {
-            if at.elapsed() > ENDS_WITHIN {
+            if at.elapsed() > ends_within {
                 return Err("the node goes on".to_owned());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -189,7 +190,7 @@ async fn strike(
         // Who says that it stops may take its time about it.
         let stops = |cluster: &Cluster| said_before < cluster.log(victim).matches(STOPS).count();
         while (at.elapsed() < settled || stops(cluster)) && !cluster.has_ended(victim) {
-            if at.elapsed() > ENDS_WITHIN {
+            if at.elapsed() > ends_within {
                 return Err("the node says that it stops, and does not".to_owned());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -213,7 +214,10 @@ async fn strike(
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     readers.finish().await;
-    let rebuilt = peer_of(cluster, other, victim).await != old_peer;
+    // One that is being rebuilt serves before it is who it will be. Who is asked about that is node 0.
+    cluster.wait_until_serving(0).await;
+    wait_for_voters(cluster, 3).await;
+    let rebuilt = peer_of(cluster, 0, victim).await != old_peer;
     if rebuilt && case.then != Then::RebuiltOrGoesOn {
         return Err("the node gave its data up".to_owned());
     }
@@ -223,4 +227,52 @@ async fn strike(
         (_, true, _) => "ended, and came back",
         _ => "went on",
     })
+}
+
+/// The check has teeth: a node that goes on where it must end, one that only says that it stops, one that gives its data up and
+/// one that ends where it must go on do not pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_struck_node_must_not_do_is_seen() {
+    if is_etcd() {
+        return skipped("what_a_struck_node_must_not_do", "an etcd does not repair itself");
+    }
+    let mut cluster = Cluster::new(3, Options::brisk());
+    let disks = match FailingDisk::under(&mut cluster) {
+        Ok(disks) => disks,
+        Err(why) => return skipped("what_a_struck_node_must_not_do", &why),
+    };
+    (0..3).for_each(|index| cluster.spawn(index));
+    cluster.wait_until_all_serve().await;
+    fill(&cluster.client(0)).await;
+    let writers = Writers::start(&cluster.endpoints(), 1, "struck");
+    let short = Duration::from_millis(1500);
+    let goes_on = running(Fault::NoSpace, Place::Log, Then::GoesOn);
+    let seen = |why: &str| Err(why.to_owned());
+
+    let must_end = Case { then: Then::Ends, ..goes_on };
+    let outcome = strike(&mut cluster, &disks[0], 0, must_end, 1, short).await;
+    assert_eq!(outcome, seen("the node goes on"));
+
+    let log = cluster.nodes[1].log.clone();
+    let says_so = async {
+        let begun = Instant::now();
+        while disks[1].failed() == 0 && begun.elapsed() < STRUCK_WITHIN {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        writeln!(File::options().append(true).open(log).unwrap(), "{STOPS}").unwrap();
+    };
+    let (outcome, ()) = tokio::join!(strike(&mut cluster, &disks[1], 1, goes_on, 1, short), says_so);
+    assert_eq!(outcome, seen("the node says that it stops, and does not"));
+
+    // What it had is gone, and it is struck by what costs nobody anything.
+    cluster.kill(0);
+    wipe(&cluster, 0);
+    let harmless = starting(Fault::ShortWrite, Place::Any, Then::GoesOn);
+    let outcome = strike(&mut cluster, &disks[0], 0, harmless, 1, ENDS_WITHIN).await;
+    assert_eq!(outcome, seen("the node gave its data up"));
+
+    let must_go_on = running(Fault::WriteFails, Place::Log, Then::GoesOn);
+    let outcome = strike(&mut cluster, &disks[1], 1, must_go_on, 1, ENDS_WITHIN).await;
+    assert_eq!(outcome, seen("the node ended"));
+    writers.finish().await;
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use base::Rng;
 use chainfire::machine::layout;
 use prost::Message as _;
-use proto::admin::ScrubRequest;
+use proto::admin::{ScrubRequest, ScrubResponse};
 use proto::etcdserverpb as pb;
 use proto::mvccpb::KeyValue;
 use storage::rocks::{self, RocksEngine, RocksOptions};
@@ -22,7 +22,7 @@ use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options, is_etcd};
 use crate::durability::{Acknowledged, Writers, assert_holds};
 use crate::harm::{Target, cut_last_edit, harm};
-use crate::lost_logs::{flip_byte, largest_segment, peer_of, wait_for_other_peer};
+use crate::lost_logs::{damage_told, flip_byte, largest_segment, peer_of, wait_for_other_peer};
 use crate::membership::wait_for_voters;
 use crate::tell::{fails, figure, runs, seed, skipped, spread};
 
@@ -413,9 +413,7 @@ async fn heals(what: &str, at: At, damage: Damage, words: &[&str]) {
         assert_eq!(right_answers(&cluster.client(index), false).await, Ok(KEYS), "node {index}");
     }
     cluster.assert_equal_hashes().await;
-    let log = cluster.log(victim);
-    assert!(words.iter().any(|word| log.contains(word)), "its log names the damage: one of {words:?}");
-    assert!(log.contains("rebuilt from its peers"), "its log says what becomes of it");
+    assert_eq!(damage_told(&cluster.log(victim), words), Ok(()));
     let notes = notes(&cluster, victim).await;
     assert!(notes.iter().any(|note| note.contains("rebuilt from its peers")), "its status says so: {notes:?}");
     scrub_finds_nothing(&cluster, victim).await;
@@ -538,12 +536,18 @@ impl Readers {
         self.answers.load(Ordering::Relaxed)
     }
 
-    pub async fn finish(self) -> u64 {
+    pub async fn finish(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
+        for task in std::mem::take(&mut self.tasks) {
             task.await.unwrap();
         }
-        self.answers.load(Ordering::Relaxed)
+        self.answers()
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -565,9 +569,8 @@ async fn clean_scrub(cluster: &Cluster, index: usize) -> Result<(), String> {
     let began = Instant::now();
     // A node that begins anew counts anew.
     while began.elapsed() < Duration::from_secs(3) {
-        let now = ask(false).await?;
-        if now.passes > before && !now.running {
-            return if now.last == "nothing is damaged" { Ok(()) } else { Err(now.last) };
+        if let Some(outcome) = scrubbed(&ask(false).await?, before) {
+            return outcome;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -581,13 +584,19 @@ async fn scrub_finds_nothing(cluster: &Cluster, index: usize) {
     let deadline = Instant::now() + HEALED_WITHIN;
     loop {
         let now = ask(false).await.unwrap();
-        if now.passes > before && !now.running {
-            assert_eq!((now.last.as_str(), now.unchecked_files), ("nothing is damaged", 0));
+        if let Some(outcome) = scrubbed(&now, before) {
+            assert_eq!((outcome, now.unchecked_files), (Ok(()), 0));
             return;
         }
         assert!(Instant::now() < deadline, "a scrub does not end");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What a pass came to that was asked for after so many others; none as long as it has not ended.
+fn scrubbed(now: &ScrubResponse, before: u64) -> Option<Result<(), String>> {
+    let whole = now.last == "nothing is damaged";
+    (now.passes > before && !now.running).then(|| if whole { Ok(()) } else { Err(now.last.clone()) })
 }
 
 fn tables(cluster: &Cluster, index: usize) -> Vec<(PathBuf, u64)> {
@@ -676,4 +685,24 @@ async fn readers_see_wrong_answers() {
         client.put(&key(7), &value(7)).await.unwrap();
     }
     assert_eq!(right_answers(&client, false).await, Ok(KEYS));
+}
+
+/// What is read off a scrub and off the page has teeth: damage, a pass that is not over or that was over before it was asked for, and
+/// a repair that nobody made do not pass.
+#[test]
+fn scrubs_and_repairs_that_were_none_are_seen() {
+    let good = ScrubResponse { passes: 3, last: "nothing is damaged".to_owned(), ..Default::default() };
+    assert_eq!(scrubbed(&good, 2), Some(Ok(())));
+    assert_eq!(scrubbed(&good, 3), None, "it was over before");
+    assert_eq!(scrubbed(&ScrubResponse { running: true, ..good.clone() }, 2), None, "it is not over");
+    let damaged = ScrubResponse { last: "the checksum of 000012.sst differs".to_owned(), ..good };
+    assert!(scrubbed(&damaged, 2).is_some_and(|outcome| outcome.is_err()), "damage went unnoticed");
+
+    let page = |seconds: [u64; 3]| {
+        let lines = ["backup", "log", "state"].into_iter().zip(seconds);
+        let lines = lines.map(|(what, at)| format!("chainfire_last_repair_time_seconds{{what=\"{what}\"}} {at}\n"));
+        lines.collect::<String>()
+    };
+    assert_eq!(last_repair_s(&page([9, 0, 0])), 0, "nothing that was damaged was repaired");
+    assert_eq!([[0, 7, 0], [0, 0, 7], [9, 5, 7]].map(|seconds| last_repair_s(&page(seconds))), [7; 3]);
 }

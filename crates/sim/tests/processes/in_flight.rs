@@ -20,6 +20,8 @@ const SPOILT_FROM_BYTES: u64 = 1 << 20;
 const SPOILT_UP_TO_BYTES: u64 = 20 << 20;
 /// Of one snapshot.
 const SPOILT_IN_A_ROW: usize = 3;
+/// The last of three nodes.
+const BEHIND: usize = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_damaged_in_flight_is_refused_and_sent_again() {
@@ -27,43 +29,13 @@ async fn a_snapshot_damaged_in_flight_is_refused_and_sent_again() {
         return skipped("a_snapshot_damaged_in_flight", "an etcd does not say when it is filled");
     }
     let (seed, planned) = (seed(), runs(4));
-    let mut cluster = Cluster::new(3, Options::default().flag("snapshot-count", ENTRIES_KEPT));
-    let behind = 2;
-    let real = cluster.nodes[behind].address;
-    let [a, b, c, d] = real.octets();
-    let shown = Ipv4Addr::new(a, b, c, d + 100);
-    let wire = Wire::lay((shown, PEER_PORT).into(), (real, PEER_PORT).into(), seed).await;
-    let url = format!("http://{shown}:{PEER_PORT}");
-    let own = cluster.peer_url(behind);
-    cluster.nodes.iter_mut().for_each(|node| node.initial_cluster = node.initial_cluster.replace(&own, &url));
-    let start = |cluster: &mut Cluster| {
-        let mut command = cluster.command(behind);
-        command.arg(format!("--initial-advertise-peer-urls={url}"));
-        cluster.spawn_as(behind, command);
-    };
-    cluster.spawn(0);
-    cluster.spawn(1);
-    start(&mut cluster);
-    cluster.wait_until_all_serve().await;
-
-    let not_sent = |cluster: &Cluster| -> usize {
-        (0..2).map(|index| cluster.log(index).matches("Snapshot not sent").count()).sum()
-    };
+    let (mut cluster, wire) = wired(seed, false).await;
     let (mut spoilt, mut installs) = (0, 0);
     while spoilt < planned {
-        cluster.kill(behind);
-        write_much(&cluster.client(0)).await;
-        tokio::time::sleep(UNTIL_LET_GO).await;
-        let (applied, refused) = (applied_snapshots(&cluster, behind), not_sent(&cluster));
+        fall_behind(&mut cluster).await;
         let now = SPOILT_IN_A_ROW.min(planned - spoilt);
-        wire.plan(now);
-        start(&mut cluster);
-        cluster.wait_until_serving(behind).await;
-        assert_eq!(wire.planned(), 0, "it was filled by entries, or by a snapshot that came another way (seed {seed})");
-        assert!(not_sent(&cluster) >= refused + now, "what was spoilt was taken (seed {seed})");
-        until_snapshot_applied(&cluster, behind, applied).await;
-        cluster.assert_equal_hashes().await;
-        assert_eq!(cluster.client(behind).prefix("key-").await.unwrap().kvs.len(), KEYS);
+        let outcome = filled(&mut cluster, &wire, now).await;
+        outcome.unwrap_or_else(|why| panic!("{why} (seed {seed})"));
         spoilt += now;
         installs += 1;
     }
@@ -75,13 +47,85 @@ async fn a_snapshot_damaged_in_flight_is_refused_and_sent_again() {
     ));
 }
 
+/// The check has teeth: a receiver that takes what was spoilt does not pass, nor one that was sent no snapshot. A wire that only
+/// says that it spoils makes any receiver one that takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoilt_snapshot_that_is_taken_is_seen() {
+    if is_etcd() {
+        return skipped("a_spoilt_snapshot_that_is_taken", "an etcd does not say when it is filled");
+    }
+    let (mut cluster, wire) = wired(seed(), true).await;
+    fall_behind(&mut cluster).await;
+    assert_eq!(filled(&mut cluster, &wire, 1).await, Err(TAKEN.to_owned()));
+    // It has missed nothing.
+    cluster.kill(BEHIND);
+    assert_eq!(filled(&mut cluster, &wire, 1).await, Err(ANOTHER_WAY.to_owned()));
+}
+
+const TAKEN: &str = "what was spoilt was taken";
+const ANOTHER_WAY: &str = "it was filled by entries, or by a snapshot that came another way";
+
+/// A cluster of three, and the wire over which the others reach one of them.
+async fn wired(seed: u64, only_counts: bool) -> (Cluster, Wire) {
+    let mut cluster = Cluster::new(3, Options::default().flag("snapshot-count", ENTRIES_KEPT));
+    let real = cluster.nodes[BEHIND].address;
+    let [a, b, c, d] = real.octets();
+    let shown = Ipv4Addr::new(a, b, c, d + 100);
+    let wire = Wire::lay((shown, PEER_PORT).into(), (real, PEER_PORT).into(), seed, only_counts).await;
+    let (own, url) = (cluster.peer_url(BEHIND), wire.url());
+    cluster.nodes.iter_mut().for_each(|node| node.initial_cluster = node.initial_cluster.replace(&own, &url));
+    (0..BEHIND).for_each(|index| cluster.spawn(index));
+    start(&mut cluster, &wire);
+    cluster.wait_until_all_serve().await;
+    (cluster, wire)
+}
+
+fn start(cluster: &mut Cluster, wire: &Wire) {
+    let mut command = cluster.command(BEHIND);
+    command.arg(format!("--initial-advertise-peer-urls={}", wire.url()));
+    cluster.spawn_as(BEHIND, command);
+}
+
+/// The node is down for so long that only a snapshot brings it back.
+async fn fall_behind(cluster: &mut Cluster) {
+    cluster.kill(BEHIND);
+    write_much(&cluster.client(0)).await;
+    tokio::time::sleep(UNTIL_LET_GO).await;
+}
+
+/// Starts the node; so many snapshots are spoilt on their way to it, each of them is refused, and the one after them is put in
+/// place. The error says what was otherwise.
+async fn filled(cluster: &mut Cluster, wire: &Wire, spoilt: usize) -> Result<(), String> {
+    let (applied, refused) = (applied_snapshots(cluster, BEHIND), not_sent(cluster));
+    wire.plan(spoilt);
+    start(cluster, wire);
+    cluster.wait_until_serving(BEHIND).await;
+    if wire.planned() > 0 {
+        return Err(ANOTHER_WAY.to_owned());
+    }
+    if not_sent(cluster) < refused + spoilt {
+        return Err(TAKEN.to_owned());
+    }
+    until_snapshot_applied(cluster, BEHIND, applied).await;
+    cluster.assert_equal_hashes().await;
+    assert_eq!(cluster.client(BEHIND).prefix("key-").await.unwrap().kvs.len(), KEYS);
+    Ok(())
+}
+
+fn not_sent(cluster: &Cluster) -> usize {
+    (0..BEHIND).map(|index| cluster.log(index).matches("Snapshot not sent").count()).sum()
+}
+
 /// Carries connections from one address to another, and what it is told to spoil it spoils.
 struct Wire {
+    from: SocketAddr,
     spoil: Arc<Spoil>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
 struct Spoil {
+    /// Nothing is spoilt that counts as spoilt.
+    only_counts: bool,
     rng: Mutex<Rng>,
     planned: AtomicUsize,
     flipped: AtomicUsize,
@@ -89,10 +133,10 @@ struct Spoil {
 }
 
 impl Wire {
-    async fn lay(from: SocketAddr, to: SocketAddr, seed: u64) -> Wire {
+    async fn lay(from: SocketAddr, to: SocketAddr, seed: u64, only_counts: bool) -> Wire {
         let listener = TcpListener::bind(from).await.unwrap();
         let [planned, flipped, cut] = [const { AtomicUsize::new(0) }; 3];
-        let spoil = Arc::new(Spoil { rng: Mutex::new(Rng::new(seed)), planned, flipped, cut });
+        let spoil = Arc::new(Spoil { only_counts, rng: Mutex::new(Rng::new(seed)), planned, flipped, cut });
         let shared = spoil.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((caller, _)) = listener.accept().await {
@@ -105,7 +149,12 @@ impl Wire {
                 tokio::spawn(carry(from_node, to_caller, None));
             }
         });
-        Wire { spoil, accepting }
+        Wire { from, spoil, accepting }
+    }
+
+    /// What the others know the node by.
+    fn url(&self) -> String {
+        format!("http://{}", self.from)
     }
 
     /// So many connections to come are spoilt, each once.
@@ -135,14 +184,15 @@ impl Spoil {
 async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, spoil: Option<Arc<Spoil>>) {
     let drawn = spoil.as_ref().map(|spoil| {
         let rng = &mut *spoil.rng.lock();
-        (rng.between(SPOILT_FROM_BYTES, SPOILT_UP_TO_BYTES), rng.below(8), rng.percent(30))
+        let (place, bit, cuts) = (rng.between(SPOILT_FROM_BYTES, SPOILT_UP_TO_BYTES), rng.below(8), rng.percent(30));
+        if spoil.only_counts { (place, 0, false) } else { (place, 1u8 << bit, cuts) }
     });
     let mut bytes = vec![0; 64 << 10];
     let mut carried = 0;
     loop {
         let Ok(read @ 1..) = from.read(&mut bytes).await else { return };
         let end = carried + read as u64;
-        if let (Some(spoil), Some((place, bit, cuts))) = (&spoil, drawn)
+        if let (Some(spoil), Some((place, flips, cuts))) = (&spoil, drawn)
             && (carried..end).contains(&place)
             && spoil.take()
         {
@@ -151,7 +201,7 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, spoil: Option<Ar
                 return;
             }
             spoil.flipped.fetch_add(1, Ordering::Relaxed);
-            bytes[(place - carried) as usize] ^= 1 << bit;
+            bytes[(place - carried) as usize] ^= flips;
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use proto::etcdserverpb as pb;
 use proto::mvccpb::{Event, KeyValue};
+use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options, PATIENCE, command, is_etcd, program};
-use crate::tell::{figure, skipped};
+use crate::tell::{fails, figure, skipped};
 use crate::watching::watch;
 
 const RESTORE_FILE: &str = proto::snapshot::RESTORE_FILE;
@@ -32,7 +33,7 @@ struct Saved {
     keys: Vec<KeyValue>,
     events: Vec<Event>,
     hash: (u32, i64),
-    _folder: tempfile::TempDir,
+    _folder: TempDir,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,9 +158,7 @@ async fn what_cannot_be_restored_is_refused() {
 async fn save_under_load() -> Saved {
     let cluster = Cluster::start(3).await;
     let first = cluster.client(0);
-    let grant = pb::LeaseGrantRequest { id: LEASE, ttl: LEASE_TTL_SECONDS };
-    first.within(first.lease().lease_grant(grant)).await.unwrap();
-    first.put_request(pb::PutRequest { lease: LEASE, ..client::put("leased", "1") }).await.unwrap();
+    put_leased(&first).await;
     first.put("deleted", "1").await.unwrap();
     first.delete("deleted").await.unwrap();
 
@@ -199,19 +198,31 @@ async fn save_under_load() -> Saved {
     let status: serde_json::Value =
         serde_json::from_str(&run_client(&["-w", "json", "snapshot", "status"], &file)).unwrap();
     let revision = status["revision"].as_i64().unwrap();
+    let saved = saved_at(&first, revision, file, folder).await;
+    assert_eq!(status["totalKey"].as_i64().unwrap(), saved.keys.len() as i64);
+    saved
+}
+
+/// What a snapshot in a file must hold.
+async fn saved_at(client: &Client, revision: i64, file: PathBuf, folder: TempDir) -> Saved {
     let all = pb::RangeRequest { key: vec![0].into(), range_end: vec![0].into(), revision, ..Default::default() };
-    let range = first.range(all).await.unwrap();
-    assert_eq!(status["totalKey"].as_i64().unwrap(), range.count);
-    let hashed = first.hash_kv(revision).await.unwrap();
+    let range = client.range(all).await.unwrap();
+    let hashed = client.hash_kv(revision).await.unwrap();
     Saved {
         file,
         cluster_id: range.header.unwrap().cluster_id,
         revision,
         keys: range.kvs,
-        events: events(&first, revision).await,
+        events: events(client, revision).await,
         hash: (hashed.hash, hashed.compact_revision),
         _folder: folder,
     }
+}
+
+async fn put_leased(client: &Client) {
+    let grant = pb::LeaseGrantRequest { id: LEASE, ttl: LEASE_TTL_SECONDS };
+    client.within(client.lease().lease_grant(grant)).await.unwrap();
+    client.put_request(pb::PutRequest { lease: LEASE, ..client::put("leased", "1") }).await.unwrap();
 }
 
 /// Every node of the cluster holds what was saved, and no more.
@@ -304,4 +315,50 @@ fn flipped(bytes: &[u8]) -> Vec<u8> {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
     bytes
+}
+
+/// The check has teeth: another revision, key, value, history or hash, the cluster itself, a snapshot that is left lying, a lost lease
+/// do not pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_what_was_saved_is_seen() {
+    let cluster = Arc::new(Cluster::start(1).await);
+    let client = cluster.client(0);
+    put_leased(&client).await;
+    for number in 0..COMPACTED + 50 {
+        client.put(&format!("key-{:04}", number % 100), &number.to_string()).await.unwrap();
+    }
+    // What another cluster would have saved that held the same.
+    let elsewhere = async || {
+        let revision = client::revision(&client.get("/").await.unwrap().header);
+        let mut saved = saved_at(&client, revision, PathBuf::new(), tempfile::tempdir().unwrap()).await;
+        saved.cluster_id ^= 1;
+        saved
+    };
+    let check = |saved: Saved| {
+        let cluster = cluster.clone();
+        fails(async move { assert_holds(&cluster, &saved).await })
+    };
+    assert!(!check(elsewhere().await).await, "it holds what was saved");
+    type Plant = fn(&mut Saved);
+    let plants: [(&str, Plant); 7] = [
+        ("another revision", |saved| saved.revision += 1),
+        ("a key", |saved| drop(saved.keys.pop())),
+        ("a value", |saved| saved.keys[0].value = client::bytes("altered")),
+        ("a hash", |saved| saved.hash.0 ^= 1),
+        ("an event", |saved| drop(saved.events.pop())),
+        ("the order of events", |saved| saved.events.swap(0, 1)),
+        ("the cluster itself", |saved| saved.cluster_id ^= 1),
+    ];
+    for (what, plant) in plants {
+        let mut saved = elsewhere().await;
+        plant(&mut saved);
+        assert!(check(saved).await, "{what} went unnoticed");
+    }
+    let left = cluster.nodes[0].data_dir.join(RESTORE_FILE);
+    fs::write(&left, "").unwrap();
+    assert!(check(elsewhere().await).await, "a snapshot that is left lying went unnoticed");
+    fs::remove_file(&left).unwrap();
+    client.within(client.lease().lease_revoke(pb::LeaseRevokeRequest { id: LEASE })).await.unwrap();
+    client.put("key-0000", "last").await.unwrap();
+    assert!(check(elsewhere().await).await, "a lost lease went unnoticed");
 }

@@ -535,8 +535,8 @@ async fn half_open_connections_leave_the_others_alone() {
     let client = cluster.client(0);
     let address = cluster.nodes[0].address;
     for port in [CLIENT_PORT, PEER_PORT, GOSSIP_PORT] {
-        let mut slower = f64::MAX;
-        for _ in 0..TRIES {
+        let mut tries = Vec::new();
+        while !left_alone(&tries) && tries.len() < TRIES {
             let before = p99(&client).await;
             let knock = move |number: usize| {
                 // No more than the bound from one address.
@@ -551,18 +551,15 @@ async fn half_open_connections_leave_the_others_alone() {
             let during = p99(&client).await;
             let open = held.iter().filter(|stream| stream.is_some()).count();
             assert!(open > HALF_OPEN * 9 / 10, "{open} were opened");
-            slower = slower.min(during / before);
+            tries.push((before, during));
             figure(format_args!(
                 "{open} half-open connections on port {port}: p99 of puts {:.2} ms before, {:.2} ms with them ({:.2}×)",
                 before * 1e3,
                 during * 1e3,
                 during / before
             ));
-            if slower <= SLOWER_AT_MOST {
-                break;
-            }
         }
-        assert!(slower <= SLOWER_AT_MOST, "{slower} times on port {port}");
+        assert!(left_alone(&tries), "port {port}: p99 in seconds before, and with them: {tries:?}");
         // New members and clients find a place all the same.
         let fresh = Client::secure(&cluster.endpoint(0), of_today(&cluster.pki().path("")), Duration::from_secs(10));
         fresh.put("place", "found").await.unwrap();
@@ -576,8 +573,32 @@ async fn p99(client: &Client) -> f64 {
         client.put("measured", &number.to_string()).await.unwrap();
         took.push(begun.elapsed().as_secs_f64());
     }
+    p99_of(took)
+}
+
+fn p99_of(mut took: Vec<f64>) -> f64 {
     took.sort_by(f64::total_cmp);
     took[took.len() * 99 / 100]
+}
+
+/// Whether others were slower by no more than the goal in any of the tries, each a p99 before and one with the connections open.
+fn left_alone(tries: &[(f64, f64)]) -> bool {
+    tries.iter().any(|(before, during)| during / before <= SLOWER_AT_MOST)
+}
+
+/// The judge has teeth: puts that are slow in each try do not pass, be it all of them or one in fifty.
+#[test]
+fn connections_that_hold_others_up_are_seen() {
+    const CALM: f64 = 1e-3;
+    let with = |slow: usize, took: f64| p99_of([vec![took; slow], vec![CALM; 1_000 - slow]].concat());
+    for slow in [1_000, 20] {
+        let tries = [(CALM, with(slow, 2.1 * CALM)); TRIES];
+        assert!(!left_alone(&tries), "{slow} slow puts of 1,000 went unnoticed");
+        assert!(left_alone(&[(CALM, with(slow, 1.9 * CALM))]), "that is within the goal");
+    }
+    let other_work = [(CALM, 9.0 * CALM), (CALM, CALM)];
+    assert!(left_alone(&other_work) && !left_alone(&other_work[..1]), "one good try is enough");
+    assert!(!left_alone(&[]) && !left_alone(&[(0.0, 0.0)]), "nothing was measured");
 }
 
 /// A connection from an address of our choice.

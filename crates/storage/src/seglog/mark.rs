@@ -136,3 +136,25 @@ fn decode(slot: &[u8]) -> Option<Slot> {
     let number = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().expect("8 bytes"));
     Some(Slot { version: number(8) as u32, salt: number(16), mark: number(24) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutate;
+
+    #[test]
+    fn a_changed_slot_is_not_read_and_no_slot_makes_the_decoder_panic() {
+        let good = encode(7, 9).to_vec();
+        assert!(decode(&good).is_some_and(|slot| (slot.salt, slot.mark) == (7, 9)));
+        mutate::mutate(14, 50_000, std::slice::from_ref(&good), |bytes| {
+            assert!(decode(bytes).is_none() || bytes == good);
+            // Whatever lies under a good checksum, too.
+            let mut sealed = bytes.to_vec();
+            if let Some((head, content)) = sealed.split_first_chunk_mut::<8>() {
+                head[..4].copy_from_slice(&MAGIC);
+                head[4..].copy_from_slice(&crc32fast::hash(content).to_le_bytes());
+            }
+            assert!(decode(&sealed).is_none() || sealed.len() == SLOT_BYTES);
+        });
+    }
+}
