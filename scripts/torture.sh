@@ -9,10 +9,11 @@
 #                                         default, or else the oldest one that promises to be compatible (OLDEST).
 #                                         CENTRA_OTHER_BIN=FOLDER names one that is built already.
 #
-# A row is a set of tests. Some count by themselves what CENTRA_RUNS asks for; the others are run again until there were
-# enough faults. A test that fails ends its part of the row, and so does one that says it cannot run here; what it printed
-# stays in a file that is named at the end. Ends with a table `row | fault | done/failed/skipped`; the exit code says whether
-# all was done.
+# A row is a set of tests. Some are told in CENTRA_RUNS how many faults to make, and say in lines `done: N` how many they have
+# made; the others make as many in every run. All are run again until there were enough faults. A test that fails ends its part
+# of the row, and so does one that has made none, one that does not say how many, or one that says it cannot run here; what it
+# printed stays in a file that is named at the end. Ends with a table `row | fault | done/failed/skipped`; the exit code says
+# whether all was done.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,11 +35,11 @@ row() {
         local program=${part%%:*} filter=${part#*:} each=${part##*:}
         filter=${filter%:*}
         echo "── row $number, $fault: $filter, $share times"
-        local so_far=0 runs=''
-        [ "$each" = counts ] && runs=$share each=$share
+        local so_far=0 became
         while [ $so_far -lt $share ]; do
-            case $(run "$number" "$program" "$filter" "$runs") in
-                done) so_far=$((so_far + each)) ;;
+            became=$(run "$number" "$program" "$filter" "$each" $((share - so_far)))
+            case $became in
+                [1-9]*) so_far=$((so_far + became)) ;;
                 skipped) skipped=$((skipped + share - so_far)) && break ;;
                 *) failed=$((failed + 1)) && break ;;
             esac
@@ -56,20 +57,29 @@ wanted() {
     return 1
 }
 
-# run ROW PROGRAM FILTER RUNS: prints what became of it, `done`, `failed` or `skipped`, and the rest as errors. A filter that
-# names no test is a failure, too; tests that cannot run here say SKIPPED and pass.
+# run ROW PROGRAM FILTER EACH MISSING: prints what became of it, the number of faults that were made, `failed` or `skipped`, and
+# the rest as errors. A filter that names no test is a failure, too; tests that cannot run here say SKIPPED and pass.
 run() {
-    local log=$output/row-$1-${3//:/-}.log
-    CENTRA_RUNS=$4 && [ -n "$4" ] && export CENTRA_RUNS || unset CENTRA_RUNS
+    local log=$output/row-$1-${3//:/-}.log made=$4 why=''
+    unset CENTRA_RUNS
+    [ "$4" = counts ] && export CENTRA_RUNS=$5
     if ! "${programs[$2]}" "$3" > "$log" 2>&1 || ! grep -q '^test result: ok. [1-9]' "$log"; then
-        { echo "   FAILED: $log" && tail -5 "$log"; } >&2
-        echo failed
+        why='it does not pass'
     elif grep '^SKIPPED' "$log" >&2; then
         echo skipped
+        return
+    elif [ "$4" = counts ]; then
+        made=$(awk '/^done: [0-9]+$/ { said = 1; sum += $2 } END { if (said) print sum }' "$log")
+        [ -n "$made" ] || why='the test does not say how much it did'
+        [ "$made" != 0 ] || why='the test did nothing of it'
+    fi
+    if [ -n "$why" ]; then
+        { echo "   FAILED, $why: $log" && tail -5 "$log"; } >&2
+        echo failed
     else
         grep '^figure:' "$log" >&2
         rm -f "$log"
-        echo done
+        echo "$made"
     fi
 }
 
@@ -87,23 +97,12 @@ build() {
     [ ${#programs[@]} = 4 ] || { echo "torture: the tests do not compile: cargo test --release --no-run --workspace" >&2; exit 1; }
 }
 
-# The programs of another revision, in a folder of their own that stays for the next time.
+# The program of another revision. A shallow clone may lack the oldest one: its part is then skipped.
 build_other() {
-    local revision folder
-    revision=${OTHER:-$(git describe --tags --abbrev=0 2>/dev/null || echo $OLDEST)}
-    # A shallow clone may lack the oldest one: its part is then skipped.
+    local revision=${OTHER:-$(git describe --tags --abbrev=0 2>/dev/null || echo $OLDEST)}
     git rev-parse --quiet --verify "$revision^{commit}" > /dev/null || [ -n "${OTHER:-}" ] || return 0
-    revision=$(git rev-parse --verify --short "$revision^{commit}") || exit 1
-    folder=$PWD/target/other-$revision
-    if [ ! -x "$folder/bin/chainfire" ]; then
-        echo "── building $revision in $folder"
-        mkdir -p "$folder/source" "$folder/bin"
-        { git archive "$revision" | tar xm -C "$folder/source" &&
-            (cd "$folder/source" && CARGO_TARGET_DIR=$folder/target cargo build --release --locked --quiet -p chainfire --bin chainfire) &&
-            mv "$folder/target/release/chainfire" "$folder/bin/" && rm -rf "$folder/target" "$folder/source"; } ||
-            { echo "torture: $revision cannot be built" >&2; exit 1; }
-    fi
-    export CENTRA_OTHER_BIN=$folder/bin
+    CENTRA_OTHER_BIN=$(scripts/build-other.sh "$revision") || exit 1
+    export CENTRA_OTHER_BIN
 }
 
 between() {
@@ -115,8 +114,9 @@ between() {
 
 rows=("$@")
 build
-row 2 2000 "power loss: SIGKILL to all, and what was not synced is gone" processes:durability::three_nodes_killed:counts \
-    processes:power::three_nodes_without:counts
+row 2 2000 "power loss: SIGKILL to all, and what was not synced is gone" processes:power::three_nodes_without:counts
+row 3 100 "SIGKILL, SIGSTOP, restart under real clients" processes:durability::three_nodes_killed:counts \
+    processes:linearizable::clients_see_one_order:3
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
     processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts \

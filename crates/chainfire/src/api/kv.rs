@@ -15,7 +15,7 @@ use super::{Api, check, status_of};
 use crate::command::{self, Kind};
 use crate::error::ApiError;
 use crate::machine::txn::{has_puts, is_serializable, only_reads};
-use crate::read::RangePages;
+use crate::read::{RangePages, StateView};
 
 /// Ranges of up to so many keys, and of so many bytes as it seems, are read on the connection's own thread; larger ones on
 /// a thread for blocking work.
@@ -39,11 +39,11 @@ impl Api {
             return Answer::later(self.clone().range_apart(request));
         }
         if request.serializable {
-            return Answer::Ready(self.read_range(&request));
+            return Answer::Ready(self.current().and_then(|view| self.read_range(&view, &request)));
         }
         // Under the leader's lease the answer is at hand.
         if let Some(grant) = self.handle.lease_read() {
-            let answer = self.read_range(&request);
+            let answer = self.current().and_then(|view| self.read_range(&view, &request));
             if self.handle.still_valid(&grant) {
                 return Answer::Ready(answer);
             }
@@ -94,8 +94,8 @@ impl Api {
             let turn = self.large.turn().await;
             let turned = Instant::now();
             let (api, asked) = (self.clone(), request.clone());
-            let answer = turn.make(move || {
-                let view = api.current()?;
+            let answer = turn.make(move |caller| {
+                let view = api.current()?.while_asked(caller);
                 Ok(api.behind_header(view.revision, &view.txn(&asked).map_err(status_of)?))
             });
             let answer = answer.await;
@@ -184,8 +184,7 @@ impl Api {
         (1..=KEYS_INLINE_MAX).contains(&keys) && keys.saturating_mul(bytes_per_key) <= BYTES_INLINE_MAX
     }
 
-    fn read_range(&self, request: &pb::RangeRequest) -> Result<Bytes, Status> {
-        let view = self.current()?;
+    fn read_range(&self, view: &StateView, request: &pb::RangeRequest) -> Result<Bytes, Status> {
         let answer = view.range(request).map_err(status_of)?;
         if let Some(now) = answer.body.len().checked_div(answer.returned) {
             let before = self.range_bytes_per_key.load(Ordering::Relaxed);
@@ -210,7 +209,7 @@ impl Api {
         loop {
             let grant = self.linearize().await?;
             let granted = Instant::now();
-            let answer = self.read_range(&request);
+            let answer = self.current().and_then(|view| self.read_range(&view, &request));
             if self.handle.still_valid(&grant) {
                 self.note_slow("Range", began.elapsed(), || read_parts(began, granted, granted));
                 return answer;
@@ -226,7 +225,7 @@ impl Api {
             let turn = self.large.turn().await;
             let turned = Instant::now();
             let (api, asked) = (self.clone(), request.clone());
-            let answer = turn.make(move || api.read_range(&asked)).await;
+            let answer = turn.make(move |caller| api.read_range(&api.current()?.while_asked(caller), &asked)).await;
             // The view was taken after the grant and before the answer; a lease that ended since proves nothing.
             if grant.is_none_or(|grant| self.handle.still_valid(&grant)) {
                 self.note_slow("Range", began.elapsed(), || read_parts(began, granted, turned));

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::kv::blocking;
 use super::status_of;
 use crate::error::ApiError;
+use crate::read::Leaving;
 use crate::read::range::ANSWER_BYTES_MAX;
 
 /// Large answers in the making.
@@ -28,13 +29,16 @@ pub struct LargeAnswers {
 pub struct Turn(OwnedSemaphorePermit);
 
 impl Turn {
-    /// Makes it, on a thread of its own. Whoever asked for it may be gone before it is done; the turn ends with the work.
+    /// Makes it, on a thread of its own. Whoever asked for it may leave before it is done: the work is told, and the turn ends
+    /// with the work.
     pub async fn make<T: Send + 'static>(
         self,
-        work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+        work: impl FnOnce(&Leaving) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
+        let leaving = Leaving::default();
+        let _staying = leaving.staying();
         blocking(move || {
-            let made = work();
+            let made = work(&leaving);
             drop(self.0);
             made
         })
@@ -97,8 +101,10 @@ mod tests {
         let large = LargeAnswers::new(1 << 20);
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let turn = large.turn().await;
-        let asked = tokio::spawn(turn.make(move || {
+        let (saw, seen) = std::sync::mpsc::channel();
+        let asked = tokio::spawn(turn.make(move |caller| {
             let _ = wait.recv();
+            let _ = saw.send(caller.has_left());
             Ok(())
         }));
         tokio::task::yield_now().await;
@@ -112,6 +118,7 @@ mod tests {
             .expect("it was done")
             .expect("it is open")
             .forget();
+        assert!(seen.recv().expect("it was made"), "the work is told");
     }
 
     #[test]

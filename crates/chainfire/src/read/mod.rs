@@ -19,9 +19,11 @@
 //! | [`range`] | Range: options, limits, sorting, pages |
 //! | [`history`] | what changed between two revisions |
 //! | [`digest`] | HashKV |
+//! | [`leaving`] | nothing more, once whoever asked has left |
 
 pub mod digest;
 pub mod history;
+pub mod leaving;
 pub mod range;
 
 use std::sync::Arc;
@@ -43,6 +45,7 @@ use crate::machine::stage::State;
 use crate::machine::txn;
 pub use digest::KvHash;
 pub use history::History;
+pub use leaving::Leaving;
 pub use range::{RangeAnswer, RangePage, RangePages};
 
 /// The read side of a machine. Cheap to clone, usable from any thread.

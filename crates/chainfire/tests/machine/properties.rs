@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chainfire::command::Command;
 use chainfire::error::ApiError;
 use chainfire::machine::layout;
-use chainfire::read::{RangePages, StateView};
+use chainfire::read::{Leaving, RangePages, StateView};
 use consensus::{Applied, Entry, MachineError, Payload, StateMachine};
 use prost::Message;
 use proto::etcdserverpb as pb;
@@ -75,7 +75,17 @@ fn run(seed: u64, engine: Arc<dyn Engine>, batches: usize, disturb: &dyn Fn(&mut
 }
 
 fn compare_range(seed: u64, view: &Arc<StateView>, model: &Model, request: &pb::RangeRequest) {
-    let ours = view.range(request).map(|answer| {
+    let leaving = Leaving::default();
+    let staying = leaving.staying();
+    let asked = view.while_asked(&leaving);
+    let ours = asked.range(request);
+    assert_eq!(ours, view.range(request), "seed {seed}: {request:?}");
+    drop(staying);
+    // Counts come from memory.
+    if ours.as_ref().is_ok_and(|answer| answer.returned > 1) {
+        assert_eq!(asked.range(request), Err(ApiError::Storage), "seed {seed}: nobody waits any more");
+    }
+    let ours = ours.map(|answer| {
         let response = pb::RangeResponse::decode(&answer.body[..]).unwrap();
         assert_eq!((answer.count as i64, answer.more), (response.count, response.more));
         assert_eq!(answer.returned, response.kvs.len());

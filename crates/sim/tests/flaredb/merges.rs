@@ -167,6 +167,7 @@ async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
     let workers: Vec<Worker> = (0..8).map(|at| Worker::start(format!("{}+", key(at * step)), urls.clone())).collect();
     configure(&cluster, MERGE);
     // Stores die while regions are being merged, whatever they are at; whole clusters' worth of them twice.
+    let mut merging = 0;
     for round in 0..tell::runs(ROUNDS) {
         let victim = round % 3;
         if round >= ROUNDS && regions(&cluster).await == Ok(1) {
@@ -175,6 +176,7 @@ async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
             configure(&cluster, MERGE);
         }
         tokio::time::sleep(Duration::from_millis(700 + 331 * (round % ROUNDS) as u64)).await;
+        merging += usize::from(regions(&cluster).await != Ok(1));
         cluster.stores[victim].kill();
         if round % ROUNDS == 4 {
             // Nobody is left to tell anybody what was committed.
@@ -187,7 +189,10 @@ async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
     }
     cluster.until("all are one again", async |cluster| regions(cluster).await == Ok(1)).await;
     let writes: u64 = workers.iter().map(|worker| worker.done.load(Ordering::Relaxed)).sum();
-    println!("figure: {before} regions became one under {writes} writes");
+    tell::figure(format_args!(
+        "{before} regions became one under {writes} writes; {merging} kills before they were one"
+    ));
+    tell::done(merging);
     for worker in workers {
         worker.end(&cluster).await;
     }

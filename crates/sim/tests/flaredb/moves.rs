@@ -33,19 +33,21 @@ pub async fn ask_for_a_move(cluster: &Cluster, rng: &mut Rng) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
-    let (runs, seed) = (tell::runs(3), tell::seed());
-    let (mut rng, mut moved) = (Rng::new(seed), 0);
+    let (asked, seed) = (tell::runs(3), tell::seed());
+    let (mut rng, mut run, mut killed, mut moved) = (Rng::new(seed), 0, 0, 0);
     let mut cluster = Cluster::start(1, STORES).await;
     for number in 0..500 {
         put(&mut cluster.raw(number % STORES).await, &format!("k{number:03}"), &"v".repeat(number * 4)).await.unwrap();
     }
     let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
     let workers: Vec<Worker> = (0..4).map(|at| Worker::start(format!("w{at}+"), urls.clone())).collect();
-    for run in 0..runs {
+    while killed < asked && run < 2 * asked {
         // Or another one is under way, and that one is killed in.
         let to = ask_for_a_move(&cluster, &mut rng).await;
         tokio::time::sleep(Duration::from_millis(rng.below(1500))).await;
         let victim = rng.below(STORES as u64) as usize;
+        // A kill after the move is none in it.
+        killed += usize::from(cluster.page("operators").await.is_some_and(|operators| operators != json!([])));
         cluster.stores[victim].kill();
         tokio::time::sleep(Duration::from_millis(200 + rng.below(1500))).await;
         cluster.stores[victim].spawn();
@@ -56,9 +58,13 @@ async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
             })
             .await;
         moved += usize::from(holders(&cluster).await.is_some_and(|(_, held)| held.contains(&to)));
+        run += 1;
     }
     let writes: u64 = workers.iter().map(|worker| worker.done.load(Ordering::Relaxed)).sum();
-    tell::figure(format_args!("{runs} stores killed under {writes} writes, {moved} replicas moved (seed {seed})"));
+    tell::figure(format_args!(
+        "{run} stores killed under {writes} writes, {killed} of them in a move, {moved} replicas moved (seed {seed})"
+    ));
+    tell::done(killed);
     assert!(moved > 0, "nothing was moved");
     for worker in workers {
         worker.end(&cluster).await;

@@ -86,6 +86,7 @@ async fn regions_split_under_writers_and_kills_and_nothing_is_lost() {
     let page = cluster.page("regions").await.unwrap();
     let regions = covering(&page).unwrap();
     tell::figure(format_args!("{keys} keys of {VALUE_BYTES} bytes, {kills} kills: {regions} regions of at most 1 MiB"));
+    tell::done(kills);
     for (number, (key, value)) in acknowledged.iter().enumerate().filter(|(number, _)| number % 7 == 0) {
         let read = get(&mut cluster.raw(number % 3).await, key).await.unwrap();
         assert!(read.as_ref() == Some(value), "{key} is another one");

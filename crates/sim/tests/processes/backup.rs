@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options, PATIENCE, command, is_etcd, program};
-use crate::tell::{fails, figure, runs, skipped};
+use crate::tell::{done, fails, figure, runs, skipped};
 
 const WRITERS: usize = 4;
 const KEYS: usize = 300;
@@ -359,16 +360,19 @@ async fn a_killed_backup_leaves_nothing_that_looks_whole() {
     let load = Load::start(&cluster);
     load.reach(2_000).await;
     let backups = folder();
-    let (mut killed, mut whole) = (0, BTreeSet::new());
+    let asked = runs(24);
+    let (mut round, mut killed, mut whole) = (0, 0, BTreeSet::new());
     // However few: the last ones are killed when they may well be done.
-    let (rounds, steps) = (runs(24) as u64, runs(24).min(24) as u64);
-    for round in 0..rounds {
+    let steps = asked.clamp(4, 24);
+    while (killed < asked || whole.is_empty()) && round < 4 * asked + steps {
         let endpoint = cluster.endpoint(0);
         let folder = ["snapshot", "run", "--keep", "100", "--dir", text(backups.path())];
         let mut child = spawn(&[&folder[..], &["--max-rate", "0", "--endpoint", &endpoint]].concat());
-        tokio::time::sleep(Duration::from_millis((round % steps + 1) * 240 / steps)).await;
+        tokio::time::sleep(Duration::from_millis(((round % steps + 1) * 240 / steps) as u64)).await;
         child.kill().unwrap();
-        killed += usize::from(!child.wait().unwrap().success());
+        // One that had ended before does not count.
+        killed += usize::from(child.wait().unwrap().signal() == Some(libc::SIGKILL));
+        round += 1;
         for name in names(backups.path()).into_iter().filter(|name| name.ends_with(".tar.gz")) {
             if whole.insert(name.clone()) {
                 restores_to_what_was_there(&cluster, &[text(&backups.path().join(name))]).await;
@@ -382,8 +386,9 @@ async fn a_killed_backup_leaves_nothing_that_looks_whole() {
     assert!(names(backups.path()).iter().all(|name| !name.contains(".part-")));
     let whole = whole.len();
     figure(format_args!(
-        "backup: {killed} killed midway, no half file; {whole} whole ones restored, with equal hashes"
+        "backup: {killed} of {round} killed midway, no half file; {whole} whole ones restored, with equal hashes"
     ));
+    done(killed);
 }
 
 /// In the foreground, by the clock: a full one, then changes, until it is told to stop.

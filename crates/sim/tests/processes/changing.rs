@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::cluster::{Cluster, Options, PATIENCE, is_etcd};
 use crate::durability::{Acknowledged, Writers, assert_holds};
 use crate::membership::{wait_for_voters, wipe};
-use crate::tell::{figure, runs, seed, skipped, spread};
+use crate::tell::{done, figure, runs, seed, skipped, spread};
 
 /// Adding, promoting and removing one member.
 const CHANGES: usize = 3;
@@ -90,6 +90,7 @@ async fn changes_under_kills_end_in_one_membership() {
         spread(&took),
         acknowledged.len()
     ));
+    done(took.len());
 }
 
 /// A dead member is replaced by an empty folder elsewhere, again and again, while another one is killed before the change is made and
@@ -146,6 +147,7 @@ async fn replacements_under_kills_end_in_one_membership() {
         spread(&took),
         acknowledged.len()
     ));
+    done(took.len());
 }
 
 /// SIGKILL at a drawn moment, and back after a drawn while.

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::client::{self, Client};
 use crate::cluster::{Cluster, Options, PATIENCE};
-use crate::tell::{fails, figure, runs};
+use crate::tell::{done, fails, figure, runs};
 
 const WRITERS_PER_NODE: usize = 4;
 
@@ -49,6 +49,7 @@ async fn nothing_is_lost(nodes: usize, rounds: usize) {
         acknowledged.len(),
         crate::tell::spread(&restarts)
     ));
+    done(rounds);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

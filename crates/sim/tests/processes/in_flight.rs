@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::catch_up::{ENTRIES_KEPT, KEYS, UNTIL_LET_GO, applied_snapshots, until_snapshot_applied, write_much};
 use crate::cluster::{Cluster, Options, PEER_PORT, is_etcd};
-use crate::tell::{figure, runs, seed, skipped};
+use crate::tell::{done, figure, runs, seed, skipped};
 
 /// Nothing else on a connection to a node that was just started is so large; a snapshot is larger.
 const SPOILT_FROM_BYTES: u64 = 1 << 20;
@@ -45,6 +45,7 @@ async fn a_snapshot_damaged_in_flight_is_refused_and_sent_again() {
         "snapshots in flight: {flipped} with a flipped bit and {cut} cut off, all refused and sent again; {installs} installed, \
          equal hashes each time (seed {seed})"
     ));
+    done(spoilt);
 }
 
 /// The check has teeth: a receiver that takes what was spoilt does not pass, nor one that was sent no snapshot. A wire that only

@@ -6,7 +6,7 @@ use proto::etcdserverpb as pb;
 
 use crate::cluster::{Cluster, Options, is_etcd};
 use crate::durability::{Writers, assert_holds};
-use crate::tell::{figure, runs, skipped, spread};
+use crate::tell::{done, figure, runs, skipped, spread};
 
 const KILLS: usize = 5;
 const ELECTION_MS: u64 = 1000;
@@ -37,6 +37,7 @@ async fn a_killed_leader_is_replaced_soon() {
         "failover: writes pause after SIGKILL of the leader: {} (election timeout {ELECTION_MS} ms)",
         spread(&gaps)
     ));
+    done(gaps.len());
     assert!(gaps.iter().all(|gap| *gap < GAP_AFTER_KILL_MAX), "{gaps:?}");
 }
 

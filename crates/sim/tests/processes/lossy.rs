@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, GOSSIP_PORT, Options, PATIENCE, PEER_PORT};
 use crate::durability::{Writers, assert_holds, longest_gap};
-use crate::tell::{figure, runs, skipped};
+use crate::tell::{done, figure, runs, skipped};
 
 const LOSS_PERCENT: u32 = 10;
 const LOSSY_FOR: Duration = Duration::from_secs(15);
@@ -63,6 +63,7 @@ async fn writes_go_on() {
         "{LOSS_PERCENT} % of the packets between nodes lost: longest pause of writes in {LOSSY_FOR:?} {steady:?}, around a \
          SIGKILL of the leader {killed:?}"
     ));
+    done(killed.len());
     assert!(steady.iter().chain(&killed).all(|gap| *gap <= GAP_MAX), "{steady:?}, {killed:?}");
 }
 

@@ -32,8 +32,8 @@
 //! The rest is the harness: `cluster` (processes), `disks` (to be filled and frozen), `failing_disk` (whose calls
 //! fail, and which loses its power), `harm` (to their files), `client` (one
 //! endpoint), `pki` (certificates), `history` (clients whose doings are recorded), `planted` (the judge of histories, and
-//! faults that it must see), `tell` (figures, seeds, and tests that cannot run here). Checks that judge by themselves have
-//! a test beside them that they see what they look for.
+//! faults that it must see), `tell` (figures, seeds, how many faults were made, and tests that cannot run here). Checks that judge
+//! by themselves have a test beside them that they see what they look for.
 //!
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
 //! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.

@@ -8,7 +8,7 @@ use base::Rng;
 use crate::cluster::{Cluster, Options};
 use crate::durability::{Acknowledged, Writers, assert_holds};
 use crate::failing_disk::{FailingDisk, Fault, Place};
-use crate::tell::{fails, figure, runs, seed, skipped, spread};
+use crate::tell::{done, fails, figure, runs, seed, skipped, spread};
 
 const WRITERS_PER_NODE: usize = 4;
 const WRITING: Duration = Duration::from_millis(500);
@@ -50,6 +50,7 @@ async fn three_nodes_without_power_lose_nothing_acknowledged() {
         acknowledged.len(),
         spread(&restarts)
     ));
+    done(rounds);
 }
 
 /// Nobody else has what a single node acknowledged: a sync that failed, and was taken for done or tried again, would show.
@@ -93,6 +94,7 @@ async fn a_single_node_whose_disk_fails_has_acknowledged_nothing_of_it() {
         acknowledged.len(),
         spread(&ended)
     ));
+    done(ended.len());
 }
 
 /// The disk that loses power has teeth: where a sync was not done, what was acknowledged is gone.

@@ -10,6 +10,12 @@ pub fn figure(what: Arguments) {
     line(format_args!("figure: {what}"));
 }
 
+/// How many faults a test has really made, of those that it was asked for in `CENTRA_RUNS`; torture adds them up, and asks again
+/// for what is missing.
+pub fn done(count: usize) {
+    line(format_args!("done: {count}"));
+}
+
 /// A test cannot run here. Whoever calls this returns afterwards.
 pub fn skipped(test: &str, why: &str) {
     line(format_args!("SKIPPED {test}: {why}"));
@@ -48,6 +54,6 @@ pub async fn fails<T: Send + 'static>(check: impl Future<Output = T> + Send + 's
 }
 
 fn line(what: Arguments) {
-    // A terminal that is gone does not fail a test.
-    let _ = writeln!(std::io::stderr(), "{what}");
+    // In one piece: others write to the same terminal. One that is gone does not fail a test.
+    let _ = std::io::stderr().write_all(format!("{what}\n").as_bytes());
 }

@@ -21,7 +21,7 @@ use crate::history::Recording;
 use crate::lost_logs::peer_of;
 use crate::membership::{wait_for_voters, wipe};
 use crate::planted::{judge, planted_faults_are_seen};
-use crate::tell::{figure, runs, seed, skipped};
+use crate::tell::{done, figure, runs, seed, skipped};
 use crate::watching::Watched;
 
 const OTHER: &str = "CENTRA_OTHER_BIN";
@@ -69,6 +69,7 @@ async fn two_versions_keep_what_one_promises() {
             upgrade.kills_of_other + upgrade_watched.kills_of_other,
             upgrade.wiped + upgrade_watched.wiped
         ));
+        done(1);
     }
 }
 

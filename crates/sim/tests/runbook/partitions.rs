@@ -16,7 +16,7 @@ use sim::linear::Verdict;
 use crate::book::logs;
 use crate::history::{Reads, Recording};
 use crate::planted::{judge, planted_faults_are_seen};
-use crate::tell::{figure, runs, spread};
+use crate::tell::{done, figure, runs, seed, spread};
 use crate::wires::Cut;
 use crate::world::World;
 
@@ -85,8 +85,9 @@ fn a_flapping_cable_is_not_an_election_for_ever() {
 
 /// Makes partitions of one shape under clients, heals each, and judges all that the clients saw.
 fn partitions(shape: &str, nodes: usize, mut make: impl FnMut(&World, &mut Rng)) {
-    let seed = u64::from(std::process::id());
-    let count = runs(RUNS);
+    let (seed, count) = (seed(), runs(RUNS));
+    // Shown where it fails, whatever it is that fails.
+    println!("seed {seed}");
     let world = World::found_with(nodes, |settings| settings.tick_interval_ms = TICK_MS);
     let all: Vec<usize> = (1..=nodes).collect();
     let mut rng = Rng::new(seed);
@@ -120,7 +121,8 @@ fn partitions(shape: &str, nodes: usize, mut make: impl FnMut(&World, &mut Rng))
         seen.1,
         spread(&recoveries)
     ));
-    assert!(recoveries.iter().all(|took| *took < RECOVERY_MAX), "{recoveries:?}");
+    done(recoveries.len());
+    assert!(recoveries.iter().all(|took| *took < RECOVERY_MAX), "{recoveries:?} (seed {seed})");
 }
 
 fn batches(count: usize) -> impl Iterator<Item = usize> {
