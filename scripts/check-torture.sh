@@ -50,6 +50,9 @@ counts() {
 counts passes 7 6/0/0 0 0 0
 counts passes T4 6/0/0 0 0 0 0 0 0 0
 counts passes 17 6/0/0 0 6
+# Two versions side by side are not made up for by one; three and two in every run, of three each.
+CENTRA_OTHER_BIN=$scratch counts passes 16 6/0/0 0 6
+counts passes 16b 7/0/0 0 0 0 0
 counts lags 17 6/0/0 0 6 2
 counts stops 17 4/1/0 1 6 2
 counts idles 17 0/1/0 1 6

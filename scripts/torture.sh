@@ -14,6 +14,9 @@
 # of the row, and so does one that has made none, one that does not say how many, or one that says it cannot run here; what it
 # printed stays in a file that is named at the end. Ends with a table `row | fault | done/failed/skipped`; the exit code says
 # whether all was done.
+#
+# Row 10 kills a receiver at drawn moments; `make test` kills it at every step of the exchange of states, in
+# crates/storage/tests/engine_store/replacement.rs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -119,7 +122,7 @@ row 3 100 "SIGKILL, SIGSTOP, restart under real clients" processes:durability::t
     processes:linearizable::clients_see_one_order:3
 row 5 1000 "bytes flipped, cut off, removed in log and state" processes:lost_logs::a_flipped_byte:1 \
     processes:lost_logs::a_truncated_log:1 processes:lost_logs::a_removed_log:1 \
-    processes:healing::a_flipped_byte:7 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts \
+    processes:healing::a_flipped_byte:8 processes:healing::a_lost_current_file:1 processes:healing::damage_of_any:counts \
     processes:in_flight:counts
 row 6 600 "EIO, ENOSPC, short write, fsync error at every call" processes:disk_faults:counts \
     processes:power::a_single_node_whose:counts log_store:faults:200
@@ -130,15 +133,15 @@ row 8 500 "partitions: majority, ring, bridge, one-way, flapping" runbook:partit
 row 9 500 "members added, removed, promoted, replaced; wiped disks" processes:changing::changes:counts \
     processes:changing::replacements:counts processes:membership:4 processes:lost_logs::a_wiped:2 \
     processes:lost_logs::a_cloned:1
-row 10 1000 "snapshots installed, the receiver killed" processes:catch_up::a_receiver:counts \
+row 10 1000 "snapshots installed, the receiver killed at any moment" processes:catch_up::a_receiver:counts \
     processes:catch_up::a_node_that_missed:1 processes:catch_up::open_watches:counts
 row 13 100 "a full disk" processes:full_disk::a_full_disk:counts processes:full_disk::a_full_minority:2
-row 14 1000 "SIGKILL to the leader" processes:leadership::a_killed_leader:counts
+row 14 1000 "SIGKILL to the leader; beside etcd: make bench (failover)" processes:leadership::a_killed_leader:counts
 row 15 100 "a leader whose disk stands still or is slow; 10 % loss" processes:stalled_disk::a_leader_with_a_stalled:1 \
     processes:stalled_disk::a_leader_with_a_slow:1 processes:lossy:counts
 if wanted 16 && [ -z "${CENTRA_OTHER_BIN:-}" ]; then build_other; fi
-row 16 100 "rolling upgrade, mixed versions, downgrade" processes:rolling:3 processes:versions::what_a_later:2 \
-    processes:versions::two_versions:counts
+row 16 100 "rolling upgrade, mixed versions, downgrade" processes:versions::two_versions:counts
+row 16b 100 "rolling restarts of one version; files of a later version" processes:rolling:3 processes:versions::what_a_later:2
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
 row T3 400 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
     flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts flaredb:receiving:counts

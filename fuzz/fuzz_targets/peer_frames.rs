@@ -1,5 +1,5 @@
 //! What a peer's connection brings: frames as they come and under good checksums, and in them greetings, what nodes say of
-//! themselves before they are a cluster, messages of consensus, entries and memberships.
+//! themselves before they are a cluster, messages of consensus, entries, memberships and marks.
 #![no_main]
 
 use std::io::Cursor;
@@ -7,7 +7,7 @@ use std::io::Cursor;
 use bytes::Bytes;
 use consensus::entry::EntryData;
 use consensus::membership::ChangeRecord;
-use consensus::{Membership, Message};
+use consensus::{Mark, Membership, Message};
 use libfuzzer_sys::fuzz_target;
 use node::founding::Standing;
 use node::transport::frame::{self, Hello, Welcome};
@@ -54,6 +54,10 @@ fn decode(payload: &[u8]) {
     }
     if let Some(record) = ChangeRecord::decode(payload) {
         assert!(ChangeRecord::decode(&record.encode()).is_some());
+    }
+    assert_eq!(Mark::decode(payload).is_some(), payload.len() == Mark::BYTES);
+    if let Some(bytes) = payload.first_chunk::<{ Mark::BYTES }>() {
+        assert_eq!(Mark::decode(bytes).map(|mark| mark.encode()), Some(*bytes));
     }
     if let Some(EntryData::Commands(commands)) = EntryData::decode(Bytes::copy_from_slice(payload)) {
         assert!(commands.iter().map(|(_, command)| command.len()).sum::<usize>() <= payload.len());

@@ -147,8 +147,11 @@ impl Given {
                 if is_about_tls(&name.to_string()) {
                     return Err(format!("flag --{name}: {NOT_OURS}"));
                 }
-                let meant = nearest(&name.to_string(), FLAGS.iter().map(|(known, ..)| *known)).unwrap_or_default();
-                return Err(format!("unknown flag --{name}; the nearest known flag is --{meant}"));
+                let hint = match nearest(&name.to_string(), FLAGS.iter().map(|(known, ..)| *known)) {
+                    Some(meant) => format!("the nearest known flag is --{meant}"),
+                    None => "see --help".to_owned(),
+                };
+                return Err(format!("unknown flag --{name}; {hint}"));
             };
             let switch = SWITCHES.contains(known).then(|| "true".to_owned());
             let value = inline.or(switch).or_else(|| words.next().cloned());

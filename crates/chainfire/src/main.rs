@@ -31,6 +31,11 @@ fn main() -> ExitCode {
             program::print(&text);
             Ok(())
         }
+        Request::Check { settings, answer } => {
+            settings.node.certificates()?;
+            program::print(&answer);
+            Ok(())
+        }
         Request::Run(settings) => run(*settings, source),
     });
     let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();

@@ -31,7 +31,7 @@ fn settings_again(source: &Source, live: &Live) -> Result<settings::Layers, Stri
     let settings = match source.read()? {
         Request::Run(settings) => settings,
         // The process could not run with these arguments.
-        Request::Print(_) => return Err("the arguments do not start a node".to_owned()),
+        Request::Check { .. } | Request::Print(_) => return Err("the arguments do not start a node".to_owned()),
     };
     let read = settings.layers.clone().ok_or("the settings have no layers")?;
     node::logging::set_level(&settings.log_level)?;

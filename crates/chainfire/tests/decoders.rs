@@ -34,6 +34,7 @@ fn transaction() -> pb::TxnRequest {
     }
 }
 
+/// Those that are checked beyond their decoding; the coverage-guided target `requests` decodes all that the API does.
 #[test]
 fn requests() {
     let range = pb::RangeRequest { key: "a".into(), sort_order: 1, sort_target: 2, ..Default::default() };

@@ -1,5 +1,6 @@
 //! The program as it is called: what it prints where, and how it ends, when there is nothing to run.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -49,6 +50,61 @@ fn a_mistake_is_one_line_and_nothing_is_made() {
         assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{arguments:?}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the link to the program");
     }
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_named_and_not_made() {
+    let strange = |word: &str| {
+        format!(
+            "chainfire {word}: mistyped is no data folder of a node: there is no `identity` in it; name the right one with \
+             --data-dir code=CF4101\n"
+        )
+    };
+    let missing = || "rocksdb_ldb: there is no folder mistyped code=CF4101\n".to_owned();
+    let cases: [(&str, &[&str], String); 6] = [
+        ("rocksdb_ldb", &["--db=mistyped", "repair"], missing()),
+        ("rocksdb_ldb", &["--db=mistyped", "checkconsistency"], missing()),
+        ("rocksdb_ldb", &["--db=mistyped", "list_column_families"], missing()),
+        (
+            "rocksdb_ldb",
+            &["--db=empty", "repair"],
+            "rocksdb_ldb: there is no database in empty code=CF4101\n".to_owned(),
+        ),
+        ("chainfire", &["check", "--data-dir=mistyped"], strange("check")),
+        ("chainfire", &["repair", "--data-dir=mistyped"], strange("repair")),
+    ];
+    for (name, arguments, line) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        let output = run(name, folder.path(), arguments);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), line);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{arguments:?}");
+        let left = |path: &Path| std::fs::read_dir(path).unwrap().count();
+        assert_eq!((left(folder.path()), left(&empty)), (2, 0), "only the link to the program, and what was there");
+    }
+}
+
+/// And says in a start's words why one would be refused.
+#[test]
+fn a_check_reads_the_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--check-config", "--data-dir=d", "--tls-cert-file=c", "--tls-key-file=k", "--tls-ca-file=a"];
+    let refused = |line: &str| {
+        let output = run("chainfire", folder.path(), &flags);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), line);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+        assert!(!folder.path().join("d").exists());
+    };
+    refused(
+        "chainfire: cannot read c (certificate): No such file or directory (os error 2); scripts/generate-dev-certs.sh DIR \
+         makes a CA and a pair for each node code=CF7012\n",
+    );
+    std::fs::write(folder.path().join("c"), "").unwrap();
+    let key = folder.path().join("k");
+    std::fs::write(&key, "").unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    refused("chainfire: key file k may be read by others (mode 0644): chmod 600 k code=CF7012\n");
 }
 
 /// In the journal the same line is one of the log, with the priority of an error: `journalctl -p err`, `grep ERROR`.

@@ -166,7 +166,7 @@ fn own_placement_driver(
     let source = Source::new(&placement::config::SCHEMA, placement::config::validate, words, Environment::new())?;
     let mut settings = match source.read()? {
         Request::Run(told) => told.settings,
-        Request::Print(text) => return Err(text),
+        Request::Check { answer: text, .. } | Request::Print(text) => return Err(text),
     };
     if let Some(tls) = &mut settings.node.tls {
         tls.members = false;
@@ -483,7 +483,7 @@ mod tests {
         let words = ["--config=/dev/null"].iter().chain(flags).map(Into::into);
         match Source::new(&SCHEMA, validate, words, Environment::new())?.read()? {
             Request::Run(told) => Ok(*told),
-            Request::Print(text) => panic!("{text}"),
+            Request::Check { answer: text, .. } | Request::Print(text) => panic!("{text}"),
         }
     }
 

@@ -8,5 +8,11 @@ use flaredb::{config, server};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    node::program::main(&config::SCHEMA, "flaredb", config::validate, server::run)
+    node::program::main(
+        &config::SCHEMA,
+        "flaredb",
+        config::validate,
+        |settings| settings.node.certificates(),
+        server::run,
+    )
 }

@@ -95,6 +95,15 @@ impl Identity {
         }
         if identity.peer.is_none() { Err("no peer id".to_owned()) } else { Ok(identity) }
     }
+
+    /// As it is under a configuration that says `node`; zero takes whatever node the folder is.
+    fn configured(self, node: NodeId, path: &Path) -> Result<Identity, IdentityError> {
+        let named = ![NodeId::default(), self.wished].contains(&node) && self.node != NodeId::default();
+        if named && self.node != node {
+            return Err(IdentityError::OtherNode { path: path.to_owned(), ours: node, theirs: self.node });
+        }
+        Ok(Identity { node: if self.node == NodeId::default() { node } else { self.node }, ..self })
+    }
 }
 
 impl Folder {
@@ -113,6 +122,13 @@ impl Folder {
         }
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK));
         Folder::lock(path, open.map_err(unusable)?)
+    }
+
+    /// Which node a start would be, in this folder and with a configuration that says `node`; zero is known later. Nothing is
+    /// made, changed or held.
+    pub fn node_in(path: &Path, node: NodeId) -> Result<NodeId, IdentityError> {
+        let identity = read(path)?.map(|identity| identity.configured(node, path)).transpose()?;
+        Ok(identity.map_or(node, |identity| identity.node))
     }
 
     /// Takes the folder of a stopped node, to look at it or to mend it. Nothing is made or changed in it.
@@ -140,12 +156,7 @@ impl Folder {
 
     /// The identity in the folder, if one was drawn.
     pub fn read(&self) -> Result<Option<Identity>, IdentityError> {
-        let path = self.path.join(FILE);
-        match fs::read_to_string(&path) {
-            Ok(text) => Identity::decode(&text).map(Some).map_err(|why| IdentityError::Damaged { path, why }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(IdentityError::Unusable { path, error }),
-        }
+        read(&self.path)
     }
 
     /// The identity in the folder, or one drawn now. `node` zero takes whatever node the folder is.
@@ -156,11 +167,7 @@ impl Folder {
             self.save(&identity)?;
             return Ok(identity);
         };
-        let named = ![NodeId::default(), identity.wished].contains(&node) && identity.node != NodeId::default();
-        if named && identity.node != node {
-            return Err(IdentityError::OtherNode { path: self.path.clone(), ours: node, theirs: identity.node });
-        }
-        Ok(Identity { node: if identity.node == NodeId::default() { node } else { identity.node }, ..identity })
+        identity.configured(node, &self.path)
     }
 
     /// Replaces the identity, durably and at once.
@@ -308,6 +315,16 @@ impl Folder {
     }
 }
 
+/// The identity in a folder, if one was drawn.
+fn read(folder: &Path) -> Result<Option<Identity>, IdentityError> {
+    let path = folder.join(FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => Identity::decode(&text).map(Some).map_err(|why| IdentityError::Damaged { path, why }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(IdentityError::Unusable { path, error }),
+    }
+}
+
 /// What is the folder's own, whatever the incarnation.
 fn stays(name: &str) -> bool {
     [FILE, LOCK, rebuilds::FILE].contains(&name) || name.starts_with("lost-")
@@ -351,6 +368,23 @@ mod tests {
         folder.remove(SEED).unwrap();
         folder.remove(SEED).unwrap();
         assert!(!dir.path().join(SEED).exists());
+    }
+
+    #[test]
+    fn who_a_start_would_be_is_told_without_a_trace() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("data");
+        assert_eq!(Folder::node_in(&dir, NodeId(3)).unwrap(), NodeId(3));
+        assert!(!dir.exists());
+        let folder = Folder::open(&dir, SEED).unwrap();
+        let named = Identity { wished: NodeId(7), ..folder.identity(NodeId(3)).unwrap() };
+        folder.save(&named).unwrap();
+        for configured in [0, 3, 7] {
+            assert_eq!(Folder::node_in(&dir, NodeId(configured)).unwrap(), NodeId(3), "{configured}");
+        }
+        assert!(matches!(Folder::node_in(&dir, NodeId(4)), Err(IdentityError::OtherNode { .. })));
+        folder.save(&Identity { node: NodeId(0), wished: NodeId(0), ..named }).unwrap();
+        assert_eq!(Folder::node_in(&dir, NodeId(4)).unwrap(), NodeId(4), "it has no number yet");
     }
 
     #[test]

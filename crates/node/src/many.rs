@@ -57,6 +57,20 @@ pub struct ManyConfig {
     pub tls: Option<TlsOptions>,
 }
 
+impl ManyConfig {
+    /// As [`NodeConfig::certificates`](crate::NodeConfig::certificates). A node that has no number yet may be given any.
+    pub fn certificates(&self) -> Result<Option<Arc<Certificates>>, StartError> {
+        let certificates = self.tls.clone().map(Certificates::load).transpose()?;
+        if let Some(certificates) = &certificates {
+            let node = Folder::node_in(&self.data_dir, self.node)?;
+            if node != NodeId::default() {
+                named(certificates, node, &self.advertise_peer)?;
+            }
+        }
+        Ok(certificates)
+    }
+}
+
 /// What the process does when the node cannot go on.
 #[derive(Clone)]
 pub struct Ends {
@@ -109,18 +123,12 @@ impl ManyNode {
     pub fn open(config: ManyConfig, runtime: &tokio::runtime::Handle, ends: Ends) -> Result<ManyNode, StartError> {
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
-        let certificates = config.tls.clone().map(Certificates::load).transpose()?;
+        let certificates = config.certificates()?;
         let folder = Arc::new(Folder::open(&config.data_dir, "")?);
         let identity = folder.identity(config.node)?;
         folder.finish_reincarnation(&identity)?;
         if let Some(mark) = folder.damaged_mark()? {
             return Err(StartError::Damaged(Damage::decode(&mark)));
-        }
-        // One that has no number yet may be given any.
-        if let Some(certificates) = &certificates
-            && identity.node != NodeId::default()
-        {
-            named(certificates, identity.node, &config.advertise_peer)?;
         }
         // A log that was written once cannot be gone.
         let options = SegLogOptions { must_exist: identity.voted, ..SegLogOptions::new(clock::random_u64()) };

@@ -59,6 +59,18 @@ pub struct NodeConfig {
     pub gossip: Option<GossipOptions>,
 }
 
+impl NodeConfig {
+    /// The certificates, if there are any, once it is settled that the others take them for this node's. Nothing is written: a
+    /// configuration that is refused for them leaves the folder as it was, and can be checked beforehand.
+    pub fn certificates(&self) -> Result<Option<Arc<Certificates>>, StartError> {
+        let certificates = self.tls.clone().map(Certificates::load).transpose()?;
+        if let Some(certificates) = certificates.as_ref().filter(|certificates| certificates.options().members) {
+            named(certificates, Folder::node_in(&self.data_dir, self.node)?, &self.advertise_peer)?;
+        }
+        Ok(certificates)
+    }
+}
+
 /// Snapshots that are sent at a time, one to each member that needs it.
 const SNAPSHOTS_MAX: usize = 8;
 
@@ -173,19 +185,16 @@ impl Node {
         service: impl FnOnce(GroupHandle) -> Option<Arc<dyn CallService>>,
         ends: Ends,
     ) -> Result<Node, StartError> {
-        // The port first: a folder that is not taken into use is not made either.
+        // Ports and certificates first: a folder that is not taken into use is not made either.
         let listener = TcpListener::bind(config.listen_peer)
             .map_err(|error| StartError::Listen { address: config.listen_peer, error })?;
         let gossip_listener = listen_for_gossip(config.gossip.as_ref())?;
-        let certificates = config.tls.clone().map(Certificates::load).transpose()?;
+        let certificates = config.certificates()?;
         let folder = Folder::open(&config.data_dir, seed.file)?;
         let seed = seed::find(seed, &folder, &config)?;
         let identity = folder.identity(config.node)?;
         folder.finish_reincarnation(&identity)?;
         let for_members = certificates.clone().filter(|certificates| certificates.options().members);
-        if let Some(certificates) = &for_members {
-            named(certificates, identity.node, &config.advertise_peer)?;
-        }
         let Opened { store, identity, machine, given_up, stands_in } =
             open_log(&folder, identity, &config, &open_machine, close_machine)?;
         let health = Arc::new(Health::new(given_up, stands_in));

@@ -6,19 +6,23 @@
 //! on.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use settings::Schema;
 use settings::source::{self, Request, Source, Validate};
 
-use crate::logging;
 use crate::reload::{Reloader, warn};
 use crate::start_error::StartError;
+use crate::tls::Certificates;
+use crate::{logging, node};
 
-/// The whole of `main`. `log` begins the targets of the program's log lines.
+/// The whole of `main`. `log` begins the targets of the program's log lines. `certificates` loads what a start would: a check of
+/// the configuration does it, too, and ends there.
 pub fn main<S: 'static>(
     schema: &'static Schema,
     log: &'static str,
     validate: Validate<S>,
+    certificates: impl FnOnce(&S) -> Result<Option<Arc<Certificates>>, node::StartError>,
     run: impl FnOnce(S, Reloader) -> Result<(), StartError>,
 ) -> ExitCode {
     let words = std::env::args_os().skip(1);
@@ -29,6 +33,11 @@ pub fn main<S: 'static>(
         asked.and_then(|(request, source)| match request {
             Request::Print(text) => {
                 print(&text);
+                Ok(())
+            }
+            Request::Check { settings, answer } => {
+                certificates(&settings)?;
+                print(&answer);
                 Ok(())
             }
             Request::Run(told) => {

@@ -34,7 +34,9 @@ impl Reloader {
             let told = match source.read()? {
                 Request::Run(told) => told,
                 // The process could not run with these arguments.
-                Request::Print(_) => return Err("the arguments do not start a server".to_owned()),
+                Request::Check { .. } | Request::Print(_) => {
+                    return Err("the arguments do not start a server".to_owned());
+                }
             };
             logging::set_level(told.layers.text("log", "level"))?;
             warn(&told.warnings);

@@ -270,7 +270,7 @@ mod tests {
         let words = ["--config=/dev/null"].iter().chain(flags).map(Into::into);
         match Source::new(&SCHEMA, validate, words, Environment::new())?.read()? {
             Request::Run(told) => Ok(*told),
-            Request::Print(text) => panic!("{text}"),
+            Request::Check { answer: text, .. } | Request::Print(text) => panic!("{text}"),
         }
     }
 

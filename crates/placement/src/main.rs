@@ -23,5 +23,5 @@ fn main() -> ExitCode {
             }
         };
     }
-    program::main(&config::SCHEMA, "placement", config::validate, server::run)
+    program::main(&config::SCHEMA, "placement", config::validate, |settings| settings.node.certificates(), server::run)
 }

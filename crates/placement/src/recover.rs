@@ -73,7 +73,7 @@ pub fn run(words: impl Iterator<Item = OsString>, environment: Environment) -> R
     let rest = words.iter().filter(|word| !["--unsafe", "--yes"].iter().any(|own| word == own)).cloned();
     let settings = match Source::new(&SCHEMA, validate, rest, environment)?.read()? {
         Request::Run(told) => told.settings,
-        Request::Print(text) => return Ok(text),
+        Request::Check { answer: text, .. } | Request::Print(text) => return Ok(text),
     };
     let folder = Folder::stopped(&settings.node.data_dir).map_err(|error| format!("{error} code=CF8021"))?;
     recover(&folder, asked("--yes"))

@@ -136,9 +136,11 @@ impl Arguments {
                 "help" => &mut given.help,
                 _ => {
                     let known = schema.keys.iter().map(|key| key.flag).chain(OTHER_FLAGS);
-                    let meant = nearest(name, known).unwrap_or_default();
-                    let name = name.escape_debug();
-                    return Err(format!("unknown flag --{name}; the nearest known flag is --{meant}"));
+                    let hint = match nearest(name, known) {
+                        Some(meant) => format!("the nearest known flag is --{meant}"),
+                        None => format!("see {} --help", schema.program),
+                    };
+                    return Err(format!("unknown flag --{}; {hint}", name.escape_debug()));
                 }
             };
             if inline.is_some() {
@@ -172,9 +174,12 @@ fn variables(environment: &Environment, layers: &mut Layers) -> Result<(), Strin
             continue;
         }
         let Some(key) = schema.keys.iter().find(|key| schema.variable(key) == *name) else {
+            // What all of them begin with brings no two nearer to each other.
+            let prefix = schema.variable_prefix;
             let known: Vec<String> = schema.keys.iter().map(|key| schema.variable(key)).collect();
-            let meant = nearest(name, known.iter().map(String::as_str)).unwrap_or_default();
-            return Err(format!("unknown environment variable {name}; the nearest known one is {meant}"));
+            let meant = nearest(&name[prefix.len()..], known.iter().filter_map(|known| known.strip_prefix(prefix)));
+            let hint = schema.hint(meant.map(|meant| format!("the nearest known one is {prefix}{meant}")));
+            return Err(format!("unknown environment variable {name}; {hint}"));
         };
         layers.give(key, &Given::Word(value.clone()), Origin::Variable(name.clone()))?;
     }
@@ -224,7 +229,6 @@ mod tests {
              read: DIR/tiny.toml.d/20.toml\n\
              network.addr = [\"127.0.0.1:4\"] (flag --addr)\n\
              storage.data_dir = \"/2\" (environment variable TINY_STORAGE_DATA_DIR)\n\
-             storage.sync = true (flag --sync)\n\
              storage.cache.size = 300 (DIR/tiny.toml.d/20.toml:2)\n\
              warning: be careful\n"
         );
@@ -261,6 +265,7 @@ mod tests {
         let cases = [
             ("--adr=x", "unknown flag --adr; the nearest known flag is --addr"),
             ("--chek-config", "unknown flag --chek-config; the nearest known flag is --check-config"),
+            ("--bogus=x", "unknown flag --bogus; see tiny-store --help"),
             ("--addr", "flag --addr needs a value"),
             ("--config", "flag --config needs a file"),
             ("--help=3", "flag --help takes no value"),
@@ -274,6 +279,10 @@ mod tests {
         assert_eq!(
             asked(&[], &[("TINY_STORAGE_DATADIR", "/x")]).unwrap_err(),
             "unknown environment variable TINY_STORAGE_DATADIR; the nearest known one is TINY_STORAGE_DATA_DIR"
+        );
+        assert_eq!(
+            asked(&[], &[("TINY_STORAGE_BOGUS", "x")]).unwrap_err(),
+            "unknown environment variable TINY_STORAGE_BOGUS; see tiny-store --print-default-config"
         );
         assert_eq!(
             asked(&[], &[("TINY_STORAGE_CACHE_SIZE", "big")]).unwrap_err(),

@@ -155,16 +155,17 @@ impl<'a> Entry<'a> {
         let elsewhere = schema.keys.iter().find(|key| key.name == self.name);
         let meant = match elsewhere {
             // Whoever appends a line to a file means the section that the line belongs to, not the last one.
-            Some(Key { name, section, .. }) => format!(
+            Some(Key { name, section, .. }) => Some(format!(
                 "`{name}` of [{section}]: write it below that line, or below a [{section}] of its own in {}/NAME.toml",
                 folder_beside(path).display()
-            ),
+            )),
             None => {
                 let known = schema.keys_in(section).map(|key| key.name);
-                format!("`{}`", nearest(self.name, known).unwrap_or_default())
+                nearest(self.name, known).map(|near| format!("`{near}`"))
             }
         };
-        Err(format!("unknown key `{}` in [{section}]; the nearest known key is {meant}", escaped(self.name)))
+        let hint = schema.hint(meant.map(|meant| format!("the nearest known key is {meant}")));
+        Err(format!("unknown key `{}` in [{section}]; {hint}", escaped(self.name)))
     }
 
     fn top_level(&self, schema: &'static Schema) -> Result<&'static Key, String> {
@@ -176,14 +177,15 @@ impl<'a> Entry<'a> {
             return Err(format!("`{name}` is a section: write [{name}] and its keys below"));
         }
         if let DeValue::Table(_) = self.value {
-            let meant = nearest(self.name, schema.sections.iter().map(|(section, _)| *section)).unwrap_or_default();
-            return Err(format!("unknown section [{name}]; the nearest known section is [{meant}]"));
+            let meant = nearest(self.name, schema.sections.iter().map(|(section, _)| *section));
+            let hint = schema.hint(meant.map(|meant| format!("the nearest known section is [{meant}]")));
+            return Err(format!("unknown section [{name}]; {hint}"));
         }
         let all = schema.keys.iter().map(|key| key.name);
         let meant = nearest(self.name, all).and_then(|meant| schema.keys.iter().find(|key| key.name == meant));
-        let meant = meant.expect("there are keys");
-        let (section, meant) = (meant.section, meant.name);
-        Err(format!("unknown key `{name}` outside of a section; the nearest known key is `{meant}` of [{section}]"))
+        let hint = schema
+            .hint(meant.map(|Key { section, name, .. }| format!("the nearest known key is `{name}` of [{section}]")));
+        Err(format!("unknown key `{name}` outside of a section; {hint}"))
     }
 }
 
@@ -236,7 +238,16 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let cases = [
-            ("[storage]\nsink = true\n", "c.toml:2: unknown key `sink` in [storage]; the nearest known key is `sync`"),
+            ("[storage]\nsinc = true\n", "c.toml:2: unknown key `sinc` in [storage]; the nearest known key is `sync`"),
+            (
+                "[storage]\nbogus = true\n",
+                "c.toml:2: unknown key `bogus` in [storage]; see tiny-store --print-default-config",
+            ),
+            (
+                "bogus = 1\n",
+                "c.toml:1: unknown key `bogus` outside of a section; see tiny-store --print-default-config",
+            ),
+            ("[bogus]\n", "c.toml:1: unknown section [bogus]; see tiny-store --print-default-config"),
             (
                 "[storage]\nsize = 1\n",
                 "c.toml:2: unknown key `size` in [storage]; the nearest known key is `size` of [storage.cache]: write it \

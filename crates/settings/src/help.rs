@@ -70,7 +70,11 @@ pub(crate) fn checked(layers: &Layers, files: &[PathBuf], warnings: &[String]) -
     for file in files {
         let _ = writeln!(out, "read: {}", file.display());
     }
-    for (name, value, origin) in layers.given() {
+    let mut differing = layers.differing().peekable();
+    if differing.peek().is_none() {
+        out.push_str("every setting is at its default\n");
+    }
+    for (name, value, origin) in differing {
         let _ = writeln!(out, "{name} = {value} ({origin})");
     }
     for warning in warnings {
@@ -111,6 +115,20 @@ mod tests {
         for part in ["/etc/tiny-store-of-tests/tiny.toml", "TINY_CONFIG", "such as TINY_STORAGE_DATA_DIR\n"] {
             assert!(help.contains(part), "{part}");
         }
+    }
+
+    #[test]
+    fn a_check_names_what_differs_from_the_defaults_and_nothing_else() {
+        let mut layers = Layers::new(&SCHEMA);
+        let mut check = |text: &str| {
+            file::parse(Path::new("c.toml"), text, &mut layers).unwrap();
+            checked(&layers, &[], &[])
+        };
+        let default = "the configuration is valid\nevery setting is at its default\n";
+        assert_eq!(check(""), default);
+        assert_eq!(check(&default_config(&SCHEMA)), default);
+        let other = check("[storage]\ndata_dir = \"/var/lib/tiny\"\nsync = false\n");
+        assert_eq!(other, "the configuration is valid\nstorage.sync = false (c.toml:3)\n");
     }
 
     #[test]

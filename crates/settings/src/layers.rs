@@ -57,11 +57,11 @@ impl Layers {
         Ok(())
     }
 
-    /// Everything that is not as it is by default.
-    pub fn given(&self) -> impl Iterator<Item = (String, &Value, &Origin)> {
-        let all =
-            self.values.iter().map(|((section, name), (value, origin))| (format!("{section}.{name}"), value, origin));
-        all.filter(|(_, _, origin)| **origin != Origin::Default)
+    /// Everything that is not as it is by default, and who said so.
+    pub fn differing(&self) -> impl Iterator<Item = (String, &Value, &Origin)> {
+        let defaults = Layers::new(self.schema).values;
+        let differing = self.values.iter().filter(move |(key, (value, _))| defaults[*key].0 != *value);
+        differing.map(|((section, name), (value, origin))| (format!("{section}.{name}"), value, origin))
     }
 
     /// The value of a key, whatever its kind.

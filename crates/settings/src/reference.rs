@@ -12,7 +12,7 @@ pub fn page(schema: &Schema) -> String {
     let mut out = format!(
         "# {name}: configuration\n\n\
          Made from the program's own table: change it there. `{program} --print-default-config` prints a complete file,\n\
-         `{program} --check-config` says what is in force, who said so, and what is wrong.\n\n\
+         `{program} --check-config` says what differs from the defaults, who said so, and what is wrong.\n\n\
          Values come from, each overriding those before: the defaults, `{default_file}` (or the file named by\n\
          `--config` or `{file_variable}`), drop-ins `{file_name}.d/*.toml` beside it in the order of their names, environment\n\
          variables, flags. SIGHUP (`systemctl reload {program}`) reads files again: keys marked ↻ take effect, any other\n\

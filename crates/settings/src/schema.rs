@@ -119,6 +119,11 @@ impl Schema {
         self.default_file.rsplit('/').next().unwrap_or(self.default_file)
     }
 
+    /// What ends a complaint about a word that is not known: one that is `near`, or else where all of them stand.
+    pub(crate) fn hint(&self, near: Option<String>) -> String {
+        near.unwrap_or_else(|| format!("see {} --print-default-config", self.program))
+    }
+
     /// Whether the key takes effect without a restart.
     pub fn is_changeable(&self, key: &Key) -> bool {
         self.changeable.contains(&key.full_name().as_str())

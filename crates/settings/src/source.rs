@@ -24,6 +24,12 @@ pub struct Source<S> {
 #[derive(Debug)]
 pub enum Request<S> {
     Run(Box<Told<S>>),
+    /// See whether a start with these settings would be refused for something that lies beside them, such as a file that
+    /// they name. If not, print the answer and end well.
+    Check {
+        settings: Box<S>,
+        answer: String,
+    },
     /// Print this and end well.
     Print(String),
 }
@@ -58,7 +64,8 @@ impl<S> Source<S> {
         let mut warnings = Vec::new();
         let settings = (self.validate)(&reading.layers, &mut warnings)?;
         if reading.check_only {
-            return Ok(Request::Print(reading.checked(&warnings)));
+            let answer = reading.checked(&warnings);
+            return Ok(Request::Check { settings: Box::new(settings), answer });
         }
         Ok(Request::Run(Box::new(Told { settings, layers: reading.layers, warnings })))
     }

@@ -324,8 +324,11 @@ fn member(given: &Given) -> Result<Option<Member>, String> {
                     ("address", Given::Text(address)) => text = Some(address.as_str()),
                     ("node_id" | "address", _) => return Ok(None),
                     (other, _) => {
-                        let known = nearest(other, ["node_id", "address"]).unwrap_or_default();
-                        return Err(format!("has an unknown key `{other}`; the nearest known key is `{known}`"));
+                        let hint = match nearest(other, ["node_id", "address"]) {
+                            Some(meant) => format!("the nearest known key is `{meant}`"),
+                            None => "known are `node_id` and `address`".to_owned(),
+                        };
+                        return Err(format!("has an unknown key `{other}`; {hint}"));
                     }
                 }
             }

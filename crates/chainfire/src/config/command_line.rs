@@ -13,7 +13,8 @@ pub fn understand(arguments: &[String], environment: &Environment) -> Result<Req
     };
     let settings = validate::validate(&reading.layers)?;
     if reading.check_only {
-        return Ok(Request::Print(reading.checked(&settings.warnings)));
+        let answer = reading.checked(&settings.warnings);
+        return Ok(Request::Check { settings: Box::new(settings), answer });
     }
     Ok(Request::Run(Box::new(settings)))
 }

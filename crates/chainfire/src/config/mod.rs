@@ -78,6 +78,11 @@ pub enum AutoCompaction {
 #[derive(Debug)]
 pub enum Request {
     Run(Box<Settings>),
+    /// See whether the certificates are refused. If not, print the answer and end well.
+    Check {
+        settings: Box<Settings>,
+        answer: String,
+    },
     /// Print this and end well.
     Print(String),
 }

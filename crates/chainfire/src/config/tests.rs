@@ -33,14 +33,14 @@ fn from_all(flags: &str, variables: &[(&str, &str)]) -> Result<Settings, String>
     let words: Vec<String> = flags.split_whitespace().map(str::to_owned).collect();
     match understand(&words, &environment)? {
         Request::Run(settings) => Ok(*settings),
-        Request::Print(text) => panic!("{text}"),
+        Request::Check { answer: text, .. } | Request::Print(text) => panic!("{text}"),
     }
 }
 
 fn printed(flags: &[&str]) -> String {
     let words: Vec<String> = flags.iter().map(|word| word.to_string()).collect();
     match understand(&words, &Environment::new()) {
-        Ok(Request::Print(text)) => text,
+        Ok(Request::Check { answer: text, .. } | Request::Print(text)) => text,
         other => panic!("{other:?}"),
     }
 }
@@ -177,6 +177,7 @@ fn mistakes_in_a_file_are_named() {
             "bootstap = false\n",
             "c.toml:1: unknown key `bootstap` outside of a section; the nearest known key is `bootstrap` of [cluster]",
         ),
+        ("bogus = 1\n", "c.toml:1: unknown key `bogus` outside of a section; see chainfire --print-default-config"),
         ("\n[storrage]\nx = 1\n", "c.toml:2: unknown section [storrage]; the nearest known section is [storage]"),
         ("storage = 1\n", "c.toml:1: `storage` is a section: write [storage] and its keys below"),
         (
@@ -209,6 +210,10 @@ fn mistakes_in_a_file_are_named() {
         (
             "[cluster]\ninitial_members = [{ node = 1, address = \"x:1\" }]\n",
             "c.toml:2: cluster.initial_members has an unknown key `node`; the nearest known key is `node_id`",
+        ),
+        (
+            "[cluster]\ninitial_members = [{ bogus = 1, address = \"x:1\" }]\n",
+            "c.toml:2: cluster.initial_members has an unknown key `bogus`; known are `node_id` and `address`",
         ),
         (
             "[cluster]\ninitial_members = [\"127.0.0.1:2380\"]\n",

@@ -10,7 +10,7 @@ fn from_all(flags: &str, variables: &[(&str, &str)]) -> Result<Settings, String>
     let environment = variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
     match understand(&words, &environment)? {
         Request::Run(settings) => Ok(*settings),
-        Request::Print(text) => panic!("{text}"),
+        Request::Check { answer: text, .. } | Request::Print(text) => panic!("{text}"),
     }
 }
 
@@ -97,7 +97,8 @@ fn figures_are_taken_over() {
 fn mistakes_are_named() {
     let cases = [
         ("--nam x", "unknown flag --nam; the nearest known flag is --name"),
-        ("-wal-dir x", "unknown flag --wal-dir; the nearest known flag is --data-dir"),
+        ("-data-dri x", "unknown flag --data-dri; the nearest known flag is --data-dir"),
+        ("-wal-dir x", "unknown flag --wal-dir; see --help"),
         ("--auto-tls", "flag --auto-tls: this TLS setting of etcd is not supported"),
         ("--peer-client-cert-auth=false", "flag --peer-client-cert-auth: members always show each other certificates"),
         ("gateway", "`gateway` is not a flag"),

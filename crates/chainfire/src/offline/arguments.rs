@@ -100,7 +100,9 @@ impl Arguments {
             .collect();
         match understand(&words, &environment) {
             Ok(Request::Run(settings)) => Ok(*settings),
-            Ok(Request::Print(_)) => Err(Failure::not_done("name the folder with --data-dir code=CF4101")),
+            Ok(Request::Check { .. } | Request::Print(_)) => {
+                Err(Failure::not_done("name the folder with --data-dir code=CF4101"))
+            }
             Err(why) => Err(Failure::not_done(format!("{why}; or name the folder with --data-dir code=CF4101"))),
         }
     }

@@ -43,6 +43,9 @@ pub(super) fn run(words: &[OsString]) -> Result<ExitCode, Failure> {
         }
     }
     let dir = dir.ok_or_else(|| Failure::not_done("--db=DIR is missing; see rocksdb_ldb --help"))?;
+    if !dir.is_dir() {
+        return Err(Failure::not_done(format!("there is no folder {} code=CF4101", dir.display())));
+    }
     match command.as_deref() {
         Some("checkconsistency") => check(&dir).and_then(|()| print("OK\n")),
         Some("list_column_families") => {

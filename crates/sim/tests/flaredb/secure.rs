@@ -237,9 +237,12 @@ async fn a_server_with_unsafe_or_wrong_files_does_not_start() {
             cluster.certify(process);
             spoil(process);
             refuses(process, &[], words, "code=CF7012");
+            refuses(process, &["--check-config"], words, "code=CF7012");
         }
         cluster.pki().trust(&[&cluster.pki().authority_pem()]);
         cluster.certify(process);
+        assert!(process.command(&["--check-config"]).output().unwrap().status.success());
+        assert!(!cluster.data_dir(process).exists(), "what was refused, or only checked, has made nothing");
     }
 }
 

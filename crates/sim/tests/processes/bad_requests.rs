@@ -197,9 +197,9 @@ fn refused<T>(answer: Result<T, Status>, code: Code, text: &str) {
 }
 
 /// A unary call whose request is these bytes.
-async fn raw(client: &Client, method: &'static str, request: &[u8]) -> Result<Bytes, Status> {
+pub async fn raw(client: &Client, method: &'static str, request: &[u8]) -> Result<Bytes, Status> {
     let mut calls = tonic::client::Grpc::new(client.channel());
-    calls.ready().await.map_err(|why| Status::unavailable(why.to_string()))?;
+    calls.ready().await.map_err(|why| Status::from_error(why.into()))?;
     let request = tonic::Request::new(Bytes::copy_from_slice(request));
     let path = tonic::codegen::http::uri::PathAndQuery::from_static(method);
     client.within(calls.unary(request, path, Raw)).await

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -135,6 +136,49 @@ fn certificates_that_cannot_be_used_are_refused() {
     fs::write(&certificate, "no certificate").unwrap();
     let line = refusal(cluster.command(0), &cluster.nodes[0].data_dir, "CF7012");
     assert!(line.contains(&certificate.display().to_string()), "{line}");
+}
+
+/// Whoever corrects what was refused finds the folder as it was; and a check of the configuration would have said the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_that_the_certificate_does_not_name_is_refused_and_the_right_one_starts() {
+    if is_etcd() {
+        return skipped("a_number_that_the_certificate_does_not_name", "an etcd has no numbers of this kind");
+    }
+    let mut cluster = Cluster::new(1, Options { tls: true, ..Options::default() });
+    let (address, data) = (cluster.nodes[0].address, cluster.nodes[0].data_dir.clone());
+    cluster.pki().issue("n1", &["chainfire-node-1", &address.to_string()]);
+    let file = |name: &str| cluster.pki().path(name).display().to_string();
+    let (cert, key, ca) = (file("n1.crt"), file("n1.key"), file("ca.crt"));
+    let member = |number: u64| {
+        let mut member = command(&program());
+        member.arg("--config=/dev/null").arg(format!("--data-dir={}", data.display()));
+        member.args([format!("--api-addr={address}:{CLIENT_PORT}"), format!("--raft-addr={address}:{PEER_PORT}")]);
+        member.args([format!("--tls-cert-file={cert}"), format!("--tls-key-file={key}")]);
+        member.args([format!("--tls-ca-file={ca}"), format!("--node-id={number}")]);
+        member
+    };
+    let refused = |number: u64, words: &str| {
+        let line = refusal(member(number), &data, "CF7012");
+        assert!(line.contains(words), "{line}");
+        let mut checked = member(number);
+        checked.arg("--check-config");
+        assert_eq!(refusal(checked, &data, "CF7012"), line);
+    };
+    refused(2, "and this is chainfire-node-2");
+    let may_read = |mode: u32| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    may_read(0o644);
+    refused(1, "may be read by others");
+    may_read(0o600);
+    let checked = member(1).arg("--check-config").output().unwrap();
+    assert!(checked.status.success() && !data.exists(), "{}", String::from_utf8_lossy(&checked.stderr));
+
+    let right = member(1);
+    cluster.spawn_as(0, right);
+    cluster.wait_until_serving(0).await;
+    // Whose the folder is goes before whose the certificate is.
+    cluster.kill(0);
+    let line = refusal(member(2), &data, "CF7013");
+    assert!(line.contains("belongs to node 1"), "{line}");
 }
 
 #[test]

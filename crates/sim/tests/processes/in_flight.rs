@@ -1,5 +1,7 @@
 //! A network that damages what it carries: a snapshot on its way between two members in which a bit is flipped, or which is cut
-//! off, is refused and sent again, and the receiver is whole in the end.
+//! off, is refused and sent again, and the receiver is whole in the end. One that has come whole lies on the receiver's disk until
+//! it is put in place: a start deletes it unless it was decided for, and one that was is the state from then on, which `healing`
+//! damages there.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

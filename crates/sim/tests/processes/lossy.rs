@@ -29,7 +29,7 @@ fn every_tenth_packet_lost_costs_no_more_than_an_election() {
 
 async fn writes_go_on() {
     let mut cluster = Cluster::start_with(3, Options::default()).await;
-    let (mut steady, mut killed) = (Vec::new(), Vec::new());
+    let (mut steady, mut killed, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..runs(1) {
         let writers = Writers::start(&cluster.endpoints(), 2, &format!("lossy-{round}"));
         lose(LOSS_PERCENT);
@@ -51,6 +51,7 @@ async fn writes_go_on() {
         }
         killed.push(longest_gap(&writers.moments(), moment));
         acknowledged.extend(writers.finish().await);
+        lost.push(packets_lost());
         lose(0);
         cluster.spawn(leader);
         cluster.wait_until_all_serve().await;
@@ -60,10 +61,11 @@ async fn writes_go_on() {
     }
     cluster.assert_equal_hashes().await;
     figure(format_args!(
-        "{LOSS_PERCENT} % of the packets between nodes lost: longest pause of writes in {LOSSY_FOR:?} {steady:?}, around a \
-         SIGKILL of the leader {killed:?}"
+        "{LOSS_PERCENT} % of the packets between nodes lost, {lost:?} of them: longest pause of writes in {LOSSY_FOR:?} \
+         {steady:?}, around a SIGKILL of the leader {killed:?}"
     ));
     done(killed.len());
+    assert!(lost.iter().all(|packets| *packets > 0), "the network loses nothing: {lost:?}");
     assert!(steady.iter().chain(&killed).all(|gap| *gap <= GAP_MAX), "{steady:?}, {killed:?}");
 }
 
@@ -83,11 +85,19 @@ fn lose(percent: u32) {
         "delete table inet lossy
 add table inet lossy
 add chain inet lossy in {{ type filter hook input priority 0; }}
-add rule inet lossy in tcp dport {ports} numgen random mod 100 < {percent} drop
-add rule inet lossy in tcp sport {ports} numgen random mod 100 < {percent} drop"
+add rule inet lossy in tcp dport {ports} numgen random mod 100 < {percent} counter drop
+add rule inet lossy in tcp sport {ports} numgen random mod 100 < {percent} counter drop"
     );
     let none = "delete table inet lossy\nadd table inet lossy";
     nft(if percent == 0 { none } else { &rules }).unwrap();
+}
+
+/// By the kernel's count, since losses began.
+fn packets_lost() -> u64 {
+    let listed = Command::new("nft").args(["list", "table", "inet", "lossy"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let counted = listed.split("counter packets ").skip(1).map(|rest| rest.split(' ').next().unwrap_or_default());
+    counted.map(|packets| packets.parse::<u64>().unwrap()).sum()
 }
 
 fn nft(rules: &str) -> io::Result<()> {

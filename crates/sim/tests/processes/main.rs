@@ -25,7 +25,7 @@
 //! | `every_node` | any node takes any request, and tells its health over HTTP |
 //! | `bad_requests`, `bad_bytes`, `bad_starts`, `full_disk` | what is wrong is refused in the right words and harms nobody |
 //! | `gossip` | who is alive is known soon, by members only; a node finds its cluster through any one of them |
-//! | `secure` | certificates on every port: who is refused, and how they are changed under load |
+//! | `secure`, `access` | certificates on every port: who is refused, and how they are changed under load; who may call which method |
 //! | `by_hand` | our client on a terminal, and what it takes along for others |
 //! | `etcdctl`, `python` | clients that others wrote |
 //!
@@ -38,6 +38,7 @@
 //! With `PROCESSES_PROGRAM=/usr/bin/etcd` the same tests run against an etcd, which checks the tests themselves; most of
 //! what only Chainfire promises is left out then, and the bounds on its pauses are not etcd's.
 
+mod access;
 mod backup;
 mod bad_bytes;
 mod bad_requests;
