@@ -17,7 +17,7 @@ const STORES: usize = 4;
 const VALUES: usize = 24;
 /// A stream takes three quarters of a second.
 const RATE: &str = r#"{"snap-io-max-bytes-per-sec": 33554432, "high-space-ratio": 0.98, "low-space-ratio": 0.99}"#;
-const KILLED_WITHIN_MS: u64 = 900;
+const KILLED_WITHIN_MS: u64 = 500;
 /// An operator may be refused, or given up, before a stream begins.
 const BEGINS_WITHIN: Duration = Duration::from_secs(10);
 
