@@ -48,7 +48,7 @@ counts() {
 
 # Three in every run, one in every run, as many as it is asked for.
 counts passes 7 6/0/0 0 0 0
-counts passes T4 6/0/0 0 0 0 0 0 0 0
+counts passes T5 6/0/0 0 0 0 0 0 0 0
 counts passes 17 6/0/0 0 6
 # Two versions side by side are not made up for by one; three and two in every run, of three each.
 CENTRA_OTHER_BIN=$scratch counts passes 16 6/0/0 0 6
@@ -57,7 +57,7 @@ counts lags 17 6/0/0 0 6 2
 counts stops 17 4/1/0 1 6 2
 counts idles 17 0/1/0 1 6
 counts 'says nothing' 17 0/1/0 1 6
-for row in 7 17 T4; do
+for row in 7 17; do
     asked=$([ $row = 17 ] && echo 6 || echo 0)
     counts cannot $row 0/0/6 1 "$asked"
     counts 'is none' $row 0/1/0 1 "$asked"

@@ -145,10 +145,11 @@ row 16b 100 "rolling restarts of one version; files of a later version" processe
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
 row T3 400 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
     flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts flaredb:receiving:counts
-row T4 50 "wiped stores" flaredb:lost::a_wiped_store:1
+row T4 50 "wiped stores" flaredb:lost::stores_of_five:counts
 row T5 50 "placement drivers killed, one and all; stores with them" flaredb:placement::the_placement_driver:1 \
     flaredb:raw::keys_flow:1 flaredb:raw::stores_that_restart:1
-row T6 50 "a store id twice, a copied folder" flaredb:stores::a_second_store:1 flaredb:stores::a_copied:1
+row T6 50 "a store id or address twice, a copied folder" flaredb:stores::a_second_store:1 \
+    flaredb:stores::a_store_at_the:1 flaredb:stores::a_copied:1
 
 if wanted fuzz; then
     echo "── every fuzz target, $FUZZ_SECONDS s each"

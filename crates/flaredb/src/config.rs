@@ -105,7 +105,7 @@ pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings,
         storage: storage(layers),
         reserve_bytes: layers.number("storage", "reserve_size"),
         standalone,
-        scrub_interval: options::scrub_interval(layers)?,
+        scrub_interval: options::scrub_interval(layers),
         slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
     })
 }

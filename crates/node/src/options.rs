@@ -36,19 +36,15 @@ pub const fn scrub_key(help: &'static [&'static str]) -> Key {
         section: "storage",
         name: "scrub_interval",
         flag: "scrub-interval",
-        kind: Kind::Retention,
+        kind: Kind::Duration,
         default: "\"24h\"",
         help,
     }
 }
 
 /// What [`scrub_key`] was given; zero: nothing is read by itself.
-pub fn scrub_interval(layers: &Layers) -> Result<Duration, String> {
-    let text = layers.text("storage", "scrub_interval");
-    duration(text).ok_or_else(|| {
-        let at = layers.origin("storage", "scrub_interval");
-        format!("{at}: storage.scrub_interval must be a duration such as \"24h\", or \"0s\", not {text:?}")
-    })
+pub fn scrub_interval(layers: &Layers) -> Duration {
+    duration(layers.text("storage", "scrub_interval")).expect("its kind takes nothing else")
 }
 
 /// The keys of the section with the certificates. `cert_help`: what a certificate of this program has to name.

@@ -73,7 +73,7 @@ pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings,
             gossip: None,
         },
         listen_client,
-        scrub_interval: options::scrub_interval(layers)?,
+        scrub_interval: options::scrub_interval(layers),
         max_replicas: layers.number("cluster", "max_replicas") as u32,
     })
 }

@@ -5,7 +5,8 @@
 //! measures the call of [`World::plan`], which changes nothing.
 //!
 //! In a tick every live store reports, a sixth of the regions say that nothing has changed, one step of every operator under
-//! way is carried out (a learner catches up in the tick after it was added), and leaders that died are replaced.
+//! way is carried out, and leaders that died are replaced. A learner is sent its region's bytes, as fast as the policy lets a
+//! store send and take snapshots: one stream after the other at either end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -77,6 +78,10 @@ pub struct World {
     next_operator: u64,
     next_peer: u64,
     next_region: u64,
+    /// Until when each store sends, and until when it takes, what was begun; and when the learner of each region has it all.
+    sending: BTreeMap<NodeId, Time>,
+    taking: BTreeMap<NodeId, Time>,
+    filled: BTreeMap<GroupId, Time>,
     /// Since [`World::run_until`] began.
     moved: Figures,
 }
@@ -100,6 +105,9 @@ impl World {
             next_operator: 1,
             next_peer: 1,
             next_region: shape.regions + 1,
+            sending: BTreeMap::new(),
+            taking: BTreeMap::new(),
+            filled: BTreeMap::new(),
             moved: Figures::default(),
         };
         for store in 1..=shape.stores {
@@ -352,8 +360,12 @@ impl World {
                     report.peers.push(Peer { id: *peer, store: *store, learner: true });
                     report.epoch.conf_version += 1;
                     report.pending.push(*store);
-                } else {
+                    self.stream(&report, *store);
+                } else if self.filled.get(&id).is_none_or(|filled| *filled <= self.now) {
+                    self.filled.remove(&id);
                     report.pending.retain(|pending| pending != store);
+                } else {
+                    return self.view.note_progress(id, self.now);
                 }
             }
             Some(Step::Promote { store }) => {
@@ -381,6 +393,18 @@ impl World {
             None => {}
         }
         self.report(report);
+    }
+
+    /// The leader sends a learner all that it has.
+    fn stream(&mut self, region: &RegionReport, to: NodeId) {
+        let Some(leader) = region.leader else { return };
+        let takes = Duration::from_secs_f64(region.bytes as f64 / self.policy.snap_io_max_bytes_per_sec as f64);
+        let free = |until: &BTreeMap<NodeId, Time>, store| until.get(&store).copied().unwrap_or_default();
+        let begins = self.now.max(free(&self.sending, leader)).max(free(&self.taking, to));
+        let ends = begins + takes;
+        self.sending.insert(leader, ends);
+        self.taking.insert(to, ends);
+        self.filled.insert(region.id, ends);
     }
 
     fn split(&mut self, mut left: RegionReport, keys: &[Key]) {

@@ -5,6 +5,7 @@
 //! [`server::Service`] and sends back the bytes it gets.
 
 pub mod client;
+pub mod plain_http;
 pub mod server;
 mod status;
 pub mod tls_words;

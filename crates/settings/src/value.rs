@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::duration::duration;
 use crate::listen::{self, Plain};
 use crate::nearest::nearest;
 
@@ -70,6 +71,8 @@ pub enum Kind {
     Urls,
     /// `{ node_id = N, address = "HOST:PORT" }` or `"N=HOST:PORT"`, any number.
     Members,
+    /// A duration, as text.
+    Duration,
     /// A duration or a count, as text.
     Retention,
     /// A level, or levels of parts of the program, of which this is an example.
@@ -108,6 +111,10 @@ impl Kind {
             },
             Kind::Choice(choices) => match given.text() {
                 Some(text) if choices.contains(&text) => Ok(Value::Text(text.to_owned())),
+                _ => Err(wrong()),
+            },
+            Kind::Duration => match given.text() {
+                Some(text) if duration(text).is_some() => Ok(Value::Text(text.to_owned())),
                 _ => Err(wrong()),
             },
             Kind::Retention => match given {
@@ -174,6 +181,7 @@ impl fmt::Display for Kind {
             Kind::Texts { bytes_max } => write!(f, "a list of texts of at most {bytes_max} bytes"),
             Kind::Urls => f.write_str("a list of URLs such as \"http://10.0.0.1:2379\""),
             Kind::Members => f.write_str("a list of { node_id = 1, address = \"HOST:PORT\" } or \"1=HOST:PORT\""),
+            Kind::Duration => f.write_str("a duration such as \"24h\", \"30s\" or \"0s\""),
             Kind::Retention => f.write_str("a duration such as \"1h\", or a number of revisions"),
             Kind::LogLevel { example } => {
                 write!(f, "error, warn, info, debug, trace, off, or a list such as {example:?}")
@@ -354,6 +362,16 @@ mod tests {
         for wrong in ["", "pd1", "pd1:x", "ftp://pd1:1"] {
             assert!(read(wrong).unwrap_err().starts_with("must be HOST:PORT"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        let read = |given| Kind::Duration.read(&given);
+        assert_eq!(read(Given::Text("1h30m".to_owned())), Ok(Value::Text("1h30m".to_owned())));
+        assert_eq!(read(Given::Word("0s".to_owned())), Ok(Value::Text("0s".to_owned())));
+        let wrong = "must be a duration such as \"24h\", \"30s\" or \"0s\", not ";
+        assert_eq!(read(Given::Number(24)), Err(format!("{wrong}24")));
+        assert_eq!(read(Given::Word("24".to_owned())), Err(format!("{wrong}24")));
     }
 
     #[test]

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId};
 use placement::explain;
-use placement::scale::{Figures, HOST, Shape, TICK, World};
+use placement::scale::{Figures, HOST, Shape, Spread, TICK, World};
 use placement::{Plan, Policy};
+
+/// Rounds between two lines that say how far it is.
+const SAID_EVERY: usize = 100;
 
 #[derive(clap::Args)]
 pub struct Scale {
@@ -18,9 +21,12 @@ pub struct Scale {
     racks: u64,
     #[arg(long, default_value_t = 1_000_000)]
     regions: u64,
-    /// Rounds at most, for each of the two parts.
-    #[arg(long, default_value_t = 100)]
+    /// Rounds of ten seconds at most, for each of the two parts.
+    #[arg(long, default_value_t = 2_000)]
     rounds_max: u64,
+    /// How fast a store may send and take snapshots, in MiB per second; as the policy's default, if it is not said.
+    #[arg(long)]
+    max_rate: Option<u64>,
     /// Spread replicas over hosts too, and not over racks alone.
     #[arg(long)]
     hosts: bool,
@@ -39,6 +45,9 @@ pub fn run(asked: &Scale) {
     if asked.hosts {
         policy.location_labels.push(HOST.to_owned());
     }
+    if let Some(rate) = asked.max_rate {
+        policy.snap_io_max_bytes_per_sec = rate << 20;
+    }
     let begun = Instant::now();
     let mut world = World::build(&shape, policy);
     println!("built in {:?}, {} resident; {shape:?}", begun.elapsed(), resident());
@@ -46,7 +55,7 @@ pub fn run(asked: &Scale) {
     let mut times = Vec::new();
     let figures = world.run_until_quiet(rounds_max, |world| timed(world, &mut times));
     report("balance", &times, whole.elapsed());
-    println!("{}, {figures:?} {:?}", took("at rest", &figures), world.spread());
+    println!("{}: {}\n{}", took("at rest", &figures), moved(&figures), spread(&world));
 
     questions(&world);
 
@@ -58,7 +67,7 @@ pub fn run(asked: &Scale) {
     let figures = world.run_until(rounds_max, |world| timed(world, &mut times), |world| world.lost_replicas() == 0);
     report("heal", &times, whole.elapsed());
     let lost = world.lost_replicas();
-    println!("{}, {figures:?} {:?}, {lost} replicas still lost", took("healed", &figures), world.spread());
+    println!("{}: {}, {lost} replicas still lost\n{}", took("healed", &figures), moved(&figures), spread(&world));
 }
 
 /// How long people wait for an answer.
@@ -94,6 +103,14 @@ fn on_cpu() -> Duration {
 }
 
 fn timed(world: &World, times: &mut Vec<(Duration, u64, u64, usize)>) -> Plan {
+    if times.len() % SAID_EVERY == SAID_EVERY - 1 {
+        let under_way = world.view.flights().count();
+        eprintln!(
+            "round {}: {under_way} operators under way, {} replicas lost",
+            times.len() + 1,
+            world.lost_replicas()
+        );
+    }
     let begun = on_cpu();
     let plan = world.plan();
     times.push((on_cpu() - begun, plan.stats.regions_checked, plan.stats.judged, plan.operators.len()));
@@ -108,6 +125,28 @@ fn took(what: &str, figures: &Figures) -> String {
     } else {
         format!("not {what} after {minutes} minutes, all that was asked for (--rounds-max)")
     }
+}
+
+fn moved(figures: &Figures) -> String {
+    let gib = figures.bytes_moved as f64 / f64::from(1 << 30);
+    format!(
+        "{} replicas made anew or moved, {gib:.0} GiB; {} leaders moved",
+        figures.replicas_moved, figures.leaders_moved
+    )
+}
+
+fn spread(world: &World) -> String {
+    let Spread { leaders, regions, bytes } = world.spread();
+    let gib = |bytes: u64| bytes >> 30;
+    format!(
+        "  of a live store, the least and the most: {} to {} regions, {} to {} leaders, {} to {} GiB",
+        regions.0,
+        regions.1,
+        leaders.0,
+        leaders.1,
+        gib(bytes.0),
+        gib(bytes.1)
+    )
 }
 
 fn report(what: &str, times: &[(Duration, u64, u64, usize)], whole: Duration) {

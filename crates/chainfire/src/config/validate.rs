@@ -47,7 +47,7 @@ pub fn validate(layers: &Layers) -> Result<Settings, String> {
         listen_client,
         advertise_client,
         storage: storage(layers),
-        scrub_interval: options::scrub_interval(layers)?,
+        scrub_interval: options::scrub_interval(layers),
         request_bytes_max: layers.number("limits", "request_bytes_max") as usize,
         txn_ops_max: layers.number("limits", "txn_ops_max") as usize,
         quota_bytes: layers.number("storage", "quota_bytes"),

@@ -3,12 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
+use rpc::plain_http;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::tls::Certificates;
+use crate::tls::{Certificates, FOR_MEMBERS};
 
 pub trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -23,6 +24,13 @@ pub struct Secure {
 /// A connection that the other side has opened.
 pub async fn accept(stream: TcpStream, certificates: Option<&Arc<Certificates>>) -> io::Result<Secure> {
     let Some(certificates) = certificates else { return plain(stream).await };
+    let mut begin = [0; 4];
+    let count = stream.peek(&mut begin).await?;
+    if plain_http::begins(&begin[..count]) {
+        plain_http::turn_away(stream, FOR_MEMBERS).await;
+        let why = "a client of plain HTTP; it was told that this port is for members";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
     let stream = TlsAcceptor::from(certificates.server()).accept(stream).await?;
     let certificate = first(stream.get_ref().1.peer_certificates());
     Ok(Secure { stream: Box::new(stream), certificate })

@@ -42,6 +42,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use files::TlsError;
 
+/// What a port for members tells whoever comes with plain HTTP.
+pub const FOR_MEMBERS: &str =
+    "this port speaks TLS, and to members of the cluster alone: clients use https:// and the API's port";
+
 /// Whose members these are: of Chainfire, or of one of FlareDB's two kinds of server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Program {

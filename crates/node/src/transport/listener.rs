@@ -5,7 +5,7 @@
 //! out about those that vanished without a word.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use base::{ClusterId, NodeId, PeerId};
 use consensus::{Input, Message};
 use parking_lot::Mutex;
+use rpc::plain_http;
 
 use super::frame::{self, Hello, Purpose, Welcome};
 use super::pipe::Pipe;
 use super::{Caller, HANDSHAKE_TIMEOUT, Me, Peers, Standing, Transport};
 use crate::pace;
 use crate::refused::Why;
+use crate::tls;
 
 /// Connections that have greeted; every other node needs three at most at a time, and calls share a few.
 const CONNECTIONS_MAX: usize = 512;
@@ -206,6 +208,9 @@ impl Door {
                 "the other side speaks TLS, and this node does not: either both name certificates in their configuration, or neither"
                     .to_owned(),
             ));
+        }
+        if certificates.is_some() && speaks_http(&stream)? {
+            return Err(turn_away(stream));
         }
         let mut pipe = Pipe::accept(stream, certificates)?;
         let hello = Hello::decode(&frame::read(&mut pipe, frame::SMALL_BYTES_MAX)?)
@@ -424,6 +429,29 @@ fn speaks_tls(stream: &TcpStream) -> io::Result<bool> {
     const HANDSHAKE: u8 = 0x16;
     let mut first = [0];
     Ok(stream.peek(&mut first)? == 1 && first[0] == HANDSHAKE)
+}
+
+/// Whether it begins as HTTP does. What has not come yet is not waited for.
+fn speaks_http(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; 4];
+    let count = stream.peek(&mut first)?;
+    Ok(plain_http::begins(&first[..count]))
+}
+
+/// Tells a client of plain HTTP that it is wrong here.
+fn turn_away(mut stream: TcpStream) -> io::Error {
+    let tell = |stream: &mut TcpStream| {
+        let mut request = vec![0; plain_http::PLAIN_BYTES_MAX];
+        let count = stream.read(&mut request)?;
+        stream.write_all(&plain_http::answer(&request[..count], tls::FOR_MEMBERS))?;
+        stream.shutdown(Shutdown::Write)?;
+        // Closing with bytes unread would take the answer back.
+        stream.set_read_timeout(Some(plain_http::PLAIN_PATIENCE))?;
+        stream.read(&mut request)
+    };
+    // However it ends, the connection is closed.
+    let _ = tell(&mut stream);
+    invalid("a client of plain HTTP; it was told that this port is for members".to_owned())
 }
 
 fn invalid(why: String) -> io::Error {

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rpc::client::RawClient;
+use serde_json::{Value, json};
 use storage::rocks::{RocksEngine, RocksOptions};
 use storage::{Engine as _, FamilyId, FamilySpec, WriteBatch};
 
 use crate::cluster::{Cluster, get, put};
+use crate::tell;
 
 /// A store whose folder was emptied, started as before: under another id it takes the lost one's place, and what that one
 /// held is made anew without an operator.
@@ -46,6 +48,75 @@ async fn a_wiped_store_comes_back_by_itself() {
     assert_eq!(get(&mut cluster.raw(lost).await, "k077").await.unwrap().as_deref(), Some("77"));
     let page = cluster.page("stores").await.unwrap();
     assert_eq!(page["count"], 3);
+}
+
+/// One store of five is wiped, and when nothing is missing any more another one; each has replicas of some regions, as it comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_of_five_that_are_wiped_in_turn_lose_nothing() {
+    const STORES: usize = 5;
+    const REGIONS: usize = 8;
+    let (wiped_max, seed) = (tell::runs(2), tell::seed());
+    let mut rng = base::Rng::new(seed);
+    let mut cluster = Cluster::start(1, STORES).await;
+    let key = |number: usize| format!("k{number:03}");
+    for number in 0..100 * REGIONS {
+        put(&mut cluster.raw(number % STORES).await, &key(number), &number.to_string()).await.unwrap();
+    }
+    let hex = |text: String| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let keys: Vec<String> = (1..REGIONS).map(|region| hex(key(100 * region))).collect();
+    let region = cluster.page("regions").await.unwrap()["regions"][0]["id"].clone();
+    cluster.post("operators", &json!({ "name": "split-region", "region_id": region, "keys": keys }));
+    cluster.until("all regions are whole", async |cluster| are_whole(cluster, STORES, REGIONS, 0).await).await;
+
+    let (mut wiped, mut missing, mut times) = (0, 0, Vec::new());
+    let mut last = STORES;
+    while wiped < wiped_max {
+        let victim = rng.below(STORES as u64) as usize;
+        if victim == last {
+            continue;
+        }
+        last = victim;
+        let page = cluster.page("stores").await.unwrap();
+        let stores = page["stores"].as_array().cloned().unwrap_or_default();
+        let own = stores.iter().find(|store| store["address"] == cluster.stores[victim].url()).expect("it is known");
+        let id = own["id"].as_u64().unwrap();
+        missing += own["region_count"].as_u64().unwrap_or(0);
+        cluster.stores[victim].kill();
+        fs::remove_dir_all(cluster.data_dir(&cluster.stores[victim])).unwrap();
+        put(&mut cluster.raw((victim + 1) % STORES).await, "meanwhile", &wiped.to_string()).await.unwrap();
+        cluster.stores[victim].spawn();
+        let began = Instant::now();
+        let what = format!("nothing is missing of store {id} (seed {seed})");
+        cluster.until(&what, async |cluster| are_whole(cluster, STORES, REGIONS, id).await).await;
+        times.push(began.elapsed());
+        let through = rng.below(STORES as u64) as usize;
+        for number in 0..100 * REGIONS {
+            let read = get(&mut cluster.raw(through).await, &key(number)).await.unwrap();
+            assert_eq!(read, Some(number.to_string()), "after store {id} was wiped (seed {seed})");
+        }
+        let read = get(&mut cluster.raw(through).await, "meanwhile").await.unwrap();
+        assert_eq!(read, Some(wiped.to_string()), "seed {seed}");
+        wiped += 1;
+    }
+    tell::figure(format_args!(
+        "{wiped} stores of {STORES} wiped in turn, {missing} replicas lost of {REGIONS} regions; made anew in {} (seed {seed})",
+        tell::spread(&times)
+    ));
+    tell::done(wiped);
+}
+
+/// Whether so many stores are up, none of them the lost one, and so many regions have three replicas, all of them there.
+async fn are_whole(cluster: &Cluster, stores: usize, regions: usize, lost: u64) -> bool {
+    let page = cluster.page("stores").await.unwrap_or_default();
+    let up = page["stores"].as_array().cloned().unwrap_or_default();
+    let all_up = up.len() == stores && up.iter().all(|store| store["id"] != lost && store["state"] == "Up");
+    let page = cluster.page("regions").await.unwrap_or_default();
+    let known = page["regions"].as_array().cloned().unwrap_or_default();
+    let elsewhere = |region: &Value| {
+        let peers = region["peers"].as_array().cloned().unwrap_or_default();
+        peers.iter().all(|peer| peer["store_id"] != lost)
+    };
+    all_up && known.len() == regions && known.iter().all(elsewhere) && cluster.has_replicas(3).await
 }
 
 /// A stopped store's families, as `flaredb` has them.

@@ -61,18 +61,19 @@ async fn members_and_clients_show_certificates() {
 async fn a_client_without_tls_is_told_so() {
     let cluster = Cluster::start_with(1, secure()).await;
     let address = cluster.nodes[0].address;
-    let mut stream = TcpStream::connect((address, CLIENT_PORT)).unwrap();
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("use https://"), "{answer}");
-
-    let mut stream = TcpStream::connect((address, CLIENT_PORT)).unwrap();
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    assert!(String::from_utf8_lossy(&answer).contains("use https://"), "the debug data of a GOAWAY");
-
+    for port in [CLIENT_PORT, PEER_PORT, GOSSIP_PORT] {
+        let told = |request: &[u8]| {
+            let mut stream = TcpStream::connect((address, port)).unwrap();
+            stream.write_all(request).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        let answer = told(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("use https://"), "{port}: {answer}");
+        let answer = told(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        assert!(answer.contains("use https://"), "{port}: the debug data of a GOAWAY");
+    }
     let plain = Client::new(&format!("http://{address}:{CLIENT_PORT}"));
     assert!(plain.get("x").await.is_err());
 }
