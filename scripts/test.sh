@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 
 SEEDS=${SEEDS:-0..2000}
 REGION_SEEDS=${REGION_SEEDS:-0..450}
-# Its dependencies are compiled like today's, so that it takes two minutes; `make torture ROWS=16` has the oldest one.
+# A version to run beside this one. Dependencies were compiled for it as they are now, so that it takes two minutes; `make torture
+# ROWS=16` has the oldest one.
 EARLIER=90d0bde
 TOOLS=${CENTRA_CACHE:-$HOME/.cache/centra}/tools/bin
 passed=0 failed=0 skipped=0

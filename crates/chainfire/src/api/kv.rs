@@ -39,11 +39,11 @@ impl Api {
             return Answer::later(self.clone().range_apart(request));
         }
         if request.serializable {
-            return Answer::Ready(self.current().and_then(|view| self.read_range(&view, &request)));
+            return Answer::Ready(self.read_now(&request));
         }
         // Under the leader's lease the answer is at hand.
         if let Some(grant) = self.handle.lease_read() {
-            let answer = self.current().and_then(|view| self.read_range(&view, &request));
+            let answer = self.read_now(&request);
             if self.handle.still_valid(&grant) {
                 return Answer::Ready(answer);
             }
@@ -184,6 +184,10 @@ impl Api {
         (1..=KEYS_INLINE_MAX).contains(&keys) && keys.saturating_mul(bytes_per_key) <= BYTES_INLINE_MAX
     }
 
+    fn read_now(&self, request: &pb::RangeRequest) -> Result<Bytes, Status> {
+        self.read_range(&*self.current()?, request)
+    }
+
     fn read_range(&self, view: &StateView, request: &pb::RangeRequest) -> Result<Bytes, Status> {
         let answer = view.range(request).map_err(status_of)?;
         if let Some(now) = answer.body.len().checked_div(answer.returned) {
@@ -209,7 +213,7 @@ impl Api {
         loop {
             let grant = self.linearize().await?;
             let granted = Instant::now();
-            let answer = self.current().and_then(|view| self.read_range(&view, &request));
+            let answer = self.read_now(&request);
             if self.handle.still_valid(&grant) {
                 self.note_slow("Range", began.elapsed(), || read_parts(began, granted, granted));
                 return answer;

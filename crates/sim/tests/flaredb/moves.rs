@@ -52,11 +52,7 @@ async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
         tokio::time::sleep(Duration::from_millis(200 + rng.below(1500))).await;
         cluster.stores[victim].spawn();
         let what = format!("run {run} of seed {seed}: the region is whole again");
-        cluster
-            .until(&what, async |cluster| {
-                cluster.page("operators").await == Some(json!([])) && cluster.has_replicas(3).await
-            })
-            .await;
+        cluster.until(&what, async |cluster| is_whole_and_at_rest(cluster).await).await;
         moved += usize::from(holders(&cluster).await.is_some_and(|(_, held)| held.contains(&to)));
         run += 1;
     }
@@ -73,4 +69,9 @@ async fn replicas_move_under_writers_and_kills_and_nothing_is_lost() {
         let read = get(&mut cluster.raw(number % STORES).await, &format!("k{number:03}")).await.unwrap();
         assert!(read == Some("v".repeat(number * 4)), "k{number:03} is another one (seed {seed})");
     }
+}
+
+/// Whether nothing is moved any more, and nothing is missing.
+pub async fn is_whole_and_at_rest(cluster: &Cluster) -> bool {
+    cluster.page("operators").await == Some(json!([])) && cluster.has_replicas(3).await
 }

@@ -9,7 +9,7 @@ use base::Rng;
 use serde_json::json;
 
 use crate::cluster::{Cluster, get, put};
-use crate::moves::{ask_for_a_move, holders};
+use crate::moves::{ask_for_a_move, holders, is_whole_and_at_rest};
 use crate::tell;
 
 const STORES: usize = 4;
@@ -65,11 +65,7 @@ async fn a_killed_receiver_of_a_large_region_loses_and_mixes_nothing() {
         put(&mut cluster.raw((victim + 1) % STORES).await, "meanwhile", &run.to_string()).await.unwrap();
         cluster.stores[victim].spawn();
         let what = format!("run {run} of seed {seed}: the region is whole again");
-        cluster
-            .until(&what, async |cluster| {
-                cluster.page("operators").await == Some(json!([])) && cluster.has_replicas(3).await
-            })
-            .await;
+        cluster.until(&what, async |cluster| is_whole_and_at_rest(cluster).await).await;
         assert!(there().is_none(), "run {run} of seed {seed}: {:?} is left", there());
         run += 1;
     }

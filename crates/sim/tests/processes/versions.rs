@@ -1,7 +1,7 @@
 //! Members of two versions: a rolling upgrade and the way back, with kills and wiped folders in between, so that each version
 //! leads, follows and fills the other; and an older program that meets what a later one wrote.
 //!
-//! The other build is `chainfire` in the folder `CENTRA_OTHER_BIN`; `scripts/torture.sh 16` makes one.
+//! The other build is `chainfire` in the folder `CENTRA_OTHER_BIN`; `scripts/build-other.sh` makes one.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
