@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(read(Given::Word("0s".to_owned())), Ok(Value::Text("0s".to_owned())));
         let wrong = "must be a duration such as \"24h\", \"30s\" or \"0s\", not ";
         assert_eq!(read(Given::Number(24)), Err(format!("{wrong}24")));
-        assert_eq!(read(Given::Word("24".to_owned())), Err(format!("{wrong}24")));
+        assert_eq!(read(Given::Word("24".to_owned())), Err(format!("{wrong}\"24\"")));
     }
 
     #[test]

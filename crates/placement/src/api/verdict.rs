@@ -26,10 +26,12 @@ pub fn problems(term: &Term, records: &Records, silent_members: &[String], now: 
     let mut problems: Vec<String> = members.collect();
     stores(&mut problems, term, records, now);
     regions(&mut problems, term, now);
-    if records.regions.is_empty() {
-        problems.push("there is no region yet: no store has come".to_owned());
-    } else {
-        keys(&mut problems, term, now);
+    match &records.founding {
+        _ if !records.regions.is_empty() => keys(&mut problems, term, now),
+        Some(first) => {
+            problems.push(format!("there is no region yet: store {} has not told of the first", first.store_id))
+        }
+        None => problems.push("there is no region yet: no store has come".to_owned()),
     }
     problems
 }
