@@ -59,15 +59,21 @@ pub fn connections_for(clients: usize) -> usize {
 
 /// Runs a workload and returns its figures.
 pub async fn run(plan: &Plan<'_>, space: &KeySpace, workload: Workload) -> Result<Figures> {
+    run_apart(plan, std::slice::from_ref(space), workload).await
+}
+
+/// As [`run`], of each endpoint its own keys: endpoint `i` is asked for those of space `i mod n`.
+pub async fn run_apart(plan: &Plan<'_>, spaces: &[KeySpace], workload: Workload) -> Result<Figures> {
     let phase = Rc::new(Cell::new(Phase::WarmUp));
     let local = LocalSet::new();
     let connections = connections_for(plan.clients);
     let mut tasks = Vec::new();
     for index in 0..connections {
         let clients = plan.clients / connections + usize::from(index < plan.clients % connections);
-        let endpoint = plan.endpoints[index % plan.endpoints.len()].clone();
+        let at = index % plan.endpoints.len();
+        let (endpoint, space) = (plan.endpoints[at].clone(), spaces[at % spaces.len()].clone());
         let rng = Rng::new(plan.seed).fork(index as u64);
-        tasks.push(local.spawn_local(connection(endpoint, clients, space.clone(), workload, rng, phase.clone())));
+        tasks.push(local.spawn_local(connection(endpoint, clients, space, workload, rng, phase.clone())));
     }
     local
         .run_until(async {

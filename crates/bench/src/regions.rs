@@ -1,8 +1,9 @@
 //! `bench regions`: what regions cost FlareDB's stores.
 //!
 //! ```text
-//!  three stores, one region     puts                                                     ┐ throughput and processor time
-//!  … split into a hundred       the same puts, at the same time spread over all of them  ┘ side by side
+//!  three stores, one region     puts, of clients that ask any store and of such         ┐ throughput and processor time
+//!                               that ask the leaders                                     │ side by side
+//!  … split into a hundred       the same puts, at the same time spread over all of them  ┘
 //!  … split into ten thousand    nothing is asked of them: processor time and memory, less what one region took
 //!  … one store killed           until the others lead all regions
 //! ```
@@ -15,6 +16,7 @@ use anyhow::Result;
 
 use crate::load::{self, Figures, Plan};
 use crate::stores::Stores;
+use crate::wire::Endpoint;
 use crate::workload::{KeySpace, Workload};
 use crate::{procfs, progress};
 
@@ -60,37 +62,58 @@ pub async fn run(options: &Options, folder: &Path) -> Result<()> {
     let space = KeySpace::new(1_000_000, options.value_bytes);
     let mut cluster = Stores::start(options.stores, folder).await?;
     cluster.cut_by_hand_only().await?;
-    let alone = puts(options, &cluster, &space).await?;
+    let alone = [puts(options, &cluster, &space).await?, routed(options, &cluster, &space).await?];
     tokio::time::sleep(SETTLE / 3).await;
     let rest_of_one = rest(options, &cluster).await?;
 
     let bar = progress::steps(options.regions);
     grow(&mut cluster, &space, 1, options.busy_regions, &bar).await?;
-    let spread = puts(options, &cluster, &space).await?;
+    let unrouted = puts(options, &cluster, &space).await?;
+    bar.set_message("leaders are spread");
+    spread_leaders(options, &cluster, options.busy_regions).await?;
+    let spread = [unrouted, routed(options, &cluster, &space).await?];
     grow(&mut cluster, &space, options.busy_regions, options.regions, &bar).await?;
     bar.set_message("at rest");
     tokio::time::sleep(SETTLE).await;
     let rest_of_all = rest(options, &cluster).await?;
     bar.set_message("leaders are spread");
-    spread_leaders(options, &cluster).await?;
+    spread_leaders(options, &cluster, options.regions).await?;
     bar.set_message("one store killed");
     let took = failover(options, &mut cluster).await?;
     bar.finish_and_clear();
-    report(options, (&alone, &spread), (rest_of_one, rest_of_all), took);
+    report(options, (alone, spread), (rest_of_one, rest_of_all), took);
     Ok(())
 }
 
+/// Puts of clients that know nothing of regions, and ask any store.
 async fn puts(options: &Options, cluster: &Stores, space: &KeySpace) -> Result<Figures> {
-    let (endpoints, servers) = (cluster.endpoints(), cluster.process_ids());
+    load_with(options, cluster, &cluster.endpoints(), std::slice::from_ref(space)).await
+}
+
+/// Puts of clients that ask the store which leads a key's region.
+async fn routed(options: &Options, cluster: &Stores, space: &KeySpace) -> Result<Figures> {
+    let led = cluster.led_keys(space).await?;
+    let leading = cluster.endpoints().into_iter().zip(led).filter(|(_, ranges)| !ranges.is_empty());
+    let (endpoints, spaces): (Vec<_>, Vec<_>) = leading.map(|(at, ranges)| (at, space.within(ranges))).unzip();
+    load_with(options, cluster, &endpoints, &spaces).await
+}
+
+async fn load_with(
+    options: &Options,
+    cluster: &Stores,
+    endpoints: &[Endpoint],
+    spaces: &[KeySpace],
+) -> Result<Figures> {
+    let servers = cluster.process_ids();
     let plan = Plan {
-        endpoints: &endpoints,
+        endpoints,
         servers: &servers,
         clients: options.clients,
         warm_up: Duration::from_secs(3),
         measured: Duration::from_secs(options.seconds),
         seed: 11,
     };
-    load::run(&plan, space, Workload::RawPut).await
+    load::run_apart(&plan, spaces, Workload::RawPut).await
 }
 
 /// Cuts the first region until there are `to`. The keys of the puts lie evenly in the first `busy` of all cuts' ranges.
@@ -142,11 +165,11 @@ async fn rest(options: &Options, cluster: &Stores) -> Result<Rest> {
 
 /// After so many splits one store leads most regions: until the one that is to be killed leads nearly its share, or as long as
 /// it may take.
-async fn spread_leaders(options: &Options, cluster: &Stores) -> Result<()> {
+async fn spread_leaders(options: &Options, cluster: &Stores, regions: u64) -> Result<()> {
     cluster.set_policy(&serde_json::json!({ "leader-schedule-limit": 64 })).await?;
-    let enough = options.regions as f64 / f64::from(options.stores) * 0.9;
+    let enough = regions as f64 / f64::from(options.stores) * 0.9;
     let began = Instant::now();
-    while cluster.metric_of(0, "flaredb_region_leaders").await? < enough {
+    while least_led(options, cluster).await? < enough {
         if began.elapsed() > SPREAD_WITHIN {
             println!("leaders are not spread after {} s; what a kill costs is seen of fewer", SPREAD_WITHIN.as_secs());
             break;
@@ -154,6 +177,15 @@ async fn spread_leaders(options: &Options, cluster: &Stores) -> Result<()> {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     Ok(())
+}
+
+/// The regions that the store leads which leads the fewest.
+async fn least_led(options: &Options, cluster: &Stores) -> Result<f64> {
+    let mut least = f64::MAX;
+    for store in 0..usize::from(options.stores) {
+        least = least.min(cluster.metric_of(store, "flaredb_region_leaders").await?);
+    }
+    Ok(least)
 }
 
 /// Until all regions are led by stores that run.
@@ -181,19 +213,22 @@ async fn failover(options: &Options, cluster: &mut Stores) -> Result<Duration> {
     }
 }
 
-fn report(options: &Options, puts: (&Figures, &Figures), rest: (Rest, Rest), failover: Duration) {
+/// `puts`: through one region and through many, each with any store asked and with the leaders'.
+fn report(options: &Options, puts: ([Figures; 2], [Figures; 2]), rest: (Rest, Rest), failover: Duration) {
     let Options { regions, busy_regions, stores, clients, value_bytes, .. } = options;
     println!("{stores} stores, {clients} clients, values of {value_bytes} bytes");
     let line = |what: String, figures: &Figures| {
         println!(
-            "{what:<24} {:>7.0} puts/s   p50 {:>6.2} ms   p99 {:>6.2} ms   {:>5.0} µs of the stores each",
+            "{what:<26} {:>7.0} puts/s   p50 {:>6.2} ms   p99 {:>6.2} ms   {:>5.0} µs of the stores each",
             figures.per_second, figures.p50_ms, figures.p99_ms, figures.server_cpu_us
         );
     };
-    line("one region".to_owned(), puts.0);
-    line(format!("{busy_regions} regions"), puts.1);
-    let throughput = puts.1.per_second / puts.0.per_second;
-    println!("throughput               {throughput:.2} times that of one region (goal: at least 0.9)");
+    for (asked, (one, many)) in ["any store", "the leaders"].iter().zip(puts.0.iter().zip(&puts.1)) {
+        line(format!("one region, {asked}"), one);
+        line(format!("{busy_regions} regions, {asked}"), many);
+        let throughput = many.per_second / one.per_second;
+        println!("throughput               {throughput:.2} times that of one region (goal: at least 0.9)");
+    }
     let idle = |what: String, rest: Rest| {
         println!(
             "{what:<24} {:>5.1} % of a processor and {:.0} MiB a store, {:.0} of them RocksDB's; placement driver {:.1} %",

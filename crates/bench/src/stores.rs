@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::cluster::network;
 use crate::wire::Endpoint;
+use crate::workload::KeySpace;
 
 const CLIENT_PORT: u16 = 2379;
 const RAFT_PORT: u16 = 2380;
@@ -158,6 +160,20 @@ impl Stores {
         }
     }
 
+    /// By store: the ranges of keys, as numbers of the space, that it leads.
+    pub async fn led_keys(&self, space: &KeySpace) -> Result<Vec<Vec<Range<u64>>>> {
+        let mut led = vec![Vec::new(); self.stores.len()];
+        for region in self.regions().await? {
+            let bound = |name: &str| region[name].as_str().and_then(unhex).as_deref().and_then(KeySpace::number);
+            let (from, to) = (bound("start_key").unwrap_or(0), bound("end_key").unwrap_or(space.keys));
+            let leader = region["leader"]["store_id"].as_u64().context("a region has no leader")?;
+            if from < to.min(space.keys) {
+                led[leader as usize - 1].push(from..to.min(space.keys));
+            }
+        }
+        Ok(led)
+    }
+
     /// Splits the first region at these keys, which must ascend and lie in it.
     pub async fn split(&mut self, keys: &[Vec<u8>]) -> Result<()> {
         let hex = |key: &Vec<u8>| key.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
@@ -231,6 +247,10 @@ impl Stores {
         };
         self.stores.iter().chain([&self.pd]).map(of).collect()
     }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
 }
 
 /// The ids of the stores with a replica of a region.

@@ -1,7 +1,11 @@
 //! What the clients ask for: the key space, one request of each kind, and what a right answer looks like.
 //!
 //! The key space is the same for all workloads: `keys` keys named `/bench/00000042`, values of `value_bytes` that do not
-//! compress. Every request picks its key uniformly from a seeded source, so that two systems are asked the same.
+//! compress. Every request picks its key uniformly from a seeded source, so that two systems are asked the same; from a part of
+//! the space for a client that asks those only who have it.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use base::Rng;
@@ -35,6 +39,8 @@ const PUT_OVERHEAD_BYTES: usize = 64;
 pub struct KeySpace {
     pub keys: u64,
     pub value_bytes: usize,
+    /// Requests for one key are for these only; for any where there are none.
+    within: Arc<[Range<u64>]>,
     /// Values are windows into this.
     noise: Bytes,
 }
@@ -43,7 +49,31 @@ impl KeySpace {
     pub fn new(keys: u64, value_bytes: usize) -> KeySpace {
         let mut rng = Rng::new(7);
         let noise: Vec<u8> = (0..(1 << 20) / 8).flat_map(|_| rng.next_u64().to_le_bytes()).collect();
-        KeySpace { keys, value_bytes, noise: noise.into() }
+        KeySpace { keys, value_bytes, within: Arc::default(), noise: noise.into() }
+    }
+
+    /// Requests for one key are for these only, which do not overlap.
+    pub fn within(&self, ranges: Vec<Range<u64>>) -> KeySpace {
+        KeySpace { within: ranges.into(), ..self.clone() }
+    }
+
+    /// The number of a key, uniformly.
+    fn pick(&self, rng: &mut Rng) -> u64 {
+        let count: u64 = self.within.iter().map(|range| range.end - range.start).sum();
+        let mut at = rng.below(if count == 0 { self.keys } else { count });
+        for range in self.within.iter() {
+            let length = range.end - range.start;
+            if at < length {
+                return range.start + at;
+            }
+            at -= length;
+        }
+        at
+    }
+
+    /// The number of a key.
+    pub fn number(key: &[u8]) -> Option<u64> {
+        std::str::from_utf8(key).ok()?.strip_prefix("/bench/")?.parse().ok()
     }
 
     /// Key number `index`; `keys` itself gives the end of the space.
@@ -129,16 +159,14 @@ impl Workload {
     pub fn request(self, space: &KeySpace, rng: &mut Rng, out: &mut Vec<u8>) {
         out.clear();
         let encoded = match self {
-            Workload::Put => space.put(rng.below(space.keys), rng).encode(out),
+            Workload::Put => space.put(space.pick(rng), rng).encode(out),
             Workload::RawPut => {
-                let (key, value) = (space.key(rng.below(space.keys)), space.value(rng));
+                let (key, value) = (space.key(space.pick(rng)), space.value(rng));
                 flaredb::PutRequest { context: None, key, value }.encode(out)
             }
-            Workload::RawGet => {
-                flaredb::GetRequest { context: None, key: space.key(rng.below(space.keys)) }.encode(out)
-            }
+            Workload::RawGet => flaredb::GetRequest { context: None, key: space.key(space.pick(rng)) }.encode(out),
             Workload::Get { serializable } => {
-                RangeRequest { key: space.key(rng.below(space.keys)), serializable, ..Default::default() }.encode(out)
+                RangeRequest { key: space.key(space.pick(rng)), serializable, ..Default::default() }.encode(out)
             }
             Workload::Range(keys) => {
                 let first = rng.below(space.keys.saturating_sub(keys) + 1);
@@ -150,7 +178,7 @@ impl Workload {
                 RangeRequest { key, range_end, count_only: true, ..Default::default() }.encode(out)
             }
             Workload::Txn => {
-                let put = space.put(rng.below(space.keys), rng);
+                let put = space.put(space.pick(rng), rng);
                 let compare = Compare {
                     key: put.key.clone(),
                     target: compare::CompareTarget::Version as i32,

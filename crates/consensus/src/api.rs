@@ -240,8 +240,8 @@ pub struct HostConfig {
     /// Groups that had nothing to do for this long sleep (`sleep`): for hosts with many. Without it none does, and nodes do not
     /// tell one another that they are there. All hosts of a cluster should agree.
     pub sleep_after: Option<Duration>,
-    /// Followers that do not wait for it learn what is committed with what comes next, or at the next tick (`commits`): for hosts
-    /// with many groups whose followers serve nobody.
+    /// Followers that do not wait for it learn what is committed with what comes next, or at the next tick (`commits`), and
+    /// have it applied a tick later at most (`applying`): for hosts with many groups whose followers serve nobody.
     pub lazy_commits: bool,
 }
 

@@ -14,6 +14,7 @@ use storage::log::{HardState, LogStart};
 use storage::{GroupWrite, LogStore};
 
 use crate::api::{CreateGroup, Event, GroupStatus, HostConfig, LeaderLease, Output, Refusal, Role};
+use crate::applying::Waiting;
 use crate::change::Transfer;
 use crate::check;
 use crate::commits::Commits;
@@ -98,6 +99,7 @@ pub(crate) struct Group {
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
     pub hashes: Hashes,
     pub commits: Commits,
+    pub waiting: Waiting,
     /// Its members are others than the host knows.
     pub moved: bool,
     pub asleep: Option<Asleep>,
@@ -218,6 +220,7 @@ impl Group {
             snapshots: BTreeMap::new(),
             hashes: Hashes::default(),
             commits: Commits::default(),
+            waiting: Waiting::default(),
             moved: true,
             asleep: None,
             stirred: now,
@@ -371,6 +374,7 @@ impl Group {
     pub fn tick(&mut self, effects: &mut Effects) {
         let subticks = self.timing.subticks(self.last_subtick, self.now);
         self.last_subtick = self.last_subtick + self.timing.subtick * u32::try_from(subticks).unwrap_or(u32::MAX);
+        self.hand_out_all(effects);
         self.tend_hashes(effects);
         if self.is_silent() {
             return self.expire(effects);
@@ -686,6 +690,7 @@ impl Group {
         match index {
             Some(index) if from == self.leader() => {
                 let seqs = query.reads.iter().map(|read| read.seq).collect();
+                self.reads_at(index, effects);
                 effects.out.push(Output::ReadReady { group: self.id, seqs, index, valid_until: None });
             }
             _ => {

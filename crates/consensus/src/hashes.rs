@@ -54,6 +54,18 @@ impl Hashes {
         self.quarantined.is_some() || self.unclear.is_some()
     }
 
+    /// Hashes of this replica that others report otherwise.
+    fn disputed(&self) -> Vec<(u64, u64)> {
+        let mut disputed: Vec<(u64, u64)> = Vec::new();
+        for ((index, _), theirs) in &self.others {
+            let ours = self.own.get(index).filter(|ours| *ours != theirs);
+            if let Some(ours) = ours.filter(|_| disputed.last().is_none_or(|(last, _)| last != index)) {
+                disputed.push((*index, *ours));
+            }
+        }
+        disputed
+    }
+
     /// Whether this replica's state may become another's.
     pub fn may_spread(&self) -> bool {
         self.quarantined.is_none() && self.unclear.is_none_or(|(_, told)| told)
@@ -66,8 +78,11 @@ impl Group {
         self.hashes.is_quarantined() && !self.is_leader()
     }
 
-    /// The state machine has passed these indexes.
+    /// The state machine has passed these indexes. Most of what is applied passes none, and leaves nothing to compare.
     pub fn hashed(&mut self, hashes: Vec<(u64, u64)>, effects: &mut Effects) {
+        if hashes.is_empty() {
+            return;
+        }
         let leader = self.leader();
         for (index, hash) in hashes {
             if !leader.is_none() && leader != self.peer {
@@ -131,7 +146,7 @@ impl Group {
         }
         let mut unclear = None;
         let mut complete = false;
-        for (index, ours) in self.hashes.own.clone() {
+        for (index, ours) in self.hashes.disputed() {
             let reports = self.hashes.others.range((index, PeerId(0))..=(index, PeerId(u64::MAX)));
             let mut reports: BTreeMap<PeerId, u64> = reports.map(|((_, peer), hash)| (*peer, *hash)).collect();
             // Who is a member no longer has been replaced.

@@ -107,6 +107,12 @@ pub trait StateMachine: Send {
         false
     }
 
+    /// Whether [`StateMachine::tend`] ever does anything: where there are many machines, those that have no work of their own
+    /// are not asked for it again and again.
+    fn tends(&self) -> bool {
+        false
+    }
+
     /// Does a little of what no command asks for and what changes nothing that can be read, such as giving space back;
     /// whether there is more to do. To be called again and again between the other work.
     fn tend(&mut self) -> Result<bool, MachineError> {

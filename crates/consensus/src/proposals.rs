@@ -36,11 +36,13 @@ pub(crate) struct Proposals {
     totals: Arc<Totals>,
     /// No open deadline is earlier than this.
     earliest: Option<Time>,
+    /// Nothing is in flight under a term before this one.
+    term: u64,
 }
 
 impl Proposals {
     pub fn new(totals: Arc<Totals>) -> Proposals {
-        Proposals { waiting: VecDeque::new(), in_flight: BTreeMap::new(), bytes: 0, totals, earliest: None }
+        Proposals { waiting: VecDeque::new(), in_flight: BTreeMap::new(), bytes: 0, totals, earliest: None, term: 0 }
     }
 
     /// Proposals open in this group.
@@ -73,7 +75,9 @@ impl Proposals {
         self.waiting = proposals;
     }
 
+    /// `term` is the peer's, and so none before that of an entry which it has seen committed.
     pub fn sent(&mut self, term: u64, proposal: Proposal) {
+        assert!(term >= self.term, "terms do not fall");
         self.in_flight.insert(proposal.seq, (term, proposal));
     }
 
@@ -86,9 +90,10 @@ impl Proposals {
 
     /// An entry of `term` is committed: what is in flight under an earlier term never will be.
     pub fn lost_before(&mut self, term: u64) {
-        if self.in_flight.values().all(|(sent, _)| *sent >= term) {
+        if term <= self.term {
             return;
         }
+        self.term = term;
         let lost: Vec<u64> = self.in_flight.iter().filter(|(_, (sent, _))| *sent < term).map(|(seq, _)| *seq).collect();
         let lost = lost.iter().filter_map(|seq| self.in_flight.remove(seq)).map(|(_, proposal)| proposal);
         let lost = lost.collect();

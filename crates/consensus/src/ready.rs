@@ -91,6 +91,9 @@ impl Group {
         self.flush_reads(effects);
         self.drain_readies(effects);
         self.tell_commits(effects);
+        if self.is_asleep() {
+            self.hand_out_all(effects);
+        }
         self.want_snapshots(effects);
     }
 
@@ -111,7 +114,7 @@ impl Group {
             self.unproven -= 1;
             // A snapshot that came meanwhile has them in it.
             if self.installing.is_none() && last > self.applied {
-                effects.out.push(Output::Committed { group: self.id, first, last });
+                self.hand_out(first, last, true, effects);
             }
         }
     }
@@ -152,6 +155,7 @@ impl Group {
             return;
         }
         self.known = (term, leader, role);
+        self.hand_out_all(effects);
         if term != known_term || (role == StateRole::Leader) != (known_role == StateRole::Leader) {
             for (peer, context) in self.reads.reset() {
                 self.send(peer, Body::ReadAnswer { context, index: None }, effects);
@@ -294,6 +298,7 @@ impl Group {
             };
             if !ready.snapshot().is_empty() {
                 // The group stands still until the state machine holds the snapshot.
+                self.hand_out_all(effects);
                 self.installing = Some(Installing { ready, messages: held, hard });
                 return;
             }
@@ -341,23 +346,24 @@ impl Group {
     fn commit(&mut self, entries: Vec<Entry>, effects: &mut Effects) {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         let (first, last) = (first.index, last.index);
-        let mut moves = false;
+        let (mut moves, mut awaited) = (false, false);
         for entry in entries {
             self.proposals.lost_before(entry.term);
             moves |= entry.entry_type != EntryType::EntryNormal as i32;
             if entry.entry_type == EntryType::EntryNormal as i32 {
-                self.commit_normal(entry, effects);
+                awaited |= self.commit_normal(entry, effects);
             } else {
                 self.commit_conf_change(entry, effects);
             }
         }
         self.raw.advance_apply_to(last);
         if moves {
+            self.hand_out_all(effects);
             let hard = self.log.hard();
             self.log.set_hard(HardState { commit: hard.commit.max(last), ..hard });
             effects.write(GroupWrite { group: self.id, hard: Some(self.log.hard()), ..GroupWrite::default() });
         } else if self.unproven == 0 {
-            effects.out.push(Output::Committed { group: self.id, first, last });
+            self.hand_out(first, last, awaited, effects);
             return;
         }
         self.unproven += 1;
@@ -366,19 +372,22 @@ impl Group {
         effects.held.push(Held { committed: Some((first, last)), ..bare });
     }
 
-    fn commit_normal(&mut self, entry: Entry, effects: &mut Effects) {
+    /// Whether somebody here waits for it.
+    fn commit_normal(&mut self, entry: Entry, effects: &mut Effects) -> bool {
         let index = entry.index;
         match EntryData::decode(entry.data.into()) {
             Some(EntryData::Commands(commands)) if commands.origin == self.peer => {
                 commands.seqs().for_each(|seq| self.proposals.committed(seq));
+                true
             }
             Some(EntryData::Membership(record)) => {
                 if let Some(record) = ChangeRecord::decode(&record) {
                     Arc::make_mut(&mut self.membership).apply(&record.change);
                     self.membership_changed(index, Some(record), effects);
                 }
+                true
             }
-            _ => {}
+            _ => false,
         }
     }
 

@@ -12,7 +12,7 @@
 //! A machine may have to wait for another one of the same node ([`EngineError::Held`]). Its entries are put off, in order,
 //! and tried again while the other groups go on.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -129,6 +129,8 @@ pub(crate) struct Applier {
     put_off: AtomicUsize,
     machines: Mutex<HashMap<GroupId, Box<dyn StateMachine>>>,
     groups: Mutex<HashMap<GroupId, Applying>>,
+    /// Of them, those whose machines have work of their own.
+    tended: Mutex<BTreeSet<GroupId>>,
     installs: Inbox<Install>,
     /// Snapshots on their way out, and in.
     sending: Arc<Slots>,
@@ -148,6 +150,7 @@ impl Applier {
             put_off: AtomicUsize::new(0),
             machines: Mutex::default(),
             groups: Mutex::default(),
+            tended: Mutex::default(),
             installs: Inbox::default(),
             sending: Slots::new(snapshots_max, move || freed.push(Work::NextSnapshot)),
             receiving: Slots::new(snapshots_max, || {}),
@@ -232,6 +235,7 @@ impl Applier {
                     }
                     Work::Drop(group) => {
                         put_off.remove(&group);
+                        self.tended.lock().remove(&group);
                         self.groups.lock().remove(&group);
                         Ok(())
                     }
@@ -449,9 +453,14 @@ impl Applier {
 
     /// Lets each state machine do a little of its own work; whether any has more. The driver may come in between.
     fn tend(&self) -> Result<bool, String> {
+        let tended = self.tended.lock();
+        if tended.is_empty() {
+            return Ok(false);
+        }
         let mut groups = self.groups.lock();
         let mut more = false;
-        for applying in groups.values_mut() {
+        for group in tended.iter() {
+            let Some(applying) = groups.get_mut(group) else { continue };
             more |= match applying.machine.tend() {
                 Ok(more) => more,
                 // It can wait for room.
@@ -467,6 +476,9 @@ impl Applier {
         let (id, machines) = (group.id, &self.machines);
         let machine = machines.lock().remove(&id).expect("a machine is given before its group is created");
         let index = machine.mark().index;
+        if machine.tends() {
+            self.tended.lock().insert(id);
+        }
         group.differs.store(!machine.is_sound(), Ordering::SeqCst);
         group.waiters.set_applied(index);
         let applying =

@@ -226,6 +226,10 @@ impl StateMachine for Machine {
         self.engine.is_stalled()
     }
 
+    fn tends(&self) -> bool {
+        true
+    }
+
     fn tend(&mut self) -> Result<bool, MachineError> {
         self.engine.set_watermark(self.horizons.watermark());
         self.sweep.step(&*self.engine, self.state.compacted, self.state.revision)

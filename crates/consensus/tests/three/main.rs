@@ -1,5 +1,6 @@
 //! Three hosts with one group, and all that they say to one another: counted, and lost where a test wants it.
 
+mod applying;
 mod commits;
 mod elections;
 mod slow_disk;
@@ -23,6 +24,9 @@ struct World {
     nodes: Vec<(Host, Arc<MemLog>, Vec<Input>)>,
     /// Since it was last emptied.
     sent: BTreeMap<&'static str, usize>,
+    /// How often something committed went to each state machine, and up to where.
+    handed_out: [usize; 3],
+    reached: [u64; 3],
     /// Messages of this kind are lost.
     lost: Option<&'static str>,
     /// Hosts that have stopped.
@@ -54,6 +58,8 @@ impl World {
             now,
             nodes: nodes.into(),
             sent: BTreeMap::new(),
+            handed_out: [0; 3],
+            reached: [1; 3],
             lost: None,
             stopped: Vec::new(),
             disks: [0; 3],
@@ -91,7 +97,10 @@ impl World {
                             ms => self.writing.push((self.now + Duration::from_millis(ms), at, number)),
                         }
                     }
-                    Output::Committed { group, last, .. } => {
+                    Output::Committed { group, first, last } => {
+                        assert_eq!(first, self.reached[at] + 1, "entries are applied in order, and each once");
+                        self.reached[at] = last;
+                        self.handed_out[at] += 1;
                         self.nodes[at].2.push(Input::Applied { group, index: last, hashes: Vec::new() });
                     }
                     Output::Send { to, message } => {
