@@ -107,6 +107,18 @@ impl Client {
         Err(failure.expect("there is at least one endpoint"))
     }
 
+    /// As [`Client::any_channel`], of its own, for a stream that is read slowly: see [`rpc::client::connect_narrow`].
+    pub async fn narrow_channel(&self, window_bytes: u32) -> Result<(String, Channel), Failure> {
+        let mut failure = None;
+        for endpoint in self.order() {
+            match self.open(&endpoint, window_bytes).await {
+                Ok(channel) => return Ok((endpoint, channel)),
+                Err(why) => failure.get_or_insert(why),
+            };
+        }
+        Err(failure.expect("there is at least one endpoint"))
+    }
+
     /// Waits for one step of something long, such as the next message of a stream: each has the command's timeout.
     pub async fn within<F: Future>(&self, step: F) -> Result<F::Output, tokio::time::error::Elapsed> {
         tokio::time::timeout(self.settings.timeout, step).await
@@ -134,15 +146,17 @@ impl Client {
         {
             return Ok(channel.clone());
         }
+        let channel = self.open(endpoint, rpc::client::WINDOW_BYTES).await?;
+        *self.current.borrow_mut() = Some((endpoint.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+
+    async fn open(&self, endpoint: &str, window_bytes: u32) -> Result<Channel, Failure> {
         // One dead address must not eat the time for the others.
         let patience = self.settings.dial_timeout.min(self.settings.timeout);
         let tls = if endpoint.starts_with("https://") { Some(self.tls()?) } else { None };
-        let channel = match rpc::client::connect(endpoint, patience, tls).await {
-            Ok(channel) => channel,
-            Err(error) => return Err(Failure::of_connection(endpoint, &error)),
-        };
-        *self.current.borrow_mut() = Some((endpoint.to_owned(), channel.clone()));
-        Ok(channel)
+        let connected = rpc::client::connect_narrow(endpoint, patience, tls, window_bytes).await;
+        connected.map_err(|error| Failure::of_connection(endpoint, &error))
     }
 }
 

@@ -1,18 +1,21 @@
 //! When what is committed goes to the state machine.
 //!
-//! At once, on a leader, and wherever somebody waits for it: a client whose command it is, a reader, a change of members. With
-//! [`crate::HostConfig::lazy_commits`] the rest waits for the next tick. Where a node has many groups, most of what it applies
-//! is of groups that it follows, a few entries at a time, and each time costs as much as several entries do; all that came
-//! since the last tick costs it once.
+//! At once, on a leader, and wherever somebody waits for it: a client whose command it is, a reader, another group, a change of
+//! members. With [`crate::HostConfig::lazy_commits`] what came by the way, with further entries, waits for the next tick, or until
+//! there is much of it. Where a node has many groups, most of what it applies is of groups that it follows, a few entries at a
+//! time, and each time costs as much as several entries do; all that came since the last tick costs it once.
 //!
 //! ```text
-//!  committed on a follower   ▂ ▂▂ ▂   ▂ ▂   ▂▂         handed out in order, and never later than a tick
-//!  handed out               │      ▆│      ▅│    ▃     before a snapshot is put in place, a change of leader, or sleep
+//!  committed on a follower   ▂ ▂▂ ▂   ▂ ▂   ▂▂         handed out in order, a tick later at most
+//!  handed out               │      ▆│      ▅│    ▃     before a snapshot is put in place or the leader is another one
 //! ```
 
 use crate::api::Output;
 use crate::group::Group;
 use crate::ready::Effects;
+
+/// So many entries wait at most.
+const WAITING_MAX: u64 = 256;
 
 /// Committed entries that are not handed out yet.
 #[derive(Default)]
@@ -21,6 +24,8 @@ pub(crate) struct Waiting {
     range: Option<(u64, u64)>,
     /// A reader waits until this is applied.
     read: u64,
+    /// The leader has said it at a tick of its own, when nothing more was under way: there is nothing to wait for.
+    pub told: bool,
 }
 
 impl Group {
@@ -32,7 +37,7 @@ impl Group {
         });
         self.waiting.range = Some((from, last));
         let waits = self.config.lazy_commits && !self.is_leader() && !awaited && first > self.waiting.read;
-        if !waits {
+        if !waits || last - from >= WAITING_MAX {
             self.hand_out_all(effects);
         }
     }
@@ -43,7 +48,7 @@ impl Group {
         }
     }
 
-    /// A reader here waits until this is applied.
+    /// A reader here, or another group, waits until this is applied.
     pub fn reads_at(&mut self, index: u64, effects: &mut Effects) {
         self.waiting.read = self.waiting.read.max(index);
         self.hand_out_all(effects);

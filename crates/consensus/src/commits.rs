@@ -103,6 +103,7 @@ impl Group {
         if from == self.leader() && term == self.term() && !self.is_leader() && self.installing.is_none() {
             let log = &mut self.raw.raft.raft_log;
             log.commit_to(commit.min(log.last_index()));
+            self.waiting.told = true;
         }
     }
 }

@@ -420,10 +420,12 @@ impl Group {
     }
 
     /// See [`crate::Input::Vouch`].
-    pub fn vouch(&mut self, index: u64, term: u64) {
+    pub fn vouch(&mut self, index: u64, term: u64, effects: &mut Effects) {
         let log = &mut self.raw.raft.raft_log;
         if self.installing.is_none() && index <= log.persisted && self.log.term_of(index) == Ok(term) {
             log.commit_to(index);
+            // Another group waits until it is applied.
+            self.reads_at(index, effects);
         }
     }
 
@@ -595,6 +597,7 @@ impl Group {
         if rejection && self.is_leader() {
             self.clamp_progress(from);
         }
+        self.waiting.told |= kind == MessageType::MsgHeartbeat;
         let of_leader = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot);
         if of_leader && self.leader() == from {
             self.vote_guard_until = self.now + self.timing.vote_guard;

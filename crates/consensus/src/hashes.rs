@@ -40,6 +40,8 @@ pub(crate) struct Hashes {
     others: BTreeMap<(u64, PeerId), u64>,
     /// On a leader: since when there are differences without a majority, and whether that was told.
     unclear: Option<(Time, bool)>,
+    /// The leader is another one, or the members are: to be compared anew.
+    pub again: bool,
     /// This replica's state is wrong, since then.
     quarantined: Option<Time>,
 }
@@ -123,6 +125,9 @@ impl Group {
             self.hashes.unclear = None;
             return;
         }
+        if std::mem::take(&mut self.hashes.again) {
+            self.compare_hashes(effects);
+        }
         let patience = self.config.election_timeout();
         if self.hashes.quarantined.is_some_and(|since| self.now.since(since) >= patience) {
             // Nobody took over; the others elect one when they hear nothing more.
@@ -137,7 +142,8 @@ impl Group {
         }
     }
 
-    /// On the leader: compares what is there, and says at which index that came to nothing, if at one.
+    /// On the leader, when there is a new hash or report, or those who count are others: compares what is there, and says at which
+    /// index that came to nothing, if at one.
     fn compare_hashes(&mut self, effects: &mut Effects) -> Option<u64> {
         let (&oldest, _) = self.hashes.own.first_key_value()?;
         self.hashes.others = self.hashes.others.split_off(&(oldest, PeerId(0)));

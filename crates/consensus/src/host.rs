@@ -264,7 +264,7 @@ impl Host {
             }
             Input::Vouch { group, index, term } => {
                 if let Some(found) = touch(&mut self.groups, touched, group, self.now) {
-                    found.vouch(index, term);
+                    found.vouch(index, term, effects);
                 }
             }
             Input::Unreachable { node } => {

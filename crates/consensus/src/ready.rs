@@ -91,7 +91,7 @@ impl Group {
         self.flush_reads(effects);
         self.drain_readies(effects);
         self.tell_commits(effects);
-        if self.is_asleep() {
+        if self.is_asleep() || std::mem::take(&mut self.waiting.told) {
             self.hand_out_all(effects);
         }
         self.want_snapshots(effects);
@@ -167,6 +167,7 @@ impl Group {
                 self.leader_since = self.now;
                 // The raft crate notes with each new leader what may hold a change.
                 self.inherited = self.raw.raft.pending_conf_index;
+                self.hashes.again = true;
             }
             for to in std::mem::take(&mut self.snapshots).into_keys() {
                 self.log.withdraw_snapshot(to);
@@ -268,6 +269,7 @@ impl Group {
             let seqs: Vec<u64> = std::mem::take(&mut self.reads.waiting).iter().map(|read| read.seq).collect();
             if !seqs.is_empty() {
                 let valid_until = Some(lease.valid_until);
+                self.reads_at(lease.index, effects);
                 effects.out.push(Output::ReadReady { group: self.id, seqs, index: lease.index, valid_until });
             }
             for (peer, context) in std::mem::take(&mut self.reads.remote_waiting) {
@@ -387,6 +389,8 @@ impl Group {
                 }
                 true
             }
+            // The first of a leader: followers that have it applied may sleep.
+            Some(EntryData::Empty) => true,
             _ => false,
         }
     }
@@ -422,6 +426,7 @@ impl Group {
         self.moved = true;
         self.log.membership_committed(index, self.membership.encode().into(), done);
         effects.event(Event::Membership { group: self.id, index, membership: self.membership.clone() });
+        self.hashes.again = true;
     }
 
     fn round_done(&mut self, context: &[u8], index: u64, effects: &mut Effects) {
@@ -429,6 +434,7 @@ impl Group {
         let Some(round) = self.reads.end_round(context) else { return };
         if !round.local.is_empty() {
             let seqs = round.local.iter().map(|read| read.seq).collect();
+            self.reads_at(index, effects);
             effects.out.push(Output::ReadReady { group: self.id, seqs, index, valid_until: None });
         }
         for (peer, context) in round.remote {

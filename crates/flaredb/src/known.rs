@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use proto::placement as pb;
+use rpc::client::is_of_the_way;
 
-use crate::pd::{Asking, PdClient, Placement, is_of_the_way};
+use crate::pd::{Asking, PdClient, Placement};
 
 const FILE: &str = "stores";
 const TEMPORARY: &str = "stores.tmp";

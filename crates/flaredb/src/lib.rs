@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  clients ─▶ api ─┬─ a region here covers the key ─▶ node (propose, read) ─▶ region::RegionMachine ─▶ engine
-//!                  └─ none does ─▶ placement::router ─▶ another store
+//!                  └─ none does ─▶ rpc::client::Router ─▶ another store
 //!  placement driver ◀─ heartbeats, steps ─▶ supervisor ─▶ store: regions come and go, members change
 //! ```
 //!

@@ -21,11 +21,11 @@ use base::{GroupId, NodeId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{Membership, Refusal};
 use futures::future;
-use placement::router::Locate;
 use prost::Message;
 use proto::flaredb::command::What;
 use proto::flaredb::{self as pb, Verdict};
 use proto::placement as pd;
+use rpc::client::router::Locate;
 
 use crate::merge_stats::GivenUp;
 use crate::region::machine::REFUSED;

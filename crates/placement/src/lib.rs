@@ -21,9 +21,8 @@
 //! cluster that carries operators out, for figures and for tests.
 //!
 //! Around these: [`machine`] what the members agree on, with [`snapshot`] · [`term`] what the leading one has heard, [`leader`] its
-//! work · [`counters`] what was counted, with [`metrics`], and [`refusals`] · [`router`] the way to the store that has a key · [`api`]
-//! gRPC and HTTP ·
-//! [`config`], [`server`] the program, and [`recover`], which mends a stopped member.
+//! work · [`counters`] what was counted, with [`metrics`], and [`refusals`] · [`api`] gRPC and HTTP · [`config`], [`server`] the
+//! program, and [`recover`], which mends a stopped member.
 //!
 //! # Invariants
 //! 1. The same view, policy, time and round number give the same plan: no clock, no randomness, no order of a hash table.
@@ -58,7 +57,6 @@ pub mod plan;
 pub mod policy;
 pub mod recover;
 pub mod refusals;
-pub mod router;
 pub mod scale;
 pub mod server;
 pub mod snapshot;

@@ -5,6 +5,8 @@
 
 mod connector;
 mod page;
+mod placement;
+pub mod router;
 mod tls;
 
 use std::fmt;
@@ -34,10 +36,17 @@ pub use stubs::v3lockpb::lock_client::LockClient;
 
 pub use connector::{Connection, Connector, connect as connect_stream};
 pub use page::{PageAnswer, exchange, page};
+pub use placement::{PlacementDriver, is_of_the_way};
+pub use router::Router;
 pub use tls::{Tls, TlsFiles};
 
 /// The largest answer a client of ours takes. Servers do not limit what they send.
 pub const RESPONSE_BYTES_MAX: usize = i32::MAX as usize;
+
+/// What a server may send on one stream ahead of its reader, unless said otherwise.
+pub const WINDOW_BYTES: u32 = 4 << 20;
+/// Streams whose windows fit into their connection's.
+const WINDOWS: u32 = 4;
 
 /// The endpoint at an address, with windows that let one stream use a fast link.
 ///
@@ -48,8 +57,8 @@ pub fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint, Er
     Ok(Endpoint::from_shared(uri)?
         .connect_timeout(connect_timeout)
         .tcp_nodelay(true)
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES * WINDOWS)
         .http2_keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10)))
 }
@@ -89,10 +98,27 @@ impl fmt::Display for ConnectError {
 /// # Errors
 /// The address is no URI, nobody listens there, the time ran out, or one side refuses the other: see [`crate::tls_words`].
 pub async fn connect(address: &str, timeout: Duration, tls: Option<&Tls>) -> Result<Channel, ConnectError> {
+    connect_narrow(address, timeout, tls, WINDOW_BYTES).await
+}
+
+/// As [`connect`]; the server sends at most so many bytes of a stream ahead of its reader, and goes on in pieces of half of that:
+/// a reader that takes its time is not served in bursts.
+///
+/// # Errors
+/// As of [`connect`].
+pub async fn connect_narrow(
+    address: &str,
+    timeout: Duration,
+    tls: Option<&Tls>,
+    window_bytes: u32,
+) -> Result<Channel, ConnectError> {
     // To tonic it is a plain connection, since the connector takes care of TLS; to the server the request says `https`.
     let secured = address.strip_prefix("https://");
     let plain = secured.map_or_else(|| address.to_owned(), |rest| format!("http://{rest}"));
-    let mut endpoint = endpoint(&plain, timeout).map_err(ConnectError::Unreachable)?;
+    let mut endpoint = endpoint(&plain, timeout)
+        .map_err(ConnectError::Unreachable)?
+        .initial_stream_window_size(window_bytes)
+        .initial_connection_window_size(window_bytes.saturating_mul(WINDOWS));
     if secured.is_some() {
         endpoint = endpoint.origin(Uri::try_from(address).unwrap_or_default());
     }

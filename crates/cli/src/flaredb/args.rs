@@ -14,6 +14,7 @@ Examples:
   flaredb-client cluster-status
   flaredb-client --endpoint http://STORE:2379 put greeting hello
   flaredb-client --endpoint http://PD:2379 get greeting
+  flaredb-client --pd http://PD1:2379,http://PD2:2379 scan --prefix user/
   flaredb-client --endpoint http://PD:2379 stores
   flaredb-client --endpoint http://PD:2379 drain 4 --dry-run
   flaredb-client --endpoint http://PD:2379 explain region 7
@@ -39,6 +40,10 @@ pub struct Global {
     /// A store or the placement driver; what concerns the cluster is asked of the placement driver
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
     pub endpoint: String,
+    /// Members of the placement driver: keys are then asked of the stores that lead them, and not of the endpoint, which would
+    /// pass them on
+    #[arg(long, value_name = "URL", global = true, env = "FLAREDB_PD", value_delimiter = ',')]
+    pub pd: Vec<String>,
     #[command(flatten)]
     pub certificates: Certificates,
     /// How answers are shown [default: table on a terminal, simple otherwise]

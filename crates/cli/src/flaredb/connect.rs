@@ -48,8 +48,21 @@ impl Certificates {
 pub fn reach(global: &Global, endpoint: &str) -> Result<(String, Option<Tls>), Failure> {
     let files = global.certificates.files();
     let url = with_scheme(endpoint, &files)?;
-    let tls = url.starts_with("https://").then(|| Tls::load(&files)).transpose();
-    Ok((url, tls.map_err(|why| Failure::local(why).code(CERTIFICATE_FILE))?))
+    let tls = url.starts_with("https://").then(|| load(&files)).transpose()?;
+    Ok((url, tls))
+}
+
+fn load(files: &TlsFiles) -> Result<Tls, Failure> {
+    Tls::load(files).map_err(|why| Failure::local(why).code(CERTIFICATE_FILE))
+}
+
+/// The same of several servers, where those may name others: certificates that are given count, whatever the URLs say.
+pub fn reach_all(global: &Global, endpoints: &[String]) -> Result<(Vec<String>, Option<Tls>), Failure> {
+    let files = global.certificates.files();
+    let urls = endpoints.iter().map(|endpoint| with_scheme(endpoint, &files)).collect::<Result<Vec<_>, _>>()?;
+    let wanted = files.ca.is_some() || files.cert.is_some() || files.trust_anyone;
+    let secured = wanted || urls.iter().any(|url| url.starts_with("https://"));
+    Ok((urls, secured.then(|| load(&files)).transpose()?))
 }
 
 pub async fn connect(global: &Global, endpoint: &str) -> Result<Channel, Failure> {

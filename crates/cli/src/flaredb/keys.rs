@@ -1,34 +1,67 @@
 //! Raw keys.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use cli::failure::Failure;
+use cli::failure::{Failure, Kind};
 use cli::format;
 use cli::output::{Format, Output};
 use proto::flaredb as pb;
-use rpc::client::RawClient;
+use rpc::client::{PlacementDriver, RawClient, Router};
 use serde_json::json;
+use tonic::Response;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
 
 use crate::args::Global;
-use crate::connect::connect;
+use crate::connect::{connect, reach_all};
 
-/// Asks the endpoint: a store or a placement driver, both know the way.
-async fn ask<T>(
-    global: &Global,
-    call: impl AsyncFn(RawClient<Channel>) -> Result<Response<T>, Status>,
-) -> Result<T, Failure> {
-    let answer = call(client_of(connect(global, &global.endpoint).await?)).await;
-    answer.map(Response::into_inner).map_err(|status| Failure::of_status(&global.endpoint, &status))
+/// Who is asked for keys.
+enum Way {
+    /// The endpoint: a store or a placement driver, both know the way.
+    Endpoint(String, RawClient<Channel>),
+    /// The stores that lead the keys, as the placement driver at these addresses says.
+    Leaders(String, Router),
 }
 
-fn client_of(channel: Channel) -> RawClient<Channel> {
-    RawClient::new(channel).max_decoding_message_size(rpc::client::RESPONSE_BYTES_MAX)
+impl Way {
+    async fn of(global: &Global) -> Result<Way, Failure> {
+        if global.pd.is_empty() {
+            let client = RawClient::new(connect(global, &global.endpoint).await?);
+            let client = client.max_decoding_message_size(rpc::client::RESPONSE_BYTES_MAX);
+            return Ok(Way::Endpoint(global.endpoint.clone(), client));
+        }
+        let (urls, tls) = reach_all(global, &global.pd)?;
+        let members = PlacementDriver::new(urls, tls.clone());
+        Ok(Way::Leaders(global.pd.join(","), Router::new(Arc::new(members), tls)))
+    }
+}
+
+/// A call by either way.
+macro_rules! ask {
+    ($way:expr, $call:ident, $request:expr) => {
+        match &$way {
+            Way::Endpoint(endpoint, client) => {
+                let answer = client.clone().$call($request).await;
+                answer.map(Response::into_inner).map_err(|status| Failure::of_status(endpoint, &status))
+            }
+            Way::Leaders(members, router) => router.$call($request).await.map_err(|status| of_router(members, status)),
+        }
+    };
+}
+
+/// What the router says names the store that it speaks of.
+fn of_router(members: &str, status: rpc::Status) -> Failure {
+    if status.code == rpc::Code::DeadlineExceeded {
+        return Failure::new(Kind::TimedOut, status.message).advise("read the key: a write may have happened");
+    }
+    let code = tonic::Code::from_i32(status.code.number() as i32);
+    Failure::of_status(members, &tonic::Status::new(code, status.message))
 }
 
 pub async fn get(global: &Global, key: String, output: &mut Output) -> Result<bool, Failure> {
+    let way = Way::of(global).await?;
     let request = pb::GetRequest { context: None, key: key.clone().into() };
-    let answer = ask(global, async |mut client| client.get(request.clone()).await).await?;
+    let answer = ask!(way, get, request)?;
     let Some(value) = answer.value else { return Ok(false) };
     match output.format_of_lines() {
         Format::Json => {
@@ -40,8 +73,9 @@ pub async fn get(global: &Global, key: String, output: &mut Output) -> Result<bo
 }
 
 pub async fn put(global: &Global, key: String, value: String, output: &mut Output) -> Result<bool, Failure> {
+    let way = Way::of(global).await?;
     let request = pb::PutRequest { context: None, key: key.clone().into(), value: value.into() };
-    ask(global, async |mut client| client.put(request.clone()).await).await?;
+    ask!(way, put, request)?;
     match output.format_of_lines() {
         Format::Json => output.json(&json!({}))?,
         _ => output.line("OK")?,
@@ -50,8 +84,9 @@ pub async fn put(global: &Global, key: String, value: String, output: &mut Outpu
 }
 
 pub async fn delete(global: &Global, key: String, output: &mut Output) -> Result<bool, Failure> {
+    let way = Way::of(global).await?;
     let request = pb::DeleteRequest { context: None, key: key.clone().into() };
-    let answer = ask(global, async |mut client| client.delete(request.clone()).await).await?;
+    let answer = ask!(way, delete, request)?;
     let deleted = u8::from(answer.existed);
     match output.format_of_lines() {
         Format::Json => output.json(&json!({ "deleted": deleted }))?,
@@ -68,6 +103,7 @@ pub async fn scan(
     keys_only: bool,
     output: &mut Output,
 ) -> Result<bool, Failure> {
+    let way = Way::of(global).await?;
     let (mut start, end) = (Bytes::from(start), Bytes::from(end));
     let (mut left, mut all) = (limit, Vec::new());
     while left > 0 {
@@ -80,7 +116,7 @@ pub async fn scan(
             bytes_max: 0,
             keys_only,
         };
-        let answer = ask(global, async |mut client| client.scan(request.clone()).await).await?;
+        let answer = ask!(way, scan, request)?;
         left -= answer.pairs.len().min(left);
         for pb::Pair { key, value } in answer.pairs {
             match output.format() {

@@ -37,14 +37,20 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
-            let (endpoint, timeout) = (cli.global.endpoint.clone(), cli.global.timeout);
+            let of_keys = matches!(
+                cli.command,
+                Command::Get { .. } | Command::Put { .. } | Command::Delete { .. } | Command::Scan { .. }
+            );
+            let asks_pd = of_keys && !cli.global.pd.is_empty();
+            let asked = if asks_pd { cli.global.pd.join(",") } else { cli.global.endpoint.clone() };
+            let timeout = cli.global.timeout;
             let watches = matches!(cli.command, Command::Drain(_));
             let run = run(cli.command, &cli.global);
             // A drain takes as long as it takes; its questions have the time-out each.
             if watches {
                 return run.await;
             }
-            tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| Err(Failure::timed_out(&endpoint)))
+            tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| Err(Failure::timed_out(&asked)))
         }),
         Err(error) => Err(Failure::local(format!("cannot start: {error}"))),
     };

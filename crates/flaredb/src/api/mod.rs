@@ -27,9 +27,9 @@ use rpc::client::Tls;
 use rpc::server::{Answer, Method, Server, ServerStats};
 
 pub use door::Door;
-pub use placement::router::Router;
 pub use raw::{Raw, VALUE_BYTES_MAX};
 pub use requests::Requests;
+pub use rpc::client::Router;
 
 use self::requests::Watched;
 

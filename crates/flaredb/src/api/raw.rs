@@ -8,10 +8,7 @@ use consensus::{MachineError, Refusal};
 use prost::Message as _;
 use proto::flaredb as pb;
 use rpc::Status;
-use rpc::client::RawClient;
-use tonic::transport::Channel;
-
-use placement::router::{Asked, Repeat, Router};
+use rpc::client::Router;
 
 use super::Missed;
 use crate::alone;
@@ -37,7 +34,7 @@ const FROZEN_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Forwards a call if its key is not here, and makes of a region's error what its sender can use.
 macro_rules! here_or_there {
-    ($api:expr, $request:expr, $key:expr, $repeat:ident, $here:ident, $there:ident, $response:ident) => {{
+    ($api:expr, $request:expr, $here:ident, $there:ident, $response:ident) => {{
         let routed = $request.context.is_some();
         match $api.$here(&$request).await {
             Ok(response) => Ok(response),
@@ -47,16 +44,7 @@ macro_rules! here_or_there {
                 #[allow(clippy::needless_update)]
                 Ok(pb::$response { error: Some(error), ..pb::$response::default() })
             }
-            Err(Missed::Region(_)) => {
-                let ask = |mut client: RawClient<Channel>, context| -> Asked<pb::$response> {
-                    let mut request = $request.clone();
-                    request.context = Some(context);
-                    Box::pin(async move { Ok(client.$there(request).await?.into_inner()) })
-                };
-                $api.router
-                    .forward($key, Repeat::$repeat, ask, |response: &mut pb::$response| response.error.take())
-                    .await
-            }
+            Err(Missed::Region(_)) => $api.router.$there($request).await,
         }
     }};
 }
@@ -70,18 +58,18 @@ pub struct Raw {
 impl Raw {
     pub async fn get(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
         check_key(&request.key)?;
-        here_or_there!(self, request, &request.key, Safe, get_here, get, GetResponse)
+        here_or_there!(self, request, get_here, get, GetResponse)
     }
 
     pub async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Status> {
         check_key(&request.key)?;
         check_value(Some(&request.value))?;
-        here_or_there!(self, request, &request.key, Never, put_here, put, PutResponse)
+        here_or_there!(self, request, put_here, put, PutResponse)
     }
 
     pub async fn delete(&self, request: pb::DeleteRequest) -> Result<pb::DeleteResponse, Status> {
         check_key(&request.key)?;
-        here_or_there!(self, request, &request.key, Never, delete_here, delete, DeleteResponse)
+        here_or_there!(self, request, delete_here, delete, DeleteResponse)
     }
 
     pub async fn compare_and_swap(
@@ -90,7 +78,7 @@ impl Raw {
     ) -> Result<pb::CompareAndSwapResponse, Status> {
         check_key(&request.key)?;
         check_value(request.value.as_ref())?;
-        here_or_there!(self, request, &request.key, Never, swap_here, compare_and_swap, CompareAndSwapResponse)
+        here_or_there!(self, request, swap_here, compare_and_swap, CompareAndSwapResponse)
     }
 
     /// Mutations of several regions are done region by region, in the order of their keys: where one fails, those before are done.
@@ -131,9 +119,10 @@ impl Raw {
     }
 
     async fn batch_part(&self, request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
-        let Some(first) = request.mutations.first() else { return Ok(pb::BatchResponse::default()) };
-        let key = first.key.clone();
-        here_or_there!(self, request, &key, Never, batch_here, batch, BatchResponse)
+        if request.mutations.is_empty() {
+            return Ok(pb::BatchResponse::default());
+        }
+        here_or_there!(self, request, batch_here, batch_of_one, BatchResponse)
     }
 
     /// Answers from one region; where it ends before the range does, the resume key leads on.
@@ -141,7 +130,7 @@ impl Raw {
         if !request.end.is_empty() && request.end <= request.start {
             return Ok(pb::ScanResponse::default());
         }
-        here_or_there!(self, request, &request.start, Safe, scan_here, scan, ScanResponse)
+        here_or_there!(self, request, scan_here, scan, ScanResponse)
     }
 
     async fn get_here(&self, request: &pb::GetRequest) -> Result<pb::GetResponse, Missed> {

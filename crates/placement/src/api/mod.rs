@@ -25,6 +25,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::Refusal;
 use node::metrics::calls::Methods;
 use node::transport::{CallFuture, CallService, Caller};
+use rpc::client::Router;
 use rpc::client::Tls;
 use rpc::server::{Answer, BoxFuture, Call, HttpBody, Method, RequestStream, ResponseSink, Service};
 use rpc::{Code, Status};
@@ -32,7 +33,6 @@ use rpc::{Code, Status};
 use crate::counters::Counters;
 use crate::leader::{Leader, of_refusal};
 use crate::metrics::{self, NodeSources, Sources};
-use crate::router::Router;
 
 /// The peer call that carries a request to the leader. In: 1 byte kind (0 gRPC, 1 HTTP), then the request. Out: 4 bytes code
 /// (gRPC's, or HTTP's), then the answer or the error's text.

@@ -8,12 +8,12 @@ use prost::Message as _;
 use proto::{flaredb as pb, placement};
 use rpc::Status;
 use rpc::client::RawClient;
+use rpc::client::router::{Asked, Locate, Repeat};
 use rpc::server::Method;
 use tonic::transport::Channel;
 
 use super::Api;
 use super::rpc_calls::{GET_REGION, decoded};
-use crate::router::{Asked, Locate, Repeat};
 
 /// Methods below are the placement driver's own.
 pub const FIRST: u16 = 64;

@@ -17,9 +17,9 @@ use node::transport::{CallService as _, Caller, Standing};
 use node::{Ground, Identity, Later, Replicated};
 use placement::leader::Leader;
 use placement::machine::PlacementMachine;
-use placement::router::{Asked, Locate};
 use prost::Message as _;
 use proto::placement as pb;
+use rpc::client::router::{Asked, Locate};
 use storage::{Engine, LogStore as _};
 
 use super::bug::Bug;

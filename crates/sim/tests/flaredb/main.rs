@@ -8,6 +8,7 @@ mod commands;
 mod disks;
 mod full_disk;
 mod labels;
+mod leaders;
 mod lost;
 #[path = "../common/machine.rs"]
 mod machine;

@@ -68,7 +68,7 @@ pub struct SaveArgs {
     #[arg(long, conflicts_with_all = ["incremental", "output_dir"])]
     pub stale: bool,
     /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
-    #[arg(long, value_name = "MIB", default_value_t = 16)]
+    #[arg(long, value_name = "MIB", default_value_t = 10)]
     pub max_rate: u32,
 }
 
@@ -100,7 +100,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub incremental: bool,
     /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
-    #[arg(long, value_name = "MIB", default_value_t = 16)]
+    #[arg(long, value_name = "MIB", default_value_t = 10)]
     pub max_rate: u32,
     /// Write figures for Prometheus' node exporter into this file
     #[arg(long, value_name = "PATH")]
@@ -125,7 +125,7 @@ pub struct ScheduleArgs {
     #[arg(long, value_name = "DAYS")]
     pub keep_days: Option<u32>,
     /// At most so many MiB a second, so that writers are not held up meanwhile; 0: as fast as possible
-    #[arg(long, value_name = "MIB", default_value_t = 16)]
+    #[arg(long, value_name = "MIB", default_value_t = 10)]
     pub max_rate: u32,
     /// Write figures for Prometheus' node exporter into this file
     #[arg(long, value_name = "PATH")]

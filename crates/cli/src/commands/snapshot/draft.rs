@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// Follows the name in parts, before the process id of who writes.
 const PART: &str = ".part-";
 const BUFFER_BYTES: usize = 256 << 10;
-const WRITE_OUT_EVERY_BYTES: u64 = 1 << 20;
+const WRITE_OUT_EVERY_BYTES: u64 = 256 << 10;
 
 pub struct Draft {
     path: PathBuf,

@@ -9,6 +9,7 @@ use proto::admin::{ChangesRequest, ChangesResponse};
 use proto::content::FAMILIES;
 use proto::etcdserverpb::{SnapshotRequest, SnapshotResponse};
 use proto::snapshot::{Content, FILE_DIGEST_BYTES, Reader, STALE};
+use rpc::client::WINDOW_BYTES;
 use sha2::{Digest, Sha256};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status, Streaming};
@@ -21,6 +22,9 @@ use crate::failure::Failure;
 const PACE_STEP: Duration = Duration::from_millis(2);
 /// What a stream that fell behind its pace may make up for.
 const PACE_BURST: Duration = Duration::from_millis(100);
+/// A server may send ahead what comes in 20 ms, and not less than this.
+const AHEAD_BYTES_PER_MIB: u32 = (1 << 20) / 50;
+const WINDOW_BYTES_MIN: u32 = 256 << 10;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,14 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// What the server may send ahead: little, so that it works as evenly as the stream is taken.
+    fn window_bytes(self) -> u32 {
+        match self.mib_per_second {
+            0 => WINDOW_BYTES,
+            rate => rate.saturating_mul(AHEAD_BYTES_PER_MIB).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES),
+        }
+    }
+
     /// When the next bytes are due, `bytes` having been taken now that those before were due at `due`. A stream that stood
     /// still does not make up for it in a burst.
     fn after(self, due: Instant, now: Instant, bytes: usize) -> Instant {
@@ -77,7 +89,7 @@ pub async fn receive(
     pace: Pace,
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<Received, Failure> {
-    let (endpoint, channel) = client.any_channel().await?;
+    let (endpoint, channel) = client.narrow_channel(pace.window_bytes()).await?;
     let received = receive_from(client, (&endpoint, channel), wanted, pace, &mut take).await;
     if received.is_err() {
         client.turn_away_from(&endpoint);

@@ -1,22 +1,43 @@
-//! Requests for raw keys that lie elsewhere, passed on by a store or by the placement driver itself. The placement driver
-//! says where; the answer is remembered until it turns out to be wrong. A store that has a later region there says so, and is
-//! believed: requests find their way when a region was cut while the placement driver is away.
+//! Raw keys of FlareDB, asked of the stores that have them: the library for clients, which the stores and the placement driver
+//! use as well where a request came to them that others should have got.
+//!
+//! The placement driver says where a key lies ([`Locate`]; [`PlacementDriver`](super::PlacementDriver) asks it); the answer is
+//! remembered until it turns out to be wrong. A store that has a later region there says so, and is believed: requests find
+//! their way when a region was cut while the placement driver is away. The region's leader is asked first, another of its stores
+//! after that. Requests carry the region's epoch, so that nobody answers for keys that it has given away; a batch, which may
+//! touch several regions, is left to the store of its first key. A store that does not lead any more answers all the same, by
+//! way of the one that does: so what is known is asked for anew now and then, if the placement driver is there.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), rpc::Status> {
+//! use std::sync::Arc;
+//! use proto::flaredb::{GetRequest, PutRequest};
+//! use rpc::client::{PlacementDriver, Router};
+//!
+//! let pd = PlacementDriver::new(vec!["http://127.0.0.11:2379".to_owned()], None);
+//! let keys = Router::new(Arc::new(pd), None);
+//! keys.put(PutRequest { key: "greeting".into(), value: "hello".into(), ..Default::default() }).await?;
+//! let answer = keys.get(GetRequest { key: "greeting".into(), ..Default::default() }).await?;
+//! assert_eq!(answer.value.as_deref(), Some(&b"hello"[..]));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use base::{GroupId, Time};
 use bytes::Bytes;
-use node::Later;
 use parking_lot::Mutex;
 use proto::{flaredb as pb, placement};
-use rpc::Status;
-use rpc::client::{RawClient, Tls};
-use rpc::server::BoxFuture;
 use tonic::transport::Channel;
+
+use super::{RESPONSE_BYTES_MAX, RawClient, Tls, connect};
+use crate::server::BoxFuture;
+use crate::{Code, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Tries before a request is given up, and the pause after a failed one.
@@ -25,6 +46,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const REMEMBERED_MAX: usize = 100_000;
 /// The placement driver's word on a region without a leader counts for so long, and is waited for so long.
 const WORD_COUNTS: Duration = Duration::from_millis(500);
+/// Who leads a region counts for so long; the placement driver has so long to say that somebody else does.
+const LEADER_COUNTS: Duration = Duration::from_secs(10);
+const REFRESH_WITHIN: Duration = Duration::from_millis(100);
 const WORD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whether asking twice is the same as asking once. What changes something is asked again only if it was not heard.
@@ -43,12 +67,33 @@ pub trait Locate: Send + Sync {
 
     /// On a clock that only goes forward.
     fn now(&self) -> Time {
-        node::clock::now()
+        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Time::from_nanos(u64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn sleep(&self, span: Duration) -> Later<()> {
+    fn sleep(&self, span: Duration) -> BoxFuture<()> {
         Box::pin(tokio::time::sleep(span))
     }
+}
+
+/// A call of one key, asked of the store that has it.
+macro_rules! call {
+    ($(#[$doc:meta])* $call:ident, $method:ident, $request:ident, $key:expr, $repeat:ident, $response:ident) => {
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// The store's, or that there was no way to one: `Unavailable` where nothing was done, `DeadlineExceeded` where it may yet
+        /// take effect.
+        pub async fn $call(&self, request: pb::$request) -> Result<pb::$response, Status> {
+            let ask = |mut client: RawClient<Channel>, context| -> Asked<pb::$response> {
+                let mut request = request.clone();
+                request.context = Some(context);
+                Box::pin(async move { Ok(client.$method(request).await?.into_inner()) })
+            };
+            let key: Bytes = $key(&request);
+            self.forward(&key, Repeat::$repeat, ask, |response: &mut pb::$response| response.error.take()).await
+        }
+    };
 }
 
 /// Where keys lie, as far as is known.
@@ -56,8 +101,8 @@ pub struct Router {
     pd: Arc<dyn Locate>,
     /// For stores at `https://`.
     tls: Option<Tls>,
-    /// By the region's start.
-    known: Mutex<BTreeMap<Bytes, placement::GetRegionResponse>>,
+    /// By the region's start, and when that was said.
+    known: Mutex<BTreeMap<Bytes, (Time, placement::GetRegionResponse)>>,
     channels: Mutex<HashMap<String, Channel>>,
     /// What the placement driver last said of regions that have no leader here, and when; nothing: it said nothing.
     words: Mutex<HashMap<GroupId, (Time, Option<placement::Region>)>>,
@@ -79,6 +124,52 @@ impl Router {
     /// Requests so far whose keys lay elsewhere.
     pub fn forwarded(&self) -> u64 {
         self.forwarded.load(Ordering::Relaxed)
+    }
+
+    call!(
+        /// The value of a key, linearizably.
+        get, get, GetRequest, |request: &pb::GetRequest| request.key.clone(), Safe, GetResponse
+    );
+    call!(
+        /// Writes a key.
+        put, put, PutRequest, |request: &pb::PutRequest| request.key.clone(), Never, PutResponse
+    );
+    call!(
+        /// Deletes a key, and says whether it was there.
+        delete, delete, DeleteRequest, |request: &pb::DeleteRequest| request.key.clone(), Never, DeleteResponse
+    );
+    call!(
+        /// Writes a key if it is as expected, and says what it was.
+        compare_and_swap, compare_and_swap, CompareAndSwapRequest, |request: &pb::CompareAndSwapRequest| request.key.clone(), Never, CompareAndSwapResponse
+    );
+    call!(
+        /// The pairs from `start` on that one region has; where it ends before the range does, or the answer is full, the resume
+        /// key leads on.
+        scan, scan, ScanRequest, |request: &pb::ScanRequest| request.start.clone(), Safe, ScanResponse
+    );
+
+    call!(
+        /// Mutations of keys that lie in one region.
+        batch_of_one,
+        batch,
+        BatchRequest,
+        first_key,
+        Never,
+        BatchResponse
+    );
+
+    /// Mutations of keys of any regions, least keys first: where one region fails, those before are done. The store of the first
+    /// key does the rest.
+    ///
+    /// # Errors
+    /// As of one key.
+    pub async fn batch(&self, request: pb::BatchRequest) -> Result<pb::BatchResponse, Status> {
+        let request = pb::BatchRequest { context: None, ..request };
+        let ask = |mut client: RawClient<Channel>, _| -> Asked<pb::BatchResponse> {
+            let request = request.clone();
+            Box::pin(async move { Ok(client.batch(request).await?.into_inner()) })
+        };
+        self.forward(&first_key(&request), Repeat::Never, ask, |_| None).await
     }
 
     /// Asks a store that has the key, and another one if it has not.
@@ -117,7 +208,7 @@ impl Router {
                     continue;
                 }
             };
-            let client = RawClient::new(channel).max_decoding_message_size(rpc::client::RESPONSE_BYTES_MAX);
+            let client = RawClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
             match ask(client, context).await {
                 Ok(mut answer) => match error_of(&mut answer) {
                     None => return Ok(answer),
@@ -130,7 +221,7 @@ impl Router {
                     self.channels.lock().remove(&store.client_url);
                     self.forget(key);
                     let why = format!("store {}: {}; it may yet take effect", store.id, status.message());
-                    return Err(Status::new(rpc::Code::DeadlineExceeded, why));
+                    return Err(Status::new(Code::DeadlineExceeded, why));
                 }
                 Err(status) if status.code() == tonic::Code::Unavailable => {
                     failure = format!("store {}: {}", store.id, status.message());
@@ -138,7 +229,7 @@ impl Router {
                     self.forget(key);
                 }
                 Err(status) => {
-                    let code = rpc::Code::from_number(status.code() as u32);
+                    let code = Code::from_number(status.code() as u32);
                     return Err(Status::new(code, status.message().to_owned()));
                 }
             }
@@ -173,10 +264,26 @@ impl Router {
     }
 
     async fn find(&self, key: &[u8]) -> Result<placement::GetRegionResponse, tonic::Status> {
-        if let Some(known) = self.known_at(key) {
-            return Ok(known);
-        }
-        let found = self.pd.clone().region_at(Bytes::copy_from_slice(key)).await?;
+        let asked = self.pd.clone().region_at(Bytes::copy_from_slice(key));
+        let found = match self.known_at(key) {
+            None => asked.await?,
+            Some((said, known)) => {
+                let counts = if known.leader_store == 0 { WORD_COUNTS } else { LEADER_COUNTS };
+                if self.pd.now().since(said) < counts {
+                    return Ok(known);
+                }
+                // Nobody else has to ask, and where nobody answers it goes on as it was.
+                self.remember(&known);
+                let asked = tokio::select! {
+                    biased;
+                    asked = asked => asked.ok(),
+                    () = self.pd.sleep(REFRESH_WITHIN) => None,
+                };
+                // A store may have told of a later one than the placement driver has heard of.
+                let version = |found: &placement::GetRegionResponse| found.region.as_ref().map(|region| region.version);
+                asked.filter(|asked| version(asked) >= version(&known)).unwrap_or(known)
+            }
+        };
         self.remember(&found);
         Ok(found)
     }
@@ -193,7 +300,7 @@ impl Router {
             known.range::<Bytes, _>((Bound::Included(region.start.clone()), end)).map(|(start, _)| start.clone());
         let within: Vec<Bytes> = within.collect();
         within.iter().for_each(|start| drop(known.remove(start)));
-        known.insert(region.start.clone(), found.clone());
+        known.insert(region.start.clone(), (self.pd.now(), found.clone()));
     }
 
     /// What was known is wrong, by the word of a store that was asked.
@@ -204,11 +311,12 @@ impl Router {
         }
     }
 
-    fn known_at(&self, key: &[u8]) -> Option<placement::GetRegionResponse> {
+    /// With when that was said.
+    fn known_at(&self, key: &[u8]) -> Option<(Time, placement::GetRegionResponse)> {
         let known = self.known.lock();
-        let (_, found) = known.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        let (_, (said, found)) = known.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         let end = &found.region.as_ref()?.end;
-        (end.is_empty() || key < &end[..]).then(|| found.clone())
+        (end.is_empty() || key < &end[..]).then(|| (*said, found.clone()))
     }
 
     fn forget(&self, key: &[u8]) {
@@ -223,11 +331,16 @@ impl Router {
         if let Some(channel) = self.channels.lock().get(url) {
             return Ok(channel.clone());
         }
-        let connected = rpc::client::connect(url, CONNECT_TIMEOUT, self.tls.as_ref()).await;
+        let connected = connect(url, CONNECT_TIMEOUT, self.tls.as_ref()).await;
         let channel = connected.map_err(|why| tonic::Status::unavailable(format!("{url}: {why}")))?;
         self.channels.lock().insert(url.to_owned(), channel.clone());
         Ok(channel)
     }
+}
+
+/// The key that decides who is asked.
+fn first_key(request: &pb::BatchRequest) -> Bytes {
+    request.mutations.iter().map(|mutation| &mutation.key).min().cloned().unwrap_or_default()
 }
 
 /// What a store said of a region, in the placement driver's words: if it is later than what was `found`, and in stores that are
@@ -272,7 +385,7 @@ mod tests {
         router.remember(&found);
         let why = Some(pb::region_error::Why::StaleEpoch(pb::Regions { regions: vec![word] }));
         router.correct(b"m", &found, pb::RegionError { why });
-        let id_at = |key: &[u8]| router.known_at(key).and_then(|found| Some(found.region?.id));
+        let id_at = |key: &[u8]| router.known_at(key).and_then(|(_, found)| Some(found.region?.id));
         (id_at(b"m"), id_at(b"a"))
     }
 
@@ -286,7 +399,7 @@ mod tests {
         remember(region(2, "f", "m", 1, &[1]));
         remember(region(3, "m", "", 1, &[1]));
         remember(region(1, "", "m", 2, &[1]));
-        let ids = [b"a", b"f", b"m"].map(|key| router.known_at(key).and_then(|found| Some(found.region?.id)));
+        let ids = [b"a", b"f", b"m"].map(|key| router.known_at(key).and_then(|(_, found)| Some(found.region?.id)));
         assert_eq!(ids, [Some(1), Some(1), Some(3)]);
     }
 

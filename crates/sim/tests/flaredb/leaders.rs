@@ -1,0 +1,115 @@
+//! Clients that ask the leaders of keys directly, as the placement driver says, while regions are cut and stores die.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::flaredb as pb;
+use rpc::client::{PlacementDriver, Router};
+use serde_json::json;
+
+use crate::cluster::{Cluster, PATIENCE};
+
+/// Nobody listens there.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+fn key(number: u32) -> String {
+    format!("k{number:03}")
+}
+
+/// Until it is done: what was not heard is asked again.
+async fn put(router: &Router, number: u32, value: &str) {
+    let request = pb::PutRequest { key: key(number).into(), value: value.to_owned().into(), ..Default::default() };
+    let asked = Instant::now();
+    while let Err(why) = router.put(request.clone()).await {
+        assert!(asked.elapsed() < PATIENCE, "{why:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn all(router: &Router) -> Vec<(String, String)> {
+    let mut request = pb::ScanRequest { start: "k".into(), end: "l".into(), rows_max: 30, ..Default::default() };
+    let mut pairs = Vec::new();
+    loop {
+        let answer = router.scan(request.clone()).await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        pairs.extend(answer.pairs.iter().map(|pair| (text(&pair.key), text(&pair.value))));
+        let Some(resume) = answer.resume else { return pairs };
+        request.start = resume;
+    }
+}
+
+/// Regions that are led, by store.
+async fn led(cluster: &Cluster) -> Vec<u64> {
+    let page = cluster.page("regions").await.unwrap_or_default();
+    let leaders = page["regions"].as_array().cloned().unwrap_or_default().into_iter();
+    leaders.filter_map(|region| region["leader"]["store_id"].as_u64()).collect()
+}
+
+async fn forwarded(cluster: &Cluster) -> f64 {
+    let mut sum = 0.0;
+    for store in &cluster.stores {
+        let page = rpc::client::page(&store.url(), "/metrics", None).await.unwrap_or_default();
+        let text = String::from_utf8_lossy(&page).into_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix("flaredb_requests_forwarded_total "));
+        sum += line.map_or(0.0, |value| value.trim().parse::<f64>().unwrap());
+    }
+    sum
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_ask_the_leaders_of_keys() {
+    let mut cluster = Cluster::start(1, 4).await;
+    cluster.set_policy(r#"{"max-merge-region-size": 0}"#);
+    let pd = PlacementDriver::new(vec![NOBODY.to_owned(), cluster.pd[0].url()], None);
+    let router = Router::new(Arc::new(pd), None);
+    for number in 0..100 {
+        put(&router, number, "before").await;
+    }
+
+    // What the client knows of the region is wrong from here on.
+    let region = cluster.page("regions").await.unwrap()["regions"][0]["id"].as_u64().unwrap();
+    let keys: Vec<String> = [25, 50, 75].map(|number| key(number).bytes().map(|b| format!("{b:02X}")).collect()).into();
+    cluster.post("operators", &json!({ "name": "split-region", "region_id": region, "keys": keys }));
+    cluster.until("four regions", async |cluster| led(cluster).await.len() == 4).await;
+    for number in 0..100 {
+        put(&router, number, "cut").await;
+    }
+    assert_eq!(all(&router).await, (0..100).map(|number| (key(number), "cut".to_owned())).collect::<Vec<_>>());
+    assert_eq!(forwarded(&cluster).await, 0.0, "each request went where its key is");
+
+    let batch = |value: &'static str| {
+        let mutation = |number: u32| pb::Mutation { key: key(number).into(), value: Some(value.into()) };
+        pb::BatchRequest { context: None, mutations: (0..100).rev().map(mutation).collect() }
+    };
+    router.batch(batch("together")).await.unwrap();
+    let swap = pb::CompareAndSwapRequest {
+        key: key(60).into(),
+        expected: Some("together".into()),
+        value: Some("swapped".into()),
+        ..Default::default()
+    };
+    assert!(router.compare_and_swap(swap).await.unwrap().swapped);
+    assert!(router.delete(pb::DeleteRequest { key: key(30).into(), ..Default::default() }).await.unwrap().existed);
+    let read = |number: u32| pb::GetRequest { key: key(number).into(), ..Default::default() };
+    let values = [(10, Some("together")), (60, Some("swapped")), (30, None)];
+    for (number, value) in values {
+        let answer = router.get(read(number)).await.unwrap();
+        assert_eq!(answer.value.as_deref(), value.map(str::as_bytes), "{number}");
+    }
+
+    // A leader dies: the others are found.
+    let victim = led(&cluster).await[0] as usize - 1;
+    cluster.stores[victim].kill();
+    for number in 0..100 {
+        put(&router, number, "after").await;
+    }
+    assert_eq!(all(&router).await, (0..100).map(|number| (key(number), "after".to_owned())).collect::<Vec<_>>());
+
+    let members = format!("{NOBODY},{}", cluster.pd[0].url());
+    let (done, said) = cluster.client_at(NOBODY, &["--pd", &members, "get", "k042"]);
+    assert!(done && said.trim_end() == "after", "{said}");
+    let (done, said) = cluster.client_at(NOBODY, &["--pd", &members, "scan", "--prefix", "k09", "--keys-only"]);
+    assert!(done && said.lines().count() == 10, "{said}");
+    let (done, said) = cluster.client_at(&cluster.pd[0].url(), &["--pd", NOBODY, "get", "k042"]);
+    assert!(!done && said.contains("the placement driver does not say where the key lies"), "{said}");
+}
