@@ -40,8 +40,8 @@ pub struct Global {
     /// A store or the placement driver; what concerns the cluster is asked of the placement driver
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
     pub endpoint: String,
-    /// Members of the placement driver: keys are then asked of the stores that lead them, and not of the endpoint, which would
-    /// pass them on
+    /// Members of the placement driver, asked instead of the endpoint: keys are then had from the stores that lead them, and not
+    /// by way of others
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_PD", value_delimiter = ',')]
     pub pd: Vec<String>,
     #[command(flatten)]
@@ -52,6 +52,13 @@ pub struct Global {
     /// How long a command may take; of a drain, how long each question may take
     #[arg(long, value_name = "DURATION", global = true, value_parser = parse_duration, env = "FLAREDB_TIMEOUT", default_value = "30s")]
     pub timeout: Duration,
+}
+
+impl Global {
+    /// Who may know about the cluster: any of them.
+    pub fn members(&self) -> &[String] {
+        if self.pd.is_empty() { std::slice::from_ref(&self.endpoint) } else { &self.pd }
+    }
 }
 
 #[derive(Subcommand, Debug)]

@@ -7,17 +7,28 @@ use proto::placement as pb;
 use rpc::client::PlacementClient;
 use serde_json::{Value, json};
 use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::args::Global;
 use crate::connect::connect;
 use crate::pd::{ASK_PD, no_leader, not_there};
 
+/// The first member that is there.
+async fn reach_one(global: &Global) -> Result<(&str, Channel), Failure> {
+    let mut failure = None;
+    for endpoint in global.members() {
+        match connect(global, endpoint).await {
+            Ok(channel) => return Ok((endpoint, channel)),
+            Err(why) if why.text.ends_with("connection refused") => failure = Some(not_there(endpoint)),
+            Err(why) => failure = Some(why),
+        }
+    }
+    Err(failure.expect("there is the endpoint"))
+}
+
 /// Whether all is well.
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
-    let endpoint = &global.endpoint;
-    let channel = connect(global, endpoint)
-        .await
-        .map_err(|failure| if failure.text.ends_with("connection refused") { not_there(endpoint) } else { failure })?;
+    let (endpoint, channel) = reach_one(global).await?;
     let answer = PlacementClient::new(channel).cluster_status(pb::ClusterStatusRequest {}).await;
     let answer = answer.map_err(|status| {
         let failure = Failure::of_status(endpoint, &status);

@@ -37,12 +37,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
-            let of_keys = matches!(
-                cli.command,
-                Command::Get { .. } | Command::Put { .. } | Command::Delete { .. } | Command::Scan { .. }
-            );
-            let asks_pd = of_keys && !cli.global.pd.is_empty();
-            let asked = if asks_pd { cli.global.pd.join(",") } else { cli.global.endpoint.clone() };
+            let asked = cli.global.members().join(",");
             let timeout = cli.global.timeout;
             let watches = matches!(cli.command, Command::Drain(_));
             let run = run(cli.command, &cli.global);

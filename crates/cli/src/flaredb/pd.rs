@@ -62,8 +62,19 @@ impl Pages<'_> {
         self.ask("DELETE", path, None).await
     }
 
+    /// Asks one member after the other, until one answers.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
-        let endpoint = &self.global.endpoint;
+        let (last, others) = self.global.members().split_last().expect("there is the endpoint");
+        for member in others {
+            match self.ask_at(member, method, path, body).await {
+                Err(Refused { code: 0, failure }) if failure.kind == Kind::Unreachable => {}
+                answer => return answer,
+            }
+        }
+        self.ask_at(last, method, path, body).await
+    }
+
+    async fn ask_at(&self, endpoint: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
         let (path, body) = (format!("/pd/api/v1/{path}"), body.map(Value::to_string).unwrap_or_default());
         let silent = |failure| Refused { code: 0, failure };
         let (url, tls) = reach(self.global, endpoint).map_err(silent)?;

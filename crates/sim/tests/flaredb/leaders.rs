@@ -110,6 +110,12 @@ async fn clients_ask_the_leaders_of_keys() {
     assert!(done && said.trim_end() == "after", "{said}");
     let (done, said) = cluster.client_at(NOBODY, &["--pd", &members, "scan", "--prefix", "k09", "--keys-only"]);
     assert!(done && said.lines().count() == 10, "{said}");
+    for words in [&["stores"][..], &["explain", "region", &region.to_string()], &["cluster-status"]] {
+        let (_, said) = cluster.client_at(NOBODY, &[&["--pd", &*members][..], words].concat());
+        assert!(!said.contains("Error"), "{words:?}: {said}");
+    }
+    let (done, said) = cluster.client_at(NOBODY, &["--pd", &cluster.stores[(victim + 1) % 4].url(), "get", "k042"]);
+    assert!(!done && said.contains("is that the placement driver"), "{said}");
     let (done, said) = cluster.client_at(&cluster.pd[0].url(), &["--pd", NOBODY, "get", "k042"]);
     assert!(!done && said.contains("the placement driver does not say where the key lies"), "{said}");
 }
