@@ -97,21 +97,22 @@ impl Client {
 
     /// A call that takes as long as it takes has no deadline; only connecting has.
     pub async fn any_channel(&self) -> Result<(String, Channel), Failure> {
-        let mut failure = None;
-        for endpoint in self.order() {
-            match self.channel(&endpoint).await {
-                Ok(channel) => return Ok((endpoint, channel)),
-                Err(why) => failure.get_or_insert(why),
-            };
-        }
-        Err(failure.expect("there is at least one endpoint"))
+        self.first(async |endpoint| self.channel(endpoint).await).await
     }
 
     /// As [`Client::any_channel`], of its own, for a stream that is read slowly: see [`rpc::client::connect_narrow`].
     pub async fn narrow_channel(&self, window_bytes: u32) -> Result<(String, Channel), Failure> {
+        self.first(async |endpoint| self.open(endpoint, window_bytes).await).await
+    }
+
+    /// The first endpoint that can be connected to.
+    async fn first(
+        &self,
+        connect: impl AsyncFn(&str) -> Result<Channel, Failure>,
+    ) -> Result<(String, Channel), Failure> {
         let mut failure = None;
         for endpoint in self.order() {
-            match self.open(&endpoint, window_bytes).await {
+            match connect(&endpoint).await {
                 Ok(channel) => return Ok((endpoint, channel)),
                 Err(why) => failure.get_or_insert(why),
             };

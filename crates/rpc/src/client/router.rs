@@ -264,9 +264,9 @@ impl Router {
     }
 
     async fn find(&self, key: &[u8]) -> Result<placement::GetRegionResponse, tonic::Status> {
-        let asked = self.pd.clone().region_at(Bytes::copy_from_slice(key));
+        let ask = || self.pd.clone().region_at(Bytes::copy_from_slice(key));
         let found = match self.known_at(key) {
-            None => asked.await?,
+            None => ask().await?,
             Some((said, known)) => {
                 let counts = if known.leader_store == 0 { WORD_COUNTS } else { LEADER_COUNTS };
                 if self.pd.now().since(said) < counts {
@@ -276,7 +276,7 @@ impl Router {
                 self.remember(&known);
                 let asked = tokio::select! {
                     biased;
-                    asked = asked => asked.ok(),
+                    asked = ask() => asked.ok(),
                     () = self.pd.sleep(REFRESH_WITHIN) => None,
                 };
                 // A store may have told of a later one than the placement driver has heard of.
