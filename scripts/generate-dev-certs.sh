@@ -273,6 +273,8 @@ bundle_all() {
     done
 }
 
+bundles_of() { find .bundles -maxdepth 1 -name "$1-node-*" | wc -l; }
+
 serial() { echo "0x4$(openssl rand -hex 15)"; }
 
 openssl_quietly() {
@@ -288,7 +290,8 @@ A new CA: nobody trusts it yet. Without a gap it is rolled out in three steps, e
 TEXT
     fi
     cat << TEXT
-Certificates for $(ls -d .bundles/*-node-* | wc -l) nodes and for clients are in $here, valid for $days days.
+Certificates for nodes ($(bundles_of chainfire) of Chainfire, $(bundles_of flaredb) of FlareDB, $(bundles_of placement-driver) of the placement driver) and for clients are in
+$here, valid for $days days.
 Next, for each node N:
   scp $here/.bundles/chainfire-node-N/* nodeN:/etc/centra-cloud/certs/
   ssh nodeN 'sudo chown chainfire:chainfire /etc/centra-cloud/certs/* && sudo chmod 600 /etc/centra-cloud/certs/*.key'

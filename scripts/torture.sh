@@ -143,8 +143,9 @@ if wanted 16 && [ -z "${CENTRA_OTHER_BIN:-}" ]; then build_other; fi
 row 16 100 "rolling upgrade, mixed versions, downgrade" processes:versions::two_versions:counts
 row 16b 100 "rolling restarts of one version; files of a later version" processes:rolling:3 processes:versions::what_a_later:2
 row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
-row T3 400 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
-    flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts flaredb:receiving:counts
+row T3 500 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
+    flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts flaredb:receiving:counts \
+    flaredb:any_order:counts
 row T4 50 "wiped stores" flaredb:lost::stores_of_five:counts
 row T5 50 "placement drivers killed, one and all; stores with them" flaredb:placement::the_placement_driver:1 \
     flaredb:raw::keys_flow:1 flaredb:raw::stores_that_restart:1

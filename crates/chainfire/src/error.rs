@@ -94,6 +94,8 @@ errors! {
         "etcdserver: can only promote a learner member which is in sync with leader";
     TooManyLearners = 37, FAILED_PRECONDITION, "etcdserver: too many learner members in cluster";
     ClusterIdMismatch = 38, FAILED_PRECONDITION, "etcdserver: cluster ID mismatch";
+    /// Ours: etcd's server ends. As with a server that has ended, a client asks another one.
+    Removed = 39, UNAVAILABLE, "etcdserver: this member was removed from its cluster";
 
     RequestTooLarge = 50, INVALID_ARGUMENT, "etcdserver: request is too large";
     TooManyRequests = 51, RESOURCE_EXHAUSTED, "etcdserver: too many requests";

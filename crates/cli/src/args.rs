@@ -40,7 +40,8 @@ pub enum Command {
     /// Say how a node is: leader, term, indexes, members. Answers without a quorum
     #[command(after_help = "\
 With --cluster all members are asked. Exit codes then:
-  0 a leader is known and a majority of the voters answers; `health: degraded` and `advice:` tell what is wrong still
+  0 the cluster takes writes: a leader is known and a majority of the voters answers. It may be degraded still: scripts
+    compare `.health` of -o json with \"good\", people read `advice:`
   3 no member can be reached
   4 quorum lost, or no leader elected
   5 a member was reached, and none answers in time
@@ -69,7 +70,7 @@ Example, then start the new node with `bootstrap = false`:
 Without VALUE the value is read from standard input:
   chainfire-client put config < config.toml")]
     Put(PutArgs),
-    /// Get keys
+    /// Get keys. That there are none is an answer, too (exit code 0)
     Get(GetArgs),
     /// Delete keys and say how many
     #[command(visible_alias = "delete")]
@@ -120,7 +121,6 @@ that loses its node goes on at another endpoint, without a gap. Ctrl-C ends it."
     #[command(subcommand)]
     Debug(DebugCommand),
     /// Write manual pages
-    #[command(hide = true)]
     Man(ManArgs),
     /// Print a completion script
     #[command(after_help = "\

@@ -146,6 +146,10 @@ impl Failure {
             (Code::Unavailable, "etcdserver: no leader") => Failure::no_leader(endpoint),
             (Code::Unavailable, "etcdserver: leader changed") => Failure::new(Kind::NoLeader, text(&message))
                 .advise("a new leader is being elected: try again in a moment"),
+            (Code::Unavailable, message) if message.contains("was removed from its cluster") => {
+                Failure::new(Kind::Unreachable, text(message))
+                    .advise("its cluster goes on without it: use another member's --endpoint")
+            }
             (Code::DeadlineExceeded, _) => Failure::timed_out(endpoint),
             (Code::Unavailable, message) if message.contains("request timed out") => {
                 Failure::new(Kind::TimedOut, text(message))
@@ -265,6 +269,9 @@ mod tests {
         assert_eq!((no_leader.kind, no_leader.text.as_str()), (Kind::NoLeader, "http://x: no leader elected"));
         assert!(no_leader.advice.is_some());
         assert_eq!(of(Code::DeadlineExceeded, "context deadline exceeded").kind, Kind::TimedOut);
+        let removed = of(Code::Unavailable, "etcdserver: this member was removed from its cluster");
+        assert_eq!(removed.kind, Kind::Unreachable);
+        assert!(removed.advice.unwrap().contains("another member's --endpoint"));
         assert_eq!(of(Code::Unavailable, "etcdserver: request timed out").kind, Kind::TimedOut);
         assert_eq!(of(Code::InvalidArgument, "etcdserver: key is not provided").kind, Kind::Refused);
         assert_eq!(of(Code::NotFound, "").text, "http://x: NotFound");

@@ -159,6 +159,9 @@ impl Event {
 pub enum Refusal {
     #[error("no leader elected")]
     NoLeader,
+    /// Said by a node that its cluster goes on without.
+    #[error("this member was removed from its cluster")]
+    Removed,
     /// The time ran out while the outcome was open.
     #[error("request timed out")]
     TimedOut,

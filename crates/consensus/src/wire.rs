@@ -210,7 +210,7 @@ impl Message {
     }
 }
 
-const REFUSALS: [Refusal; 16] = [
+const REFUSALS: [Refusal; 17] = [
     Refusal::NoLeader,
     Refusal::TimedOut,
     Refusal::Busy,
@@ -227,6 +227,7 @@ const REFUSALS: [Refusal; 16] = [
     Refusal::WouldLoseQuorum,
     Refusal::BadTransferee,
     Refusal::Held,
+    Refusal::Removed,
 ];
 
 pub fn refusal_code(why: Refusal) -> u8 {

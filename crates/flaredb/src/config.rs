@@ -250,8 +250,8 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             kind: Kind::Switch,
             default: "false",
             help: &[
-                "run a placement driver of its own in this process: for one machine",
-                "It is served at pd_addr, or ten ports above if that is api_addr. Everything is kept once.",
+                "run a placement driver too, at pd_addr, or ten ports above if that is api_addr: for one machine",
+                "Everything is kept once.",
             ],
         },
         Key {
@@ -431,7 +431,7 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             ],
         },
         scrub_key(&[
-            "within this time everything in the data folder is read once, to find damage; \"0s\": never",
+            "within this time everything in the data folder is read once, to find damage; \"0s\": only when asked",
             "A store that finds some begins anew, as soon as the others can do without it.",
         ]),
         Key {

@@ -8,6 +8,8 @@
 //! | next to no room (below the lower line) | regions of which other stores with room have a majority are held here: they take nothing new, and catch up later |
 //! | room again | all of that ends by itself |
 //!
+//! A full store writes deletions out soon: in memory they give no room back.
+//!
 //! The placement driver hears of it with each heartbeat: it sends such a store no replicas, and moves away what it holds. Its
 //! answers say which other stores are full.
 
@@ -18,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId};
-use consensus::{Membership, Role};
+use consensus::{MachineError, Membership, Role};
 use node::disk::{Ballast, Room};
 use node::many::ManyNode;
 use parking_lot::Mutex;
@@ -29,6 +31,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// Between two attempts to hand over, and how many regions each of them is about.
 const HAND_OVER_EVERY: Duration = Duration::from_secs(1);
 const HANDED_AT_ONCE: usize = 64;
+/// How often a full store looks whether there are deletions to be written out.
+const WRITE_OUT_EVERY: Duration = Duration::from_secs(5);
 /// What the placement driver said of other stores counts for so long.
 const WORD_COUNTS: Duration = Duration::from_secs(10);
 /// How long a put waits for a full leader to hand over.
@@ -81,6 +85,7 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
     let ballast = Ballast::new(&folder);
     let mut room = Room::default();
     let mut handed: Option<Instant> = None;
+    let mut writing = (Instant::now(), tokio::spawn(std::future::ready(())));
     loop {
         if node.ends_if_damaged() {
             return;
@@ -109,6 +114,10 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
                     "Disk full, a part of what was given up as damaged is removed, path={path} code=CF8531"
                 );
             }
+        }
+        // It takes some room first.
+        if room.full && !room.critical && writing.1.is_finished() && writing.0.elapsed() >= WRITE_OUT_EVERY {
+            writing = (Instant::now(), tokio::spawn(store.clone().write_deletions_out()));
         }
         store.hold(room.critical);
         tokio::time::sleep(TICK).await;
@@ -155,6 +164,17 @@ impl Store {
         for (region, to) in spared.take(HANDED_AT_ONCE) {
             // What does not come about is tried again.
             drop(tokio::spawn(region.handle.transfer(Some(to))));
+        }
+    }
+
+    async fn write_deletions_out(self: Arc<Self>) {
+        let engine = self.engine.clone();
+        let written = self.chores.run(move || match engine.stats().deletions_in_memory {
+            0 => Ok(()),
+            _ => engine.flush().map_err(MachineError::from),
+        });
+        if let Err(why) = written.await {
+            tracing::warn!(target: "flaredb_storage", "Disk full, deletions cannot be written out, why={why} code=CF8532");
         }
     }
 

@@ -92,7 +92,7 @@ pub struct Store {
     /// and going takes.
     pub reads: Blocking,
     pub scans: Line,
-    chores: Blocking,
+    pub(crate) chores: Blocking,
     /// Stores that are not gone for good, as the placement driver last said.
     stores: Mutex<BTreeSet<NodeId>>,
     /// There is a merge to be attended to ([`crate::merging`]).

@@ -282,7 +282,9 @@ async fn arrive(shell: &Arc<Shell>, address: &str) -> Result<(), String> {
     let asked = shell.transport.call_address(address.to_owned(), ARRIVE, body.freeze(), PROBE_TIMEOUT * 5).await;
     let answer = asked.map_err(|why| format!("{address}: {why}"))?;
     let mut answer = answer.map_err(|why| match why {
-        Refusal::UnknownMember => format!("{address}: its cluster does not know this node; add it with member-add"),
+        Refusal::UnknownMember => format!(
+            "{address}: its cluster does not know this node; add it with member-add (it was removed, or not added yet)"
+        ),
         Refusal::DuplicateMember => {
             format!("{address}: the member that this node claims to be is alive, or known at another address")
         }

@@ -21,7 +21,7 @@ use crate::identity::Identity;
 use crate::inbox::Inbox;
 use crate::stages::StageTimes;
 use crate::transport::Transport;
-use crate::waiters::Answer;
+use crate::waiters::{Answer, ReadAnswer};
 
 /// Inputs that may wait for the driver before new requests are refused.
 const INBOX_MAX: usize = 100_000;
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub gossip: SharedView,
     /// What this node waits for, or why it takes no part.
     pub waits_for: ArcSwapOption<String>,
+    /// Set when the cluster goes on without this node, see [`crate::outcast`].
+    pub left_out: AtomicBool,
     /// See [`GroupHandle::hold`].
     pub held: Arc<AtomicBool>,
     pub health: Arc<Health>,
@@ -86,11 +88,9 @@ impl GroupHandle {
         &self,
         command: Bytes,
     ) -> impl Future<Output = Result<(Outcome, u64), Refusal>> + Send + 'static {
-        let asked = if self.is_sound() {
-            self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline })
-        } else {
-            Err(Refusal::NoLeader)
-        };
+        let asked = self
+            .may_answer()
+            .and_then(|()| self.ask(|group, seq, deadline| Input::Propose { group, seq, command, deadline }));
         async move {
             match asked?.await {
                 Ok(Answer::Outcome(outcome, index)) => Ok((outcome, index)),
@@ -117,11 +117,9 @@ impl GroupHandle {
         &self,
         change: MembershipChange,
     ) -> impl Future<Output = Result<Membership, Refusal>> + Send + 'static {
-        let asked = if self.is_sound() {
-            self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline })
-        } else {
-            Err(Refusal::NoLeader)
-        };
+        let asked = self
+            .may_answer()
+            .and_then(|()| self.ask(|group, seq, deadline| Input::Change { group, seq, change, deadline }));
         async move {
             match asked?.await {
                 Ok(Answer::Outcome(outcome, _)) => Ok(Membership::decode(&outcome.body).unwrap_or_default()),
@@ -144,20 +142,10 @@ impl GroupHandle {
     /// Waits until this node has applied everything that was committed before the call. On a leader with a valid
     /// lease that is at once.
     pub fn read(&self) -> impl Future<Output = Result<ReadGrant, Refusal>> + Send + 'static {
-        let shared = &self.node;
         let now = clock::now();
         let asked = match self.lease_read() {
-            _ if !self.is_sound() => Err(Refusal::NoLeader),
             Some(grant) => Ok(Err(grant)),
-            None if !shared.belongs() => Err(Refusal::NoLeader),
-            None if shared.held.load(Ordering::Relaxed) => Err(Refusal::Held),
-            None if shared.inbox.len() >= INBOX_MAX => Err(Refusal::Busy),
-            None => {
-                let (seq, receiver) = self.group.waiters.reader();
-                let deadline = now + shared.request_timeout;
-                shared.inbox.push(Input::Read { group: self.group.id, seq, deadline });
-                Ok(Ok(receiver))
-            }
+            None => self.may_answer().and_then(|()| self.ask_to_read(now).map(Ok)),
         };
         async move {
             match asked? {
@@ -231,10 +219,11 @@ impl GroupHandle {
         body: Bytes,
     ) -> impl Future<Output = Result<Bytes, Refusal>> + Send + 'static {
         let (shared, group) = (self.node.clone(), self.group.clone());
+        let unled = if self.is_left_out() { Refusal::Removed } else { Refusal::NoLeader };
         async move {
             let leader = group.status.load().leader_node;
             if leader == NodeId::default() {
-                return Err(Refusal::NoLeader);
+                return Err(unled);
             }
             if leader == shared.identity.load().node {
                 return shared.transport.call_here(method, body).await;
@@ -339,18 +328,41 @@ impl GroupHandle {
         input: impl FnOnce(GroupId, u64, Time) -> Input,
     ) -> Result<tokio::sync::oneshot::Receiver<Answer>, Refusal> {
         let shared = &self.node;
-        if !shared.belongs() {
-            return Err(Refusal::NoLeader);
-        }
-        if shared.held.load(Ordering::Relaxed) && !self.is_leader() {
-            return Err(Refusal::Held);
-        }
-        if shared.inbox.len() >= INBOX_MAX {
-            return Err(Refusal::Busy);
-        }
+        self.takes_requests(shared.held.load(Ordering::Relaxed) && !self.is_leader())?;
         let (seq, receiver) = self.group.waiters.client();
         shared.inbox.push(input(self.group.id, seq, clock::now() + shared.request_timeout));
         Ok(receiver)
+    }
+
+    fn ask_to_read(&self, now: Time) -> Result<tokio::sync::oneshot::Receiver<ReadAnswer>, Refusal> {
+        let shared = &self.node;
+        self.takes_requests(shared.held.load(Ordering::Relaxed))?;
+        let (seq, receiver) = self.group.waiters.reader();
+        shared.inbox.push(Input::Read { group: self.group.id, seq, deadline: now + shared.request_timeout });
+        Ok(receiver)
+    }
+
+    fn takes_requests(&self, held: bool) -> Result<(), Refusal> {
+        match () {
+            () if !self.node.belongs() => Err(Refusal::NoLeader),
+            () if held => Err(Refusal::Held),
+            () if self.node.inbox.len() >= INBOX_MAX => Err(Refusal::Busy),
+            () => Ok(()),
+        }
+    }
+
+    /// Whether it is of use to ask the others from here.
+    fn may_answer(&self) -> Result<(), Refusal> {
+        match () {
+            () if !self.is_sound() => Err(Refusal::NoLeader),
+            () if self.is_left_out() => Err(Refusal::Removed),
+            () => Ok(()),
+        }
+    }
+
+    /// Whether the cluster goes on without this node, as far as it knows.
+    pub fn is_left_out(&self) -> bool {
+        self.node.left_out.load(Ordering::Relaxed) && self.status().leader.is_none()
     }
 }
 

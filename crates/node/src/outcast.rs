@@ -3,9 +3,11 @@
 //! Nobody speaks to a node that was removed: it hears no leader, asks for votes, and gets no answer, which looks to it like
 //! a lost majority. So a member that knows no leader for a while asks the others who they think it is. One of its cluster
 //! that knows a leader and does not know this node settles it. (One that has not heard of this node yet is mistaken, for a
-//! moment; what is said here is only words.) One that still got the entry by which it was removed need not ask.
+//! moment; what is said here is words, in the status and in the answers to clients, who would otherwise be told of a leader
+//! that is missed.) One that still got the entry by which it was removed need not ask.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base::ClusterId;
@@ -37,8 +39,11 @@ pub(crate) async fn watch(shell: Arc<Shell>) {
         was_member |= member || membership.removed.contains(&identity.node);
         if identity.cluster == ClusterId::default() || !was_member || (member && led) {
             // Before it is a member it waits elsewhere, and says so there.
-            if said.take().is_some() && member {
-                shell.waits_for(None);
+            if said.take().is_some() {
+                shell.handle.node.left_out.store(false, Ordering::Relaxed);
+                if member {
+                    shell.waits_for(None);
+                }
             }
             alone = 0;
             continue;
@@ -52,6 +57,7 @@ pub(crate) async fn watch(shell: Arc<Shell>) {
             tracing::warn!(target: "chainfire_raft", "Removed: {LEFT_OUT} code=CF4111");
         }
         shell.waits_for(Some(LEFT_OUT.to_owned()));
+        shell.handle.node.left_out.store(true, Ordering::Relaxed);
     }
 }
 

@@ -97,6 +97,7 @@ impl Room {
             election_timeout: fittings.election_timeout,
             gossip: fittings.gossip,
             waits_for: ArcSwapOption::empty(),
+            left_out: AtomicBool::default(),
             held: engines.held.clone(),
             health,
         });

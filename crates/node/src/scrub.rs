@@ -95,6 +95,19 @@ impl Scrub {
         }
     }
 
+    /// The page `/scrub` of FlareDB's programs, in JSON: how far it is. `begin`: a pass is asked for.
+    pub fn page(&self, begin: bool) -> String {
+        if begin {
+            self.ask();
+        }
+        let progress = self.progress();
+        let ScrubProgress { bytes_done, bytes_total, passes, findings, unchecked, ended_unix_s, .. } = progress;
+        let (running, last) = (progress.running || progress.asked, progress.last.replace(['"', '\\'], "'"));
+        format!(
+            r#"{{"running":{running},"bytes_done":{bytes_done},"bytes_total":{bytes_total},"passes":{passes},"findings":{findings},"unchecked_files":{unchecked},"ended_unix_seconds":{ended_unix_s},"last":"{last}"}}"#
+        )
+    }
+
     fn end(&self, words: String) {
         *self.last.lock() = words;
         self.ended_unix_s.store(unix_s(), Ordering::Relaxed);

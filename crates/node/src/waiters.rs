@@ -19,7 +19,7 @@ pub enum Answer {
     Refused(Refusal),
 }
 
-type ReadAnswer = Result<ReadGrant, Refusal>;
+pub type ReadAnswer = Result<ReadGrant, Refusal>;
 type Granted = (ReadGrant, oneshot::Sender<ReadAnswer>);
 
 pub struct Waiters {

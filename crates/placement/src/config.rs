@@ -223,7 +223,7 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             help: &["the data folder; it is made if there is none"],
         },
         scrub_key(&[
-            "within this time everything in the data folder is read once, to find damage; \"0s\": never",
+            "within this time everything in the data folder is read once, to find damage; \"0s\": only when asked",
             "What is found is rebuilt from the other members.",
         ]),
         Key {

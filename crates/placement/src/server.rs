@@ -68,9 +68,9 @@ pub async fn serve(settings: Settings, reloader: Option<Reloader>) -> Result<(),
         move || opened.engine()
     };
     scrub::start(&scrubbing, state, node.log(), settings.scrub_interval);
-    let sources = node_sources(&node, &opened, scrubbing, settings.node.data_dir.clone());
+    let sources = node_sources(&node, &opened, scrubbing.clone(), settings.node.data_dir.clone());
     let asking = node.certificates().and_then(|certificates| certificates.asking());
-    let api = Api::new(leader.clone(), handle.clone(), counters.clone(), asking, Box::new(sources));
+    let api = Api::new(leader.clone(), handle.clone(), counters.clone(), scrubbing, asking, Box::new(sources));
     // Set once: it was made just now.
     let _ = calls.set(api.clone());
     let config = ServerConfig {

@@ -141,6 +141,17 @@ async fn connections_have_a_bound() {
 }
 
 #[tokio::test]
+async fn calls_of_a_connection_have_a_bound() {
+    let running = start(ServerConfig { streams_max: 2, ..ServerConfig::default() }).await;
+    let mut io = TcpStream::connect(running.address).await.unwrap();
+    let get = [0x82, 0x86, 0x84];
+    let begun = [1, 3, 5].map(|stream| frame(1, 4, stream, &get)).concat();
+    io.write_all(&[PREFACE, SETTINGS, &begun].concat()).await.unwrap();
+    common::eventually("the third is refused", || running.server.stats().streams_refused == 1).await;
+    still_serves(&running).await;
+}
+
+#[tokio::test]
 async fn the_oldest_silent_connection_gives_way() {
     let running = start(ServerConfig { silent_max: 2, ..ServerConfig::default() }).await;
     let speaks = running.channel().await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::layers::{Layers, Origin};
+use crate::mistakes::Mistakes;
 use crate::nearest::nearest;
 use crate::schema::{Key, Schema};
 use crate::value::{Given, Kind};
@@ -42,7 +43,8 @@ impl Reading {
 pub(crate) const OTHER_FLAGS: [&str; 7] =
     ["config", "check-config", "print-default-config", "print-man", "print-completion", "version", "help"];
 
-/// Understands `arguments` (without the program's name), or says in one line why not. Files are read, nothing is written.
+/// Understands `arguments` (without the program's name), or says in one line why not, with all the
+/// mistakes that single values can show. Files are read, nothing is written.
 pub fn understand(schema: &'static Schema, arguments: &[String], environment: &Environment) -> Result<Asked, String> {
     let given = Arguments::parse(schema, arguments)?;
     if given.help {
@@ -64,11 +66,13 @@ pub fn understand(schema: &'static Schema, arguments: &[String], environment: &E
     let named = given.config.or_else(|| environment.get(&schema.file_variable()).map(PathBuf::from));
     let required = named.is_some();
     let path = named.unwrap_or_else(|| PathBuf::from(schema.default_file));
-    let files = file::read(&path, required, &mut layers)?;
-    variables(environment, &mut layers)?;
+    let mut mistakes = Mistakes::default();
+    let files = mistakes.unless(file::read(&path, required, &mut layers)).unwrap_or_default();
+    mistakes.unless(variables(environment, &mut layers));
     for (key, value) in given.settings {
-        layers.give(key, &Given::Word(value), Origin::Flag(key.flag.to_owned()))?;
+        mistakes.unless(layers.give(key, &Given::Word(value), Origin::Flag(key.flag.to_owned())));
     }
+    mistakes.none()?;
     Ok(Asked::Settings(Reading { layers, files, check_only: given.check }))
 }
 
@@ -165,6 +169,7 @@ pub fn split_flag(word: &str, dashes_min: usize) -> Option<(&str, Option<String>
 /// Variables of known sections; others with the same beginning belong to somebody else.
 fn variables(environment: &Environment, layers: &mut Layers) -> Result<(), String> {
     let schema = layers.schema();
+    let mut mistakes = Mistakes::default();
     for (name, value) in environment {
         let Some(rest) = name.strip_prefix(schema.variable_prefix) else { continue };
         let rest = rest.to_ascii_lowercase();
@@ -179,11 +184,12 @@ fn variables(environment: &Environment, layers: &mut Layers) -> Result<(), Strin
             let known: Vec<String> = schema.keys.iter().map(|key| schema.variable(key)).collect();
             let meant = nearest(&name[prefix.len()..], known.iter().filter_map(|known| known.strip_prefix(prefix)));
             let hint = schema.hint(meant.map(|meant| format!("the nearest known one is {prefix}{meant}")));
-            return Err(format!("unknown environment variable {name}; {hint}"));
+            mistakes.unless::<()>(Err(format!("unknown environment variable {name}; {hint}")));
+            continue;
         };
-        layers.give(key, &Given::Word(value.clone()), Origin::Variable(name.clone()))?;
+        mistakes.unless(layers.give(key, &Given::Word(value.clone()), Origin::Variable(name.clone())));
     }
-    Ok(())
+    mistakes.none()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use crate::layers::{Layers, Origin};
+use crate::mistakes::Mistakes;
 use crate::nearest::nearest;
 use crate::schema::{Key, Schema};
 use crate::value::Given;
@@ -21,11 +22,12 @@ pub fn read(path: &Path, required: bool, layers: &mut Layers) -> Result<Vec<Path
         read.push(path.to_owned());
     }
     read.extend(drop_ins(path)?);
+    let mut mistakes = Mistakes::default();
     for path in &read {
-        let text = contents(path).map_err(|why| format!("cannot read {}: {why}", path.display()))?;
-        parse(path, &text, layers)?;
+        let text = contents(path).map_err(|why| format!("cannot read {}: {why}", path.display()));
+        mistakes.unless(text.and_then(|text| parse(path, &text, layers)));
     }
-    Ok(read)
+    mistakes.none().map(|()| read)
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, String> {
@@ -81,14 +83,15 @@ pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String>
         format!("{place}: {}{hint}", error.message().replace('\n', "; "))
     })?;
     let schema = layers.schema();
+    let mut mistakes = Mistakes::default();
     for entry in entries(schema, root.get_ref()) {
         let place = at(entry.span.start);
-        let key = entry.key(schema, path).map_err(|why| format!("{place}: {why}"))?;
-        if let Some(key) = key {
-            layers.give(key, &given(entry.value), place)?;
+        let key = entry.key(schema, path).map_err(|why| format!("{place}: {why}"));
+        if let Some(key) = mistakes.unless(key).flatten() {
+            mistakes.unless(layers.give(key, &given(entry.value), place));
         }
     }
-    Ok(())
+    mistakes.none()
 }
 
 /// A key of a section; without a section, one that stands at the top.
@@ -99,7 +102,7 @@ struct Entry<'a> {
     span: Range<usize>,
 }
 
-/// All entries in the order of the text, so that the first mistake is the one complained about.
+/// All entries in the order of the text, and so the mistakes.
 fn entries<'a>(schema: &'static Schema, root: &'a DeTable<'a>) -> Vec<Entry<'a>> {
     let mut all = Vec::new();
     for (name, value) in root.iter() {
@@ -262,6 +265,11 @@ mod tests {
             ("[auth]\nuser = 1\n", "c.toml:2: [auth]: there are no users"),
             ("[storage.secret]\nkey = 1\n", "c.toml:1: [storage.secret]: nothing is secret"),
             ("[storage]\nsync = 1\n", "c.toml:2: storage.sync must be true or false, not 1"),
+            (
+                "[storage]\nsync = 1\nbogus = 1\n",
+                "c.toml:2: storage.sync must be true or false, not 1; and c.toml:3: unknown key `bogus` in [storage]; see \
+                 tiny-store --print-default-config",
+            ),
             (
                 "[log]\nlevel = \"info\"\nlevel = \"warn\"\n",
                 "c.toml:3: duplicate key `level`: each section and key may stand once, additions go into c.toml.d/NAME.toml",

@@ -13,7 +13,7 @@
 //! | [`layers`] | the last value given for each key, and who gave it |
 //! | [`change`] | what a second reading has changed, and what of it takes effect |
 //! | [`help`], `man`, `completion`, [`reference`](mod@reference) | texts made from the table |
-//! | [`nearest`] | what was probably meant |
+//! | [`nearest`], `mistakes` | what was probably meant, and all that is wrong in one line |
 //!
 //! # The life of a setting
 //! The schema lists it: section, name, flag, kind, default, help → it is *given* in some layer ([`file`](mod@file)
@@ -26,7 +26,7 @@
 //!
 //! # Invariants
 //! 1. What is not understood is refused: an unknown key, a value out of bounds, a setting of a later version. One line
-//!    says where it stands, what it is, and what was probably meant.
+//!    says where it stands, what it is, and what was probably meant, of each mistake.
 //! 2. The printed default configuration holds every key and reads back as the defaults.
 //! 3. Files are read, nothing is written, and no state is kept: two readings differ only where files do.
 //!
@@ -103,6 +103,7 @@ pub mod help;
 pub mod layers;
 pub mod listen;
 mod man;
+mod mistakes;
 pub mod nearest;
 pub mod reference;
 pub mod schema;

@@ -80,6 +80,8 @@ pub struct EngineStats {
     pub level0_files: u64,
     /// Full memory tables that wait to be written to a file.
     pub memtables_waiting: u64,
+    /// Deletions that are in no file yet, and so have given no room back.
+    pub deletions_in_memory: u64,
 }
 
 /// Something an operator may want to read about.
@@ -126,7 +128,8 @@ pub trait Engine: Send + Sync {
         self.get(family, key).map(Some)
     }
 
-    /// Makes everything written before the call durable. Writes go on meanwhile.
+    /// Makes everything written before the call durable. Writes go on meanwhile. Files that hold more deletions than anything
+    /// else are merged soon after, which gives the room of what was deleted back.
     fn flush(&self) -> Result<(), EngineError>;
 
     /// Reads one key as it would be after a power cut now.

@@ -28,7 +28,10 @@ impl Api {
         let mut notes = self.handle.notes();
         if self.handle.cluster().0 == 0 {
             notes.push("this node belongs to no cluster yet; its log says what it waits for".to_owned());
-        } else if group.leader.is_none() {
+        } else if group.leader.is_none()
+            && membership.by_peer(self.handle.peer()).is_some()
+            && !self.handle.is_left_out()
+        {
             notes.push("no leader elected; start a majority of the members".to_owned());
         }
         notes.extend(self.handle.health().notes());
@@ -84,7 +87,7 @@ impl Api {
 
     pub(super) async fn admin_member_add(self: Arc<Self>, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::MemberAddRequest = decode(message)?;
-        check_addresses(&request.peer_urls)?;
+        let peer_urls = self.peer_urls(request.peer_urls)?;
         let drawn = request.node_id == 0;
         let node = NodeId(if drawn { node::clock::random_u64() >> 1 } else { request.node_id });
         if self.handle.membership().members.contains_key(&node) {
@@ -95,7 +98,7 @@ impl Api {
         let member = Member {
             node,
             name: request.name,
-            peer_urls: request.peer_urls,
+            peer_urls,
             client_urls: request.client_urls,
             promote_when_ready: !request.learner,
             ..Member::default()
@@ -130,9 +133,12 @@ impl Api {
         let node = NodeId(request.node_id);
         let membership = self.handle.membership();
         let member = membership.members.get(&node).ok_or_else(|| status_of(ApiError::MemberNotFound))?;
-        let moves = !request.peer_urls.is_empty() && request.peer_urls != member.peer_urls;
+        let peer_urls = match request.peer_urls {
+            none if none.is_empty() => none,
+            named => self.peer_urls(named)?,
+        };
+        let moves = !peer_urls.is_empty() && peer_urls != member.peer_urls;
         if moves {
-            check_addresses(&request.peer_urls)?;
             if self.handle.ping(node).await.is_ok() {
                 return Err(Status::new(
                     Code::FailedPrecondition,
@@ -142,8 +148,8 @@ impl Api {
                     ),
                 ));
             }
-            tracing::info!(target: "chainfire_raft", "Moving a node, node={node} addr={}", request.peer_urls.join(","));
-            let (name, client_urls, peer_urls) = (None, None, Some(request.peer_urls));
+            tracing::info!(target: "chainfire_raft", "Moving a node, node={node} addr={}", peer_urls.join(","));
+            let (name, client_urls, peer_urls) = (None, None, Some(peer_urls));
             let change = MembershipChange::Describe { node, name, peer_urls, client_urls };
             self.changed(Some(node), change, "").await?;
         }
@@ -153,6 +159,20 @@ impl Api {
             return self.members_response(Some(node), &self.handle.membership(), note);
         }
         self.changed(Some(node), MembershipChange::Arrive { node, peer: PeerId(request.peer_id) }, "").await
+    }
+
+    /// Where a member is to be reached, checked. People leave the scheme out; then it is that of this member's own.
+    fn peer_urls(&self, addresses: Vec<String>) -> Result<Vec<String>, Status> {
+        let membership = self.handle.membership();
+        let own = membership.members.get(&self.handle.node()).and_then(|own| own.peer_urls.first());
+        let scheme = own.and_then(|own| own.split_once("://")).map_or("http", |(scheme, _)| scheme);
+        let with_scheme = |address: String| match address.contains("://") {
+            true => address,
+            false => format!("{scheme}://{address}"),
+        };
+        let urls: Vec<String> = addresses.into_iter().map(with_scheme).collect();
+        super::cluster::check_urls(&urls)?;
+        Ok(urls)
     }
 
     async fn changed(&self, node: Option<NodeId>, change: MembershipChange, note: &str) -> Result<Bytes, Status> {
@@ -201,15 +221,6 @@ impl Api {
             note: note.to_owned(),
         })
     }
-}
-
-/// As [`super::cluster::check_urls`], with or without a scheme.
-fn check_addresses(addresses: &[String]) -> Result<(), Status> {
-    let schemed = |address: &String| match address.contains("://") {
-        true => address.clone(),
-        false => format!("http://{address}"),
-    };
-    super::cluster::check_urls(&addresses.iter().map(schemed).collect::<Vec<_>>())
 }
 
 /// This node first.

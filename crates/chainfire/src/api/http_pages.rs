@@ -82,6 +82,9 @@ impl Api {
     }
 
     async fn leader_and_read(&self) -> Result<(), String> {
+        if self.handle.is_left_out() {
+            return Err("MEMBER REMOVED".to_owned());
+        }
         if self.handle.status().leader.is_none() {
             return Err("RAFT NO LEADER".to_owned());
         }

@@ -97,7 +97,7 @@ pub const KEYS: &[Key] = &[
         default: "\"127.0.0.1:2379\"",
         help: &[
             "where clients are served: gRPC, HTTP, health and metrics; one IP:PORT or a list",
-            "A node that listens at an address of its own also listens on 127.0.0.1 at the same port.",
+            "A node that listens beyond loopback also listens on 127.0.0.1 at the same port.",
         ],
     },
     Key {

@@ -175,6 +175,11 @@ impl Metrics {
             "Connections beyond the bounds.",
             server.connections_refused,
         );
+        page.counter(
+            "chainfire_streams_refused_total",
+            "Calls beyond those that one connection may have open.",
+            server.streams_refused,
+        );
     }
 
     fn etcds(&self, page: &mut Page, sources: &Sources) {

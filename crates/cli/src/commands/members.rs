@@ -108,7 +108,7 @@ pub fn role(member: &Member, leader_node_id: u64) -> &'static str {
         _ if member.peer_id == 0 => "awaited",
         _ if member.node_id == leader_node_id => "leader",
         _ if member.successor_peer_id != 0 => "being rebuilt",
-        Member { learner: true, promote_when_ready: true, .. } => "learner, to be voter",
+        Member { learner: true, promote_when_ready: true, .. } => "learner until caught up",
         Member { learner: true, .. } => "learner",
         _ => "voter",
     }

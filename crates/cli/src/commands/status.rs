@@ -77,7 +77,11 @@ fn lines(status: &StatusResponse, out: &mut Output) -> Result<(), Failure> {
     out.line(format!("raft_applied_index: {}", status.raft_applied_index))?;
     out.line(format!("raft_last_index: {}", status.raft_last_index))?;
     out.line(format!("revision: {}", status.revision))?;
-    out.line(format!("compact_revision: {}", status.compact_revision))?;
+    let compacted = match status.compact_revision {
+        revision @ ..=0 => format!("{revision} (nothing was compacted yet)"),
+        revision => revision.to_string(),
+    };
+    out.line(format!("compact_revision: {compacted}"))?;
     out.line(format!("db_size: {}", size(status.db_size_bytes)))?;
     out.line(format!("db_size_in_use: {}", size(status.db_size_in_use_bytes)))?;
     out.line(format!("db_quota: {quota}"))?;

@@ -37,7 +37,7 @@ pub struct Cli {
 
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// A store or the placement driver; what concerns the cluster is asked of the placement driver
+    /// Keys: any store or member of the placement driver. All other commands: a member of the placement driver
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
     pub endpoint: String,
     /// Members of the placement driver, asked instead of the endpoint: keys are then had from the stores that lead them, and not
@@ -142,8 +142,18 @@ Examples:
         #[command(subcommand)]
         what: Pd,
     },
+    /// Have stores and members of the placement driver read all their data again, to find damage; waits until they have
+    #[command(after_help = "\
+Without --cluster the endpoint is asked, or each member that --pd names. A store or member that finds damage is made anew from the
+others by itself, and says in its log what it does.
+
+Exit codes: 0 nothing is damaged, 1 damage was found, or one of them did not come to an end.")]
+    Scrub {
+        /// All stores and all members of the placement driver
+        #[arg(long)]
+        cluster: bool,
+    },
     /// Write manual pages
-    #[command(hide = true)]
     Man {
         /// Into this folder, a page for each command
         #[arg(long, value_name = "DIR")]

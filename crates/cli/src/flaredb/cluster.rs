@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 
 use crate::args::Global;
 use crate::connect::connect;
-use crate::pd::{ASK_PD, no_leader, not_there};
+use crate::pd::{no_leader, not_there, unknown_there};
 
 /// The first member that is there.
 async fn reach_one(global: &Global) -> Result<(&str, Channel), Failure> {
@@ -30,12 +30,9 @@ async fn reach_one(global: &Global) -> Result<(&str, Channel), Failure> {
 pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failure> {
     let (endpoint, channel) = reach_one(global).await?;
     let answer = PlacementClient::new(channel).cluster_status(pb::ClusterStatusRequest {}).await;
-    let answer = answer.map_err(|status| {
-        let failure = Failure::of_status(endpoint, &status);
-        match status.code() {
-            Code::Unimplemented => failure.advise(ASK_PD),
-            _ => no_leader(endpoint, status.message()).unwrap_or(failure),
-        }
+    let answer = answer.map_err(|status| match status.code() {
+        Code::Unimplemented => unknown_there(endpoint),
+        _ => no_leader(endpoint, status.message()).unwrap_or_else(|| Failure::of_status(endpoint, &status)),
     })?;
     let status = answer.into_inner();
     let healthy = status.problems.is_empty();

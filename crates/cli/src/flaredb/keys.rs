@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 use crate::args::Global;
 use crate::connect::{connect, reach_all};
-use crate::pd::ASK_PD;
+use crate::pd::unknown_there;
 
 /// Who is asked for keys.
 enum Way {
@@ -56,7 +56,7 @@ fn of_router(members: &str, status: rpc::Status) -> Failure {
         return Failure::new(Kind::TimedOut, status.message).advise("read the key: a write may have happened");
     }
     if status.message.contains("unknown method") {
-        return Failure::new(Kind::Refused, format!("{members}: {}", status.message)).advise(ASK_PD);
+        return unknown_there(members);
     }
     let code = tonic::Code::from_i32(status.code.number() as i32);
     Failure::of_status(members, &tonic::Status::new(code, status.message))

@@ -16,6 +16,7 @@ mod keys;
 mod manual;
 mod operators;
 mod pd;
+mod scrub;
 mod show;
 mod stores;
 
@@ -39,9 +40,9 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(async {
             let asked = cli.global.members().join(",");
             let timeout = cli.global.timeout;
-            let watches = matches!(cli.command, Command::Drain(_));
+            let watches = matches!(cli.command, Command::Drain(_) | Command::Scrub { .. });
             let run = run(cli.command, &cli.global);
-            // A drain takes as long as it takes; its questions have the time-out each.
+            // These take as long as they take; their questions have the time-out each.
             if watches {
                 return run.await;
             }
@@ -82,6 +83,7 @@ async fn run(command: Command, global: &Global) -> Result<ExitCode, Failure> {
             operators::schedulers(pages, what.unwrap_or(Schedulers::List), output).await?;
         }
         Command::Policy { what } => operators::policy(pages, what, output).await?,
+        Command::Scrub { cluster } => done = scrub::run(pages, cluster, output).await?,
         Command::Pd { what } => operators::members(pages, what, output).await?,
         Command::Explain { what } => {
             let path = match what {

@@ -16,6 +16,12 @@ const START_PD: &str = "is the placement driver running there? look with `system
 const START_OTHERS: &str = "a majority of the placement driver's members has to run: look with `systemctl status \
                             placement-driver` on each of them; keys are read and written without it";
 
+/// Whoever was asked does not know the call.
+pub fn unknown_there(endpoint: &str) -> Failure {
+    let text = format!("{endpoint}: this is not the placement driver, which alone knows that");
+    Failure::new(Kind::Refused, text).advise(ASK_PD)
+}
+
 /// Nobody listens where the placement driver was looked for.
 pub fn not_there(endpoint: &str) -> Failure {
     Failure::new(Kind::Unreachable, format!("{endpoint}: connection refused")).advise(START_PD)
@@ -50,6 +56,11 @@ impl Pages<'_> {
         Pages { global }
     }
 
+    /// Who is asked.
+    pub fn members(&self) -> &[String] {
+        self.global.members()
+    }
+
     pub async fn get(&self, path: &str) -> Result<Value, Refused> {
         self.ask("GET", path, None).await
     }
@@ -64,7 +75,7 @@ impl Pages<'_> {
 
     /// Asks one member after the other, until one answers.
     async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
-        let (last, others) = self.global.members().split_last().expect("there is the endpoint");
+        let (last, others) = self.members().split_last().expect("there is the endpoint");
         for member in others {
             match self.ask_at(member, method, path, body).await {
                 Err(Refused { code: 0, failure }) if failure.kind == Kind::Unreachable => {}
@@ -75,10 +86,21 @@ impl Pages<'_> {
     }
 
     async fn ask_at(&self, endpoint: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Refused> {
-        let (path, body) = (format!("/pd/api/v1/{path}"), body.map(Value::to_string).unwrap_or_default());
+        self.ask_program(endpoint, method, &format!("/pd/api/v1/{path}"), body).await
+    }
+
+    /// Any page of a store or of one member of the placement driver.
+    pub async fn ask_program(
+        &self,
+        endpoint: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Refused> {
+        let body = body.map(Value::to_string).unwrap_or_default();
         let silent = |failure| Refused { code: 0, failure };
         let (url, tls) = reach(self.global, endpoint).map_err(silent)?;
-        let asked = rpc::client::exchange(&url, method, &path, body.as_bytes(), tls.as_ref());
+        let asked = rpc::client::exchange(&url, method, path, body.as_bytes(), tls.as_ref());
         let answer = tokio::time::timeout(self.global.timeout, asked).await;
         let answer = answer.map_err(|_| silent(Failure::timed_out(endpoint)))?.map_err(|why| match why.kind() {
             io::ErrorKind::ConnectionRefused => silent(not_there(endpoint)),

@@ -1,4 +1,4 @@
-//! Plain HTTP beside gRPC: health, version, metrics.
+//! Plain HTTP beside gRPC: health, version, metrics; and the scrub, which `POST /scrub` begins and `GET /scrub` tells of.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -11,10 +11,14 @@ use crate::store::Store;
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
+    let path = request.uri().path();
+    if path == "/scrub" && matches!(*request.method(), Method::GET | Method::POST) {
+        return page(StatusCode::OK, "application/json", api.scrub.page(request.method() == Method::POST));
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return refused(StatusCode::METHOD_NOT_ALLOWED, "pages are read with GET");
     }
-    match request.uri().path() {
+    match path {
         "/health" | "/livez" | "/readyz" => health(&api.store),
         "/version" => {
             let body = format!(r#"{{"flaredb":"{}"}}"#, env!("CARGO_PKG_VERSION"));
@@ -25,7 +29,10 @@ pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
             StatusCode::NOT_FOUND,
             "this is a store: the placement driver has these pages, at pd_addr of flaredb.toml",
         ),
-        _ => refused(StatusCode::NOT_FOUND, "there is no such page: /health, /livez, /readyz, /version, /metrics"),
+        _ => refused(
+            StatusCode::NOT_FOUND,
+            "there is no such page: /health, /livez, /readyz, /version, /metrics, /scrub",
+        ),
     }
 }
 

@@ -180,6 +180,8 @@ fn page(sources: &Sources) -> String {
     page.gauge("flaredb_connections_open", "Client connections.", server.connections_open);
     page.counter("flaredb_connections_accepted_total", "Connections taken.", server.connections_accepted);
     page.counter("flaredb_connections_refused_total", "Connections beyond the bounds.", server.connections_refused);
+    let help = "Calls beyond those that one connection may have open.";
+    page.counter("flaredb_streams_refused_total", help, server.streams_refused);
     process::add(&mut page);
     page.text()
 }

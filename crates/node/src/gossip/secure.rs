@@ -1,6 +1,8 @@
 //! A connection of the gossip port: TCP, with TLS on it where there are certificates.
 
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use rpc::plain_http;
@@ -9,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::tls::{Certificates, FOR_MEMBERS};
+use crate::tls::{Certificates, FOR_MEMBERS, Stands};
 
 pub trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -19,6 +21,7 @@ pub struct Secure {
     pub stream: Box<dyn Both>,
     /// What the other side has shown. `None`: no TLS.
     pub certificate: Option<CertificateDer<'static>>,
+    _standing: Option<Stands>,
 }
 
 /// A connection that the other side has opened.
@@ -31,9 +34,10 @@ pub async fn accept(stream: TcpStream, certificates: Option<&Arc<Certificates>>)
         let why = "a client of plain HTTP; it was told that this port is for members";
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
+    let socket = socket_of(&stream)?;
     let stream = TlsAcceptor::from(certificates.server()).accept(stream).await?;
-    let certificate = first(stream.get_ref().1.peer_certificates());
-    Ok(Secure { stream: Box::new(stream), certificate })
+    let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+    Ok(secure(stream, socket, shown, certificates))
 }
 
 /// A connection that this side has opened.
@@ -41,15 +45,29 @@ pub async fn open(stream: TcpStream, certificates: Option<&Arc<Certificates>>) -
     let Some(certificates) = certificates else { return plain(stream).await };
     // Not the name of anybody: whom to expect is checked by the caller, who knows.
     let name = ServerName::try_from("member.chainfire").expect("a valid name");
+    let socket = socket_of(&stream)?;
     let stream = TlsConnector::from(certificates.client()).connect(name, stream).await?;
-    let certificate = first(stream.get_ref().1.peer_certificates());
-    Ok(Secure { stream: Box::new(stream), certificate })
+    let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+    Ok(secure(stream, socket, shown, certificates))
 }
 
 async fn plain(stream: TcpStream) -> io::Result<Secure> {
-    Ok(Secure { stream: Box::new(stream), certificate: None })
+    Ok(Secure { stream: Box::new(stream), certificate: None, _standing: None })
 }
 
-fn first(certificates: Option<&[CertificateDer<'_>]>) -> Option<CertificateDer<'static>> {
-    certificates.and_then(<[_]>::first).map(|certificate| certificate.clone().into_owned())
+/// The same socket once more, to shut it down by.
+fn socket_of(stream: &TcpStream) -> io::Result<std::net::TcpStream> {
+    stream.as_fd().try_clone_to_owned().map(std::net::TcpStream::from)
+}
+
+fn secure(
+    stream: impl Both + 'static,
+    socket: std::net::TcpStream,
+    shown: Option<Vec<CertificateDer<'static>>>,
+    certificates: &Arc<Certificates>,
+) -> Secure {
+    // It may have ended by itself.
+    let standing = certificates.standing().note(shown.as_deref(), move || drop(socket.shutdown(Shutdown::Both)));
+    let certificate = shown.and_then(|chain| chain.into_iter().next());
+    Secure { stream: Box::new(stream), certificate, _standing: standing }
 }

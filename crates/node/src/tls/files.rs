@@ -166,7 +166,7 @@ impl Files {
             }
         };
         let own = pair.chain.into_iter().next().expect("a chain has a first certificate");
-        Ok(Set { members, api, outward, own, subject, files, digest })
+        Ok(Set { members, api, outward, own, revoked, subject, files, digest })
     }
 
     /// What the lists revoke, and when the next ones are due.

@@ -8,8 +8,8 @@
 //! # The life of a set
 //! [`files`] reads it and refuses what is unsafe or does not fit together → [`Certificates`] holds the configurations that
 //! every handshake takes afresh → [`reload`] notices that files have changed, and puts a good set in place of the old one;
-//! a bad one changes nothing and is reported. Connections that stand are not touched; none is resumed from a ticket either,
-//! so each was checked against the set of its time.
+//! a bad one changes nothing and is reported. Connections that stand go on, but for those whose certificate a new list revokes
+//! ([`standing`]); none is resumed from a ticket, so each was checked against the set of its time.
 //!
 //! # Who a certificate is
 //! Between members the chain is checked by the TLS library ([`verify`]), and the name afterwards, when it is known which
@@ -21,14 +21,17 @@
 //! [`rpc::tls_words`] turns the library's errors into those that operators look for.
 //!
 //! # Taking a certificate out of use
-//! By a revocation list ([`TlsOptions::crl_files`]), which holds for members and clients, on every port, from the reload on.
+//! By a revocation list ([`TlsOptions::crl_files`]), which holds for members and clients, on every port, from the reload on, and
+//! for the connections that stand then.
 //! A CA without a list revokes nothing; a list past its next update still counts, with a warning, since an old list
 //! knows more than none.
 
 pub mod files;
 pub mod reload;
+pub mod standing;
 mod verify;
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,9 +41,12 @@ use base::NodeId;
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::Notify;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use files::TlsError;
+pub use standing::{Standing, Stands};
+use verify::Revoked;
 
 /// What a port for members tells whoever comes with plain HTTP.
 pub const FOR_MEMBERS: &str =
@@ -110,6 +116,7 @@ pub enum ApiTls {
 pub struct Certificates {
     options: TlsOptions,
     set: ArcSwap<Set>,
+    standing: Arc<Standing>,
     /// Whom the node's own certificate is to name: its number, and the address under which the others know it.
     bearer: Mutex<Option<(NodeId, String)>>,
     reloads: AtomicU64,
@@ -124,6 +131,7 @@ pub struct Set {
     outward: Option<Arc<ClientConfig>>,
     /// The node's own certificate.
     own: CertificateDer<'static>,
+    revoked: Arc<Revoked>,
     /// Who it is made out to, for people.
     pub subject: String,
     /// When each of the files expires.
@@ -195,6 +203,7 @@ impl Certificates {
         Ok(Arc::new(Certificates {
             options,
             set: ArcSwap::from_pointee(set),
+            standing: Arc::default(),
             bearer: Mutex::default(),
             reloads: AtomicU64::new(0),
             failed_reloads: AtomicU64::new(0),
@@ -225,7 +234,12 @@ impl Certificates {
         self.api_server()?;
         let certificates = self.clone();
         let of_the_moment = move || certificates.api_server().expect("what is served does not change");
-        Some(Arc::new(rpc::server::Tls::new(of_the_moment)))
+        let standing = self.standing.clone();
+        let stands = move |chain: Option<&[CertificateDer<'static>]>, cut: Arc<Notify>| {
+            let stands = standing.note(chain, move || cut.notify_one());
+            Box::new(stands) as Box<dyn Any + Send>
+        };
+        Some(Arc::new(rpc::server::Tls::new(of_the_moment).watched(stands)))
     }
 
     /// For being a client of other servers' APIs, likewise. `None`: there is no CA to trust.
@@ -235,6 +249,11 @@ impl Certificates {
         let of_the_moment =
             move || certificates.set.load().outward.clone().expect("which files there are does not change");
         Some(rpc::client::Tls::of_the_moment(of_the_moment))
+    }
+
+    /// Where connections between members are noted.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.standing
     }
 
     pub fn options(&self) -> &TlsOptions {

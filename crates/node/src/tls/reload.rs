@@ -33,7 +33,15 @@ impl Certificates {
         let made = files.into_set(self.options.api).map_err(|error| error.to_string());
         match made.and_then(|set| self.not_worse(set)) {
             Ok(set) => {
+                let revoked = set.revoked.clone();
                 self.set.store(Arc::new(set));
+                let cut = self.standing.cut_revoked(&revoked);
+                if cut > 0 {
+                    tracing::warn!(
+                        target: "chainfire_network",
+                        "Cut connections whose certificates were revoked, connections={cut} code=CF3106"
+                    );
+                }
                 self.reloads.fetch_add(1, Ordering::Relaxed);
                 Ok(true)
             }

@@ -27,6 +27,15 @@ impl Revoked {
         Ok(Revoked { der, parsed: parsed.map_err(|error| error.to_string())? })
     }
 
+    /// Whether one of them names this certificate.
+    pub fn names(&self, certificate: &CertificateDer<'_>) -> bool {
+        let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+        let names = |list: &CertRevocationList<'_>| {
+            list.issuer() == certificate.issuer() && matches!(list.find_serial(certificate.serial()), Ok(Some(_)))
+        };
+        self.parsed.iter().any(names)
+    }
+
     pub fn lists(&self) -> Vec<CertificateRevocationListDer<'static>> {
         self.der.clone()
     }

@@ -5,7 +5,7 @@
 //! on with it.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConnection, Connection, ServerConnection};
 
-use crate::tls::Certificates;
+use crate::tls::{Certificates, Stands};
 
 /// Bytes that went over all connections with one node since this process began, as they are before encryption. Greetings
 /// are not counted: until they are over, nobody knows whose they are.
@@ -31,6 +31,7 @@ pub struct Pipe {
     waiting_bytes: usize,
     /// Of the node at the other end, once it is known.
     traffic: OnceLock<Arc<Traffic>>,
+    _standing: Option<Stands>,
 }
 
 impl Pipe {
@@ -41,16 +42,20 @@ impl Pipe {
             let name = ServerName::try_from("member.chainfire").expect("a valid name");
             ClientConnection::new(certificates.client(), name).map(Connection::Client)
         });
-        Pipe::shake_hands(socket, session.transpose())
+        Pipe::shake_hands(socket, session.transpose(), certificates)
     }
 
     /// A connection that the other side has opened.
     pub fn accept(socket: TcpStream, certificates: Option<&Arc<Certificates>>) -> io::Result<Pipe> {
         let session = certificates.map(|own| ServerConnection::new(own.server()).map(Connection::Server));
-        Pipe::shake_hands(socket, session.transpose())
+        Pipe::shake_hands(socket, session.transpose(), certificates)
     }
 
-    fn shake_hands(socket: TcpStream, session: Result<Option<Connection>, rustls::Error>) -> io::Result<Pipe> {
+    fn shake_hands(
+        socket: TcpStream,
+        session: Result<Option<Connection>, rustls::Error>,
+        certificates: Option<&Arc<Certificates>>,
+    ) -> io::Result<Pipe> {
         let mut tls = session.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?.map(Box::new);
         if let Some(session) = &mut tls {
             // The link bounds what may wait.
@@ -59,7 +64,17 @@ impl Pipe {
                 session.complete_io(&mut &socket)?;
             }
         }
-        Ok(Pipe { socket, tls, rest: Vec::new(), waiting_bytes: 0, traffic: OnceLock::new() })
+        let shown = tls.as_ref().and_then(|session| session.peer_certificates());
+        let standing = match certificates {
+            Some(certificates) if shown.is_some() => {
+                let socket = socket.try_clone()?;
+                // It may have ended by itself.
+                let cut = move || drop(socket.shutdown(Shutdown::Both));
+                certificates.standing().note(shown, cut)
+            }
+            _ => None,
+        };
+        Ok(Pipe { socket, tls, rest: Vec::new(), waiting_bytes: 0, traffic: OnceLock::new(), _standing: standing })
     }
 
     pub fn socket(&self) -> &TcpStream {

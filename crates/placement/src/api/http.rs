@@ -1,4 +1,5 @@
-//! Plain HTTP: what people and their tools ask under `/pd/api/v1`, health, metrics.
+//! Plain HTTP: what people and their tools ask under `/pd/api/v1`; of this member alone: health, metrics, and the scrub,
+//! which `POST /scrub` begins and `GET /scrub` tells of.
 //!
 //! Every answer is JSON, errors too: `{"error": "why"}`. Bodies are read as JSON whatever their header says, because
 //! `curl -d` sends another one.
@@ -57,6 +58,9 @@ impl Api {
                 let healthy = !self.handle.status().leader.is_none();
                 let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 return response(code, JSON, json!({ "health": healthy.to_string() }).to_string());
+            }
+            "/scrub" if is_get || request.method() == Method::POST => {
+                return response(StatusCode::OK, JSON, self.scrub.page(request.method() == Method::POST));
             }
             "/metrics" if is_get => return response(StatusCode::OK, METRICS, self.metrics()),
             _ => {}

@@ -24,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use consensus::Refusal;
 use node::metrics::calls::Methods;
+use node::scrub::Scrub;
 use node::transport::{CallFuture, CallService, Caller};
 use rpc::client::Router;
 use rpc::client::Tls;
@@ -52,6 +53,7 @@ pub struct Api {
     router: Router,
     pub counters: Arc<Counters>,
     pub requests: Arc<Methods>,
+    scrub: Arc<Scrub>,
     /// What the node tells of itself; `None` while it stops.
     node: OfNode,
 }
@@ -65,13 +67,14 @@ impl Api {
         leader: Arc<OnceLock<Arc<Leader>>>,
         handle: node::GroupHandle,
         counters: Arc<Counters>,
+        scrub: Arc<Scrub>,
         tls: Option<Tls>,
         node: OfNode,
     ) -> Arc<Api> {
         let requests = Methods::new(&METHODS);
         Arc::new_cyclic(|api| {
             let router = Router::new(Arc::new(raw::Own(api.clone())), tls);
-            Api { leader, handle, router, counters, requests, node }
+            Api { leader, handle, router, counters, requests, scrub, node }
         })
     }
 

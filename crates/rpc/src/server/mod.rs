@@ -176,7 +176,8 @@ impl<S: Service> Server<S> {
                                     let patience = server.config.handshake_timeout;
                                     let shaken = tokio::time::timeout(patience, tls.accept(io, peer)).await;
                                     if let Ok(Some(io)) = shaken {
-                                        server.welcome(io, peer, Some(number)).await;
+                                        let shown = io.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+                                        tls.until_cut(shown, server.welcome(io, peer, Some(number))).await;
                                     }
                                 }
                             }

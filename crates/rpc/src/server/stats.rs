@@ -11,6 +11,8 @@ pub struct ServerStats {
     pub connections_accepted: u64,
     /// Turned away because too many were open, in all or from their address.
     pub connections_refused: u64,
+    /// Calls turned away because too many were open on their connection.
+    pub streams_refused: u64,
     /// gRPC calls handed to the service.
     pub calls_started: u64,
 }
@@ -20,6 +22,7 @@ pub(super) struct Counters {
     accepted: AtomicU64,
     closed: AtomicU64,
     refused: AtomicU64,
+    streams_refused: AtomicU64,
     calls: AtomicU64,
     /// Bytes of requests in flight.
     pub(super) held: HeldByAll,
@@ -38,6 +41,10 @@ impl Counters {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn stream_refused(&self) {
+        self.streams_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn call_started(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
@@ -49,6 +56,7 @@ impl Counters {
             connections_open: accepted.saturating_sub(closed),
             connections_accepted: accepted,
             connections_refused: self.refused.load(Ordering::Relaxed),
+            streams_refused: self.streams_refused.load(Ordering::Relaxed),
             calls_started: self.calls.load(Ordering::Relaxed),
         }
     }

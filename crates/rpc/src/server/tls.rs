@@ -2,6 +2,7 @@
 //!
 //! The configuration is asked for at every connection, so that certificates can be changed while the server runs.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -20,9 +23,14 @@ use crate::tls_words::of_io;
 /// Where the configuration of the moment comes from.
 pub struct Tls {
     pub config: Box<dyn Fn() -> Arc<ServerConfig> + Send + Sync>,
+    watched: Option<Box<Watched>>,
     /// Who was complained about, why, and when: one line per address, reason and minute.
     said: Mutex<BTreeMap<(IpAddr, String), Instant>>,
 }
+
+/// Told of each connection: what the client showed, and whom to notify for it to be cut. What comes back is dropped when the
+/// connection has ended.
+type Watched = dyn Fn(Option<&[CertificateDer<'static>]>, Arc<Notify>) -> Box<dyn Any + Send> + Send + Sync;
 
 const SAY_EVERY: Duration = Duration::from_secs(60);
 const SAID_MAX: usize = 256;
@@ -32,7 +40,32 @@ const ADVICE: &str = "this port speaks TLS: use https:// and the cluster's CA";
 
 impl Tls {
     pub fn new(config: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static) -> Tls {
-        Tls { config: Box::new(config), said: Mutex::default() }
+        Tls { config: Box::new(config), watched: None, said: Mutex::default() }
+    }
+
+    /// With somebody who cuts connections when their certificates are not good any more.
+    pub fn watched(
+        mut self,
+        watched: impl Fn(Option<&[CertificateDer<'static>]>, Arc<Notify>) -> Box<dyn Any + Send> + Send + Sync + 'static,
+    ) -> Tls {
+        self.watched = Some(Box::new(watched));
+        self
+    }
+
+    /// Serves a connection until it has ended or is to be cut.
+    pub(super) async fn until_cut(
+        &self,
+        shown: Option<Vec<CertificateDer<'static>>>,
+        serving: impl Future<Output = ()>,
+    ) {
+        let Some(watched) = &self.watched else { return serving.await };
+        let cut = Arc::new(Notify::new());
+        let _standing = watched(shown.as_deref(), cut.clone());
+        tokio::select! {
+            biased;
+            () = serving => {}
+            () = cut.notified() => {}
+        }
     }
 
     /// `None`: the client was no client of this port, and was told so.

@@ -25,6 +25,9 @@ pub struct Pki {
     authority: Mutex<Authority>,
 }
 
+/// The serial number of certificates that may be revoked.
+const REVOCABLE: u64 = 4711;
+
 /// Signs; several may be trusted at a time.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -134,10 +137,19 @@ impl Pki {
 
     /// A certificate that the list `ca.crl` of the CA names.
     pub fn sign_revoked(&self, name: &str, hosts: &[&str]) -> (String, String) {
-        let authority = self.authority.lock();
-        let serial = 4711;
-        replace(&self.path("ca.crl"), &authority.revoke(&[serial]), 0o644);
-        authority.sign_with(name, hosts, |params| params.serial_number = Some(SerialNumber::from(serial)))
+        let pair = self.sign_revocable(name, hosts);
+        self.revoke();
+        pair
+    }
+
+    /// A certificate that [`Pki::revoke`] revokes.
+    pub fn sign_revocable(&self, name: &str, hosts: &[&str]) -> (String, String) {
+        let numbered = |params: &mut CertificateParams| params.serial_number = Some(SerialNumber::from(REVOCABLE));
+        self.authority.lock().sign_with(name, hosts, numbered)
+    }
+
+    pub fn revoke(&self) {
+        replace(&self.path("ca.crl"), &self.authority.lock().revoke(&[REVOCABLE]), 0o644);
     }
 
     pub fn put(&self, name: &str, certificate: &str, key: &str) {

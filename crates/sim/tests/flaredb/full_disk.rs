@@ -119,6 +119,44 @@ async fn a_full_store_among_others_hands_over_and_is_relieved() {
         .await;
 }
 
+/// A MiB that no compression makes much smaller.
+fn value(number: usize) -> String {
+    let mut random = base::Rng::new(number as u64 + 1);
+    (0..1 << 20).map(|_| char::from(b'0' + random.below(75) as u8)).collect()
+}
+
+/// Full of what clients have put there: they delete it, and that is all that has to be done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_gives_its_room_back() {
+    let mut cluster = Cluster::new(1, 1);
+    let Some(_disk) = small_disk(&cluster, 0) else { return };
+    spawn_all(&mut cluster);
+    cluster.until("the first region is there", async |cluster| cluster.has_replicas(1).await).await;
+    let mut client = cluster.raw(0).await;
+    for cycle in 0..2 {
+        let mut count = 0;
+        let why = loop {
+            match put(&mut client, &format!("k{count:04}"), &value(count)).await {
+                Ok(()) => count += 1,
+                Err(why) => break why,
+            }
+            assert!(count < 10_000, "the disk is never full");
+        };
+        assert_eq!(why.code(), Code::ResourceExhausted, "{why:?}");
+        for number in 1..count {
+            assert!(delete(&mut client, &format!("k{number:04}")).await.unwrap());
+        }
+        let deleted = Instant::now();
+        while let Err(why) = put(&mut client, "k", "v").await {
+            assert!(deleted.elapsed() < PATIENCE, "puts do not come back: {why:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let took = deleted.elapsed().as_millis();
+        figure(format_args!("full of {count} MiB, all deleted, cycle {cycle}: puts taken again after {took} ms"));
+        assert!(get(&mut client, "k0000").await.unwrap() == Some(value(0)));
+    }
+}
+
 /// The disk has but `left` bytes, before a region that is received is whole, or while it is put in place: the store goes on, and
 /// has it once there is room.
 async fn runs_out_of_room_while_there_is_a(part: &str, left: u64) {
@@ -129,11 +167,6 @@ async fn runs_out_of_room_while_there_is_a(part: &str, left: u64) {
     cluster.pd[0].spawn();
     cluster.stores[0].spawn();
     cluster.until("the first region is there", async |cluster| cluster.has_replicas(1).await).await;
-    let value = |number: usize| {
-        // Bytes that no compression makes smaller.
-        let mut random = base::Rng::new(number as u64 + 1);
-        (0..1 << 20).map(|_| char::from(b'0' + random.below(75) as u8)).collect::<String>()
-    };
     for number in 0..VALUES {
         put(&mut cluster.raw(0).await, &format!("k{number:03}"), &value(number)).await.unwrap();
     }

@@ -1,5 +1,6 @@
 //! FlareDB as processes: a placement driver, stores, and clients through the public API.
 
+mod any_order;
 mod cluster;
 mod commands;
 // Not all of it is needed here.

@@ -18,15 +18,15 @@ use crate::tell;
 
 const VALUE_BYTES: usize = 1024;
 /// Large enough to be cut to pieces at one MiB.
-const KEYS: usize = 4000;
+pub const KEYS: usize = 4000;
 /// Kills in which regions have become one, most of the time.
 const ROUNDS: usize = 6;
 
-fn key(number: usize) -> String {
+pub fn key(number: usize) -> String {
     format!("key-{number:06}")
 }
 
-fn configure(cluster: &Cluster, policy: &str) {
+pub fn configure(cluster: &Cluster, policy: &str) {
     let url = format!("{}/pd/api/v1/config/schedule", cluster.pd[0].url());
     let output = Command::new("curl").args(["-s", "-d", policy, &url]).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -34,18 +34,18 @@ fn configure(cluster: &Cluster, policy: &str) {
 }
 
 /// Regions of a MiB, and none is merged.
-const CUT: &str = r#"{"region-split-size": 1, "max-merge-region-size": 0, "split-merge-interval": "1h"}"#;
+pub const CUT: &str = r#"{"region-split-size": 1, "max-merge-region-size": 0, "split-merge-interval": "1h"}"#;
 /// Those are small, and at rest at once.
-const MERGE: &str = r#"{"region-split-size": 64, "max-merge-region-size": 16, "split-merge-interval": "0s"}"#;
+pub const MERGE: &str = r#"{"region-split-size": 64, "max-merge-region-size": 16, "split-merge-interval": "0s"}"#;
 
-async fn regions(cluster: &Cluster) -> Result<usize, String> {
+pub async fn regions(cluster: &Cluster) -> Result<usize, String> {
     let page: Value = cluster.page("regions").await.ok_or("no page")?;
     covering(&page)
 }
 
-/// All keys, in several regions on all three stores.
-async fn cut_cluster() -> (Cluster, BTreeMap<String, String>) {
-    let mut cluster = Cluster::start(1, 3).await;
+/// All keys, in several regions with three replicas each on so many stores.
+pub async fn cut_cluster(stores: usize) -> (Cluster, BTreeMap<String, String>) {
+    let mut cluster = Cluster::start(1, stores).await;
     configure(&cluster, CUT);
     let mut written = BTreeMap::new();
     let mut client = cluster.raw(0).await;
@@ -142,9 +142,9 @@ impl Worker {
 }
 
 /// Everything is there, whoever is asked.
-async fn check_all(cluster: &mut Cluster, written: &BTreeMap<String, String>) {
+pub async fn check_all(cluster: &mut Cluster, written: &BTreeMap<String, String>) {
     for (number, (key, value)) in written.iter().enumerate().filter(|(number, _)| number % 13 == 0) {
-        let read = get(&mut cluster.raw(number % 3).await, key).await.unwrap();
+        let read = get(&mut cluster.raw(number % cluster.stores.len()).await, key).await.unwrap();
         assert!(read.as_ref() == Some(value), "{key} is another one");
     }
     let keys = ["-o", "simple", "scan", "--keys-only", "--limit", "100000"];
@@ -159,7 +159,7 @@ async fn check_all(cluster: &mut Cluster, written: &BTreeMap<String, String>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
-    let (mut cluster, written) = cut_cluster().await;
+    let (mut cluster, written) = cut_cluster(3).await;
     let before = regions(&cluster).await.unwrap();
     let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
     let step = KEYS / 8;
@@ -224,7 +224,7 @@ async fn small_regions_merge_under_writers_and_kills_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_merge_that_cannot_go_on_is_given_up_and_writes_go_on() {
-    let (mut cluster, written) = cut_cluster().await;
+    let (mut cluster, written) = cut_cluster(3).await;
     let urls: Vec<String> = cluster.stores.iter().map(|store| store.url()).collect();
     let step = KEYS / 8;
     let workers: Vec<Worker> = (0..8).map(|at| Worker::start(format!("{}+", key(at * step)), urls.clone())).collect();

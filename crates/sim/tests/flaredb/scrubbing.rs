@@ -104,6 +104,39 @@ async fn a_store_finds_damage_by_itself_and_is_made_anew() {
     }
 }
 
+/// Where nobody looks unless asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_programs_look_when_they_are_asked() {
+    let mut cluster = Cluster::new(1, 3);
+    for process in cluster.pd.iter_mut().chain(&mut cluster.stores) {
+        process.flag("--scrub-interval=0s");
+    }
+    let mut cluster = cluster.started().await;
+    for number in 0..100 {
+        put(&mut cluster.raw(0).await, &format!("k{number:03}"), &"v".repeat(1000)).await.unwrap();
+    }
+    let victim = 1;
+    cluster.stores[victim].stop().await;
+    cluster.stores[victim].spawn();
+    cluster.until("the store is back", async |cluster| cluster.has_replicas(3).await).await;
+    let (done, said) = cluster.client(&cluster.pd[0], &["-o", "json", "scrub", "--cluster"]);
+    assert!(done && said.matches("nothing is damaged").count() == 4, "{said}");
+    harm("state", &cluster.data_dir(&cluster.stores[victim]));
+    let (done, said) = cluster.client(&cluster.stores[victim], &["-o", "simple", "scrub"]);
+    assert!(!done && !said.contains("nothing is damaged"), "{said}");
+    cluster
+        .until("the damaged store is made anew", async |cluster| {
+            cluster.stores[victim].said().contains("This store was damaged and begins anew")
+                && cluster.has_replicas(3).await
+        })
+        .await;
+    cluster
+        .until("nothing is damaged any more", async |cluster| {
+            cluster.client(&cluster.pd[0], &["-o", "simple", "scrub", "--cluster"]).0
+        })
+        .await;
+}
+
 /// How often a member said that it was rebuilt.
 fn rebuilt(member: &Process) -> usize {
     member.said().matches("This member was rebuilt from its peers").count()

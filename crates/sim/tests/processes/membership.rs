@@ -330,7 +330,12 @@ async fn stops_acting(cluster: &mut Cluster, removed: usize) {
         // It knows, and says how to come back.
         crate::offline::wait_for_status(cluster, removed, |status| {
             status.notes.iter().any(|note| note.contains("was removed from its cluster") || note.contains("member-add"))
+                && !status.notes.iter().any(|note| note.contains("start a majority"))
         })
         .await;
+        let why = outcast.put("by-a-removed-node", "1").await.unwrap_err();
+        assert_eq!(why.message(), "etcdserver: this member was removed from its cluster");
+        let health = crate::every_node::get(cluster.nodes[removed].address, "/health");
+        assert!(health.status == 503 && health.body.contains("MEMBER REMOVED"), "{health:?}");
     }
 }

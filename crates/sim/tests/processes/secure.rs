@@ -308,6 +308,63 @@ async fn a_certificate_speaks_for_its_owner_alone() {
     assert!(term <= status.raft_term + 10, "{term}");
 }
 
+/// Whoever shook hands before its certificate was revoked does not stay; everybody else does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_revoked_is_cut() {
+    let mut cluster = Cluster::start_with(3, secure()).await;
+    let (victim, address) = (1, cluster.nodes[0].address);
+    let known = cluster.nodes[victim].address.to_string();
+    let (certificate, key) = cluster.pki().sign_revocable("left", &[&known]);
+    cluster.pki().put(&cluster.nodes[victim].name, &certificate, &key);
+    cluster.kill(victim);
+    cluster.spawn(victim);
+    cluster.wait_until_serving(victim).await;
+    wait_for_all_alive(&cluster).await;
+
+    let trusts = cluster.pki().authority_pem();
+    let left = Caller { pair: Some((certificate, key)), trusts: trusts.clone() };
+    let good = Caller { pair: Some(cluster.pki().sign("good", &[&known], false)), trusts };
+    let ask = |stream: &mut dyn ReadWrite| {
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        let mut answer = [0; 1024];
+        stream.read(&mut answer).map(|length| String::from_utf8_lossy(&answer[..length]).into_owned())
+    };
+    let mut stays = good.connect((address, CLIENT_PORT));
+    assert!(ask(&mut stays).unwrap().contains("200 OK"));
+    let mut goes: Vec<_> = [CLIENT_PORT, PEER_PORT, GOSSIP_PORT].map(|port| left.connect((address, port))).into();
+    assert!(ask(&mut goes[0]).unwrap().contains("200 OK"));
+    for silent in &mut goes[1..] {
+        while silent.conn.is_handshaking() {
+            silent.conn.complete_io(&mut silent.sock).unwrap();
+        }
+    }
+
+    let before = cluster.log(0).len();
+    cluster.pki().revoke();
+    cluster.signal(0, libc::SIGHUP);
+    wait_for_words(&cluster, before, &["Cut connections whose certificates were revoked"]).await;
+    for (stream, port) in goes.iter_mut().zip([CLIENT_PORT, PEER_PORT, GOSSIP_PORT]) {
+        let since = Instant::now();
+        let mut rest = Vec::new();
+        let ended = stream.read_to_end(&mut rest);
+        let waited = ended.is_err_and(|why| why.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(!waited && since.elapsed() < Duration::from_secs(5), "{port}: it stays");
+    }
+    assert!(ask(&mut stays).unwrap().contains("HTTP/1.1"), "with a good certificate it stays");
+    // The member, too, and it does not come back with that certificate.
+    wait_for_words(&cluster, before, &["certificate verify failed: revoked"]).await;
+    cluster.pki().issue(&cluster.nodes[victim].name, &[&known]);
+    cluster.signal(victim, libc::SIGHUP);
+    cluster.client(0).put("k", "v").await.unwrap();
+    cluster.wait_until_serving(victim).await;
+    assert_eq!(cluster.client(victim).get("k").await.unwrap().count, 1);
+    wait_for_all_alive(&cluster).await;
+}
+
+trait ReadWrite: std::io::Read + std::io::Write {}
+
+impl<T: std::io::Read + std::io::Write> ReadWrite for T {}
+
 async fn wait_for_words(cluster: &Cluster, before: usize, words: &[&str]) {
     let deadline = Instant::now() + PATIENCE;
     while !words.iter().all(|words| cluster.log(0)[before..].contains(words)) {

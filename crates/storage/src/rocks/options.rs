@@ -86,6 +86,9 @@ pub(super) struct Blueprint {
     memtables: WriteBufferManager,
 }
 
+/// The part of a file's entries.
+const DELETIONS_MAX: f64 = 0.5;
+
 /// RocksDB insists on this family; nothing of the state lies in it.
 const DEFAULT_FAMILY: &str = "default";
 
@@ -167,6 +170,9 @@ impl Blueprint {
             const ZSTD_LEVEL: i32 = 1;
             o.set_bottommost_compression_options(WINDOW_BITS_DEFAULT, ZSTD_LEVEL, 0, 0, true);
         }
+        // Files with more deletions than anything else are merged whether or not there is too much of them: what they delete
+        // takes room until then.
+        o.add_compact_on_deletion_collector_factory(0, 0, DELETIONS_MAX);
         o.set_block_based_table_factory(&self.tables(spec));
         if spec.bloom {
             o.set_memtable_prefix_bloom_ratio(0.05);

@@ -19,6 +19,8 @@ Examples:
   chainfire-client snapshot save --incremental --since backup.tar.gz --output-dir /var/backups/chainfire")]
     Save(SaveArgs),
     /// Say what is in a saved file, after checking its digests and its structure
+    #[command(after_help = "\
+With -o simple in etcdctl's way: digest, revision, number of keys, size; of an incremental backup the revision since when, too.")]
     Status { file: PathBuf },
     /// Check saved files without restoring them: digests, structure, every record, all counts
     #[command(after_help = "\

@@ -196,6 +196,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, S: Service> Driver<IO, S> {
                     };
                     self.start(stream, None, CallFuture::Streaming(Box::pin(future)));
                 }
+                Event::Refused => self.counters.stream_refused(),
                 Event::Gone { slot, stream } => self.calls.remove(slot, stream),
             }
         }

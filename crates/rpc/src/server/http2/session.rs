@@ -67,6 +67,8 @@ pub(super) enum Event {
         request: Box<http::Request<Bytes>>,
         channel: Arc<Channel>,
     },
+    /// A call was turned away: too many are open on this connection.
+    Refused,
     /// The stream is gone; the call in this slot must be dropped.
     Gone {
         slot: usize,

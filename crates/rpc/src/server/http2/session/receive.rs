@@ -117,6 +117,7 @@ impl Session {
         self.last_stream = id;
         if self.streams.len() >= self.limits.streams_max {
             put_reset(id, Reason::RefusedStream, self.out.tail());
+            self.events.push_back(Event::Refused);
             return self.lose_patience();
         }
         if !head.is_well_formed() {
