@@ -440,7 +440,11 @@ impl Group {
         if let Some(needed) = self.snapshots.values().map(|out| out.index).min() {
             cut = cut.min(needed.max(far));
         }
-        if cut > self.log.start().index + self.config.log_entries_kept / 16 && self.log.compact(cut).is_ok() {
+        // Not for a few entries, unless they are large.
+        let start = self.log.start().index;
+        let many = cut > start + self.config.log_entries_kept / 16;
+        let large = cut > start && self.log.index_for_bytes(bytes_kept.saturating_add(bytes_kept / 4)) > start;
+        if (many || large) && self.log.compact(cut).is_ok() {
             self.compact_to = Some(cut);
         }
     }

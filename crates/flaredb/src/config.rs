@@ -103,7 +103,9 @@ pub fn validate(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings,
         pd_addresses,
         labels: labels.collect::<Result<_, _>>()?,
         storage: storage(layers),
-        reserve_bytes: layers.number("storage", "reserve_size"),
+        reserve_bytes: layers
+            .number("storage", "reserve_size")
+            .max(crate::space::TABLES_IN_RESERVE * layers.number("storage", "write_buffer_size")),
         standalone,
         scrub_interval: options::scrub_interval(layers),
         slow_request: Duration::from_millis(layers.number("log", "slow_request_ms")),
@@ -424,10 +426,11 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             name: "reserve_size",
             flag: "reserve-size",
             kind: Kind::Bytes { min: 1 << 20, max: 1 << 44 },
-            default: "\"128MiB\"",
+            default: "\"1GiB\"",
             help: &[
                 "bytes of the disk that stay free: with less, no puts are taken, and regions move away",
-                "An eighth of the disk at most. Deletes and reads go on, and puts come back by themselves.",
+                "Merges need them. Eight times write_buffer_size at least; an eighth of the disk at most, and what is merged then is made smaller.",
+                "Deletes and reads go on, and puts come back by themselves.",
             ],
         },
         scrub_key(&[

@@ -108,8 +108,9 @@ fn asked_alone(settings: &Settings) -> Result<PdClient, StartError> {
     Ok(PdClient::new(settings.pd_addresses.clone(), certificates.as_ref().and_then(Certificates::asking)))
 }
 
-async fn serve(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
+async fn serve(mut settings: Settings, reloader: Reloader) -> Result<(), StartError> {
     expect_hangups();
+    space::fit(&mut settings);
     let service = Arc::new(Service::from_environment());
     let ready = Ready::within_bound(service.clone(), Instant::now());
     service.status("Opening the data folder");

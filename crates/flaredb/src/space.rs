@@ -8,7 +8,8 @@
 //! | next to no room (below the lower line) | regions of which other stores with room have a majority are held here: they take nothing new, and catch up later |
 //! | room again | all of that ends by itself |
 //!
-//! A full store writes deletions out soon: in memory they give no room back.
+//! A store that becomes full writes out what it has in memory while there is room for it, so that its log can go; and deletions
+//! from then on, which in memory give no room back. ([`fit`] sees to it that they have room.)
 //!
 //! The placement driver hears of it with each heartbeat: it sends such a store no replicas, and moves away what it holds. Its
 //! answers say which other stores are full.
@@ -21,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use base::{GroupId, NodeId};
 use consensus::{MachineError, Membership, Role};
-use node::disk::{Ballast, Room};
+use node::disk::{Ballast, Room, upper_line};
 use node::many::ManyNode;
 use parking_lot::Mutex;
 
+use crate::config::Settings;
 use crate::store::{Region, Store};
 
 const TICK: Duration = Duration::from_millis(50);
@@ -33,6 +35,12 @@ const HAND_OVER_EVERY: Duration = Duration::from_secs(1);
 const HANDED_AT_ONCE: usize = 64;
 /// How often a full store looks whether there are deletions to be written out.
 const WRITE_OUT_EVERY: Duration = Duration::from_secs(5);
+/// A merge of those that are not merged yet takes as much room as these, and what they overlap.
+pub const TABLES_IN_RESERVE: u64 = 8;
+const TABLE_BYTES_MIN: u64 = 1 << 20;
+const LOG_PART_OF_DISK: u64 = 16;
+/// What is written meanwhile, by the log for one.
+const SPARE_BYTES: u64 = 2 << 20;
 /// What the placement driver said of other stores counts for so long.
 const WORD_COUNTS: Duration = Duration::from_secs(10);
 /// How long a put waits for a full leader to hand over.
@@ -73,6 +81,27 @@ impl Space {
     }
 }
 
+/// What is chosen for any disk, made smaller for a small one: tables, so that [`TABLES_IN_RESERVE`] of them find room when it is full;
+/// and the log.
+pub fn fit(settings: &mut Settings) {
+    // The data folder may be about to be made.
+    let Some((_, total)) = settings.node.data_dir.ancestors().find_map(node::disk::room) else { return };
+    let table = (upper_line(total, settings.reserve_bytes) / TABLES_IN_RESERVE).max(TABLE_BYTES_MIN);
+    let storage = &mut settings.storage;
+    let asked = (storage.write_buffer_size, settings.node.host.log_bytes_kept_all);
+    storage.write_buffer_size = storage.write_buffer_size.min(usize::try_from(table).unwrap_or(usize::MAX));
+    storage.file_size = storage.file_size.min(table);
+    let log = asked.1.min(total / LOG_PART_OF_DISK);
+    settings.node.host.log_bytes_kept_all = log;
+    if asked != (storage.write_buffer_size, log) {
+        let write_buffer = storage.write_buffer_size;
+        tracing::info!(
+            target: "flaredb_storage",
+            "The disk is small, and so are log and tables, disk={total} write_buffer_size={write_buffer} log_size={log}"
+        );
+    }
+}
+
 /// Whether stores with room, other than `own`, are a majority of the members that vote.
 fn is_spared(membership: &Membership, own: NodeId, full: &BTreeSet<NodeId>) -> bool {
     let roomy = |node: NodeId| node != own && !full.contains(&node);
@@ -90,7 +119,8 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
         if node.ends_if_damaged() {
             return;
         }
-        if let Some((free, total)) = node::disk::room(&folder) {
+        let found = node::disk::room(&folder);
+        if let Some((free, total)) = found {
             room.update(free, total, reserve_bytes);
             ballast.adjust(free, total, reserve_bytes);
         }
@@ -115,9 +145,9 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
                 );
             }
         }
-        // It takes some room first.
-        if room.full && !room.critical && writing.1.is_finished() && writing.0.elapsed() >= WRITE_OUT_EVERY {
-            writing = (Instant::now(), tokio::spawn(store.clone().write_deletions_out()));
+        let due = !was || writing.0.elapsed() >= WRITE_OUT_EVERY;
+        if let Some((free, _)) = found.filter(|_| room.full && due && writing.1.is_finished()) {
+            writing = (Instant::now(), tokio::spawn(store.clone().write_out(free, !was)));
         }
         store.hold(room.critical);
         tokio::time::sleep(TICK).await;
@@ -167,14 +197,20 @@ impl Store {
         }
     }
 
-    async fn write_deletions_out(self: Arc<Self>) {
+    /// Writes out what is in memory, if there are deletions among it or `all` is wanted. Only where it fits: an engine that fails to
+    /// write takes nothing any more until it has recovered.
+    async fn write_out(self: Arc<Self>, free_bytes: u64, all: bool) {
         let engine = self.engine.clone();
-        let written = self.chores.run(move || match engine.stats().deletions_in_memory {
-            0 => Ok(()),
-            _ => engine.flush().map_err(MachineError::from),
+        let written = self.chores.run(move || {
+            let stats = engine.stats();
+            let wanted = all || stats.deletions_in_memory > 0;
+            if wanted && stats.memtable_bytes + SPARE_BYTES <= free_bytes {
+                engine.flush().map_err(MachineError::from)?;
+            }
+            Ok::<(), MachineError>(())
         });
         if let Err(why) = written.await {
-            tracing::warn!(target: "flaredb_storage", "Disk full, deletions cannot be written out, why={why} code=CF8532");
+            tracing::warn!(target: "flaredb_storage", "Disk full, memory cannot be written out, why={why} code=CF8532");
         }
     }
 

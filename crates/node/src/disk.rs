@@ -42,6 +42,11 @@ impl Room {
     }
 }
 
+/// Free bytes below which a disk counts as full.
+pub fn upper_line(total: u64, reserve: u64) -> u64 {
+    lines(total, reserve).0
+}
+
 fn lines(total: u64, reserve: u64) -> (u64, u64) {
     let upper = reserve.min(total / FREE_PART_OF_DISK);
     (upper, upper / 2)

@@ -80,7 +80,9 @@ pub struct EngineStats {
     pub level0_files: u64,
     /// Full memory tables that wait to be written to a file.
     pub memtables_waiting: u64,
-    /// Deletions that are in no file yet, and so have given no room back.
+    /// Bytes that are in no file yet.
+    pub memtable_bytes: u64,
+    /// Deletions among them, which have given no room back so far.
     pub deletions_in_memory: u64,
 }
 

@@ -305,6 +305,7 @@ impl Engine for RocksEngine {
             compaction_pending_bytes: sum(&[properties::ESTIMATE_PENDING_COMPACTION_BYTES]),
             level0_files: sum(&[&properties::num_files_at_level(0)]),
             memtables_waiting: sum(&[properties::NUM_IMMUTABLE_MEM_TABLE]),
+            memtable_bytes: sum(&[properties::CUR_SIZE_ALL_MEM_TABLES]),
             deletions_in_memory: sum(&[
                 properties::NUM_DELETES_ACTIVE_MEM_TABLE,
                 properties::NUM_DELETES_IMM_MEM_TABLES,

@@ -196,6 +196,7 @@ fn storage(layers: &Layers) -> RocksOptions {
         use_direct_io_for_flush_and_compaction: layers.switch("storage", "use_direct_io_for_flush_and_compaction"),
         max_background_jobs: number("max_background_jobs") as i32,
         max_background: None,
+        file_size: RocksOptions::default().file_size,
         slow_compaction_ms: number("slow_compaction_ms"),
         now: node::clock::now,
     }

@@ -32,6 +32,8 @@ use crate::engine::FamilySpec;
 pub struct RocksOptions {
     /// A memory table of this size is sealed and flushed (with those of all other families).
     pub write_buffer_size: usize,
+    /// Tables are cut at this size by merges, which take up to 25 such tables at once, and so much room until they are done.
+    pub file_size: u64,
     /// Memory tables per family, the active one included, before writes stall.
     pub max_write_buffer_number: i32,
     /// The limit for cached blocks, index and filter blocks and memory tables together.
@@ -62,6 +64,7 @@ impl Default for RocksOptions {
     fn default() -> RocksOptions {
         RocksOptions {
             write_buffer_size: 64 << 20,
+            file_size: 64 << 20,
             max_write_buffer_number: 4,
             block_cache_size: 256 << 20,
             level0_file_num_compaction_trigger: 4,
@@ -162,6 +165,7 @@ impl Blueprint {
         o.set_write_buffer_size(self.options.write_buffer_size);
         o.set_max_write_buffer_number(self.options.max_write_buffer_number);
         o.set_level_zero_file_num_compaction_trigger(self.options.level0_file_num_compaction_trigger);
+        o.set_target_file_size_base(self.options.file_size);
         o.set_level_compaction_dynamic_level_bytes(true);
         o.set_compression_type(DBCompressionType::Lz4);
         if !spec.sequential {

@@ -5,4 +5,5 @@ mod conformance;
 mod damage;
 mod mirror;
 mod replacement;
+mod room;
 mod subject;
