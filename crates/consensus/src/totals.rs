@@ -148,6 +148,31 @@ mod tests {
         assert_eq!(carry_out(&mut host, &store, outputs), 0);
     }
 
+    /// Few entries are not cut, small as they are; large ones are, however few.
+    #[test]
+    fn the_log_is_kept_by_its_bytes_as_well() {
+        for (entry_bytes, kept) in [(10, 100), (COMMAND_BYTES, 40)] {
+            let (mut host, store) = host(|config| {
+                config.log_entries_kept = 1600;
+                config.log_bytes_kept = 40 * COMMAND_BYTES as u64;
+            });
+            let mut last = 0;
+            for seq in 0..100 {
+                let command = Bytes::from(vec![7; entry_bytes]);
+                let deadline = Time::from_millis(1000);
+                let outputs = host.turn(Time::ZERO, vec![Input::Propose { group: GroupId(1), seq, command, deadline }]);
+                carry_out(&mut host, &store, outputs);
+                last = store.state(GroupId(1)).unwrap().last;
+                host.turn(Time::ZERO, vec![Input::Durable { group: GroupId(1), index: last }]);
+            }
+            let outputs = host.turn(Time::ZERO, vec![propose(1, 100)]);
+            carry_out(&mut host, &store, outputs);
+            let start = store.state(GroupId(1)).unwrap().start.index;
+            let are_kept = last - start;
+            assert!((kept..=kept + kept / 4 + 2).contains(&are_kept), "{are_kept} of {entry_bytes} bytes each");
+        }
+    }
+
     #[test]
     fn a_groups_share_of_the_log_falls_with_their_number() {
         let totals = super::Totals::default();
