@@ -15,6 +15,7 @@ use storage::{GroupWrite, LogStore};
 
 use crate::api::{CreateGroup, Event, GroupStatus, HostConfig, LeaderLease, Output, Refusal, Role};
 use crate::applying::Waiting;
+use crate::backoff::Backoff;
 use crate::change::Transfer;
 use crate::check;
 use crate::commits::Commits;
@@ -97,6 +98,8 @@ pub(crate) struct Group {
     pub slowness: Slowness,
     /// Snapshots being built for or sent to peers: the index the log must be kept from.
     pub snapshots: BTreeMap<PeerId, SnapshotOut>,
+    /// Who did not take one.
+    pub backoff: Backoff,
     pub hashes: Hashes,
     pub commits: Commits,
     pub waiting: Waiting,
@@ -218,6 +221,7 @@ impl Group {
             stall: Stall::default(),
             slowness: Slowness::default(),
             snapshots: BTreeMap::new(),
+            backoff: Backoff::default(),
             hashes: Hashes::default(),
             commits: Commits::default(),
             waiting: Waiting::default(),
@@ -460,6 +464,11 @@ impl Group {
 
     pub fn snapshot_sent(&mut self, to: PeerId, ok: bool) {
         self.log.withdraw_snapshot(to);
+        if ok {
+            self.backoff.taken(to);
+        } else {
+            self.backoff.refused(to, self.now);
+        }
         if self.snapshots.remove(&to).is_some() {
             self.raw.report_snapshot(to.0, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
         }

@@ -17,7 +17,7 @@
 //! [`api`] the seam: inputs, outputs, bounds · [`host`] the turn over all groups · `group` one group's state and
 //! inputs · `ready` what follows in the same turn: order of messages, disk and commits · `change` membership and
 //! leadership · `commits` how followers learn what is committed · `applying` when it goes to the state machine ·
-//! `hashes` replicas compared, and a quarantine · `proposals`, `reads` who waits for what, and the leader's
+//! `backoff` who took no snapshot · `hashes` replicas compared, and a quarantine · `proposals`, `reads` who waits for what, and the leader's
 //! lease · [`log`] the log as raft sees it · `check` raft messages before they are believed · `disk` a disk that stands
 //! still, or is full · `sleep`, `liveness` groups that have nothing to do, and nodes that vouch for one another ·
 //! [`entry`], [`membership`], [`wire`] what is written and said · [`machine`] what is applied to ·
@@ -39,6 +39,7 @@
 
 pub mod api;
 mod applying;
+mod backoff;
 mod change;
 mod check;
 mod commits;

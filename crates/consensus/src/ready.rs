@@ -425,6 +425,7 @@ impl Group {
         }
         self.moved = true;
         self.log.membership_committed(index, self.membership.encode().into(), done);
+        self.backoff.keep(|peer| self.membership.node_of(peer).is_some());
         effects.event(Event::Membership { group: self.id, index, membership: self.membership.clone() });
         self.hashes.again = true;
     }
@@ -494,7 +495,8 @@ impl Group {
             let to = PeerId(to);
             // One that was built and is asked for again has fallen behind the log's start.
             let building = self.snapshots.get(&to).is_some_and(|out| out.snapshot == 0);
-            if self.is_leader() && !building && self.hashes.may_spread() {
+            let may = self.hashes.may_spread() && self.backoff.is_over(to, self.now);
+            if self.is_leader() && !building && may {
                 self.snapshots.insert(to, SnapshotOut { snapshot: 0, index: self.log.start().index });
                 effects.out.push(Output::BuildSnapshot { group: self.id, to, index_min });
             }

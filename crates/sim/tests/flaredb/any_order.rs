@@ -13,6 +13,8 @@ use crate::moves::is_whole_and_at_rest;
 use crate::tell;
 
 const STORES: usize = 4;
+/// What is left of a merged region goes after a minute in which all regions were heard of, and until then it keeps others out.
+const WHOLE_WITHIN: Duration = Duration::from_secs(180);
 /// Kills before everything that was ever written is looked for.
 const KILLS_PER_CHECK: usize = 10;
 
@@ -53,7 +55,7 @@ async fn regions_change_in_any_order_under_writers_and_kills_and_nothing_is_lost
         // Else the next one dies before this one is well.
         if rng.below(2) == 0 {
             let what = format!("run {run} of seed {seed}: all regions are whole");
-            cluster.until(&what, async |cluster| cluster.has_replicas(3).await).await;
+            cluster.until_within(WHOLE_WITHIN, &what, async |cluster| cluster.has_replicas(3).await).await;
         } else {
             let what = format!("run {run} of seed {seed}: the placement driver answers");
             cluster.until(&what, async |cluster| cluster.page("regions").await.is_some()).await;
@@ -102,5 +104,5 @@ async fn at_rest(cluster: &mut Cluster, seed: u64) {
     let what = format!("all regions are whole and cover all keys once, seed {seed}");
     let whole =
         async |cluster: &mut Cluster| is_whole_and_at_rest(cluster).await && merges::regions(cluster).await.is_ok();
-    cluster.until(&what, whole).await;
+    cluster.until_within(WHOLE_WITHIN, &what, whole).await;
 }

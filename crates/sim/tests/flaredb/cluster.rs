@@ -187,8 +187,18 @@ impl Cluster {
     }
 
     /// Asks again and again until it holds.
-    pub async fn until(&mut self, what: &str, mut holds: impl AsyncFnMut(&mut Cluster) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+    pub async fn until(&mut self, what: &str, holds: impl AsyncFnMut(&mut Cluster) -> bool) {
+        self.until_within(PATIENCE, what, holds).await;
+    }
+
+    /// As [`Cluster::until`], for what takes its time.
+    pub async fn until_within(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        mut holds: impl AsyncFnMut(&mut Cluster) -> bool,
+    ) {
+        let deadline = Instant::now() + patience;
         while !holds(self).await {
             assert!(Instant::now() < deadline, "it never came: {what}");
             tokio::time::sleep(POLL).await;
