@@ -147,7 +147,7 @@ impl Failure {
             (Code::Unavailable, "etcdserver: leader changed") => Failure::new(Kind::NoLeader, text(&message))
                 .advise("a new leader is being elected: try again in a moment"),
             (Code::Unavailable, message) if message.contains("was removed from its cluster") => {
-                Failure::new(Kind::Unreachable, text(message))
+                Failure::new(Kind::Refused, text(message))
                     .advise("its cluster goes on without it: use another member's --endpoint")
             }
             (Code::DeadlineExceeded, _) => Failure::timed_out(endpoint),
@@ -270,7 +270,7 @@ mod tests {
         assert!(no_leader.advice.is_some());
         assert_eq!(of(Code::DeadlineExceeded, "context deadline exceeded").kind, Kind::TimedOut);
         let removed = of(Code::Unavailable, "etcdserver: this member was removed from its cluster");
-        assert_eq!(removed.kind, Kind::Unreachable);
+        assert_eq!(removed.kind, Kind::Refused);
         assert!(removed.advice.unwrap().contains("another member's --endpoint"));
         assert_eq!(of(Code::Unavailable, "etcdserver: request timed out").kind, Kind::TimedOut);
         assert_eq!(of(Code::InvalidArgument, "etcdserver: key is not provided").kind, Kind::Refused);

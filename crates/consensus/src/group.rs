@@ -37,6 +37,8 @@ use crate::wire::{Body, Message};
 /// Peers remembered that are no members.
 const CONTACTS_MAX: usize = 64;
 /// While no leader is found, that is said so often.
+/// A group's share of the log, however many there are: what a follower may lack after a moment's absence.
+const LOG_BYTES_MIN: u64 = 64 << 10;
 const TIMEOUT_SAID_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) struct Group {
@@ -437,7 +439,8 @@ impl Group {
     pub fn durable(&mut self, index: u64) {
         self.durable = self.durable.max(index);
         let by_count = self.log.last().saturating_sub(self.config.log_entries_kept);
-        let bytes_kept = self.config.log_bytes_kept.min(self.totals.share_of(self.config.log_bytes_kept_all));
+        let share = self.totals.share_of(self.config.log_bytes_kept_all);
+        let bytes_kept = self.config.log_bytes_kept.min(share.max(LOG_BYTES_MIN));
         let by_size = self.log.index_for_bytes(bytes_kept);
         let mut cut = self.durable.min(self.applied).min(by_count.max(by_size));
         let far = self.log.index_for_bytes(bytes_kept.saturating_mul(4));

@@ -345,7 +345,7 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             kind: Kind::Bytes { min: 64 << 20, max: 1 << 44 },
             default: "\"2GiB\"",
             help: &[
-                "bytes of log that are kept for followers that lag, of all regions together",
+                "bytes of log that are kept for followers that lag, of all regions together; an eighth of the disk at most",
                 "A follower that lacks more is sent the whole region.",
             ],
         },

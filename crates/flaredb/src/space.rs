@@ -38,7 +38,11 @@ const WRITE_OUT_EVERY: Duration = Duration::from_secs(5);
 /// A merge of those that are not merged yet takes as much room as these, and what they overlap.
 pub const TABLES_IN_RESERVE: u64 = 8;
 const TABLE_BYTES_MIN: u64 = 1 << 20;
-const LOG_PART_OF_DISK: u64 = 16;
+const LOG_PART_OF_DISK: u64 = 8;
+const LOG_BYTES_MIN: u64 = 16 << 20;
+/// Every so many of these looks a single one is enough.
+const LONG_TURNS: u32 = 12;
+const DELETIONS_WORTH_A_TABLE: u64 = 100;
 /// What is written meanwhile, by the log for one.
 const SPARE_BYTES: u64 = 2 << 20;
 /// What the placement driver said of other stores counts for so long.
@@ -51,6 +55,8 @@ const PUT_LOOKS_EVERY: Duration = Duration::from_millis(50);
 #[derive(Default)]
 pub struct Space {
     full: AtomicBool,
+    /// Since the disk became full, what was in memory then has not been written out.
+    unwritten: AtomicBool,
     /// The placement driver's last word on all stores, and when that was.
     stores: Mutex<Option<(Instant, BTreeSet<NodeId>)>>,
     /// Regions that take nothing new here.
@@ -84,20 +90,24 @@ impl Space {
 /// What is chosen for any disk, made smaller for a small one: tables, so that [`TABLES_IN_RESERVE`] of them find room when it is full;
 /// and the log.
 pub fn fit(settings: &mut Settings) {
-    // The data folder may be about to be made.
-    let Some((_, total)) = settings.node.data_dir.ancestors().find_map(node::disk::room) else { return };
-    let table = (upper_line(total, settings.reserve_bytes) / TABLES_IN_RESERVE).max(TABLE_BYTES_MIN);
-    let storage = &mut settings.storage;
-    let asked = (storage.write_buffer_size, settings.node.host.log_bytes_kept_all);
+    let folder = std::path::absolute(&settings.node.data_dir).unwrap_or_default();
+    // It may be about to be made.
+    let found = folder.ancestors().find_map(node::disk::room).filter(|(_, total)| *total > 0);
+    let Some((_, total)) = found else { return };
+    let table = (upper_line(total, u64::MAX) / TABLES_IN_RESERVE).max(TABLE_BYTES_MIN);
+    let log = (total / LOG_PART_OF_DISK).max(LOG_BYTES_MIN);
+    let (storage, host) = (&mut settings.storage, &mut settings.node.host);
+    let asked = (storage.write_buffer_size, storage.file_size, host.log_bytes_kept_all);
     storage.write_buffer_size = storage.write_buffer_size.min(usize::try_from(table).unwrap_or(usize::MAX));
     storage.file_size = storage.file_size.min(table);
-    let log = asked.1.min(total / LOG_PART_OF_DISK);
-    settings.node.host.log_bytes_kept_all = log;
-    if asked != (storage.write_buffer_size, log) {
-        let write_buffer = storage.write_buffer_size;
+    host.log_bytes_kept_all = host.log_bytes_kept_all.min(log);
+    if asked != (storage.write_buffer_size, storage.file_size, host.log_bytes_kept_all) {
         tracing::info!(
             target: "flaredb_storage",
-            "The disk is small, and so are log and tables, disk={total} write_buffer_size={write_buffer} log_size={log}"
+            "The disk is small, and what is kept on it made smaller, disk={total} write_buffer_size={} table_size={} log_size={}",
+            storage.write_buffer_size,
+            storage.file_size,
+            host.log_bytes_kept_all
         );
     }
 }
@@ -114,13 +124,13 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
     let ballast = Ballast::new(&folder);
     let mut room = Room::default();
     let mut handed: Option<Instant> = None;
-    let mut writing = (Instant::now(), tokio::spawn(std::future::ready(())));
+    let (mut looked, mut turns) = (Instant::now(), 0_u32);
+    let mut writing = tokio::spawn(std::future::ready(()));
     loop {
         if node.ends_if_damaged() {
             return;
         }
-        let found = node::disk::room(&folder);
-        if let Some((free, total)) = found {
+        if let Some((free, total)) = node::disk::room(&folder) {
             room.update(free, total, reserve_bytes);
             ballast.adjust(free, total, reserve_bytes);
         }
@@ -145,9 +155,14 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
                 );
             }
         }
-        let due = !was || writing.0.elapsed() >= WRITE_OUT_EVERY;
-        if let Some((free, _)) = found.filter(|_| room.full && due && writing.1.is_finished()) {
-            writing = (Instant::now(), tokio::spawn(store.clone().write_out(free, !was)));
+        if !was {
+            store.space.unwritten.store(room.full, Ordering::Relaxed);
+        }
+        let due = !was || looked.elapsed() >= WRITE_OUT_EVERY;
+        if room.full && due && writing.is_finished() {
+            let for_long = turns % LONG_TURNS == 0;
+            (looked, turns) = (Instant::now(), turns + 1);
+            writing = tokio::spawn(store.clone().write_out(folder.clone(), for_long));
         }
         store.hold(room.critical);
         tokio::time::sleep(TICK).await;
@@ -197,15 +212,18 @@ impl Store {
         }
     }
 
-    /// Writes out what is in memory, if there are deletions among it or `all` is wanted. Only where it fits: an engine that fails to
-    /// write takes nothing any more until it has recovered.
-    async fn write_out(self: Arc<Self>, free_bytes: u64, all: bool) {
-        let engine = self.engine.clone();
+    /// Writes out what is in memory, once after the disk has become full, then when there are many deletions among it, or some for
+    /// long. Only where it fits: an engine that fails to write takes nothing any more until it has recovered.
+    async fn write_out(self: Arc<Self>, folder: PathBuf, for_long: bool) {
+        let store = self.clone();
         let written = self.chores.run(move || {
-            let stats = engine.stats();
-            let wanted = all || stats.deletions_in_memory > 0;
-            if wanted && stats.memtable_bytes + SPARE_BYTES <= free_bytes {
-                engine.flush().map_err(MachineError::from)?;
+            let stats = store.engine.stats();
+            let wanted = store.space.unwritten.load(Ordering::Relaxed)
+                || stats.deletions_in_memory >= if for_long { 1 } else { DELETIONS_WORTH_A_TABLE };
+            let free = node::disk::room(&folder).map_or(0, |(free, _)| free);
+            if wanted && stats.memtable_bytes + SPARE_BYTES <= free {
+                store.engine.flush().map_err(MachineError::from)?;
+                store.space.unwritten.store(false, Ordering::Relaxed);
             }
             Ok::<(), MachineError>(())
         });

@@ -493,7 +493,10 @@ impl Shell {
             // Not before what it brings along is loaded.
             bootstrap: self.config.bootstrap && self.seed.is_ready(),
             expected,
-            led: !self.handle.status().leader.is_none(),
+            // One that was removed may remember a leader.
+            led: !self.handle.status().leader.is_none()
+                && !self.handle.is_left_out()
+                && self.handle.membership().by_peer(identity.peer).is_some(),
             seed: self.seed.number,
             name: self.config.name.clone(),
             client_urls: self.config.client_urls.clone(),

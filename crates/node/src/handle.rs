@@ -362,7 +362,7 @@ impl GroupHandle {
 
     /// Whether the cluster goes on without this node, as far as it knows.
     pub fn is_left_out(&self) -> bool {
-        self.node.left_out.load(Ordering::Relaxed) && self.status().leader.is_none()
+        self.node.left_out.load(Ordering::Relaxed)
     }
 }
 

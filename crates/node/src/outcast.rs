@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base::ClusterId;
+use consensus::Role;
 
 use crate::founding::probe;
 use crate::node::Shell;
@@ -28,13 +29,16 @@ const LEFT_OUT: &str = "this node was removed from its cluster; to bring it back
 pub(crate) async fn watch(shell: Arc<Shell>) {
     let mut alone: u32 = 0;
     let mut said: Option<u32> = None;
-    let mut was_member = false;
+    let (mut was_member, mut committed) = (false, 0);
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let identity = shell.identity();
         let membership = shell.handle.membership();
         let member = membership.by_peer(identity.peer).is_some();
-        let led = !shell.handle.status().leader.is_none();
+        let status = shell.handle.status();
+        // One that may not ask for votes never gives its leader up, however long that has been silent.
+        let is_quiet = status.committed == std::mem::replace(&mut committed, status.committed);
+        let led = !status.leader.is_none() && (status.role != Role::Learner || !is_quiet);
         // It may have been one for less than a look.
         was_member |= member || membership.removed.contains(&identity.node);
         if identity.cluster == ClusterId::default() || !was_member || (member && led) {
@@ -49,15 +53,23 @@ pub(crate) async fn watch(shell: Arc<Shell>) {
             continue;
         }
         alone += 1;
-        if alone < PATIENCE_LOOKS || (member && !is_left_out(&shell, identity.cluster).await) {
+        if alone < PATIENCE_LOOKS {
+            continue;
+        }
+        if member && !is_left_out(&shell, identity.cluster).await {
+            // Or whoever said so was mistaken.
+            if said.take().is_some() {
+                shell.handle.node.left_out.store(false, Ordering::Relaxed);
+                shell.waits_for(None);
+            }
             continue;
         }
         if said.is_none_or(|at| alone - at >= SAY_EVERY_LOOKS) {
             said = Some(alone);
             tracing::warn!(target: "chainfire_raft", "Removed: {LEFT_OUT} code=CF4111");
         }
-        shell.waits_for(Some(LEFT_OUT.to_owned()));
         shell.handle.node.left_out.store(true, Ordering::Relaxed);
+        shell.waits_for(Some(LEFT_OUT.to_owned()));
     }
 }
 

@@ -8,7 +8,7 @@
 //! One thread for all of it. It sleeps between steps and holds nothing of the state while it sleeps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -19,6 +19,8 @@ use storage::{EngineError, LogError};
 /// Bytes per second.
 const PACE_MIN: u64 = 32 << 20;
 const PACE_ASKED: u64 = 256 << 20;
+/// What a pass comes to that found nothing.
+const WHOLE: &str = "nothing is damaged";
 /// The first pass begins so long after the start.
 const FIRST_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -26,14 +28,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// A scrub's progress and past, for status and metrics.
-#[derive(Default)]
 pub struct Scrub {
-    asked: AtomicBool,
-    running: AtomicBool,
+    /// Drawn at the start, so that whoever waits notices that another process answers.
+    life: u64,
+    turn: Mutex<Turn>,
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
     bytes_read: AtomicU64,
-    passes: AtomicU64,
     findings: AtomicU64,
     unchecked: AtomicU64,
     failures: AtomicU64,
@@ -43,12 +44,22 @@ pub struct Scrub {
     last: Mutex<String>,
 }
 
+#[derive(Default)]
+struct Turn {
+    /// A pass is under way.
+    running: bool,
+    /// Another one was asked for.
+    asked: bool,
+    /// Those that have ended.
+    passes: u64,
+}
+
 /// As of a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScrubProgress {
+    pub life: u64,
+    /// A pass is under way, or asked for.
     pub running: bool,
-    /// A pass was asked for and has not begun.
-    pub asked: bool,
     /// Of the pass under way, or the last one.
     pub bytes_done: u64,
     pub bytes_total: u64,
@@ -70,22 +81,45 @@ pub struct ScrubProgress {
     pub last: String,
 }
 
+impl Default for Scrub {
+    fn default() -> Scrub {
+        Scrub {
+            life: crate::clock::random_u64(),
+            turn: Mutex::default(),
+            bytes_done: AtomicU64::default(),
+            bytes_total: AtomicU64::default(),
+            bytes_read: AtomicU64::default(),
+            findings: AtomicU64::default(),
+            unchecked: AtomicU64::default(),
+            failures: AtomicU64::default(),
+            ended_unix_s: AtomicU64::default(),
+            whole_unix_s: AtomicU64::default(),
+            interval_s: AtomicU64::default(),
+            last: Mutex::default(),
+        }
+    }
+}
+
 impl Scrub {
-    /// Begins a pass as soon as the one under way, if any, is done.
-    pub fn ask(&self) {
-        self.asked.store(true, Ordering::SeqCst);
+    /// Begins a pass as soon as the one under way, if any, is done. How many will have ended with it: whoever waits for so many has
+    /// waited for one that began after it was asked for.
+    pub fn ask(&self) -> u64 {
+        let mut turn = self.turn.lock();
+        turn.asked = true;
+        turn.passes + 1 + u64::from(turn.running)
     }
 
     pub fn progress(&self) -> ScrubProgress {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Turn { running, asked, passes } = *self.turn.lock();
         ScrubProgress {
-            running: self.running.load(Ordering::Relaxed),
-            asked: self.asked.load(Ordering::Relaxed),
+            life: self.life,
+            running: running || asked,
+            passes,
             bytes_done: get(&self.bytes_done),
             bytes_total: get(&self.bytes_total),
             unchecked: get(&self.unchecked),
             bytes_read: get(&self.bytes_read),
-            passes: get(&self.passes),
             findings: get(&self.findings),
             failures: get(&self.failures),
             whole_unix_s: get(&self.whole_unix_s),
@@ -97,22 +131,34 @@ impl Scrub {
 
     /// The page `/scrub` of FlareDB's programs, in JSON: how far it is. `begin`: a pass is asked for.
     pub fn page(&self, begin: bool) -> String {
-        if begin {
-            self.ask();
-        }
+        let awaited = if begin { self.ask().to_string() } else { "null".to_owned() };
         let progress = self.progress();
-        let ScrubProgress { bytes_done, bytes_total, passes, findings, unchecked, ended_unix_s, .. } = progress;
-        let (running, last) = (progress.running || progress.asked, progress.last.replace(['"', '\\'], "'"));
+        let last = progress.last.replace(['"', '\\'], "'");
+        let ScrubProgress { life, running, bytes_done, bytes_total, passes, findings, unchecked, ended_unix_s, .. } =
+            progress;
+        let whole = last == WHOLE;
+        let way = format!(r#""running":{running},"bytes_done":{bytes_done},"bytes_total":{bytes_total}"#);
+        let past = format!(
+            r#""passes":{passes},"findings":{findings},"unchecked_files":{unchecked},"whole":{whole},"last":"{last}""#
+        );
         format!(
-            r#"{{"running":{running},"bytes_done":{bytes_done},"bytes_total":{bytes_total},"passes":{passes},"findings":{findings},"unchecked_files":{unchecked},"ended_unix_seconds":{ended_unix_s},"last":"{last}"}}"#
+            r#"{{"process":"{life:016x}","awaited_passes":{awaited},{way},{past},"ended_unix_seconds":{ended_unix_s}}}"#
         )
+    }
+
+    /// Whether a pass begins now, and whether that was asked for.
+    fn begins(&self, is_due: bool) -> Option<bool> {
+        let mut turn = self.turn.lock();
+        let asked = std::mem::take(&mut turn.asked);
+        turn.running = asked || is_due;
+        turn.running.then_some(asked)
     }
 
     fn end(&self, words: String) {
         *self.last.lock() = words;
         self.ended_unix_s.store(unix_s(), Ordering::Relaxed);
-        self.passes.fetch_add(1, Ordering::Relaxed);
-        self.running.store(false, Ordering::Relaxed);
+        let mut turn = self.turn.lock();
+        (turn.running, turn.passes) = (false, turn.passes + 1);
     }
 }
 
@@ -164,12 +210,7 @@ impl<F> Scrubber<F> {
         loop {
             std::thread::sleep(LOOK_EVERY);
             let Some(state) = (self.state)() else { continue };
-            let asked = self.scrub.asked.load(Ordering::SeqCst);
-            if !asked && due.is_none_or(|due| Instant::now() < due) {
-                continue;
-            }
-            self.scrub.running.store(true, Ordering::Relaxed);
-            self.scrub.asked.store(false, Ordering::SeqCst);
+            let Some(asked) = self.scrub.begins(due.is_some_and(|due| Instant::now() >= due)) else { continue };
             let began = Instant::now();
             let ended = self.pass(state, asked);
             let whole = matches!(ended, Ended::Whole);
@@ -219,7 +260,7 @@ impl<F> Scrubber<F> {
                     "Scrub done, nothing is damaged, bytes={bytes_done} unchecked_files={unchecked}"
                 );
                 self.scrub.whole_unix_s.store(unix_s(), Ordering::Relaxed);
-                self.scrub.end("nothing is damaged".to_owned());
+                self.scrub.end(WHOLE.to_owned());
             }
             Ended::Away => {
                 self.scrub.failures.fetch_add(1, Ordering::Relaxed);

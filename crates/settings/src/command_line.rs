@@ -67,8 +67,8 @@ pub fn understand(schema: &'static Schema, arguments: &[String], environment: &E
     let required = named.is_some();
     let path = named.unwrap_or_else(|| PathBuf::from(schema.default_file));
     let mut mistakes = Mistakes::default();
-    let files = mistakes.unless(file::read(&path, required, &mut layers)).unwrap_or_default();
-    mistakes.unless(variables(environment, &mut layers));
+    let files = file::read(&path, required, &mut layers, &mut mistakes);
+    variables(environment, &mut layers, &mut mistakes);
     for (key, value) in given.settings {
         mistakes.unless(layers.give(key, &Given::Word(value), Origin::Flag(key.flag.to_owned())));
     }
@@ -167,9 +167,8 @@ pub fn split_flag(word: &str, dashes_min: usize) -> Option<(&str, Option<String>
 }
 
 /// Variables of known sections; others with the same beginning belong to somebody else.
-fn variables(environment: &Environment, layers: &mut Layers) -> Result<(), String> {
+fn variables(environment: &Environment, layers: &mut Layers, mistakes: &mut Mistakes) {
     let schema = layers.schema();
-    let mut mistakes = Mistakes::default();
     for (name, value) in environment {
         let Some(rest) = name.strip_prefix(schema.variable_prefix) else { continue };
         let rest = rest.to_ascii_lowercase();
@@ -189,7 +188,6 @@ fn variables(environment: &Environment, layers: &mut Layers) -> Result<(), Strin
         };
         mistakes.unless(layers.give(key, &Given::Word(value.clone()), Origin::Variable(name.clone())));
     }
-    mistakes.none()
 }
 
 #[cfg(test)]

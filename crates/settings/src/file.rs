@@ -1,5 +1,6 @@
 //! A configuration file: TOML, read so that every complaint names file and line.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -16,18 +17,19 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads a file and the drop-ins beside it (`FILE.d/*.toml`, in the order of their names) into `layers`. Returns the files
 /// read. A missing file is an error only when `required`.
-pub fn read(path: &Path, required: bool, layers: &mut Layers) -> Result<Vec<PathBuf>, String> {
+pub(crate) fn read(path: &Path, required: bool, layers: &mut Layers, mistakes: &mut Mistakes) -> Vec<PathBuf> {
     let mut read = Vec::new();
     if required || path.exists() {
         read.push(path.to_owned());
     }
-    read.extend(drop_ins(path)?);
-    let mut mistakes = Mistakes::default();
+    read.extend(mistakes.unless(drop_ins(path)).unwrap_or_default());
     for path in &read {
         let text = contents(path).map_err(|why| format!("cannot read {}: {why}", path.display()));
-        mistakes.unless(text.and_then(|text| parse(path, &text, layers)));
+        if let Some(text) = mistakes.unless(text) {
+            parse_with(path, &text, layers, mistakes);
+        }
     }
-    mistakes.none().map(|()| read)
+    read
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, String> {
@@ -67,8 +69,14 @@ fn contents(path: &Path) -> Result<String, String> {
 
 /// Reads the text of the file `path` into `layers`.
 pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String> {
+    let mut mistakes = Mistakes::default();
+    parse_with(path, text, layers, &mut mistakes);
+    mistakes.none()
+}
+
+fn parse_with(path: &Path, text: &str, layers: &mut Layers, mistakes: &mut Mistakes) {
     let at = |offset: usize| Origin::File { path: path.to_owned(), line: line(text, offset) };
-    let root = DeTable::parse(text).map_err(|error| {
+    let root = mistakes.unless(DeTable::parse(text).map_err(|error| {
         let place = at(error.span().map_or(0, |span| span.start));
         let hint = if error.message().contains("duplicate key") {
             let repeated = error.span().and_then(|span| text[span.start..].lines().next()).unwrap_or_default();
@@ -81,17 +89,24 @@ pub fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<(), String>
             String::new()
         };
         format!("{place}: {}{hint}", error.message().replace('\n', "; "))
-    })?;
+    }));
+    let Some(root) = root else { return };
     let schema = layers.schema();
-    let mut mistakes = Mistakes::default();
+    // A section of a later version is told of once, not with each of its keys.
+    let mut later = BTreeSet::new();
     for entry in entries(schema, root.get_ref()) {
+        let is_later = |section: &&str| schema.later.iter().any(|(later, _)| later == section);
+        if let Some(section) = entry.section.filter(is_later)
+            && !later.insert(section)
+        {
+            continue;
+        }
         let place = at(entry.span.start);
         let key = entry.key(schema, path).map_err(|why| format!("{place}: {why}"));
         if let Some(key) = mistakes.unless(key).flatten() {
             mistakes.unless(layers.give(key, &given(entry.value), place));
         }
     }
-    mistakes.none()
 }
 
 /// A key of a section; without a section, one that stands at the top.
@@ -263,6 +278,7 @@ mod tests {
             ("[strage]\n", "c.toml:1: unknown section [strage]; the nearest known section is [storage]"),
             ("log = 1\n", "c.toml:1: `log` is a section: write [log] and its keys below"),
             ("[auth]\nuser = 1\n", "c.toml:2: [auth]: there are no users"),
+            ("[auth]\nuser = 1\npassword = 2\n", "c.toml:2: [auth]: there are no users"),
             ("[storage.secret]\nkey = 1\n", "c.toml:1: [storage.secret]: nothing is secret"),
             ("[storage]\nsync = 1\n", "c.toml:2: storage.sync must be true or false, not 1"),
             (

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use base::{NodeId, PeerId};
 use bytes::Bytes;
 use consensus::{GroupStatus, Member, MemberRole, Membership, MembershipChange, Refusal, Role};
+use node::transport::bare_address;
 use proto::admin as pb;
 use proto::etcdserverpb::AlarmType;
 use rpc::{Code, Status};
@@ -69,12 +70,12 @@ impl Api {
     /// Asks for a pass of the scrub, or only how the last one went.
     pub(super) fn admin_scrub(&self, message: Bytes) -> Result<Bytes, Status> {
         let request: pb::ScrubRequest = decode(message)?;
-        if request.start {
-            self.scrub.ask();
-        }
+        let awaited_passes = if request.start { self.scrub.ask() } else { 0 };
         let progress = self.scrub.progress();
         encode(&pb::ScrubResponse {
-            running: progress.running || progress.asked,
+            running: progress.running,
+            awaited_passes,
+            process: progress.life,
             bytes_done: progress.bytes_done,
             bytes_total: progress.bytes_total,
             passes: progress.passes,
@@ -137,7 +138,8 @@ impl Api {
             none if none.is_empty() => none,
             named => self.peer_urls(named)?,
         };
-        let moves = !peer_urls.is_empty() && peer_urls != member.peer_urls;
+        let same = |urls: &[String]| urls.iter().map(|url| bare_address(url).to_owned()).collect::<Vec<_>>();
+        let moves = !peer_urls.is_empty() && same(&peer_urls) != same(&member.peer_urls);
         if moves {
             if self.handle.ping(node).await.is_ok() {
                 return Err(Status::new(

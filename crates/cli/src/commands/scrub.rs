@@ -66,14 +66,15 @@ async fn scrub(client: &Client, endpoint: &str) -> Result<ScrubResponse, Failure
         )
     };
     let mut told = 0;
-    let before = ask(false).await?;
-    // A pass that is under way began before it was asked for; the next one counts.
-    let passes = before.passes + u64::from(before.running);
-    ask(true).await?;
+    let asked = ask(true).await?;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let now = ask(false).await?;
-        if now.passes > passes && !now.running {
+        if now.process != asked.process {
+            let why = format!("{endpoint}: the node began anew before its pass had ended");
+            return Err(Failure::new(Kind::Refused, why).advise("its log says why; `status` shows how it is"));
+        }
+        if now.passes >= asked.awaited_passes {
             return Ok(now);
         }
         told += 1;

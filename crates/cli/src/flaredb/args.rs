@@ -37,7 +37,7 @@ pub struct Cli {
 
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// Keys: any store or member of the placement driver. All other commands: a member of the placement driver
+    /// Keys and scrub: any store or member of the placement driver. All other commands: a member of the placement driver
     #[arg(long, value_name = "URL", global = true, env = "FLAREDB_ENDPOINT", default_value = "http://127.0.0.1:2379")]
     pub endpoint: String,
     /// Members of the placement driver, asked instead of the endpoint: keys are then had from the stores that lead them, and not
@@ -49,7 +49,7 @@ pub struct Global {
     /// How answers are shown [default: table on a terminal, simple otherwise]
     #[arg(short = 'o', long, global = true, env = "FLAREDB_OUTPUT")]
     pub output: Option<Format>,
-    /// How long a command may take; of a drain, how long each question may take
+    /// How long a command may take; of a drain and a scrub, how long each question may take
     #[arg(long, value_name = "DURATION", global = true, value_parser = parse_duration, env = "FLAREDB_TIMEOUT", default_value = "30s")]
     pub timeout: Duration,
 }
@@ -144,8 +144,8 @@ Examples:
     },
     /// Have stores and members of the placement driver read all their data again, to find damage; waits until they have
     #[command(after_help = "\
-Without --cluster the endpoint is asked, or each member that --pd names. A store or member that finds damage is made anew from the
-others by itself, and says in its log what it does.
+Without --cluster the endpoint is asked, or each member that --pd or FLAREDB_PD names. What is damaged is made anew from the others by
+itself, where there are others: the log of the store or member says what it does.
 
 Exit codes: 0 nothing is damaged, 1 damage was found, or one of them did not come to an end.")]
     Scrub {

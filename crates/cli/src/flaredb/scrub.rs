@@ -13,21 +13,23 @@ use crate::show::{self, list, number, plain};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often progress is told.
 const SAY_EVERY: u32 = 25;
-/// How a program says that a pass found nothing.
-const WHOLE: &str = "nothing is damaged";
+/// Looks in a row that may fail: a program may be starting anew.
+const FAILURES_MAX: u32 = 25;
 
 /// Whether nothing was found, anywhere.
 pub async fn run(pages: &Pages<'_>, cluster: bool, output: &mut Output) -> Result<bool, Failure> {
     let endpoints = if cluster { everyone(pages).await? } else { pages.members().to_vec() };
+    let alone = endpoints.len() == 1;
     let (mut rows, mut told, mut whole) = (Vec::new(), Vec::new(), true);
     for endpoint in endpoints {
         let page = match scrub(pages, &endpoint).await {
-            Ok(page) => page,
+            Err(why) if alone => return Err(why),
             // The others are read all the same.
-            Err(why) => json!({ "last": why.text, "bytes_done": 0 }),
+            Err(why) => ended(&why.text),
+            Ok(page) => page,
         };
         let (last, bytes) = (plain(&page["last"]), number(&page["bytes_done"]));
-        whole &= last == WHOLE;
+        whole &= page["whole"] == true;
         rows.push(vec![endpoint.clone(), last, format::size(bytes)]);
         told.push(json!({ "endpoint": endpoint, "pass": page }));
     }
@@ -38,26 +40,42 @@ pub async fn run(pages: &Pages<'_>, cluster: bool, output: &mut Output) -> Resul
 /// Where members of the placement driver and stores serve.
 async fn everyone(pages: &Pages<'_>) -> Result<Vec<String>, Failure> {
     let (members, stores) = (pages.get("members").await?, pages.get("stores").await?);
-    let members = list(&members["members"]).iter().filter_map(|member| list(&member["client_urls"]).first());
-    let stores = list(&stores["stores"]).iter().map(|store| &store["address"]);
-    Ok(members.chain(stores).map(plain).filter(|url| !url.is_empty()).collect())
+    let urls =
+        |member: &Value| list(&member["client_urls"]).first().map(plain).ok_or_else(|| plain(&member["member_id"]));
+    let members: Result<Vec<String>, String> = list(&members["members"]).iter().map(urls).collect();
+    let mut all = members.map_err(|id| {
+        Failure::local(format!("member {id} of the placement driver does not say where it serves"))
+            .advise("is it running? ask the others with --endpoint")
+    })?;
+    all.extend(list(&stores["stores"]).iter().map(|store| plain(&store["address"])));
+    Ok(all)
+}
+
+fn ended(why: &str) -> Value {
+    json!({ "last": why, "bytes_done": 0, "whole": false })
 }
 
 /// Begins a pass and waits for its end.
 async fn scrub(pages: &Pages<'_>, endpoint: &str) -> Result<Value, Failure> {
     let ask = async |method| pages.ask_program(endpoint, method, "/scrub", None).await;
-    let before = ask("GET").await?;
-    // A pass that is under way began before it was asked for; the next one counts.
-    let passes = number(&before["passes"]) + u64::from(before["running"] == true);
-    ask("POST").await?;
+    let asked = ask("POST").await?;
+    let mut failures = 0;
     for look in 1.. {
         tokio::time::sleep(LOOK_EVERY).await;
-        let now = ask("GET").await?;
-        if number(&now["passes"]) > passes && now["running"] == false {
-            return Ok(now);
+        let now = match ask("GET").await {
+            Err(why) if failures == FAILURES_MAX => return Err(why.into()),
+            Err(_) => {
+                failures += 1;
+                continue;
+            }
+            Ok(now) => now,
+        };
+        failures = 0;
+        if now["process"] != asked["process"] {
+            return Ok(ended("it began anew meanwhile: its log says why"));
         }
-        if number(&now["passes"]) < number(&before["passes"]) {
-            return Ok(json!({ "last": "it began anew meanwhile: its log says why", "bytes_done": 0 }));
+        if number(&now["passes"]) >= number(&asked["awaited_passes"]) {
+            return Ok(now);
         }
         if look % SAY_EVERY == 0 {
             let (done, total) = (number(&now["bytes_done"]), number(&now["bytes_total"]));

@@ -34,9 +34,9 @@ pub async fn accept(stream: TcpStream, certificates: Option<&Arc<Certificates>>)
         let why = "a client of plain HTTP; it was told that this port is for members";
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
-    let socket = socket_of(&stream)?;
     let stream = TlsAcceptor::from(certificates.server()).accept(stream).await?;
-    let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+    let (socket, session) = stream.get_ref();
+    let (socket, shown) = (socket_of(socket)?, session.peer_certificates().map(<[_]>::to_vec));
     Ok(secure(stream, socket, shown, certificates))
 }
 
@@ -45,9 +45,9 @@ pub async fn open(stream: TcpStream, certificates: Option<&Arc<Certificates>>) -
     let Some(certificates) = certificates else { return plain(stream).await };
     // Not the name of anybody: whom to expect is checked by the caller, who knows.
     let name = ServerName::try_from("member.chainfire").expect("a valid name");
-    let socket = socket_of(&stream)?;
     let stream = TlsConnector::from(certificates.client()).connect(name, stream).await?;
-    let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+    let (socket, session) = stream.get_ref();
+    let (socket, shown) = (socket_of(socket)?, session.peer_certificates().map(<[_]>::to_vec));
     Ok(secure(stream, socket, shown, certificates))
 }
 
@@ -67,7 +67,7 @@ fn secure(
     certificates: &Arc<Certificates>,
 ) -> Secure {
     // It may have ended by itself.
-    let standing = certificates.standing().note(shown.as_deref(), move || drop(socket.shutdown(Shutdown::Both)));
+    let standing = certificates.note(shown.as_deref(), move || drop(socket.shutdown(Shutdown::Both)));
     let certificate = shown.and_then(|chain| chain.into_iter().next());
     Secure { stream: Box::new(stream), certificate, _standing: standing }
 }

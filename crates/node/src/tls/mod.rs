@@ -22,7 +22,8 @@
 //!
 //! # Taking a certificate out of use
 //! By a revocation list ([`TlsOptions::crl_files`]), which holds for members and clients, on every port, from the reload on, and
-//! for the connections that stand then.
+//! for the connections between members, and from clients, that stand then. (Not for those that this node has as a client of other
+//! servers, such as a store's to the placement driver: those end when they idle, or with the process.)
 //! A CA without a list revokes nothing; a list past its next update still counts, with a warning, since an old list
 //! knows more than none.
 
@@ -45,7 +46,8 @@ use tokio::sync::Notify;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use files::TlsError;
-pub use standing::{Standing, Stands};
+use standing::Standing;
+pub use standing::Stands;
 use verify::Revoked;
 
 /// What a port for members tells whoever comes with plain HTTP.
@@ -234,9 +236,9 @@ impl Certificates {
         self.api_server()?;
         let certificates = self.clone();
         let of_the_moment = move || certificates.api_server().expect("what is served does not change");
-        let standing = self.standing.clone();
+        let certificates = self.clone();
         let stands = move |chain: Option<&[CertificateDer<'static>]>, cut: Arc<Notify>| {
-            let stands = standing.note(chain, move || cut.notify_one());
+            let stands = certificates.note(chain, move || cut.notify_one());
             Box::new(stands) as Box<dyn Any + Send>
         };
         Some(Arc::new(rpc::server::Tls::new(of_the_moment).watched(stands)))
@@ -249,11 +251,6 @@ impl Certificates {
         let of_the_moment =
             move || certificates.set.load().outward.clone().expect("which files there are does not change");
         Some(rpc::client::Tls::of_the_moment(of_the_moment))
-    }
-
-    /// Where connections between members are noted.
-    pub fn standing(&self) -> &Arc<Standing> {
-        &self.standing
     }
 
     pub fn options(&self) -> &TlsOptions {

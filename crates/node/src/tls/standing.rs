@@ -1,7 +1,7 @@
 //! Connections that stand. A certificate is asked for once, in the handshake; when a list revokes it later, the connections that
 //! were made with it are cut.
 //!
-//! Whoever is let in, or connected to, is noted here with its chain and a way to cut the connection. Other lists are looked at
+//! Whoever is let in, and members that are connected to, are noted here with its chain and a way to cut the connection. Other lists are looked at
 //! when they come ([`Certificates::reload`](super::Certificates::reload)), for revocation alone: a CA that goes and a
 //! certificate that ends are the business of the next handshake, so that certificates are changed without dropping a request.
 
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 
+use super::Certificates;
 use super::verify::Revoked;
 
 /// All connections with a certificate of the other side.
@@ -40,21 +41,35 @@ impl Drop for Stands {
     }
 }
 
-impl Standing {
+impl Certificates {
     /// Notes a connection with whoever showed `chain`. `None`: nothing was shown, and so nothing can be revoked.
     ///
-    /// `cut` must not wait, and may be called when the connection has just ended.
-    pub fn note(
-        self: &Arc<Self>,
-        chain: Option<&[CertificateDer<'static>]>,
-        cut: impl Fn() + Send + 'static,
-    ) -> Option<Stands> {
-        let chain = chain?.to_vec();
+    /// `cut` must not wait, and may be called when the connection has just ended, or before this returns: its handshake may have
+    /// begun under an older list.
+    pub fn note(&self, chain: Option<&[CertificateDer<'static>]>, cut: impl Fn() + Send + 'static) -> Option<Stands> {
+        let stands = self.standing.note(chain?, cut);
+        // A list that comes from here on finds the connection.
+        let revoked = &self.set.load().revoked;
+        if chain?.iter().any(|shown| revoked.names(shown)) {
+            self.standing.cut(&stands);
+        }
+        Some(stands)
+    }
+}
+
+impl Standing {
+    fn note(self: &Arc<Self>, chain: &[CertificateDer<'static>], cut: impl Fn() + Send + 'static) -> Stands {
         let mut all = self.0.lock();
         let number = all.next;
         all.next += 1;
-        all.connections.insert(number, One { chain, cut: Box::new(cut) });
-        Some(Stands { standing: self.clone(), number })
+        all.connections.insert(number, One { chain: chain.to_vec(), cut: Box::new(cut) });
+        Stands { standing: self.clone(), number }
+    }
+
+    fn cut(&self, stands: &Stands) {
+        if let Some(one) = self.0.lock().connections.get(&stands.number) {
+            (one.cut)();
+        }
     }
 
     /// Cuts those whose certificate is revoked; how many.

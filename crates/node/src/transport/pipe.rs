@@ -70,7 +70,7 @@ impl Pipe {
                 let socket = socket.try_clone()?;
                 // It may have ended by itself.
                 let cut = move || drop(socket.shutdown(Shutdown::Both));
-                certificates.standing().note(shown, cut)
+                certificates.note(shown, cut)
             }
             _ => None,
         };

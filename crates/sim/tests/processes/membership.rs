@@ -316,6 +316,10 @@ pub fn wipe(cluster: &Cluster, index: usize) {
 /// A removed node that still runs, or runs again, is no part of the cluster: it takes no writes, serves no linearizable
 /// reads, and disturbs nobody. It may also end by itself.
 async fn stops_acting(cluster: &mut Cluster, removed: usize) {
+    if !is_etcd() {
+        // One that still remembers the leader, and one that knows nobody.
+        says_so(cluster, removed).await;
+    }
     let term = cluster.client(0).status().await.unwrap().raft_term;
     cluster.kill(removed);
     cluster.spawn(removed);
@@ -333,9 +337,38 @@ async fn stops_acting(cluster: &mut Cluster, removed: usize) {
                 && !status.notes.iter().any(|note| note.contains("start a majority"))
         })
         .await;
-        let why = outcast.put("by-a-removed-node", "1").await.unwrap_err();
-        assert_eq!(why.message(), "etcdserver: this member was removed from its cluster");
-        let health = crate::every_node::get(cluster.nodes[removed].address, "/health");
-        assert!(health.status == 503 && health.body.contains("MEMBER REMOVED"), "{health:?}");
+        says_so(cluster, removed).await;
     }
+}
+
+/// Its clients are told that it was removed.
+async fn says_so(cluster: &Cluster, removed: usize) {
+    let outcast = crate::client::Client::with_timeout(&cluster.endpoint(removed), Duration::from_secs(2));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let why = outcast.put("by-a-removed-node", "1").await.unwrap_err();
+        if why.message() == "etcdserver: this member was removed from its cluster" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "a removed node says {why:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let health = crate::every_node::get(cluster.nodes[removed].address, "/health");
+    assert!(health.status == 503 && health.body.contains("MEMBER REMOVED"), "{health:?}");
+}
+
+/// A learner never asks for votes, and so never gives its leader up by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_is_removed_says_so() {
+    if is_etcd() {
+        return skipped("removed_learner", "an etcd ends");
+    }
+    let mut cluster = Cluster::start_with(3, Options::brisk()).await;
+    let learner = cluster.add_node("existing");
+    let added = add(&cluster, learner, true).await.unwrap();
+    cluster.spawn(learner);
+    wait_for_name(&cluster, learner).await;
+    answers_stale_reads(&cluster, learner).await;
+    remove(&cluster, added.id).await.unwrap();
+    says_so(&cluster, learner).await;
 }

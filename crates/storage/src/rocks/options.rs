@@ -32,7 +32,8 @@ use crate::engine::FamilySpec;
 pub struct RocksOptions {
     /// A memory table of this size is sealed and flushed (with those of all other families).
     pub write_buffer_size: usize,
-    /// Tables are cut at this size by merges, which take up to 25 such tables at once, and so much room until they are done.
+    /// Tables are cut at this size by merges, which by and large take up to eight such tables at once, and so much room until they
+    /// are done.
     pub file_size: u64,
     /// Memory tables per family, the active one included, before writes stall.
     pub max_write_buffer_number: i32,
@@ -89,6 +90,7 @@ pub(super) struct Blueprint {
     memtables: WriteBufferManager,
 }
 
+const FILES_MERGED: u64 = 8;
 /// The part of a file's entries.
 const DELETIONS_MAX: f64 = 0.5;
 
@@ -166,6 +168,7 @@ impl Blueprint {
         o.set_max_write_buffer_number(self.options.max_write_buffer_number);
         o.set_level_zero_file_num_compaction_trigger(self.options.level0_file_num_compaction_trigger);
         o.set_target_file_size_base(self.options.file_size);
+        o.set_max_compaction_bytes(self.options.file_size * FILES_MERGED);
         o.set_level_compaction_dynamic_level_bytes(true);
         o.set_compression_type(DBCompressionType::Lz4);
         if !spec.sequential {
