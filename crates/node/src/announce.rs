@@ -95,7 +95,7 @@ pub fn standing(handle: &GroupHandle) -> String {
     let members = handle.membership().members.len();
     let (term, leader) = (status.term, status.leader_node);
     match status.role {
-        _ if status.leader.is_none() => format!("Waiting: {}", waits_for(handle)),
+        _ if status.leader.is_none() || handle.is_left_out() => format!("Waiting: {}", waits_for(handle)),
         Role::Leader => format!("Leading {members} members, term {term}"),
         Role::Learner => format!("Learning from node {leader}, term {term}, {members} members"),
         Role::Follower | Role::Candidate => format!("Following node {leader}, term {term}, {members} members"),
@@ -106,6 +106,9 @@ pub fn standing(handle: &GroupHandle) -> String {
 fn waits_for(handle: &GroupHandle) -> String {
     if handle.cluster() == base::ClusterId::default() {
         return "this node belongs to no cluster yet, it waits for the other members".to_owned();
+    }
+    if handle.is_left_out() {
+        return "this member was removed from its cluster".to_owned();
     }
     if handle.health().waits_to_leave() {
         return "this member is quarantined, and votes with its log until the others can do without it".to_owned();
