@@ -4,6 +4,7 @@
 #   scripts/torture.sh                    every row with the table's count
 #   scripts/torture.sh 8 14 T3            these rows
 #   scripts/torture.sh fuzz               the fuzz targets, half a minute each
+#   scripts/torture.sh T3s 1s             a hundred thousand seeds of each of the simulator's worlds
 #   COUNT=20 scripts/torture.sh           every row with this count
 #   OTHER=REVISION scripts/torture.sh 16  two versions side by side: this checkout's and that revision's; the last tag by
 #                                         default, or else the oldest one that promises to be compatible (OLDEST).
@@ -51,6 +52,20 @@ row() {
     done
     failures=$((failures + failed)) skips=$((skips + skipped))
     table+=("$(printf '%3s | %-58s | %s/%s/%s' "$number" "$fault" "$done" "$failed" "$skipped")")
+}
+
+# seeds NAME WORLD FAULT: as many seeds of the simulator as the table wants, or COUNT.
+seeds() {
+    local count=${COUNT:-100000} log=$output/seeds-$1.log outcome=0/1/0
+    wanted "$1" || return 0
+    echo "── row $1, $3: $count seeds"
+    # shellcheck disable=SC2086  # no world is no word
+    if bin/sim $2 --seeds "0..$count" > "$log" 2>&1; then
+        outcome=$count/0/0
+    else
+        failures=$((failures + 1)) && tail -5 "$log" >&2
+    fi
+    table+=("$(printf '%3s | %-58s | %s' "$1" "$3" "$outcome")")
 }
 
 wanted() {
@@ -146,6 +161,8 @@ row 17 200 "backups killed midway" processes:backup::a_killed_backup:counts
 row T3 500 "SIGKILL to stores while regions split, merge and move" flaredb:splits::regions_split:counts \
     flaredb:merges::small_regions:counts flaredb:moves::replicas_move:counts flaredb:receiving:counts \
     flaredb:any_order:counts
+seeds T3s regions "FlareDB in the simulator: splits, merges, moves, power cuts"
+seeds 1s '' "Chainfire in the simulator"
 row T4 50 "wiped stores" flaredb:lost::stores_of_five:counts
 row T5 50 "placement drivers killed, one and all; stores with them" flaredb:placement::the_placement_driver:1 \
     flaredb:raw::keys_flow:1 flaredb:raw::stores_that_restart:1

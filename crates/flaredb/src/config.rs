@@ -429,7 +429,7 @@ It runs in the foreground and logs to standard output; SIGTERM or Ctrl-C stops i
             default: "\"1GiB\"",
             help: &[
                 "bytes of the disk that stay free: with less, no puts are taken, and regions move away",
-                "Merges need them. Eight times write_buffer_size at least; an eighth of the disk at most, and what is merged then is made smaller.",
+                "Merges need them: eight times write_buffer_size at least. An eighth of the disk at most.",
                 "Deletes and reads go on, and puts come back by themselves.",
             ],
         },

@@ -39,8 +39,8 @@ pub async fn give_up(settings: &Settings, pd: &PdClient, about: &About, damage: 
         let path = folder.path().display();
         if matches!(status.code(), Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument) {
             return Err(format!(
-                "the {} is damaged ({}), and the store cannot be made anew from others: {}; restore a backup, or empty {path} \
-                 if its data may go",
+                "the {} is damaged ({}), and the store cannot be made anew from others: {}; keep {path}, or empty it if its \
+                 data may go",
                 damage.what.name(),
                 damage.why,
                 status.message()

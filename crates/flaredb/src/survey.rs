@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use base::{GroupId, PeerId};
 use bytes::Bytes;
@@ -109,6 +110,7 @@ impl Surveyor {
             slow: store.node.stats().is_slow(),
             rates: Some(store.load.total()),
             full: store.space.is_full(),
+            sending_snapshots: u32::try_from(store.node.stats().snapshots_sending.load(Ordering::Relaxed)).unwrap_or(0),
         });
         (heartbeat.store_id, heartbeat.incarnation) = (identity.node.0, identity.peer.0);
         found

@@ -76,7 +76,7 @@ pub const fn tls_keys(section: &'static str, cert_help: &'static [&'static str])
             "tls-crl-file",
             &[
                 "revocation lists (PEM, of any of the CAs): whom they name is refused on all ports",
-                "The file is read again when it changes, and on SIGHUP; connections that stand are not cut.",
+                "The file is read again when it changes, and on SIGHUP; what they have opened already is cut.",
             ],
         ),
         Key {

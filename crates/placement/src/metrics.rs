@@ -83,7 +83,7 @@ pub fn page(sources: &Sources) -> String {
     page.counters("placement_operators_ended_total", "Operators that are over, by cause and outcome.", ended);
     if let Some((term, now)) = sources.term {
         stores(&mut page, term, now);
-        regions(&mut page, term);
+        regions(&mut page, term, now);
         operators(&mut page, term, counters);
     }
     if let Some(node) = &sources.node {
@@ -146,7 +146,7 @@ fn stores(page: &mut Page, term: &Term, now: base::Time) {
     page.gauges("flaredb_store_slow", "Whether the store's disk does not answer.", slow);
 }
 
-fn regions(page: &mut Page, term: &Term) {
+fn regions(page: &mut Page, term: &Term, now: base::Time) {
     let wanted = term.policy.max_replicas as usize;
     let (mut pending, mut down, mut learners) = (0, 0, 0);
     let (mut missing, mut extra, mut leaderless, mut unheard) = (0, 0, 0, 0);
@@ -157,7 +157,7 @@ fn regions(page: &mut Page, term: &Term) {
         let voters = region.peers.iter().filter(|peer| !peer.learner).count();
         missing += usize::from(voters < wanted);
         extra += usize::from(voters > wanted);
-        leaderless += usize::from(region.leader.is_none());
+        leaderless += usize::from(term.view.leader_of(region, now, &term.policy).is_none());
         unheard += usize::from(region.heard.is_none());
     }
     let help = "Replicas that have not caught up with their leaders.";

@@ -134,6 +134,7 @@ impl Term {
             slow: stats.slow,
             rates: store_rates(stats.rates.unwrap_or_default()),
             full: stats.full,
+            sending_snapshots: stats.sending_snapshots,
             ..StoreReport::default()
         };
         // Nobody may have looked at it while it was silent.

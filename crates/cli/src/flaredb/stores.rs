@@ -93,7 +93,10 @@ async fn all(pages: &Pages<'_>, output: &mut Output) -> Result<(), Failure> {
 pub async fn regions(pages: &Pages<'_>, what: Regions, output: &mut Output) -> Result<(), Failure> {
     match what {
         Regions::List { limit } => {
-            let page = pages.get("regions").await?;
+            let page = first_regions(pages, limit).await?;
+            if number(&page["total"]) > limit as u64 {
+                eprintln!("{limit} of {} regions; --limit takes more", number(&page["total"]));
+            }
             show::rows(output, &page, &REGION_HEAD, region_rows(&page, limit))
         }
         Regions::Check { what } => {
@@ -124,6 +127,28 @@ pub async fn regions(pages: &Pages<'_>, what: Regions, output: &mut Output) -> R
         }
     }
 }
+
+/// So many regions, page by page.
+async fn first_regions(pages: &Pages<'_>, limit: usize) -> Result<Value, Failure> {
+    let mut all: Vec<Value> = Vec::new();
+    let mut path = format!("regions?limit={}", limit.clamp(1, REGIONS_PER_PAGE));
+    loop {
+        let mut page = pages.get(&path).await?;
+        if let Value::Array(regions) = page["regions"].take() {
+            all.extend(regions);
+        }
+        match page["next"].as_str() {
+            Some(next) if all.len() < limit => path = next.to_owned(),
+            _ => {
+                all.truncate(limit);
+                return Ok(json!({ "count": all.len(), "total": page["total"], "regions": all }));
+            }
+        }
+    }
+}
+
+/// The placement driver gives so many at a time.
+const REGIONS_PER_PAGE: usize = 5000;
 
 const REGION_HEAD: [&str; 9] = ["REGION", "START", "END", "EPOCH", "LEADER", "STORES", "MIB", "KEYS", "REQUESTS"];
 

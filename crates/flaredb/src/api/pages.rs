@@ -8,6 +8,8 @@ use super::Api;
 use crate::metrics;
 use crate::store::Store;
 
+/// Whether the process is to be ended: not because a region or the placement driver has no leader.
+const LIVES: &str = r#"{"health":"true","reason":""}"#;
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
@@ -19,7 +21,8 @@ pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
         return refused(StatusCode::METHOD_NOT_ALLOWED, "pages are read with GET");
     }
     match path {
-        "/health" | "/livez" | "/readyz" => health(&api.store),
+        "/livez" => page(StatusCode::OK, "application/json", LIVES.to_owned()),
+        "/health" | "/readyz" => health(&api.store),
         "/version" => {
             let body = format!(r#"{{"flaredb":"{}"}}"#, env!("CARGO_PKG_VERSION"));
             page(StatusCode::OK, "application/json", body)
@@ -39,7 +42,8 @@ pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
 /// Of a store that does not serve yet.
 pub fn closed(request: &Request<Bytes>, why: &str) -> Response<HttpBody> {
     let body = match request.uri().path() {
-        "/health" | "/livez" | "/readyz" => format!(r#"{{"health":"false","reason":"{why}"}}"#),
+        "/livez" => return page(StatusCode::OK, "application/json", LIVES.to_owned()),
+        "/health" | "/readyz" => format!(r#"{{"health":"false","reason":"{why}"}}"#),
         _ => format!("{{\"error\":\"{why}\"}}\n"),
     };
     page(StatusCode::SERVICE_UNAVAILABLE, "application/json", body)

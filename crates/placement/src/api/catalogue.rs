@@ -10,7 +10,11 @@ use super::http::{PageError, not_found};
 const PAGES: &[(&str, &str, &str)] = &[
     ("GET", "health", "the members of the placement driver, and whether the leader hears them"),
     ("GET", "members", "the same with their addresses, and which of them leads"),
-    ("POST", "members", "another member; see the reference for the body"),
+    (
+        "POST",
+        "members",
+        "another member, which is started afterwards: {\"member_id\": 2, \"peer_urls\": [\"10.0.0.2:2380\"]}",
+    ),
     ("DELETE", "members/id/{id}", "this member goes; stop it afterwards"),
     ("GET", "leader", "the one that leads"),
     ("POST", "leader/resign", "another member leads"),
@@ -64,6 +68,7 @@ const PAGES: &[(&str, &str, &str)] = &[
     ),
     ("GET", "region/id/{id}", "one region"),
     ("GET", "region/key/{key}", "the one that has a key; any byte may be written as %XX"),
+    ("GET", "hotspot", "all three of the following"),
     ("GET", "hotspot/regions/read", "what regions are read, per second, by store, the busiest first"),
     ("GET", "hotspot/regions/write", "what they are written"),
     ("GET", "hotspot/stores", "what stores read and write, per second"),

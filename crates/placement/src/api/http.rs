@@ -1,4 +1,4 @@
-//! Plain HTTP: what people and their tools ask under `/pd/api/v1`; of this member alone: health, metrics, and the scrub,
+//! Plain HTTP: what people and their tools ask under `/pd/api/v1`; of this member alone: health, version, metrics, and the scrub,
 //! which `POST /scrub` begins and `GET /scrub` tells of.
 //!
 //! Every answer is JSON, errors too: `{"error": "why"}`. Bodies are read as JSON whatever their header says, because
@@ -54,7 +54,13 @@ impl Api {
         let path = request.uri().path();
         let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
         match path {
-            "/health" | "/livez" | "/readyz" if is_get => {
+            // Whether the process is to be ended: not for want of the others.
+            "/livez" if is_get => return response(StatusCode::OK, JSON, json!({ "health": "true" }).to_string()),
+            "/version" if is_get => {
+                let version = json!({ "placement-driver": env!("CARGO_PKG_VERSION") });
+                return response(StatusCode::OK, JSON, version.to_string());
+            }
+            "/health" | "/readyz" if is_get => {
                 let healthy = !self.handle.status().leader.is_none();
                 let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 return response(code, JSON, json!({ "health": healthy.to_string() }).to_string());
@@ -78,7 +84,10 @@ impl Api {
             query,
             body: request.into_body(),
         };
-        let (code, body) = if self.handle.is_leader() {
+        let unled = self.handle.status().leader.is_none();
+        let (code, body) = if let Some(page) = pages::without_a_leader(&self, &asked).filter(|_| unled) {
+            (200, format!("{page:#}\n"))
+        } else if self.handle.is_leader() {
             self.http_here(asked).await
         } else {
             match self.forward(HTTP, asked.encode()).await {

@@ -63,11 +63,16 @@ fn get(api: &Api, parts: &[&str], query: &Query) -> Page {
         ["regions", "key"] => regions::from_key(api, query),
         ["regions", "store", id] => regions::of_store(api, number(id)?),
         ["regions", "check", what] => regions::check(api, what),
-        ["region", "id", id] => regions::one(api, number(id)?),
+        ["region", "id", id] | ["regions", "id", id] => regions::one(api, number(id)?),
         ["region", "key", key] => regions::at(api, &unescaped(key)?),
         ["hotspot", "regions", "read"] => hotspot::regions(api, hotspot::Kind::Read),
         ["hotspot", "regions", "write"] => hotspot::regions(api, hotspot::Kind::Write),
         ["hotspot", "stores"] => hotspot::stores(api),
+        ["hotspot"] => Ok(json!({
+            "read": hotspot::regions(api, hotspot::Kind::Read)?,
+            "write": hotspot::regions(api, hotspot::Kind::Write)?,
+            "stores": hotspot::stores(api)?,
+        })),
         ["operators"] => operators::under_way(api),
         ["operators", "records"] => operators::records(api, query),
         ["operators", region] => operators::of_region(api, number(region)?),
@@ -117,6 +122,15 @@ fn number(text: &str) -> Result<u64, PageError> {
     text.parse().map_err(|_| bad_request(format!("`{}` is no id: a number is wanted", text.escape_debug())))
 }
 
+/// What any member can tell while there is no leader to ask.
+pub fn without_a_leader(api: &Api, request: &Request) -> Option<Value> {
+    match (&request.method, request.path.as_str()) {
+        (&Method::GET, "health") => Some(health(api)),
+        (&Method::GET, "members") => Some(members_page(api)),
+        _ => None,
+    }
+}
+
 fn members_page(api: &Api) -> Value {
     let (status, membership) = (api.handle.status(), api.handle.membership());
     let member = |member: &consensus::Member| {
@@ -136,7 +150,8 @@ fn health(api: &Api) -> Value {
     let (status, membership) = (api.handle.status(), api.handle.membership());
     let heard = |peer| status.followers.iter().any(|(follower, _, heard)| *follower == peer && *heard);
     let one = |member: &consensus::Member| {
-        let healthy = member.peer == status.peer || heard(member.peer);
+        // Without a leader none of them is of use.
+        let healthy = !status.leader.is_none() && (member.peer == status.peer || heard(member.peer));
         json!({ "name": member.name, "member_id": member.node.0, "client_urls": member.client_urls, "health": healthy })
     };
     membership.members.values().map(one).collect()
@@ -221,6 +236,7 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
             "region_count": store.region_count(),
             "region_weight": store.meta.region_weight,
             "region_size": store.region_bytes() >> 20,
+            "sending_snap_count": store.report.sending_snapshots,
         },
     })
 }

@@ -1,6 +1,8 @@
 //! Pages on regions: which there are, where, and what is the matter with them.
 
-use base::{GroupId, NodeId};
+use std::collections::BTreeMap;
+
+use base::{GroupId, NodeId, Time};
 use serde_json::{Map, Value, json};
 
 use super::Api;
@@ -15,20 +17,22 @@ const LIMIT_MAX: usize = 5000;
 /// Of `regions/key`, when nothing is said.
 const LIMIT: u64 = 16;
 
-type Matters = fn(&Term, &Region) -> bool;
+type Matters = fn(&Term, &Region, Time) -> bool;
 
 /// What `regions/check/…` finds.
 const CHECKS: [(&str, Matters); 10] = [
-    ("miss-peer", |term, region| region.voters().count() < term.policy.max_replicas as usize),
-    ("extra-peer", |term, region| region.voters().count() > term.policy.max_replicas as usize),
-    ("down-peer", |_, region| !region.down.is_empty()),
-    ("pending-peer", |_, region| !region.pending.is_empty()),
-    ("learner-peer", |_, region| region.peers.iter().any(|peer| peer.learner)),
-    ("offline-peer", |term, region| region.peers.iter().any(|peer| !is_up(term, peer.store))),
-    ("no-leader", |_, region| region.leader.is_none()),
-    ("empty-region", |_, region| !region.unmeasured && region.heard.is_some() && region.keys == 0 && region.bytes == 0),
-    ("oversized-region", |term, region| region.bytes > term.policy.split_bytes()),
-    ("undersized-region", |term, region| {
+    ("miss-peer", |term, region, _| region.voters().count() < term.policy.max_replicas as usize),
+    ("extra-peer", |term, region, _| region.voters().count() > term.policy.max_replicas as usize),
+    ("down-peer", |_, region, _| !region.down.is_empty()),
+    ("pending-peer", |_, region, _| !region.pending.is_empty()),
+    ("learner-peer", |_, region, _| region.peers.iter().any(|peer| peer.learner)),
+    ("offline-peer", |term, region, _| region.peers.iter().any(|peer| !is_up(term, peer.store))),
+    ("no-leader", |term, region, now| term.view.leader_of(region, now, &term.policy).is_none()),
+    ("empty-region", |_, region, _| {
+        !region.unmeasured && region.heard.is_some() && region.keys == 0 && region.bytes == 0
+    }),
+    ("oversized-region", |term, region, _| region.bytes > term.policy.split_bytes()),
+    ("undersized-region", |term, region, _| {
         let policy = &term.policy;
         let small = region.bytes <= policy.merge_bytes() && region.keys <= policy.max_merge_region_keys;
         small && !region.unmeasured && region.heard.is_some()
@@ -40,44 +44,68 @@ fn is_up(term: &Term, store: NodeId) -> bool {
     term.view.store(store).is_some_and(|store| store.meta.state == StoreState::Up)
 }
 
+/// Of one store, or of all: how many regions, how large.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    count: u64,
+    bytes: u64,
+    keys: u64,
+}
+
+impl Sum {
+    fn add(&mut self, region: &Region) {
+        self.count += 1;
+        self.bytes += region.bytes;
+        self.keys += region.keys;
+    }
+}
+
 pub fn stats(api: &Api, query: &Query) -> Page {
     let (start, end) = (query.bytes("start_key").unwrap_or_default(), query.bytes("end_key").unwrap_or_default());
-    let term = api.leader()?.term()?;
+    let leader = api.leader()?;
+    Ok(stats_of(&*leader.term()?, start, end, leader.now()))
+}
+
+fn stats_of(term: &Term, start: &[u8], end: &[u8], now: Time) -> Value {
     let touches =
         |region: &&Region| (end.is_empty() || &*region.start < end) && (region.end.is_empty() || start < &*region.end);
-    let (mut count, mut pending, mut down, mut learners, mut missing, mut leaderless) = (0, 0, 0, 0, 0, 0);
-    let mut bytes = 0;
-    let (mut by_store, mut led) = (Map::new(), Map::new());
-    for store in term.view.stores() {
-        by_store.insert(store.id().to_string(), 0.into());
-        led.insert(store.id().to_string(), 0.into());
-    }
-    let more = |counts: &mut Map<String, Value>, store: NodeId| {
-        let count = counts.get(&store.to_string()).and_then(Value::as_u64).unwrap_or(0);
-        counts.insert(store.to_string(), (count + 1).into());
-    };
+    let (mut pending, mut down, mut learners, mut missing, mut leaderless, mut empty) = (0, 0, 0, 0, 0, 0);
+    let mut all = Sum::default();
+    let none = || term.view.stores().map(|store| (store.id(), Sum::default())).collect::<BTreeMap<_, _>>();
+    let (mut held, mut led) = (none(), none());
     for region in term.view.regions().filter(touches) {
-        count += 1;
-        bytes += region.bytes;
+        let leader = term.view.leader_of(region, now, &term.policy);
+        all.add(region);
         pending += region.pending.len();
         down += region.down.len();
         learners += region.peers.iter().filter(|peer| peer.learner).count();
         missing += usize::from(region.voters().count() < term.policy.max_replicas as usize);
-        leaderless += usize::from(region.leader.is_none());
-        region.peers.iter().for_each(|peer| more(&mut by_store, peer.store));
-        region.leader.into_iter().for_each(|store| more(&mut led, store));
+        leaderless += usize::from(leader.is_none());
+        empty += usize::from(region.keys == 0 && region.bytes == 0);
+        region.peers.iter().for_each(|peer| held.entry(peer.store).or_default().add(region));
+        leader.into_iter().for_each(|store| led.entry(store).or_default().add(region));
     }
-    Ok(json!({
-        "count": count,
+    json!({
+        "count": all.count,
+        "empty_count": empty,
         "pending_peers": pending,
         "down_peers": down,
         "learner_peers": learners,
         "missing_peers": missing,
         "leaderless": leaderless,
-        "storage_size": bytes >> 20,
-        "store_leader_count": led,
-        "store_peer_count": by_store,
-    }))
+        "storage_size": all.bytes >> 20,
+        "storage_keys": all.keys,
+        "store_leader_count": by_store(&led, |sum| sum.count),
+        "store_leader_size": by_store(&led, |sum| sum.bytes >> 20),
+        "store_leader_keys": by_store(&led, |sum| sum.keys),
+        "store_peer_count": by_store(&held, |sum| sum.count),
+        "store_peer_size": by_store(&held, |sum| sum.bytes >> 20),
+        "store_peer_keys": by_store(&held, |sum| sum.keys),
+    })
+}
+
+fn by_store(sums: &BTreeMap<NodeId, Sum>, of: impl Fn(&Sum) -> u64) -> Map<String, Value> {
+    sums.iter().map(|(store, sum)| (store.to_string(), of(sum).into())).collect()
 }
 
 fn value(region: &Region) -> Value {
@@ -155,8 +183,9 @@ pub fn check(api: &Api, what: &str) -> Page {
         let known: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
         return Err(not_found(format!("there is no check `{}`: {}", what.escape_debug(), known.join(", "))));
     };
-    let term = api.leader()?.term()?;
-    Ok(list(term.view.regions().filter(|region| matters(&term, region))))
+    let leader = api.leader()?;
+    let (term, now) = (leader.term()?, leader.now());
+    Ok(list(term.view.regions().filter(|region| matters(&term, region, now))))
 }
 
 pub fn one(api: &Api, id: u64) -> Page {
@@ -173,12 +202,41 @@ pub fn at(api: &Api, key: &[u8]) -> Page {
 mod tests {
     use std::sync::Arc;
 
-    use base::Time;
-
     use super::*;
     use crate::Policy;
     use crate::machine::Records;
     use crate::view::{RegionReport, StoreMeta};
+
+    /// Region 1 is led by store 1, region 2 by nobody that is heard of.
+    #[test]
+    fn stats_have_the_fields_that_tools_know() {
+        let mut term = Term::new(1, &Records::default(), &Policy::default(), Time::ZERO, Arc::default()).unwrap();
+        let now = Time::ZERO + term.policy.store_disconnected_time;
+        [1, 2].iter().for_each(|store| term.view.put_store(StoreMeta::new(NodeId(*store)), Time::ZERO));
+        for store in [1, 2] {
+            let peers =
+                [1, 2].map(|at| crate::Peer { id: base::PeerId(10 * store + at), store: NodeId(at), learner: false });
+            let (start, end) = if store == 1 { (&b""[..], &b"m"[..]) } else { (&b"m"[..], &b""[..]) };
+            let report = RegionReport {
+                id: GroupId(store),
+                start: start.into(),
+                end: end.into(),
+                peers: peers.into(),
+                leader: Some(NodeId(store)),
+                bytes: store << 20,
+                keys: store,
+                ..RegionReport::default()
+            };
+            term.view.report_region(report, Time::ZERO).unwrap();
+        }
+        term.view.report_store(NodeId(1), crate::view::StoreReport::default(), now).unwrap();
+        let all = stats_of(&term, b"", b"", now);
+        assert_eq!((&all["count"], &all["leaderless"], &all["empty_count"]), (&json!(2), &json!(1), &json!(0)));
+        assert_eq!((&all["storage_size"], &all["storage_keys"]), (&json!(3), &json!(3)));
+        assert_eq!(all["store_leader_count"], json!({ "1": 1, "2": 0 }));
+        assert_eq!(all["store_peer_size"], json!({ "1": 3, "2": 3 }));
+        assert_eq!(stats_of(&term, b"n", b"", now)["store_peer_keys"], json!({ "1": 2, "2": 2 }));
+    }
 
     #[test]
     fn regions_come_in_parts() {

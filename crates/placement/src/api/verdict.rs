@@ -2,10 +2,11 @@
 //!
 //! What splits, merges and changes of leaders show in passing is not wrong: it has to last ([`LASTING`]).
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use base::{NodeId, Time};
+use base::{GroupId, NodeId, Time};
 
 use super::pages::reason;
 use crate::machine::Records;
@@ -71,9 +72,13 @@ fn regions(problems: &mut Vec<String>, term: &Term, now: Time) {
     if down > 0 {
         problems.push(format!("{down} replicas do not answer their leaders"));
     }
-    let leaderless = term.view.leaderless().filter(|(_, since)| now.since(*since) >= LASTING);
-    let leaderless = named(leaderless.map(|(region, _)| region.to_string()));
-    if let Some(leaderless) = leaderless {
+    let given_up = term.view.leaderless().filter(|(_, since)| now.since(*since) >= LASTING).map(|(region, _)| region);
+    let silent = term
+        .view
+        .regions()
+        .filter(|region| region.leader.is_some() && term.view.leader_of(region, now, &term.policy).is_none());
+    let leaderless: BTreeSet<GroupId> = given_up.chain(silent.map(|region| region.id)).collect();
+    if let Some(leaderless) = named(leaderless.iter().map(ToString::to_string)) {
         problems.push(format!("regions without a leader take no requests: {leaderless}"));
     }
 }

@@ -163,6 +163,12 @@ impl View {
         self.leaderless.iter().map(|(region, since)| (*region, *since))
     }
 
+    /// Who leads a region, as far as is known: a store that has fallen silent does not, and who has followed it would have reported.
+    pub fn leader_of(&self, region: &Region, now: Time, policy: &Policy) -> Option<NodeId> {
+        let is_heard = |store: &Store| store.silent_for(now) < policy.store_disconnected_time;
+        region.leader.filter(|leader| self.store(*leader).is_some_and(is_heard))
+    }
+
     /// The leader says that its last report still holds. False when the view knows another epoch or leader: it must report.
     pub fn unchanged(&mut self, region: GroupId, epoch: Epoch, leader: NodeId, now: Time) -> bool {
         let Some(region) = self.regions.get_mut(&region) else { return false };

@@ -24,6 +24,7 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error as _;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -217,7 +218,12 @@ impl Router {
                         self.correct(key, &found, error);
                     }
                 },
-                Err(status) if status.code() == tonic::Code::Unavailable && repeat == Repeat::Never => {
+                // What a store has said itself was not done.
+                Err(status)
+                    if status.code() == tonic::Code::Unavailable
+                        && repeat == Repeat::Never
+                        && status.source().is_some() =>
+                {
                     self.channels.lock().remove(&store.client_url);
                     self.forget(key);
                     let why = format!("store {}: {}; it may yet take effect", store.id, status.message());

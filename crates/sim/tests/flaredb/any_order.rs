@@ -72,6 +72,8 @@ async fn regions_change_in_any_order_under_writers_and_kills_and_nothing_is_lost
         "{run} times stores killed under {writes} writes, {killed} of them while regions changed; {regions} regions (seed {seed})"
     ));
     tell::done(killed);
+    let changed = cluster.pd[0].said().matches("outcome=done").count();
+    assert!(killed > 0 && changed > 0, "{killed} kills in changes, {changed} changes");
     for worker in workers {
         worker.end(&cluster).await;
     }

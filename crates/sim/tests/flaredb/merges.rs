@@ -154,7 +154,7 @@ pub async fn check_all(cluster: &mut Cluster, written: &BTreeMap<String, String>
 
 /// Of the keys of these names everything is there, and no more.
 pub async fn check_written(cluster: &mut Cluster, written: &BTreeMap<String, String>, is_of_these: fn(&str) -> bool) {
-    for (number, (key, value)) in written.iter().enumerate().filter(|(number, _)| number % 13 == 0) {
+    for (number, (key, value)) in written.iter().enumerate() {
         let read = get(&mut cluster.raw(number % cluster.stores.len()).await, key).await.unwrap();
         assert!(read.as_ref() == Some(value), "{key} is another one");
     }
