@@ -345,7 +345,7 @@ async fn the_only_replica_is_never_given_up() {
         cluster.until("the store ends", async |cluster| cluster.stores[0].has_ended()).await;
         cluster.stores[0].reap();
         let said = cluster.stores[0].said();
-        assert!(said.contains("has its only replica there") && said.contains("restore a backup"), "{said}");
+        assert!(said.contains("has its only replica there") && said.contains("empty it if its data may go"), "{said}");
     }
     let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(names.into_iter().all(|name| !name.starts_with("lost-")) && folder.join("raft").exists());
