@@ -1,9 +1,10 @@
 //! Connections that stand. A certificate is asked for once, in the handshake; when a list revokes it later, the connections that
 //! were made with it are cut.
 //!
-//! Whoever is let in, and members that are connected to, are noted here with its chain and a way to cut the connection. Other lists are looked at
-//! when they come ([`Certificates::reload`](super::Certificates::reload)), for revocation alone: a CA that goes and a
-//! certificate that ends are the business of the next handshake, so that certificates are changed without dropping a request.
+//! Whoever is let in, and members that are connected to, are noted here with their chains and a way to cut the connection. New
+//! lists are looked at when they come ([`Certificates::reload`](super::Certificates::reload)), for revocation alone: a CA that
+//! goes and a certificate that ends are the business of the next handshake, so that certificates are changed without dropping
+//! a request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

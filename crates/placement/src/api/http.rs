@@ -85,7 +85,7 @@ impl Api {
             body: request.into_body(),
         };
         let unled = self.handle.status().leader.is_none();
-        let (code, body) = if let Some(page) = pages::without_a_leader(&self, &asked).filter(|_| unled) {
+        let (code, body) = if unled && let Some(page) = pages::without_a_leader(&self, &asked) {
             (200, format!("{page:#}\n"))
         } else if self.handle.is_leader() {
             self.http_here(asked).await

@@ -24,7 +24,6 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
-use std::error::Error as _;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -218,12 +217,9 @@ impl Router {
                         self.correct(key, &found, error);
                     }
                 },
-                // What a store has said itself was not done.
-                Err(status)
-                    if status.code() == tonic::Code::Unavailable
-                        && repeat == Repeat::Never
-                        && status.source().is_some() =>
-                {
+                // Also where the store says so itself: a batch may be done in part, and a store that stops ends calls that are
+                // under way.
+                Err(status) if status.code() == tonic::Code::Unavailable && repeat == Repeat::Never => {
                     self.channels.lock().remove(&store.client_url);
                     self.forget(key);
                     let why = format!("store {}: {}; it may yet take effect", store.id, status.message());
