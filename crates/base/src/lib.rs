@@ -7,10 +7,12 @@
 pub mod codec;
 pub mod hash;
 pub mod ids;
+pub mod moment;
 pub mod rng;
 pub mod time;
 
 pub use ids::{ClusterId, GroupId, NodeId, PeerId};
+pub use moment::Moment;
 pub use rng::Rng;
 pub use time::Time;
 

@@ -4,6 +4,8 @@
 
 use std::fmt::Write;
 
+use base::Moment;
+
 use crate::{
     cluster::Kind,
     compare::{KEYS, VALUE_BYTES},
@@ -56,7 +58,7 @@ fn conditions(results: &Results) -> String {
         machine.kernel,
         machine.file_system,
         machine.sync_ms,
-        date(machine.seen_at),
+        Moment(machine.seen_at).date(),
     );
     if let Some(compared) = &results.compare {
         let versions: Vec<String> =
@@ -355,19 +357,6 @@ fn number(value: f64) -> String {
     }
 }
 
-/// A day from seconds since 1970 (Howard Hinnant's days-to-civil method).
-fn date(seconds: u64) -> String {
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,6 +402,5 @@ mod tests {
             ["0", "0.25", "12.3", "1,000", "100,000"]
         );
         assert_eq!(number(7.0), "7");
-        assert_eq!([date(0), date(951_782_400), date(1_767_225_599)], ["1970-01-01", "2000-02-29", "2025-12-31"]);
     }
 }

@@ -114,7 +114,7 @@ fn is_final(status: &Status, waited: Duration) -> bool {
 /// Heartbeats for as long as the store runs.
 pub async fn supervise(store: Arc<Store>, pd: Arc<dyn Placement>) {
     let mut failures = 0;
-    let mut surveyor = Surveyor::default();
+    let mut surveyor = Surveyor::new(store.node.now());
     // What is too much for one region; nothing is, before the placement driver has said so.
     let (mut limits, mut split_bytes) = (pb::LoadSplit::default(), 0);
     let (measuring, admitting) = (Alone::default(), Alone::default());

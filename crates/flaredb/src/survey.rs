@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use base::{GroupId, PeerId};
+use base::{GroupId, PeerId, Time};
 use bytes::Bytes;
 use consensus::{GroupStatus, Role};
 use proto::placement as pb;
@@ -40,9 +40,10 @@ pub struct Survey {
 }
 
 /// What the placement driver knows.
-#[derive(Default)]
 pub struct Surveyor {
     told: BTreeMap<GroupId, Told>,
+    /// When the store began to tell.
+    began: Time,
 }
 
 /// A region as it was told.
@@ -56,6 +57,10 @@ struct Told {
 }
 
 impl Surveyor {
+    pub fn new(now: Time) -> Surveyor {
+        Surveyor { told: BTreeMap::new(), began: now }
+    }
+
     /// `limits`: what is too much for one region. `split_bytes`: what is too large; zero: unknown.
     pub fn look(&mut self, store: &Store, limits: pb::LoadSplit, split_bytes: u64) -> Survey {
         let identity = store.node.identity();
@@ -111,6 +116,7 @@ impl Surveyor {
             rates: Some(store.load.total()),
             full: store.space.is_full(),
             sending_snapshots: u32::try_from(store.node.stats().snapshots_sending.load(Ordering::Relaxed)).unwrap_or(0),
+            uptime_seconds: store.node.now().since(self.began).as_secs(),
         });
         (heartbeat.store_id, heartbeat.incarnation) = (identity.node.0, identity.peer.0);
         found

@@ -40,7 +40,7 @@ Usage: placement-driver recover --unsafe [--yes] [--data-dir DIR] [--config FILE
 Before: stop every member that is left. Of several, choose the one with the highest last term, then the highest last index;
         without --yes both are printed and nothing is changed. What only the lost members knew is lost; data is in the stores.
 After:  start this member. Stores come back by themselves. Bring the other members back one by one: empty the data folder,
-        curl -X POST http://PD:2379/pd/api/v1/members -d '{\"member_id\": N, \"peer_urls\": [\"HOST:PORT\"]}', start.
+        `flaredb-client --endpoint http://PD:2379 pd add --node-id N --peer-url HOST:PORT`, start.
 
   --unsafe   say that you know this
   --yes      do it

@@ -135,6 +135,7 @@ impl Term {
             rates: store_rates(stats.rates.unwrap_or_default()),
             full: stats.full,
             sending_snapshots: stats.sending_snapshots,
+            uptime: Duration::from_secs(stats.uptime_seconds),
             ..StoreReport::default()
         };
         // Nobody may have looked at it while it was silent.

@@ -75,16 +75,27 @@ impl Code {
     }
 }
 
+/// The trailer of a failed call of which nothing was done, with the value `1`: a write may be asked again, too.
+pub const NOTHING_DONE: &str = "centra-nothing-done";
+
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     pub code: Code,
     pub message: Cow<'static, str>,
+    /// Whoever failed is sure that nothing of the call was done, and that it may be asked again.
+    pub nothing_done: bool,
 }
 
 impl Status {
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Status {
-        Status { code, message: message.into() }
+        Status { code, message: message.into(), nothing_done: false }
+    }
+
+    /// The same, of a call of which nothing was done. Clients hear it as the trailer [`NOTHING_DONE`].
+    #[must_use]
+    pub fn with_nothing_done(self) -> Status {
+        Status { nothing_done: true, ..self }
     }
 
     pub fn unimplemented(message: impl Into<Cow<'static, str>>) -> Status {

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use base::Moment;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
 /// What a port that speaks TLS tells those who do not. Servers answer with it, clients look for it.
@@ -64,10 +65,12 @@ fn of_certificate(why: &CertificateError) -> String {
         CertificateError::BadSignature => {
             "its signature is wrong: another CA of the same name has signed it".to_owned()
         }
-        CertificateError::ExpiredContext { not_after, .. } => format!("expired on {}", date(not_after.as_secs())),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            format!("expired on {}", Moment(not_after.as_secs()).to_the_minute())
+        }
         CertificateError::Expired => "expired".to_owned(),
         CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("not valid before {}; is the clock right?", date(not_before.as_secs()))
+            format!("not valid before {}; is the clock right?", Moment(not_before.as_secs()).to_the_minute())
         }
         CertificateError::NotValidYet => "not valid yet; is the clock right?".to_owned(),
         CertificateError::NotValidForNameContext { expected, presented } => {
@@ -109,33 +112,9 @@ fn plain(name: &str) -> &str {
     inside.unwrap_or(name).trim_matches('"')
 }
 
-/// Seconds since 1970 as `2026-11-24 19:21 UTC`, after Howard Hinnant's `civil_from_days`.
-fn date(seconds: u64) -> String {
-    let (days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(date(0), "1970-01-01 00:00 UTC");
-        assert_eq!(date(951_782_399), "2000-02-28 23:59 UTC");
-        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
-        assert_eq!(date(1_795_548_060), "2026-11-24 19:21 UTC");
-        assert_eq!(date(4_107_542_399), "2100-02-28 23:59 UTC");
-        assert_eq!(date(4_107_542_400), "2100-03-01 00:00 UTC");
-    }
 
     #[test]
     fn the_runbooks_words() {

@@ -78,6 +78,11 @@ fn a_store_that_admits_nobody_is_noticed() {
 }
 
 #[test]
+fn serving_past_a_lease_is_caught() {
+    caught(Bug::ServePastLease, 3000, &["before a read that finds"]);
+}
+
+#[test]
 fn the_same_seeds_pass_without_a_bug() {
     for seed in 0..10 {
         let report = run_twice(seed, Options::default());

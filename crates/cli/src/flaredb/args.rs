@@ -224,11 +224,19 @@ pub enum Regions {
     Show { region: u64 },
     /// The one that has a key
     At { key: String },
+    /// Those with a replica in a store
+    Store {
+        store: u64,
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
     /// Those with something the matter
     Check {
         /// miss-peer, extra-peer, down-peer, pending-peer, learner-peer, offline-peer, no-leader, empty-region,
         /// oversized-region or undersized-region
         what: String,
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
     },
     /// Those that carry most, the busiest first
     Hot {
@@ -353,6 +361,24 @@ pub enum Pd {
     Transfer {
         /// Its name or its number
         member: String,
+    },
+    /// Add a member: start it afterwards, with `bootstrap = false`; it learns first and votes once it has caught up
+    #[command(after_help = "\
+Example:
+  flaredb-client pd add --node-id 4 --peer-url 10.0.0.4:2380")]
+    Add {
+        /// The `node_id` of its configuration
+        #[arg(long)]
+        node_id: u64,
+        /// Its Raft address
+        #[arg(long, value_name = "HOST:PORT")]
+        peer_url: String,
+    },
+    /// Remove a member. Stop it afterwards; what it holds is not deleted
+    Remove {
+        /// Its number
+        #[arg(long)]
+        node_id: u64,
     },
 }
 

@@ -181,6 +181,10 @@ pub async fn members(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result
             return show::rows(output, &page, &["MEMBER", "NAME", "ADDRESS", "ROLE", "HEALTH"], rows);
         }
         Pd::Resign => pages.post("leader/resign", &Value::Null).await?,
+        Pd::Add { node_id, peer_url } => {
+            pages.post("members", &json!({ "member_id": node_id, "peer_urls": [peer_url] })).await?
+        }
+        Pd::Remove { node_id } => pages.delete(&format!("members/id/{node_id}")).await?,
         Pd::Transfer { member } => pages.post(&format!("leader/transfer/{}", escaped(&member)), &Value::Null).await?,
     };
     show::text(output, &page)

@@ -92,16 +92,10 @@ async fn all(pages: &Pages<'_>, output: &mut Output) -> Result<(), Failure> {
 
 pub async fn regions(pages: &Pages<'_>, what: Regions, output: &mut Output) -> Result<(), Failure> {
     match what {
-        Regions::List { limit } => {
-            let page = first_regions(pages, limit).await?;
-            if number(&page["total"]) > limit as u64 {
-                eprintln!("{limit} of {} regions; --limit takes more", number(&page["total"]));
-            }
-            show::rows(output, &page, &REGION_HEAD, region_rows(&page, limit))
-        }
-        Regions::Check { what } => {
-            let page = pages.get(&format!("regions/check/{}", escaped(&what))).await?;
-            show::rows(output, &page, &REGION_HEAD, region_rows(&page, usize::MAX))
+        Regions::List { limit } => list_regions(pages, "regions", limit, output).await,
+        Regions::Store { store, limit } => list_regions(pages, &format!("regions/store/{store}"), limit, output).await,
+        Regions::Check { what, limit } => {
+            list_regions(pages, &format!("regions/check/{}", escaped(&what)), limit, output).await
         }
         Regions::Show { region } => show::fields(output, &pages.get(&format!("region/id/{region}")).await?),
         Regions::At { key } => show::fields(output, &pages.get(&format!("region/key/{}", escaped(&key))).await?),
@@ -128,10 +122,21 @@ pub async fn regions(pages: &Pages<'_>, what: Regions, output: &mut Output) -> R
     }
 }
 
-/// So many regions, page by page.
-async fn first_regions(pages: &Pages<'_>, limit: usize) -> Result<Value, Failure> {
+async fn list_regions(pages: &Pages<'_>, path: &str, limit: usize, output: &mut Output) -> Result<(), Failure> {
+    let page = first_regions(pages, path, limit).await?;
+    match page["total"].as_u64() {
+        _ if page["more"] != true => {}
+        Some(total) => eprintln!("{limit} of {total} regions; --limit takes more"),
+        None => eprintln!("there are more than these {limit}; --limit takes more"),
+    }
+    let rows = list(&page["regions"]).iter().map(region_row).collect();
+    show::rows(output, &page, &REGION_HEAD, rows)
+}
+
+/// So many regions, in the order of their keys, page by page; and whether there are `more`.
+async fn first_regions(pages: &Pages<'_>, path: &str, limit: usize) -> Result<Value, Failure> {
     let mut all: Vec<Value> = Vec::new();
-    let mut path = format!("regions?limit={}", limit.clamp(1, REGIONS_PER_PAGE));
+    let mut path = format!("{path}?limit={}", limit.clamp(1, REGIONS_PER_PAGE));
     loop {
         let mut page = pages.get(&path).await?;
         if let Value::Array(regions) = page["regions"].take() {
@@ -139,9 +144,10 @@ async fn first_regions(pages: &Pages<'_>, limit: usize) -> Result<Value, Failure
         }
         match page["next"].as_str() {
             Some(next) if all.len() < limit => path = next.to_owned(),
-            _ => {
+            next => {
+                let more = next.is_some() || all.len() > limit;
                 all.truncate(limit);
-                return Ok(json!({ "count": all.len(), "total": page["total"], "regions": all }));
+                return Ok(json!({ "count": all.len(), "total": page["total"], "more": more, "regions": all }));
             }
         }
     }
@@ -151,13 +157,6 @@ async fn first_regions(pages: &Pages<'_>, limit: usize) -> Result<Value, Failure
 const REGIONS_PER_PAGE: usize = 5000;
 
 const REGION_HEAD: [&str; 9] = ["REGION", "START", "END", "EPOCH", "LEADER", "STORES", "MIB", "KEYS", "REQUESTS"];
-
-/// In the order of their keys.
-fn region_rows(page: &Value, limit: usize) -> Vec<Vec<String>> {
-    let mut regions: Vec<&Value> = list(&page["regions"]).iter().collect();
-    regions.sort_by_key(|region| region["start_key"].as_str().unwrap_or_default());
-    regions.into_iter().take(limit).map(region_row).collect()
-}
 
 fn region_row(region: &Value) -> Vec<String> {
     let stores = list(&region["peers"]).iter().map(|peer| {

@@ -42,7 +42,7 @@ impl Service for Door {
     fn unary(self: &Arc<Self>, number: u16, _call: Call, message: Bytes) -> Answer {
         match self.api.get() {
             Some(api) => api.unary(number, message),
-            None => Answer::Ready(Err(Status::unavailable(WAITS))),
+            None => Answer::Ready(Err(Status::unavailable(WAITS).with_nothing_done())),
         }
     }
 

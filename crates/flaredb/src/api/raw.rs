@@ -218,7 +218,7 @@ impl Raw {
                 return Ok(found);
             }
         }
-        Err(Status::unavailable("the region changes too fast; try again").into())
+        Err(Status::unavailable("the region changes too fast; try again").with_nothing_done().into())
     }
 
     async fn propose(
@@ -258,7 +258,7 @@ impl Raw {
                 code => return Err(Status::internal(format!("the region does not know this command: {code}")).into()),
             }
         }
-        Err(Status::unavailable("the region changes too fast; try again").into())
+        Err(Status::unavailable("the region changes too fast; try again").with_nothing_done().into())
     }
 
     /// As [`Raw::region`]; waits a while for one that is being merged: then it is another one, or goes on as it was.
@@ -368,14 +368,15 @@ fn failure(region: &Region, why: Refusal) -> Status {
             rpc::Code::DeadlineExceeded,
             format!("region {}: the request timed out, and may yet take effect", region.id()),
         ),
-        Refusal::Busy => Status::resource_exhausted(format!("region {}: {why}", region.id())),
+        Refusal::Busy => Status::resource_exhausted(format!("region {}: {why}", region.id())).with_nothing_done(),
         Refusal::TooLarge => Status::invalid_argument(why.to_string()),
         // It had been proposed, or perhaps had.
         Refusal::Stopping => {
             let why = format!("region {}: its replica here ended, and the request may yet take effect", region.id());
             Status::new(rpc::Code::DeadlineExceeded, why)
         }
-        why => Status::unavailable(format!("region {}: {why}", region.id())),
+        // Most of all that it is not known who leads.
+        why => Status::unavailable(format!("region {}: {why}", region.id())).with_nothing_done(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ::http::{Method, StatusCode};
-use base::{GroupId, NodeId};
+use base::{GroupId, Moment, NodeId};
 use proto::placement as pb;
 use rpc::Status;
 use serde_json::{Value, json};
@@ -14,6 +14,8 @@ use super::{Api, catalogue, hotspot, leadership, members, operators, regions, sc
 use crate::Policy;
 use crate::explain::forecast::{self, RemovalRefused};
 use crate::machine::Records;
+use crate::plan::Round;
+use crate::policy::{MIB, format_span};
 use crate::refusals::Refusal;
 use crate::term::{Term, labels_of, unix_s_ago};
 use crate::view::{Health, Region};
@@ -37,7 +39,7 @@ pub async fn answer(api: &Api, request: &Request) -> Page {
 fn parameters(parts: &[&str]) -> &'static [&'static str] {
     match parts {
         ["stores"] | ["store", _, "state"] => &["state"],
-        ["regions"] => &["limit", "key"],
+        ["regions"] | ["regions", "store" | "check", _] => &["limit", "key"],
         ["regions", "key"] => &["key", "end_key", "limit"],
         ["stats", "region"] => &["start_key", "end_key"],
         ["operators", "records"] => &["from"],
@@ -61,8 +63,8 @@ fn get(api: &Api, parts: &[&str], query: &Query) -> Page {
         ["stats", "region"] => regions::stats(api, query),
         ["regions"] => regions::all(api, query),
         ["regions", "key"] => regions::from_key(api, query),
-        ["regions", "store", id] => regions::of_store(api, number(id)?),
-        ["regions", "check", what] => regions::check(api, what),
+        ["regions", "store", id] => regions::of_store(api, number(id)?, query),
+        ["regions", "check", what] => regions::check(api, what, query),
         ["region", "id", id] | ["regions", "id", id] => regions::one(api, number(id)?),
         ["region", "key", key] => regions::at(api, &unescaped(key)?),
         ["hotspot", "regions", "read"] => hotspot::regions(api, hotspot::Kind::Read),
@@ -76,7 +78,8 @@ fn get(api: &Api, parts: &[&str], query: &Query) -> Page {
         ["operators"] => operators::under_way(api),
         ["operators", "records"] => operators::records(api, query),
         ["operators", region] => operators::of_region(api, number(region)?),
-        ["config"] => Ok(json!({ "schedule": api.leader()?.policy()?.to_json() })),
+        ["config"] => config(api),
+        ["config", "replicate"] => Ok(config(api)?["replication"].take()),
         ["config", "schedule"] => Ok(api.leader()?.policy()?.to_json()),
         ["schedulers"] => schedulers::list(api, query),
         ["explain", "region", id] => explain_region(api, number(id)?),
@@ -168,6 +171,16 @@ fn silent_members(api: &Api) -> Vec<String> {
     silent.map(|member| member.name.clone()).collect()
 }
 
+/// The policy; what it says of replicas is there as well under the names that tools look for.
+fn config(api: &Api) -> Page {
+    let policy = api.leader()?.policy()?;
+    let replication = json!({
+        "max-replicas": policy.max_replicas,
+        "location-labels": policy.location_labels.join(","),
+    });
+    Ok(json!({ "schedule": policy.to_json(), "replication": replication }))
+}
+
 fn status(api: &Api) -> Page {
     let term = api.leader()?.term()?;
     Ok(json!({
@@ -184,8 +197,9 @@ fn cluster_of(api: &Api, records: &Records) -> base::ClusterId {
     records.cluster.unwrap_or_else(|| api.handle.cluster())
 }
 
-fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
-    let Some(store) = term.view.store(NodeId(record.id)) else { return Value::Null };
+fn store_value(record: &pb::Store, term: &Term, round: &Round<'_>, now: base::Time) -> Value {
+    let Some(scored) = round.store(NodeId(record.id)) else { return Value::Null };
+    let store = scored.store;
     let state = store.state_name(now, &term.policy);
     let silent = match store.health(now, &term.policy) {
         Health::Connected => 0,
@@ -197,6 +211,10 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         capacity => (capacity, store.report.available_bytes),
     };
     let unix_s_of = |time: base::Time| unix_s_ago(now.since(time));
+    let heard_unix_s = store.last_heard().map(unix_s_of);
+    let uptime = store.report.uptime;
+    let started_unix_s = heard_unix_s.map(|heard| heard.saturating_sub(uptime.as_secs()));
+    let date = |unix_s: u64| Moment(unix_s).rfc3339();
     let labels: Vec<Value> =
         labels_of(record).iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     json!({
@@ -206,7 +224,10 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
         "silent_seconds": silent,
         // Since this leader leads, at the earliest.
         "since_unix_seconds": unix_s_of(term.in_state_since(store, now)),
-        "last_heartbeat_unix_seconds": store.last_heard().map(unix_s_of),
+        "last_heartbeat_unix_seconds": heard_unix_s,
+        // As it said when it was last heard of.
+        "started_unix_seconds": started_unix_s,
+        "uptime_seconds": uptime.as_secs(),
         "address": record.client_url,
         "peer_address": record.peer_url,
         "incarnation": format!("{:016x}", record.incarnation),
@@ -233,10 +254,19 @@ fn store_value(record: &pb::Store, term: &Term, now: base::Time) -> Value {
             "available": available,
             "leader_count": store.leader_count(),
             "leader_weight": store.meta.leader_weight,
+            "leader_score": scored.leader_score(0),
+            "leader_size": store.led_bytes() >> 20,
             "region_count": store.region_count(),
             "region_weight": store.meta.region_weight,
+            "region_score": scored.region_score(0, 0) / MIB as f64,
             "region_size": store.region_bytes() >> 20,
+            "used_size": store.region_bytes(),
+            "pending_peer_count": store.pending_peers(),
             "sending_snap_count": store.report.sending_snapshots,
+            "is_busy": store.report.slow,
+            "start_ts": started_unix_s.map(date),
+            "last_heartbeat_ts": heard_unix_s.map(date),
+            "uptime": format_span(uptime),
         },
     })
 }
@@ -260,7 +290,8 @@ fn stores(api: &Api, query: &Query) -> Page {
     }
     let leader = api.leader()?;
     let (term, records, now) = (leader.term()?, leader.records().read(), leader.now());
-    let values = records.stores.values().map(|store| store_value(store, &term, now));
+    let round = Round::new(&term.view, &term.policy, now, 0);
+    let values = records.stores.values().map(|store| store_value(store, &term, &round, now));
     let is_wanted = |value: &Value| match &wanted {
         Some(state) => value["state"] == state.as_str(),
         None => value.is_object() && value["state"] != "Tombstone",
@@ -293,7 +324,7 @@ fn store(api: &Api, id: u64) -> Page {
         return Err(PageError::Http(StatusCode::GONE, format!("store {id} was removed")));
     }
     let now = leader.now();
-    let mut page = store_value(record, &term, now);
+    let mut page = store_value(record, &term, &Round::new(&term.view, &term.policy, now, 0), now);
     if page.is_null() {
         return Err(not_found(format!("there is no store {id}")));
     }

@@ -12,8 +12,9 @@ use super::query::Query;
 use crate::term::Term;
 use crate::view::{Region, StoreState};
 
-/// One answer has so many at most; it takes the time of heartbeats.
+/// One answer has so many at most, and looks at so many; it takes the time of heartbeats.
 const LIMIT_MAX: usize = 5000;
+const LOOKED_AT_MAX: usize = 200_000;
 /// Of `regions/key`, when nothing is said.
 const LIMIT: u64 = 16;
 
@@ -135,31 +136,46 @@ fn list<'a>(regions: impl Iterator<Item = &'a Region>) -> Value {
     json!({ "count": all.len(), "regions": all })
 }
 
-/// In the order of their keys, from the one that has `key` on; `next` is the page behind.
+/// What a request wants of regions in the order of their keys.
+struct Part<'a> {
+    limit: usize,
+    /// The first one is the one that has it.
+    key: &'a [u8],
+    looked_at_max: usize,
+}
+
+impl Part<'_> {
+    fn of(query: &Query) -> Result<Part<'_>, PageError> {
+        let limit = query.number("limit", "how many regions")?.unwrap_or(LIMIT_MAX as u64);
+        let limit = usize::try_from(limit).ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+        let limit = limit.ok_or_else(|| bad_request(format!("limit= takes a number from 1 to {LIMIT_MAX}")))?;
+        Ok(Part { limit, key: query.bytes("key").unwrap_or_default(), looked_at_max: LOOKED_AT_MAX })
+    }
+
+    /// Those that matter. `next` is the page behind, `path` with where it begins: also where few or none were found, as long as
+    /// not all were looked at.
+    fn page(&self, term: &Term, path: &str, matters: impl Fn(&Region) -> bool) -> Value {
+        let (mut found, mut next) = (Vec::new(), None);
+        for (number, region) in term.view.regions_behind(self.key).enumerate() {
+            if found.len() == self.limit || number == self.looked_at_max {
+                let key: String = region.start.iter().map(|byte| format!("%{byte:02X}")).collect();
+                next = Some(format!("{path}?limit={}&key={key}", self.limit));
+                break;
+            }
+            if matters(region) {
+                found.push(value(region));
+            }
+        }
+        json!({ "count": found.len(), "regions": found, "next": next })
+    }
+}
+
 pub fn all(api: &Api, query: &Query) -> Page {
-    let (limit, key) = part(query)?;
+    let part = Part::of(query)?;
     let term = api.leader()?.term()?;
-    Ok(page(&term, limit, key))
-}
-
-/// How many regions are wanted, and from which key on.
-fn part(query: &Query) -> Result<(usize, &[u8]), PageError> {
-    let limit = query.number("limit", "how many regions")?.unwrap_or(LIMIT_MAX as u64);
-    let limit = usize::try_from(limit).ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
-    let limit = limit.ok_or_else(|| bad_request(format!("limit= takes a number from 1 to {LIMIT_MAX}")))?;
-    Ok((limit, query.bytes("key").unwrap_or_default()))
-}
-
-fn page(term: &Term, limit: usize, key: &[u8]) -> Value {
-    let mut all = term.view.regions_behind(key);
-    let mut value = list(all.by_ref().take(limit));
-    let next = all.next().map(|next| {
-        let key: String = next.start.iter().map(|byte| format!("%{byte:02X}")).collect();
-        format!("regions?limit={limit}&key={key}")
-    });
-    value["total"] = term.view.region_count().into();
-    value["next"] = next.into();
-    value
+    let mut page = part.page(&term, "regions", |_| true);
+    page["total"] = term.view.region_count().into();
+    Ok(page)
 }
 
 /// In the order of their keys, from the one that has `key` on, and as far as `end_key`.
@@ -171,13 +187,17 @@ pub fn from_key(api: &Api, query: &Query) -> Page {
     Ok(list(regions.take(usize::try_from(limit).map_or(LIMIT_MAX, |limit| limit.min(LIMIT_MAX)))))
 }
 
-pub fn of_store(api: &Api, id: u64) -> Page {
+pub fn of_store(api: &Api, id: u64, query: &Query) -> Page {
+    let part = Part::of(query)?;
     let term = api.leader()?.term()?;
-    let store = term.view.store(NodeId(id)).ok_or_else(|| not_found(format!("there is no store {id}")))?;
-    Ok(list(store.regions().filter_map(|region| term.view.region(region))))
+    let store = term.view.store(NodeId(id)).ok_or_else(|| not_found(format!("there is no store {id}")))?.id();
+    let mut page = part.page(&term, &format!("regions/store/{id}"), |region| region.peer(store).is_some());
+    page["total"] = term.view.store(store).map_or(0, |store| store.region_count()).into();
+    Ok(page)
 }
 
-pub fn check(api: &Api, what: &str) -> Page {
+pub fn check(api: &Api, what: &str, query: &Query) -> Page {
+    let part = Part::of(query)?;
     let found = CHECKS.iter().find(|(name, _)| *name == what);
     let Some((_, matters)) = found else {
         let known: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
@@ -185,7 +205,7 @@ pub fn check(api: &Api, what: &str) -> Page {
     };
     let leader = api.leader()?;
     let (term, now) = (leader.term()?, leader.now());
-    Ok(list(term.view.regions().filter(|region| matters(&term, region, now))))
+    Ok(part.page(&term, &format!("regions/check/{what}"), |region| matters(&term, region, now)))
 }
 
 pub fn one(api: &Api, id: u64) -> Page {
@@ -249,17 +269,20 @@ mod tests {
             term.view.report_region(report, Time::ZERO).unwrap();
         }
         let of = |text: &str| Query::of(text, &["limit", "key"]).ok().unwrap();
-        let shown = |text: &str| {
+        let shown_of = |text: &str, looked_at_max: usize, id: Option<u64>| {
             let query = of(text);
-            let (limit, key) = part(&query).ok().unwrap();
-            let value = page(&term, limit, key);
+            let part = Part { looked_at_max, ..Part::of(&query).ok().unwrap() };
+            let value = part.page(&term, "regions", |region| id.is_none_or(|id| region.id.0 == id));
             let ids = value["regions"].as_array().unwrap().iter().map(|region| region["id"].as_u64().unwrap());
             (ids.collect::<Vec<_>>(), value["next"].as_str().map(ToOwned::to_owned))
         };
+        let shown = |text: &str| shown_of(text, 3, None);
         assert_eq!(shown(""), (vec![3, 1, 2], None));
         assert_eq!(shown("limit=1"), (vec![3], Some("regions?limit=1&key=%61%2F".to_owned())));
         assert_eq!(shown("limit=1&key=%61%2F"), (vec![1], Some("regions?limit=1&key=%6D".to_owned())));
         assert_eq!(shown("key=b"), (vec![1, 2], None));
-        assert!(["limit=0", "limit=5001", "limit=x"].iter().all(|text| part(&of(text)).is_err()));
+        assert_eq!(shown_of("", 2, Some(2)), (vec![], Some("regions?limit=5000&key=%6D".to_owned())), "two looked at");
+        assert_eq!(shown_of("key=m", 2, Some(2)), (vec![2], None));
+        assert!(["limit=0", "limit=5001", "limit=x"].iter().all(|text| Part::of(&of(text)).is_err()));
     }
 }

@@ -82,6 +82,8 @@ pub struct StoreReport {
     pub rates: StoreRates,
     /// Its disk has next to no room, and it takes no puts.
     pub full: bool,
+    /// How long it serves since it was started.
+    pub uptime: Duration,
 }
 
 /// Per second: what it has read for clients, and written to the replicas on it.
@@ -120,6 +122,7 @@ pub struct Store {
     /// Sums over the replicas here. Weight: every region counts at least [`REGION_WEIGHT_MIN_BYTES`].
     pub(super) region_bytes: u64,
     pub(super) region_weight_bytes: u64,
+    pub(super) led_bytes: u64,
     /// Bytes per second, read and written, of the regions led here.
     pub(super) led_flow: u64,
     /// Bytes per second written to the replicas here.
@@ -142,6 +145,7 @@ impl Store {
             differing: BTreeMap::new(),
             region_bytes: 0,
             region_weight_bytes: 0,
+            led_bytes: 0,
             led_flow: 0,
             write_flow: 0,
             adds: VecDeque::new(),
@@ -195,6 +199,11 @@ impl Store {
     /// Approximate bytes of all replicas here.
     pub fn region_bytes(&self) -> u64 {
         self.region_bytes
+    }
+
+    /// Approximate bytes of the regions led here.
+    pub fn led_bytes(&self) -> u64 {
+        self.led_bytes
     }
 
     pub fn region_weight_bytes(&self) -> u64 {
@@ -266,6 +275,7 @@ impl Store {
         self.region_weight_bytes = shifted(self.region_weight_bytes, region.weight_bytes(), sign);
         self.write_flow = shifted(self.write_flow, region.write_bytes_per_sec, sign);
         if region.leader == Some(self.id()) {
+            self.led_bytes = shifted(self.led_bytes, region.bytes, sign);
             self.led_flow = shifted(self.led_flow, region.flow(), sign);
         }
     }

@@ -37,6 +37,7 @@ use tonic::transport::Channel;
 
 use super::{RESPONSE_BYTES_MAX, RawClient, Tls, connect};
 use crate::server::BoxFuture;
+use crate::status::NOTHING_DONE;
 use crate::{Code, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,7 +52,8 @@ const LEADER_COUNTS: Duration = Duration::from_secs(10);
 const REFRESH_WITHIN: Duration = Duration::from_millis(100);
 const WORD_WITHIN: Duration = Duration::from_secs(1);
 
-/// Whether asking twice is the same as asking once. What changes something is asked again only if it was not heard.
+/// Whether asking twice is the same as asking once. What changes something is asked again only where nobody can have heard it, or
+/// where whoever did says that nothing was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
     Safe,
@@ -217,26 +219,30 @@ impl Router {
                         self.correct(key, &found, error);
                     }
                 },
-                // Also where the store says so itself: a batch may be done in part, and a store that stops ends calls that are
-                // under way.
-                Err(status) if status.code() == tonic::Code::Unavailable && repeat == Repeat::Never => {
-                    self.channels.lock().remove(&store.client_url);
-                    self.forget(key);
-                    let why = format!("store {}: {}; it may yet take effect", store.id, status.message());
-                    return Err(Status::new(Code::DeadlineExceeded, why));
-                }
-                Err(status) if status.code() == tonic::Code::Unavailable => {
-                    failure = format!("store {}: {}", store.id, status.message());
-                    self.channels.lock().remove(&store.client_url);
-                    self.forget(key);
-                }
                 Err(status) => {
-                    let code = Code::from_number(status.code() as u32);
-                    return Err(Status::new(code, status.message().to_owned()));
+                    let refused = Status {
+                        nothing_done: status.metadata().contains_key(NOTHING_DONE),
+                        ..Status::new(Code::from_number(status.code() as u32), status.message().to_owned())
+                    };
+                    if refused.code != Code::Unavailable {
+                        return Err(refused);
+                    }
+                    self.forget(key);
+                    failure = format!("store {}: {}", store.id, refused.message);
+                    if !refused.nothing_done {
+                        self.channels.lock().remove(&store.client_url);
+                        // Without the store's word: a batch may be done in part, and a store that stops ends calls under way.
+                        if repeat == Repeat::Never {
+                            return Err(Status::new(
+                                Code::DeadlineExceeded,
+                                format!("{failure}; it may yet take effect"),
+                            ));
+                        }
+                    }
                 }
             }
         }
-        Err(Status::unavailable(failure))
+        Err(Status::unavailable(failure).with_nothing_done())
     }
 
     /// Where the region that covers a key ends; `None`: nowhere.

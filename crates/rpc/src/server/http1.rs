@@ -56,22 +56,29 @@ async fn answer<S: Service>(
 ) -> Result<http::Response<HttpBody>, Infallible> {
     let (head, body) = request.into_parts();
     if let Some(why) = browser::refusal(&head.headers, &config.names) {
-        return Ok(refused(http::StatusCode::FORBIDDEN, why));
+        return Ok(refused(http::StatusCode::FORBIDDEN, &why));
     }
     let body = match Limited::new(body, config.http_body_bytes_max).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
             let status = if error.is::<http_body_util::LengthLimitError>() { 413 } else { 400 };
-            return Ok(refused(http::StatusCode::from_u16(status).expect("a known status"), error.to_string()));
+            let why = match status {
+                413 => format!("the request's body is too large: {} bytes at most", config.http_body_bytes_max),
+                _ => format!("the request's body cannot be read: {error}"),
+            };
+            return Ok(refused(http::StatusCode::from_u16(status).expect("a known status"), &why));
         }
     };
     let call = Call { peer, metadata: Default::default(), deadline: None };
     Ok(service.http(call, http::Request::from_parts(head, body)).await)
 }
 
-pub(super) fn refused(status: http::StatusCode, why: String) -> http::Response<HttpBody> {
-    let mut response = http::Response::new(http_body(format!("{why}\n")));
+/// Before a service has seen the request; in the form that all of them have for errors.
+pub(super) fn refused(status: http::StatusCode, why: &str) -> http::Response<HttpBody> {
+    let mut response = http::Response::new(http_body(format!("{}\n", serde_json::json!({ "error": why }))));
     *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
 }
 

@@ -52,6 +52,11 @@ impl Net {
         self.cuts.values().any(|links| links.contains(&(from, to)))
     }
 
+    /// Whether some link of a node is cut.
+    pub fn is_torn(&self, at: usize) -> bool {
+        self.cuts.values().flatten().any(|(from, to)| *from == at || *to == at)
+    }
+
     /// Cuts links until [`Net::mend`].
     pub fn cut(&mut self, links: BTreeSet<(usize, usize)>) -> u64 {
         self.cut_number += 1;

@@ -20,7 +20,7 @@ pub enum Bug {
     /// A member of the placement driver that starts again has forgotten the ids that were given last.
     IdsTwice,
     /// Reads are answered under a lease without a look at the clock: also by a leader whose lease has run out, as long as it has not
-    /// noticed that another one leads. No seed of 0..100 has shown it, so it has no test: clients would have to read there just then.
+    /// noticed that another one leads. One seed of some hundreds shows it: a client has to read there just then.
     ServePastLease,
     /// One store's state machines skip a command now and then.
     SkipCommand,

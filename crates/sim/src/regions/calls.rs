@@ -163,7 +163,7 @@ impl World {
                 }
             }
             Answering::Elsewhere(to) => {
-                open.to = to;
+                open.to = *to;
                 let there = self.place_of(&self.calls.open[&call].to.clone());
                 if let Some(trip) = there.and_then(|there| self.stage.net.stream_trip(at, there)) {
                     self.stage.after(trip, Happening::Asked { call });

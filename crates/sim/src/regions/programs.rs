@@ -195,7 +195,7 @@ impl Node {
                         return Answering::Begun(None);
                     }
                     let member = there.0 as usize - 1;
-                    return Answering::Elsewhere(To::Pd { member, question, passed_on: true });
+                    return Answering::Elsewhere(Box::new(To::Pd { member, question, passed_on: true }));
                 }
                 Answering::Begun(Some(Box::pin(async move { reply(ask_leader(&leader, question).await) })))
             }
@@ -228,7 +228,7 @@ pub enum Answering {
     /// Nobody listens there.
     Nobody,
     Begun(Option<Later<()>>),
-    Elsewhere(To),
+    Elsewhere(Box<To>),
 }
 
 async fn ask_leader(leader: &Leader, question: Question) -> Heard {

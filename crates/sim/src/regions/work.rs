@@ -201,9 +201,13 @@ impl World {
             && (route.end.is_empty() || key < &route.end[..])
         {
             let mut route = route.clone();
-            // Any replica answers.
+            // Any replica answers. One that is out of the others' sight may believe that it leads still.
             if this.rng.percent(10) {
-                route.at = (pds + this.rng.below(self.nodes.len() as u64 - pds)) as usize;
+                let stores = pds as usize..self.nodes.len();
+                let unseen = |at: &usize| self.nodes[*at].is_paused(&self.stage) || self.stage.net.is_torn(*at);
+                let unseen: Vec<usize> = stores.clone().filter(unseen).collect();
+                let all: Vec<usize> = stores.collect();
+                route.at = this.rng.pick(if unseen.is_empty() { &all } else { &unseen }).copied()?;
             }
             return Some(route);
         }

@@ -37,6 +37,10 @@ async fn each_command_shows_what_it_is_for() {
 
     shows(&cluster, "policy get max-replicas", "3");
     shows(&cluster, "policy get", "max-replicas 3");
+    shows(&cluster, "policy set max-replicas=5 --dry-run", "to make: 2 replicas");
+    shows(&cluster, "policy get max-replicas", "3");
+    shows(&cluster, "regions store 2", &format!("{region} \"\" \"\" "));
+    assert_eq!(cluster.client(&cluster.pd[0], &["regions", "check", "miss-peer"]), (true, String::new()));
 
     // An operator that comes to no end: the store of the replica is gone, which the placement driver does not know yet.
     let fourth = cluster.add_store(4);

@@ -19,6 +19,7 @@
 
 use std::io::{self, Read, Write};
 
+use base::Moment;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use flate2::{Compression, Crc};
@@ -28,7 +29,6 @@ use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
 use super::draft::Draft;
-use super::time::Moment;
 use crate::failure::Failure;
 
 /// The fastest: most of a store's bytes are values, and the disks of backups are large.

@@ -28,9 +28,11 @@ mod source;
 mod status;
 mod stream;
 mod textfile;
-mod time;
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use args::SnapshotCommand;
+use base::Moment;
 
 use crate::connect::Client;
 use crate::failure::Failure;
@@ -45,4 +47,9 @@ pub async fn run(client: &Client, command: SnapshotCommand, out: &mut Output) ->
         SnapshotCommand::Run(args) => rounds::once(client, &args, out).await,
         SnapshotCommand::Schedule(args) => rounds::schedule(client, &args, out).await,
     }
+}
+
+/// What files are named by.
+fn now() -> Moment {
+    Moment(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }

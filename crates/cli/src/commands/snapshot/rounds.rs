@@ -13,13 +13,15 @@
 
 use std::time::{Duration, Instant};
 
+use base::Moment;
+
 use super::args::{RunArgs, ScheduleArgs};
+use super::now;
 use super::save::{self, Saved, Target};
 use super::shelf::{self, Kind, Lock, Shelf};
 use super::source::{self, Nobody};
 use super::stream::{self, Pace, Wanted};
 use super::textfile::{self, Attempt};
-use super::time::Moment;
 use crate::connect::Client;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -102,7 +104,7 @@ struct Due {
 impl Due {
     fn of(args: &ScheduleArgs) -> Result<Due, Failure> {
         let shelf = Shelf::read(&args.dir)?;
-        let now = Moment::now();
+        let now = super::now();
         let until = |last: Option<Moment>, every: Duration| {
             last.map_or(Duration::ZERO, |last| every.saturating_sub(now.since(last)))
         };
@@ -154,7 +156,7 @@ async fn make(client: &Client, args: &RunArgs, out: &mut Output) -> Result<Kind,
     read_back(&saved)?;
     save::tell(&saved, out)?;
     let shelf = Shelf::read(&args.dir)?;
-    for path in shelf::delete(&args.dir, &shelf.superfluous(args.keep, args.keep_days, Moment::now()))? {
+    for path in shelf::delete(&args.dir, &shelf.superfluous(args.keep, args.keep_days, now()))? {
         out.line(format!("Deleted {}", path.display()))?;
     }
     Ok(Kind::Full)

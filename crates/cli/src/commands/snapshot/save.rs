@@ -9,10 +9,10 @@ use serde_json::json;
 use super::archive::Writer;
 use super::args::SaveArgs;
 use super::draft::Draft;
+use super::now;
 use super::shelf::{self, Entry};
 use super::source::{self, Nobody};
 use super::stream::{self, Pace, Received, Wanted};
-use super::time::Moment;
 use crate::connect::Client;
 use crate::failure::Failure;
 use crate::format::size;
@@ -72,7 +72,7 @@ fn step_back() {
 /// Receives a backup and writes it. A file with the final name is complete and durable; without success there is none.
 pub async fn save(client: &Client, wanted: Wanted, pace: Pace, target: Target<'_>) -> Result<Saved, Failure> {
     step_back();
-    let made = Moment::now();
+    let made = now();
     let beside = match target {
         Target::File(file) => file.to_owned(),
         Target::Folder(folder) => folder.join(shelf::DRAFT),

@@ -16,7 +16,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::time::Moment;
+use base::Moment;
+
 use crate::failure::Failure;
 
 /// What a backup is called until its name is known.

@@ -6,9 +6,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use base::Moment;
+
 use super::draft::Draft;
+use super::now;
 use super::shelf::{Entry, Kind, Shelf};
-use super::time::Moment;
 use crate::failure::Failure;
 
 /// How one attempt went.
@@ -22,7 +24,7 @@ pub fn write(path: &Path, shelf: &Shelf, attempt: &Attempt) -> Result<(), Failur
     let mut draft = Draft::create(path)?;
     // The exporter is another user.
     draft.open_to_all()?;
-    draft.write(render(shelf, attempt, Moment::now()).as_bytes())?;
+    draft.write(render(shelf, attempt, now()).as_bytes())?;
     draft.publish(path).map(drop)
 }
 

@@ -177,7 +177,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, S: Service> Driver<IO, S> {
                     let call = Call { peer: self.peer, metadata: Default::default(), deadline: None };
                     let answer: BoxFuture<_> = match browser::refusal(request.headers(), &self.config.names) {
                         Some(why) => {
-                            let refused = http1::refused(http::StatusCode::FORBIDDEN, why);
+                            let refused = http1::refused(http::StatusCode::FORBIDDEN, &why);
                             Box::pin(async { refused })
                         }
                         None => self.service.http(call, *request),

@@ -16,6 +16,8 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 
 use super::huffman;
+use crate::Status;
+use crate::status::NOTHING_DONE;
 
 /// What we let the peer's encoder use: the protocol's default.
 const TABLE_BYTES_MAX: usize = 4096;
@@ -238,15 +240,20 @@ impl Encoder {
     }
 
     /// Trailers of a failed call; with `alone`, the head comes with them.
-    pub(super) fn trailers_failed(&mut self, alone: bool, code: u32, message: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn trailers_failed(&mut self, alone: bool, status: &Status, text_bytes_max: usize, out: &mut Vec<u8>) {
         if alone {
             self.response_head(out);
         } else {
             self.start(out);
         }
-        literal(b"grpc-status", code.to_string().as_bytes(), out);
-        if !message.is_empty() {
-            literal(b"grpc-message", message, out);
+        literal(b"grpc-status", status.code.number().to_string().as_bytes(), out);
+        let mut text = status.encoded_message();
+        text.truncate(text_bytes_max);
+        if !text.is_empty() {
+            literal(b"grpc-message", &text, out);
+        }
+        if status.nothing_done {
+            literal(NOTHING_DONE.as_bytes(), b"1", out);
         }
     }
 
@@ -386,8 +393,13 @@ mod tests {
             assert_eq!(block.len() == 1, round == 1, "the second time, one byte does");
             assert_eq!(decoded(&mut decoder, &block).unwrap(), ["grpc-status: 0"]);
             block.clear();
-            encoder.trailers_failed(true, 12, &b"x".repeat(300), &mut block);
-            assert_eq!(decoded(&mut decoder, &block).unwrap()[2], "grpc-status: 12");
+            let failed = Status::unimplemented("x".repeat(300));
+            encoder.trailers_failed(true, &failed, 200, &mut block);
+            let fields = decoded(&mut decoder, &block).unwrap();
+            assert_eq!(fields[2..], ["grpc-status: 12".to_owned(), format!("grpc-message: {}", "x".repeat(200))]);
+            block.clear();
+            encoder.trailers_failed(false, &Status::unavailable("").with_nothing_done(), 200, &mut block);
+            assert_eq!(decoded(&mut decoder, &block).unwrap(), ["grpc-status: 14", "centra-nothing-done: 1"]);
         }
     }
 

@@ -218,14 +218,12 @@ impl Session {
     /// Ends a call with a status at once; what is queued for it is dropped.
     pub(super) fn fail(&mut self, id: u32, status: &Status) {
         let Some(stream) = self.streams.get(&id) else { return };
-        let mut text = status.encoded_message();
-        text.truncate(STATUS_TEXT_BYTES_MAX);
         let alone = !stream.head_sent;
         let open = !matches!(stream.inbound, Inbound::Ended);
         let raw = stream.raw;
         put_headers(id, true, self.out.tail(), |out| match raw {
             true if alone => self.encoder.http_head(status.code.http_status(), std::iter::empty(), out),
-            _ => self.encoder.trailers_failed(alone, status.code.number(), &text, out),
+            _ => self.encoder.trailers_failed(alone, status, STATUS_TEXT_BYTES_MAX, out),
         });
         if open {
             put_reset(id, Reason::NoError, self.out.tail());

@@ -65,41 +65,73 @@ pub mod stuck {
 
 /// The contract: the further calls of the placement driver that operators use, below `/pd/api/v1/`.
 pub mod operations {
-    pub const READ: [&str; 33] = [
-        "members",
-        "leader",
-        "health",
-        "status",
-        "version",
-        "config",
-        "config/schedule",
-        "stores",
-        "stores/limit",
-        "store/1",
-        "store/1/limit",
-        "stats/region",
-        "regions",
-        "regions/key?key=a&limit=4",
-        "regions/store/1",
-        "regions/check/miss-peer",
-        "regions/check/extra-peer",
-        "regions/check/down-peer",
-        "regions/check/pending-peer",
-        "regions/check/learner-peer",
-        "regions/check/offline-peer",
-        "regions/check/empty-region",
-        "region/id/REGION",
-        "region/key/a",
-        "hotspot/regions/read",
-        "hotspot/regions/write",
-        "hotspot/stores",
-        "schedulers",
-        "operators",
-        "operators/records",
-        "explain/region/REGION",
-        "explain/store/1",
-        "explain/removal/1",
+    /// One store, one region, and a page of regions, as [`READ`] has them.
+    pub const STORE: &str = r#"{"id": 0, "state": "", "address": "", "capacity": 0, "available": 0, "region_count": 0, "leader_count": 0,
+          "last_heartbeat_unix_seconds": 0, "uptime_seconds": 0, "labels": [{"key": "", "value": ""}],
+          "store": {"id": 0, "address": "", "version": "", "state_name": "", "labels": []},
+          "status": {"capacity": 0, "available": 0, "used_size": 0, "leader_count": 0, "leader_weight": 0, "leader_score": 0,
+           "leader_size": 0, "region_count": 0, "region_weight": 0, "region_score": 0, "region_size": 0, "sending_snap_count": 0,
+           "is_busy": false, "start_ts": "", "last_heartbeat_ts": "", "uptime": ""}}"#;
+    pub const REGION: &str = r#"{"id": 0, "start_key": "", "end_key": "", "epoch": {"conf_ver": 0, "version": 0},
+          "peers": [{"id": 0, "store_id": 0, "is_learner": false}], "leader": {"store_id": 0}, "pending_peers": [0],
+          "down_peers": [0], "approximate_size": 0, "approximate_keys": 0}"#;
+    pub const REGIONS: &str = r#"{"count": 0, "regions": [<REGION>]}"#;
+    const HOT: &str = r#"{"as_leader": {"*": {"total_flow_bytes": 0, "statistics": [{"region_id": 0, "flow_bytes": 0}]}}, "as_peer": {}}"#;
+    const LIMIT: &str = r#"{"add-peer": {"rate": 0, "own": false}, "remove-peer": {"rate": 0, "own": false}}"#;
+    const MEMBER: &str = r#"{"name": "", "member_id": 0, "peer_urls": [""], "client_urls": [""]}"#;
+    const POLICY: &str = r#"{"schedulers": [""], "max-snapshot-count": 0, "max-pending-peer-count": 0, "max-replicas": 0,
+          "leader-schedule-limit": 0, "max-store-down-time": ""}"#;
+    const OPERATORS: &str = r#"[{"id": 0, "region_id": 0, "cause": "", "reason": "", "steps": [""]}]"#;
+    /// Page, and what it has: fields of these kinds, in each element of a list alike, `*` for any name.
+    pub const READ: [(&str, &str); 34] = [
+        ("members", r#"{"members": [<MEMBER>], "leader": <MEMBER>, "etcd_leader": <MEMBER>}"#),
+        ("leader", MEMBER),
+        ("health", r#"[{"name": "", "member_id": 0, "client_urls": [""], "health": true}]"#),
+        ("status", r#"{"version": "", "cluster_id": 0, "leader": 0, "term": 0, "plans": true}"#),
+        ("version", r#"{"version": ""}"#),
+        ("config", r#"{"schedule": <POLICY>, "replication": {"max-replicas": 0, "location-labels": ""}}"#),
+        ("config/replicate", r#"{"max-replicas": 0, "location-labels": ""}"#),
+        ("config/schedule", POLICY),
+        ("stores", r#"{"count": 0, "stores": [<STORE>]}"#),
+        ("stores/limit", r#"{"*": <LIMIT>}"#),
+        ("store/1", STORE),
+        ("store/1/limit", LIMIT),
+        (
+            "stats/region",
+            r#"{"count": 0, "empty_count": 0, "pending_peers": 0, "storage_size": 0, "storage_keys": 0,
+               "store_leader_count": {"*": 0}, "store_peer_count": {"*": 0}, "store_leader_size": {"*": 0},
+               "store_leader_keys": {"*": 0}, "store_peer_size": {"*": 0}, "store_peer_keys": {"*": 0}}"#,
+        ),
+        ("regions", REGIONS),
+        ("regions/key?key=a&limit=4", REGIONS),
+        ("regions/store/1", REGIONS),
+        ("regions/check/miss-peer", REGIONS),
+        ("regions/check/extra-peer", REGIONS),
+        ("regions/check/down-peer", REGIONS),
+        ("regions/check/pending-peer", REGIONS),
+        ("regions/check/learner-peer", REGIONS),
+        ("regions/check/offline-peer", REGIONS),
+        ("regions/check/empty-region", REGIONS),
+        ("region/id/REGION_ID", REGION),
+        ("region/key/a", REGION),
+        ("hotspot/regions/read", HOT),
+        ("hotspot/regions/write", HOT),
+        ("hotspot/stores", r#"{"bytes-read-rate": {"*": 0}, "bytes-write-rate": {"*": 0}, "query-rate": {"*": 0}}"#),
+        ("schedulers", r#"[""]"#),
+        ("operators", OPERATORS),
+        ("operators/records", OPERATORS),
+        ("explain/region/REGION_ID", r#"{"text": ""}"#),
+        ("explain/store/1", r#"{"text": "", "store": 0}"#),
+        ("explain/removal/1", r#"{"text": ""}"#),
     ];
+
+    /// A shape of [`READ`], with the names in it filled in.
+    pub fn shape(text: &str) -> serde_json::Value {
+        let names =
+            [("<REGION>", REGION), ("<STORE>", STORE), ("<LIMIT>", LIMIT), ("<MEMBER>", MEMBER), ("<POLICY>", POLICY)];
+        let text = names.into_iter().fold(text.to_owned(), |text, (name, shape)| text.replace(name, shape));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
     /// Method, page and body: what is done in turn, each undone by another one.
     pub const CHANGED: [(&str, &str, &str); 14] = [
         ("POST", "store/1/label", r#"{"zone": "z1"}"#),
@@ -125,7 +157,7 @@ pub mod operations {
         ("PUT", "stores", "", 405),
         ("GET", "stores?sort=id", "", 400),
         ("DELETE", "store/1", "", 409),
-        ("DELETE", "operators/REGION", "", 404),
+        ("DELETE", "operators/REGION_ID", "", 404),
         ("POST", "operators", r#"{"name": "dance"}"#, 400),
         ("POST", "config/schedule", "max-replicas=5", 400),
         ("POST", "config/schedule", r#"{"max-replica": 5}"#, 400),

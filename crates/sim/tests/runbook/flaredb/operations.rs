@@ -17,14 +17,56 @@ fn call(cluster: &Cluster, member: usize, method: &str, page: &str, body: &str) 
     (code.parse().expect("a code"), value)
 }
 
+/// Whether a value has the fields of a shape, and each is of the same kind; an element of a list, or a field by any name (`*`),
+/// stands for all of them.
+fn has_shape(value: &Value, shape: &Value) -> Result<(), String> {
+    match (value, shape) {
+        (Value::Object(fields), Value::Object(wanted)) => {
+            wanted.iter().try_for_each(|(name, shape)| match name.as_str() {
+                "*" => fields
+                    .iter()
+                    .try_for_each(|(name, value)| has_shape(value, shape).map_err(|why| format!("{name}: {why}"))),
+                name => {
+                    let value = fields.get(name).ok_or_else(|| format!("there is no `{name}`"))?;
+                    has_shape(value, shape).map_err(|why| format!("{name}: {why}"))
+                }
+            })
+        }
+        (Value::Array(elements), Value::Array(wanted)) => {
+            wanted.first().map_or(Ok(()), |shape| elements.iter().try_for_each(|element| has_shape(element, shape)))
+        }
+        (Value::String(_), Value::String(_))
+        | (Value::Number(_), Value::Number(_))
+        | (Value::Bool(_), Value::Bool(_)) => Ok(()),
+        _ => Err(format!("{value} is of another kind than {shape}")),
+    }
+}
+
+#[test]
+fn shapes_are_told_apart() {
+    let of = |value: Value| has_shape(&value, &json!({ "a": [{ "b": 0 }], "*": [] }));
+    assert_eq!(of(json!({ "a": [{ "b": 7, "c": "" }, { "b": 8 }], "d": [1] })), Ok(()));
+    assert_eq!(of(json!({ "a": [{ "b": 7 }, { "b": "8" }] })), Err("a: b: \"8\" is of another kind than 0".to_owned()));
+    assert_eq!(of(json!({ "a": [{ "c": 7 }] })), Err("a: there is no `b`".to_owned()));
+    assert_eq!(of(json!({ "a": [], "d": 1 })), Err("d: 1 is of another kind than []".to_owned()));
+}
+
 #[test]
 fn every_call_of_the_contract_answers_and_does_what_it_is_for() {
     let cluster = Cluster::found(3, 3);
     let first = cluster.page("regions")["regions"][0].clone();
     let region = first["id"].to_string();
-    for (number, page) in operations::READ.iter().enumerate() {
-        let (code, value) = call(&cluster, number % 3 + 1, "GET", &page.replace("REGION", &region), "");
+    cluster.world.until("all stores and the region were heard of", || {
+        let heard = |store: &Value| store["last_heartbeat_unix_seconds"].is_u64();
+        let stores = cluster.page("stores")["stores"].as_array().cloned().unwrap_or_default();
+        stores.len() == 3 && stores.iter().all(heard) && cluster.page("region/key/a")["leader"].is_object()
+    });
+    for (number, (page, shape)) in operations::READ.iter().enumerate() {
+        let (code, value) = call(&cluster, number % 3 + 1, "GET", &page.replace("REGION_ID", &region), "");
         assert!(code == 200 && value.get("error").is_none(), "{page}: {code} {value}");
+        if let Err(why) = has_shape(&value, &operations::shape(shape)) {
+            panic!("{page}: {why}: {value:#}");
+        }
     }
 
     let read = |page: &str| call(&cluster, 2, "GET", page, "").1;
@@ -96,7 +138,7 @@ fn every_call_of_the_contract_answers_and_does_what_it_is_for() {
     });
 
     for (number, (method, page, body, wanted)) in operations::REFUSED.iter().enumerate() {
-        let (code, value) = call(&cluster, number % 3 + 1, method, &page.replace("REGION", &region), body);
+        let (code, value) = call(&cluster, number % 3 + 1, method, &page.replace("REGION_ID", &region), body);
         let why = value["error"].as_str().unwrap_or_default();
         assert!(code == *wanted && why.len() > 10, "{method} {page}: {code} {value}");
     }
@@ -134,8 +176,9 @@ fn an_operator_is_looked_at_and_called_off_and_a_member_goes() {
     let (leaving, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     let (code, unknown) = call(&cluster, other, "DELETE", "members/id/9", "");
     assert!(code == 404 && unknown["error"].is_string(), "{code} {unknown}");
-    let (code, gone) = call(&cluster, other, "DELETE", &format!("members/id/{leaving}"), "");
-    assert_eq!((code, &gone["message"]), (200, &json!(format!("member {leaving} is removed; stop it"))));
+    let pd = format!("flaredb-client --endpoint http://{}:2379 pd", world.address(cluster.pd(other)));
+    let gone = world.operator(&format!("{pd} remove --node-id {leaving}")).succeeds();
+    assert_eq!(gone.out, format!("member {leaving} is removed; stop it\n"));
     let ids = || -> Vec<u64> {
         let page = call(&cluster, other, "GET", "members", "").1;
         page["members"].as_array().into_iter().flatten().filter_map(|one| one["member_id"].as_u64()).collect()

@@ -62,9 +62,8 @@ fn of_three_members_that_lost_two_the_third_does_not_lead_until_it_is_told_to() 
 
     for (member, place) in [(2, "127.0.0.12"), (3, "127.0.0.13")] {
         world.on(cluster.pd(member), WIPE).succeeds();
-        let add = format!(
-            "curl -s -X POST http://PD_IP:2379/pd/api/v1/members -d '{{\"member_id\": {member}, \"peer_urls\": [\"{place}:2380\"]}}'"
-        );
+        let add =
+            format!("flaredb-client --endpoint http://PD_IP:2379 pd add --node-id {member} --peer-url {place}:2380");
         cluster.line(&add, &[]).succeeds().shows(&format!("member {member} is added"));
         world.start(cluster.pd(member));
         world.until(&format!("member {member} is well"), || {

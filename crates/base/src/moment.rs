@@ -1,14 +1,22 @@
-//! Dates in names and manifests: UTC, to the second, without a library.
+//! Dates that people and their tools read: UTC, to the second.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// A moment, in whole seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub u64);
 
 impl Moment {
-    pub fn now() -> Moment {
-        Moment(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    /// `2026-11-24`.
+    pub fn date(self) -> String {
+        let (year, month, day, ..) = self.parts();
+        format!("{year:04}-{month:02}-{day:02}")
+    }
+
+    /// `2026-11-24 20:15 UTC`.
+    pub fn to_the_minute(self) -> String {
+        let (.., hour, minute, _) = self.parts();
+        format!("{} {hour:02}:{minute:02} UTC", self.date())
     }
 
     /// `20261124T201500Z`, as in names of files.
@@ -86,6 +94,8 @@ mod tests {
         ] {
             assert_eq!(Moment(seconds).rfc3339(), text);
         }
+        assert_eq!(Moment(951_782_399).to_the_minute(), "2000-02-28 23:59 UTC");
+        assert_eq!(Moment(1_767_225_599).date(), "2025-12-31");
     }
 
     #[test]
