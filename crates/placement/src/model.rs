@@ -79,8 +79,6 @@ pub enum Step {
         #[serde(serialize_with = "number")]
         to: NodeId,
     },
-    /// Leave a joint configuration that a change has left behind.
-    LeaveJoint,
     /// Cut the region at these keys, in order, all within it.
     Split {
         #[serde(serialize_with = "hex_keys")]
@@ -103,7 +101,6 @@ impl Step {
             Step::Promote { store } => region.peer(*store).is_some_and(|peer| !peer.learner),
             Step::Remove { store, peer } => region.peer(*store).is_none_or(|there| there.id != *peer),
             Step::TransferLeader { to } => region.leader == Some(*to),
-            Step::LeaveJoint => !region.joint,
             Step::Split { .. } => region.epoch.version > planned.version,
             Step::Merge { .. } => false,
         }
@@ -117,7 +114,6 @@ impl fmt::Display for Step {
             Step::Promote { store } => write!(f, "promote the learner in store {store}"),
             Step::Remove { store, .. } => write!(f, "remove the replica in store {store}"),
             Step::TransferLeader { to } => write!(f, "transfer the leader to store {to}"),
-            Step::LeaveJoint => f.write_str("leave the joint configuration"),
             Step::Split { keys } => write!(f, "split at {} keys", keys.len()),
             Step::Merge { into, .. } => write!(f, "merge into region {into}"),
         }
@@ -128,7 +124,6 @@ impl fmt::Display for Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    LeaveJoint,
     /// A learner that an operator left behind.
     Learner,
     MissingReplica,
@@ -156,8 +151,7 @@ impl Cause {
     /// Which limit of the policy counts it.
     pub fn class(self) -> Class {
         match self {
-            Cause::LeaveJoint
-            | Cause::Learner
+            Cause::Learner
             | Cause::MissingReplica
             | Cause::SurplusReplica
             | Cause::DifferingReplica
@@ -177,7 +171,6 @@ impl Cause {
 
     pub fn name(self) -> &'static str {
         match self {
-            Cause::LeaveJoint => "leave-joint",
             Cause::Learner => "learner",
             Cause::MissingReplica => "missing-replica",
             Cause::SurplusReplica => "surplus-replica",

@@ -381,7 +381,6 @@ impl World {
                 report.epoch.conf_version += 1;
             }
             Some(Step::TransferLeader { to }) => report.leader = Some(*to),
-            Some(Step::LeaveJoint) => report.joint = false,
             Some(Step::Split { keys }) => {
                 self.split(report, &keys.clone());
                 return;

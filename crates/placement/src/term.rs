@@ -632,9 +632,7 @@ fn step_for(region: &pb::Region, step: &Step, split: Option<&pb::SplitStep>) -> 
         Step::Split { .. } => pb::step::Action::Split(split?.clone()),
         Step::Merge { into, into_epoch } => {
             pb::step::Action::Merge(pb::MergeStep { into: into.0, into_version: into_epoch.version })
-        }
-        // Nothing reports what would lead to this yet.
-        Step::LeaveJoint => return None,
+        } // Nothing reports what would lead to this yet.
     };
     Some(pb::Step {
         region_id: region.id,

@@ -297,7 +297,7 @@ fn harmless(world: &World, dead: &BTreeSet<NodeId>, operators: &[placement::Oper
                     assert!(voters.remove(store).is_some() || learners.remove(store), "{operator}");
                 }
                 Step::TransferLeader { to } => assert!(voters[to] || !known, "{operator}"),
-                Step::LeaveJoint | Step::Split { .. } | Step::Merge { .. } => {}
+                Step::Split { .. } | Step::Merge { .. } => {}
             }
             let well = voters.values().filter(|well| **well).count();
             assert!(well * 2 > voters.len() || !known, "{operator}: {well} of {} voters are well", voters.len());

@@ -3,7 +3,7 @@
 //! ```text
 //!  Round::new      stores with everything on its way
 //!  checkers        wanted splits, attention list, stores that are down or leave, then a patrol over a window of regions:
-//!                    replica (joint, learner, surplus, down, offline, missing, spread) → split → merge
+//!                    replica (learner, surplus, down, offline, missing, spread) → split → merge
 //!  schedulers      evict leaders → balance leaders → hot regions → balance regions
 //!  filter · safety every candidate and every operator passes through these, whoever proposes it
 //! ```

@@ -2,7 +2,6 @@
 //!
 //! In this order, because one operator at a time is all a region gets:
 //! ```text
-//!  joint configuration   leave it                 an interrupted change holds everything up
 //!  too many voters       remove one               the dead first, then the one worst placed
 //!  a voter that differs  replace it; with no other place for it, take it out, and the region has too few
 //!  a voter down          replace it               ┐ learner, promote, then remove; a learner that an earlier
@@ -33,7 +32,6 @@ pub struct Need {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    LeaveJoint,
     Remove(NodeId),
     /// A replica somewhere, in exchange for `leaving` if given. `learner` is one that is there and may take the place.
     Place {
@@ -57,7 +55,6 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
         rejected,
     };
     match need.what {
-        What::LeaveJoint => Ok(Some(operator(need.reason, vec![Step::LeaveJoint], Vec::new()))),
         What::Remove(store) => {
             if need.cause == Cause::SurplusReplica {
                 round.may_leave(store)?;
@@ -104,10 +101,6 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// What the region lacks; `None` when it is as wanted.
 pub fn need(round: &Round<'_>, region: &Region) -> Option<Need> {
-    if region.joint {
-        let reason = "a joint configuration was left behind".to_owned();
-        return Some(Need { cause: Cause::LeaveJoint, what: What::LeaveJoint, reason });
-    }
     let wanted = round.policy.max_replicas as usize;
     let voters = region.voters().count();
     if voters > wanted {

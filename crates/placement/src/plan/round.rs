@@ -341,8 +341,7 @@ impl<'a> Round<'a> {
     /// merge under way.
     pub fn is_sound(&self, region: &Region) -> bool {
         let sound = |store| self.is_well(region, store) && self.store(store).is_some_and(StoreNow::is_up);
-        !region.joint
-            && !region.frozen
+        !region.frozen
             && region.peers.len() == self.policy.max_replicas as usize
             && region.peers.iter().all(|peer| !peer.learner && sound(peer.store))
     }
@@ -534,7 +533,7 @@ impl<'a> Round<'a> {
                     }
                     leader = Some(*to);
                 }
-                Step::Promote { .. } | Step::LeaveJoint | Step::Split { .. } | Step::Merge { .. } => {}
+                Step::Promote { .. } | Step::Split { .. } | Step::Merge { .. } => {}
             }
         }
     }

@@ -50,7 +50,7 @@ pub fn check(round: &Round<'_>, region: &Region, steps: &[Step]) -> Result<(), B
                 leader = Some(*to);
                 voters.contains(&(*to, true))
             }
-            Step::LeaveJoint | Step::Split { .. } | Step::Merge { .. } => true,
+            Step::Split { .. } | Step::Merge { .. } => true,
         };
         let well = voters.iter().filter(|(_, well)| *well).count();
         if !fits || well * 2 <= voters.len() {

@@ -42,8 +42,6 @@ pub struct RegionReport {
     pub epoch: Epoch,
     pub peers: Vec<Peer>,
     pub leader: Option<NodeId>,
-    /// A joint configuration is in force.
-    pub joint: bool,
     pub down: Vec<DownPeer>,
     /// Stores whose replica is behind: it takes a snapshot, or catches up.
     pub pending: Vec<NodeId>,
@@ -74,7 +72,6 @@ pub struct Region {
     pub epoch: Epoch,
     pub peers: Box<[Peer]>,
     pub leader: Option<NodeId>,
-    pub joint: bool,
     pub down: Box<[DownPeer]>,
     pub pending: Box<[NodeId]>,
     pub bytes: u64,
@@ -102,7 +99,7 @@ pub enum Urgency {
     NoSpare,
     /// A replica is down.
     Down,
-    /// Half done: a learner, a joint configuration.
+    /// Half done: a learner.
     Leftover,
 }
 
@@ -119,7 +116,6 @@ impl Region {
             epoch: report.epoch,
             peers: report.peers.into(),
             leader: report.leader,
-            joint: report.joint,
             down: report.down.into(),
             pending: report.pending.into(),
             bytes: report.bytes,
@@ -148,7 +144,6 @@ impl Region {
             epoch: self.epoch,
             peers: self.peers.to_vec(),
             leader: self.leader,
-            joint: self.joint,
             down: self.down.to_vec(),
             pending: self.pending.to_vec(),
             bytes: self.bytes,
@@ -211,7 +206,7 @@ impl Region {
         let well = self.voters().filter(|peer| self.is_well_in(peer.store)).count();
         if !self.down.is_empty() {
             Some(if well <= voters / 2 + 1 { Urgency::NoSpare } else { Urgency::Down })
-        } else if self.joint || self.peers.iter().any(|peer| peer.learner) {
+        } else if self.peers.iter().any(|peer| peer.learner) {
             Some(Urgency::Leftover)
         } else {
             None
@@ -222,7 +217,6 @@ impl Region {
     pub(super) fn has_shape_of(&self, report: &RegionReport) -> bool {
         self.epoch == report.epoch
             && self.leader == report.leader
-            && self.joint == report.joint
             && *self.peers == *report.peers
             && *self.down == *report.down
             && *self.pending == *report.pending

@@ -51,13 +51,6 @@ fn learners_left_over_are_used_or_dropped() {
 }
 
 #[test]
-fn a_joint_configuration_is_left_before_anything_else() {
-    let mut small = Small::new("1:a 2:b 3:c 4:d");
-    small.region(1, "1* 2 3!", |region| region.joint = true);
-    assert_eq!(small.planned(), ["leave-joint 1: leave"]);
-}
-
-#[test]
 fn a_silent_store_is_replaced_when_its_time_is_up() {
     let mut small = Small::new("1:a 2:b 3:c 4:d");
     small.region(1, "1* 2 3", |_| {});

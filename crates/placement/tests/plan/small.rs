@@ -127,7 +127,6 @@ pub fn short(operator: &placement::Operator) -> String {
         Step::Promote { store } => format!("^{store}"),
         Step::Remove { store, .. } => format!("-{store}"),
         Step::TransferLeader { to } => format!(">{to}"),
-        Step::LeaveJoint => "leave".to_owned(),
         Step::Split { keys } => format!("split {}", keys.len()),
         Step::Merge { into, .. } => format!("merge {into}"),
     });
