@@ -1,17 +1,11 @@
 //! What the placement driver's members agree on: stores, regions, ids, policy. Everything else that its leader knows is
 //! heard from the stores, and lost with it ([`crate::leader`]).
 //!
-//! | family | key | value |
-//! |---|---|---|
-//! | `meta` | `m` | mark (24 bytes), next id (8, little-endian) |
-//! | `meta` | `n` | the members of the placement driver, encoded |
-//! | `meta` | `p` | the policy, as JSON |
-//! | `meta` | `f` | the founding under way ([`pb::Founding`]) |
-//! | `meta` | `c` | the id (8, little-endian) that stores know the cluster by, from the first one on; absent before |
-//! | `store` | store id (8, big-endian) | [`pb::Store`] |
-//! | `region` | region id (8, big-endian) | [`pb::Region`] |
-//!
-//! All of it is in memory too ([`Records`]), where readers look.
+//! ```text
+//!  entries ─▶ commands ─▶ Stage ─┬─ `records` are changed, where readers look
+//!             (`register`: stores └─ a batch, and then the engine
+//!              that come)
+//! ```
 //!
 //! Invariants
 //! 1. An id is given out once, whatever it is for: stores, regions and peers draw from one sequence, which stays ahead of
@@ -26,13 +20,13 @@
 //! 4. A region's record never goes back to an earlier epoch. One that lies within a newer one's range has become part of it:
 //!    its record goes, and does not come back.
 
-use std::collections::BTreeMap;
-use std::ops::{Bound, Range};
+mod records;
+mod register;
+
 use std::sync::Arc;
 
 use base::{ClusterId, PeerId, hash};
-use bytes::{Buf, BufMut, Bytes};
-use consensus::membership::bare_address;
+use bytes::Bytes;
 use consensus::{
     Applied, Entry, HASH_EVERY, MachineError, Mark, Outcome, Payload, SnapshotSink, SnapshotSource, StateMachine,
 };
@@ -40,26 +34,15 @@ use parking_lot::RwLock;
 use prost::Message as _;
 use proto::placement as pb;
 use proto::placement::command::What;
-use storage::{Engine, FamilyId, FamilySpec, View, WriteBatch};
+use storage::{Engine, WriteBatch};
+
+use records::{CLUSTER, FOUNDING, MEMBERS, POLICY, STATE, ids_of, load, write_state};
+
+pub(crate) use records::read_state;
+pub use records::{FAMILIES, META, REGION, Records, STORE, SharedRecords};
 
 use crate::snapshot::{self, Receiver};
 
-pub const META: FamilyId = FamilyId(0);
-pub const STORE: FamilyId = FamilyId(1);
-pub const REGION: FamilyId = FamilyId(2);
-
-/// What the engine must be opened with.
-pub const FAMILIES: [FamilySpec; 3] = [
-    FamilySpec { name: "meta", droppable: None, bloom: false, sequential: false },
-    FamilySpec { name: "store", droppable: None, bloom: false, sequential: false },
-    FamilySpec { name: "region", droppable: None, bloom: true, sequential: false },
-];
-
-const STATE: &[u8] = b"m";
-const MEMBERS: &[u8] = b"n";
-const POLICY: &[u8] = b"p";
-const FOUNDING: &[u8] = b"f";
-const CLUSTER: &[u8] = b"c";
 /// Ids that one command may take.
 pub const IDS_MAX: u32 = 10_000;
 /// None is ever drawn beyond it; one that somebody names is not reckoned with.
@@ -75,126 +58,6 @@ pub const UNKNOWN: u32 = 4;
 
 /// Whoever wanted to change the policy makes his change of what it is by now.
 pub const POLICY_CHANGED: &str = "the policy has changed meanwhile";
-
-/// All records, as of the last applied entry.
-#[derive(Default)]
-pub struct Records {
-    pub stores: BTreeMap<u64, pb::Store>,
-    pub regions: BTreeMap<u64, pb::Region>,
-    /// Regions by the key that they begin with.
-    by_start: BTreeMap<Bytes, u64>,
-    pub founding: Option<pb::Founding>,
-    /// Empty: as it is by default.
-    pub policy: Bytes,
-    /// That of the stores; `None` before the first one.
-    pub cluster: Option<ClusterId>,
-    next_id: u64,
-    /// No record has named a greater id since this was opened. Not agreed on: it only says where one need not look.
-    seen_id: u64,
-    mark: Mark,
-    membership: Bytes,
-}
-
-/// Shared with those who look.
-pub type SharedRecords = Arc<RwLock<Records>>;
-
-impl Records {
-    pub fn region_at(&self, key: &[u8]) -> Option<&pb::Region> {
-        let below = (Bound::Unbounded, Bound::Included(key));
-        let (_, id) = self.by_start.range::<[u8], _>(below).next_back()?;
-        self.regions.get(id).filter(|region| region.end.is_empty() || key < &region.end[..])
-    }
-
-    /// Regions from the one that covers `start` on.
-    pub fn regions_from<'a>(&'a self, start: &'a [u8]) -> impl Iterator<Item = &'a pb::Region> {
-        let first = self.region_at(start).map_or_else(|| Bytes::copy_from_slice(start), |region| region.start.clone());
-        self.by_start.range(first..).filter_map(|(_, id)| self.regions.get(id))
-    }
-
-    /// The first of these ids that a region, a peer or a store has.
-    pub fn taken(&self, ids: Range<u64>) -> Option<u64> {
-        if ids.start > self.seen_id {
-            return None;
-        }
-        let founding = self.founding.iter().filter_map(|founding| founding.region.as_ref());
-        let of_regions = self.regions.values().chain(founding).flat_map(ids_of);
-        of_regions.chain(self.stores.keys().copied()).filter(|id| ids.contains(id)).min()
-    }
-
-    /// Other regions whose range has a key of this one's.
-    fn overlapping(&self, region: &pb::Region) -> Vec<&pb::Region> {
-        let within = |start: &Bytes| region.end.is_empty() || *start < region.end;
-        // Two: the nearest may be the region itself.
-        let before =
-            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(&region.start[..]))).rev().take(2);
-        let behind = self.by_start.range::<[u8], _>((Bound::Excluded(&region.start[..]), Bound::Unbounded));
-        let near = before.chain(behind.take_while(|(start, _)| within(start)));
-        let others = near.filter_map(|(_, id)| self.regions.get(id)).filter(|other| other.id != region.id);
-        others.filter(|other| other.end.is_empty() || region.start < other.end).collect()
-    }
-
-    /// Whether each key of `old` lies in `new`, or in another region that is newer than what is known of `old`: it was cut, and what
-    /// was left of it became part of another one, before it told of either.
-    fn is_covered(&self, old: &pb::Region, new: &pb::Region) -> bool {
-        let newer = self.overlapping(old).into_iter().filter(|other| other.version > old.version && other.id != new.id);
-        let mut pieces: Vec<(&Bytes, &Bytes)> = newer.chain([new]).map(|piece| (&piece.start, &piece.end)).collect();
-        pieces.sort();
-        let mut at = &old.start;
-        for (start, end) in pieces {
-            if start > at {
-                return false;
-            }
-            if end.is_empty() || (!old.end.is_empty() && *end >= old.end) {
-                return true;
-            }
-            at = at.max(end);
-        }
-        false
-    }
-
-    /// Of two that begin with the same key the newer one stays: the other one begins elsewhere by now, if it is anywhere.
-    fn put_region(&mut self, region: pb::Region) {
-        self.remove_region(region.id);
-        self.seen_id = ids_of(&region).fold(self.seen_id, u64::max);
-        if let Some(other) = self.by_start.get(&region.start).and_then(|id| self.regions.get(id)) {
-            if other.version > region.version {
-                return;
-            }
-            self.remove_region(other.id);
-        }
-        self.by_start.insert(region.start.clone(), region.id);
-        self.regions.insert(region.id, region);
-    }
-
-    /// A record that no command has made.
-    #[cfg(test)]
-    pub fn plant(&mut self, region: pb::Region) {
-        self.put_region(region);
-    }
-
-    fn put_store(&mut self, store: pb::Store) {
-        self.seen_id = self.seen_id.max(store.id);
-        self.stores.insert(store.id, store);
-    }
-
-    fn put_founding(&mut self, founding: pb::Founding) {
-        self.seen_id = founding.region.iter().flat_map(ids_of).fold(self.seen_id, u64::max);
-        self.founding = Some(founding);
-    }
-
-    fn remove_region(&mut self, id: u64) {
-        if let Some(before) = self.regions.remove(&id)
-            && self.by_start.get(&before.start) == Some(&id)
-        {
-            self.by_start.remove(&before.start);
-        }
-    }
-}
-
-/// Its own, its peers', and those of the stores that these are in.
-fn ids_of(region: &pb::Region) -> impl Iterator<Item = u64> {
-    std::iter::once(region.id).chain(region.peers.iter().flat_map(|peer| [peer.id, peer.store_id]))
-}
 
 /// The state machine of the placement driver's one group.
 pub struct PlacementMachine {
@@ -283,163 +146,6 @@ impl Stage<'_> {
         self.records.next_id = self.records.next_id.max(next.unwrap_or(0));
     }
 
-    fn register(&mut self, request: pb::RegisterRequest) -> Result<pb::RegisterResponse, Refused> {
-        let cluster = self.records.cluster.unwrap_or(self.cluster);
-        if request.cluster_id != 0 && request.cluster_id != cluster.0 {
-            let why = format!("the store belongs to cluster {:x}, and this is cluster {cluster}", request.cluster_id);
-            return Err((FAILED_PRECONDITION, why));
-        }
-        let by_incarnation = self.records.stores.values().find(|store| store.incarnation == request.incarnation);
-        if let Some(original) = by_incarnation.filter(|store| is_elsewhere(store, &request)) {
-            return Err((ALREADY_EXISTS, copied(original, &request)));
-        }
-        if request.store_id > ID_MAX {
-            return Err((FAILED_PRECONDITION, format!("store_id {} is too large: up to {ID_MAX}", request.store_id)));
-        }
-        if request.lost {
-            let lost =
-                by_incarnation.cloned().ok_or_else(|| (NOT_FOUND, "no store has this data folder".to_owned()))?;
-            return Ok(self.give_up(lost));
-        }
-        let id = match (request.store_id, by_incarnation) {
-            (0, Some(known)) => known.id,
-            (0, None) => 0,
-            (asked, Some(known)) if known.id != asked => {
-                let why = format!("this data folder is store {}, and not store {asked}", known.id);
-                return Err((FAILED_PRECONDITION, why));
-            }
-            (asked, _) => asked,
-        };
-        let is_silent = |store: u64| request.silent_stores.contains(&store);
-        let is_there = |other: &pb::Store| other.client_url == request.client_url || other.peer_url == request.peer_url;
-        let mut known = self.records.stores.get(&id);
-        if let Some(other) = known.filter(|known| known.incarnation != request.incarnation) {
-            let removed = other.state() == pb::StoreState::Tombstone;
-            let lost = other.replaced_by != 0 || other.given_up || !removed && is_silent(id) && is_there(other);
-            if !request.any_id || !lost {
-                return Err(taken(other, is_silent(id)));
-            }
-            known = None;
-        }
-        if known.is_some_and(|known| known.state() == pb::StoreState::Tombstone) {
-            return Err((FAILED_PRECONDITION, format!("store {id} was removed; start with an empty data folder")));
-        }
-        let others = self.records.stores.values().filter(|other| known.is_none_or(|known| known.id != other.id));
-        let others = others.filter(|other| other.state() != pb::StoreState::Tombstone && is_there(other));
-        let in_the_way: Vec<u64> = others.map(|other| other.id).collect();
-        if let Some(other) = in_the_way.iter().find(|other| !is_silent(**other)) {
-            let other = &self.records.stores[other];
-            let why = match known.filter(|known| known.replaced_by != 0) {
-                Some(known) => format!(
-                    "store {} is at {} / {}, and has the place of store {} since that one fell silent; start this one under \
-                     addresses of its own, and it is taken in again",
-                    other.id, other.client_url, other.peer_url, known.id
-                ),
-                None => {
-                    format!("duplicate address: store {} is at {} / {}", other.id, other.client_url, other.peer_url)
-                }
-            };
-            return Err((ALREADY_EXISTS, why));
-        }
-        let state = match known {
-            Some(known) if !known.given_up => known.state(),
-            _ => pb::StoreState::Up,
-        };
-        // What people have set stays.
-        let kept = known.cloned().unwrap_or_default();
-        let id = match known.map(|known| known.id) {
-            Some(id) => id,
-            None if id == 0 || self.records.stores.contains_key(&id) => self.free_store_id(),
-            None => id,
-        };
-        self.note_ids(std::iter::once(id));
-        in_the_way.into_iter().for_each(|other| self.displace(other, id));
-        let store = pb::Store {
-            id,
-            incarnation: request.incarnation,
-            client_url: request.client_url,
-            peer_url: request.peer_url,
-            labels: request.labels,
-            state: state as i32,
-            version: request.version,
-            replaced_by: 0,
-            given_up: false,
-            may_move: false,
-            ..kept
-        };
-        self.put_store(store);
-        if self.records.cluster.is_none() {
-            self.batch.put(META, CLUSTER, &cluster.0.to_le_bytes());
-            self.records.cluster = Some(cluster);
-        }
-        if self.records.regions.is_empty() && self.records.founding.is_none() {
-            self.begin_founding(id, request.incarnation);
-        }
-        let founding = self.records.founding.as_ref();
-        let found = founding.filter(|founding| (founding.store_id, founding.incarnation) == (id, request.incarnation));
-        Ok(pb::RegisterResponse {
-            cluster_id: cluster.0,
-            store_id: id,
-            found: found.and_then(|founding| founding.region.clone()),
-            stores: self.records.stores.values().cloned().collect(),
-        })
-    }
-
-    /// A store's data was damaged, and the others can do without it: it never comes back, and an empty folder may begin in
-    /// its place.
-    fn give_up(&mut self, store: pb::Store) -> pb::RegisterResponse {
-        let id = store.id;
-        let (client_url, peer_url, state) = (String::new(), String::new(), pb::StoreState::Tombstone as i32);
-        self.put_store(pb::Store { client_url, peer_url, state, given_up: true, ..store });
-        if self.records.founding.as_ref().is_some_and(|founding| founding.store_id == id) {
-            self.batch.delete(META, FOUNDING);
-            self.records.founding = None;
-        }
-        pb::RegisterResponse { cluster_id: self.cluster.0, store_id: id, ..pb::RegisterResponse::default() }
-    }
-
-    /// A silent store gives its addresses to another one. What it holds is made anew elsewhere; should it come back as it
-    /// was, it may, under other addresses.
-    fn displace(&mut self, id: u64, by: u64) {
-        let Some(store) = self.records.stores.get(&id).cloned() else { return };
-        let (client_url, peer_url) = (String::new(), String::new());
-        let mut store = pb::Store { client_url, peer_url, replaced_by: by, ..store };
-        if store.state() == pb::StoreState::Up {
-            (store.state, store.given_up) = (pb::StoreState::Offline as i32, true);
-        }
-        // The first region may lie there and nowhere else, and another one is begun: it never comes back.
-        if self.records.founding.as_ref().is_some_and(|founding| founding.store_id == id) {
-            store.state = pb::StoreState::Tombstone as i32;
-            self.batch.delete(META, FOUNDING);
-            self.records.founding = None;
-        }
-        self.put_store(store);
-    }
-
-    /// Stores that name themselves may have taken what comes next.
-    fn free_store_id(&mut self) -> u64 {
-        loop {
-            let id = self.allocate(1);
-            if !self.records.stores.contains_key(&id) {
-                return id;
-            }
-        }
-    }
-
-    fn begin_founding(&mut self, store_id: u64, incarnation: u64) {
-        let (region, peer) = (self.allocate(1), self.allocate(1));
-        let region = pb::Region {
-            id: region,
-            conf_version: 1,
-            version: 1,
-            peers: vec![pb::Peer { id: peer, store_id, learner: false }],
-            ..pb::Region::default()
-        };
-        let founding = pb::Founding { store_id, incarnation, region: Some(region) };
-        self.batch.put(META, FOUNDING, &founding.encode_to_vec());
-        self.records.put_founding(founding);
-    }
-
     fn put_store(&mut self, store: pb::Store) {
         self.batch.put(STORE, &store.id.to_be_bytes(), &store.encode_to_vec());
         self.records.put_store(store);
@@ -521,40 +227,6 @@ impl Stage<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether a store with this data folder is somewhere else. One that lost its place is nowhere.
-fn is_elsewhere(store: &pb::Store, request: &pb::RegisterRequest) -> bool {
-    let stands = store.state() != pb::StoreState::Tombstone && !store.peer_url.is_empty();
-    stands && !store.may_move && bare_address(&store.peer_url) != bare_address(&request.peer_url)
-}
-
-fn copied(original: &pb::Store, request: &pb::RegisterRequest) -> String {
-    let pb::Store { id, client_url, peer_url, .. } = original;
-    format!(
-        "this data folder is that of store {id} at {client_url} / {peer_url}, and comes from {} / {}: one of the two is a copy; \
-         empty this one, or, if it was moved here and nothing runs there any more, say so: \
-         flaredb-client --endpoint PD stores moved {id}",
-        request.client_url, request.peer_url
-    )
-}
-
-/// Why a data folder cannot be a store that another one is.
-fn taken(other: &pb::Store, silent: bool) -> Refused {
-    let pb::Store { id, client_url, .. } = other;
-    let duplicate = format!("duplicate store_id {id}: it belongs to another data folder, of the store at {client_url}");
-    if other.state() == pb::StoreState::Tombstone || other.replaced_by != 0 {
-        let why = format!("store_id {id} was another data folder's, and is not used again; take another one");
-        return (FAILED_PRECONDITION, why);
-    }
-    if !silent {
-        return (ALREADY_EXISTS, format!("{duplicate}; take another store_id, or remove that store first"));
-    }
-    let why = format!(
-        "{duplicate}, which is silent; if that one is lost, start this one with another store_id and remove store {id}, and \
-         what it held is made anew (an empty data folder at the same address takes its place by itself)"
-    );
-    (FAILED_PRECONDITION, why)
 }
 
 impl StateMachine for PlacementMachine {
@@ -656,52 +328,6 @@ impl StateMachine for PlacementMachine {
         *self.records.write() = load(&*self.engine.view())?;
         Ok(())
     }
-}
-
-fn write_state(records: &Records) -> Vec<u8> {
-    let mut out = Vec::with_capacity(Mark::BYTES + 8);
-    out.put_slice(&records.mark.encode());
-    out.put_u64_le(records.next_id);
-    out
-}
-
-/// Mark and next id.
-pub(crate) fn read_state(mut bytes: Bytes) -> Result<(Mark, u64), MachineError> {
-    let damaged = || MachineError::Damaged("the state of the placement driver makes no sense".to_owned());
-    if bytes.len() != Mark::BYTES + 8 {
-        return Err(damaged());
-    }
-    let mark = Mark::decode(&bytes.split_to(Mark::BYTES)).ok_or_else(damaged)?;
-    Ok((mark, bytes.get_u64_le()))
-}
-
-fn load(view: &dyn View) -> Result<Records, MachineError> {
-    let damaged = |what: &str| MachineError::Damaged(format!("the record of a {what} makes no sense"));
-    let mut records = Records { next_id: 1, ..Records::default() };
-    if let Some(state) = view.get(META, STATE)? {
-        (records.mark, records.next_id) = read_state(state)?;
-    }
-    records.membership = view.get(META, MEMBERS)?.unwrap_or_default();
-    records.policy = view.get(META, POLICY)?.unwrap_or_default();
-    let cluster = view.get(META, CLUSTER)?.map(|mut bytes| bytes.try_get_u64_le().map_err(|_| damaged("cluster")));
-    records.cluster = cluster.transpose()?.map(ClusterId);
-    let founding = view.get(META, FOUNDING)?;
-    let founding = founding.map(|bytes| pb::Founding::decode(bytes).map_err(|_| damaged("founding"))).transpose()?;
-    founding.into_iter().for_each(|founding| records.put_founding(founding));
-    let mut walk = view.scan(STORE, &[], None);
-    while walk.valid() {
-        let store = pb::Store::decode(walk.value()).map_err(|_| damaged("store"))?;
-        records.put_store(store);
-        walk.advance();
-    }
-    walk.status()?;
-    let mut walk = view.scan(REGION, &[], None);
-    while walk.valid() {
-        records.put_region(pb::Region::decode(walk.value()).map_err(|_| damaged("region"))?);
-        walk.advance();
-    }
-    walk.status()?;
-    Ok(records)
 }
 
 #[cfg(test)]
