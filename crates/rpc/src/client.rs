@@ -98,7 +98,7 @@ impl fmt::Display for ConnectError {
 /// # Errors
 /// The address is no URI, nobody listens there, the time ran out, or one side refuses the other: see [`crate::tls_words`].
 pub async fn connect(address: &str, timeout: Duration, tls: Option<&Tls>) -> Result<Channel, ConnectError> {
-    connect_narrow(address, timeout, tls, WINDOW_BYTES).await
+    connect_with(address, timeout, tls, |endpoint| endpoint).await
 }
 
 /// As [`connect`]; the server sends at most so many bytes of a stream ahead of its reader, and goes on in pieces of half of that:
@@ -112,13 +112,40 @@ pub async fn connect_narrow(
     tls: Option<&Tls>,
     window_bytes: u32,
 ) -> Result<Channel, ConnectError> {
+    let window = |endpoint: Endpoint| {
+        endpoint
+            .initial_stream_window_size(window_bytes)
+            .initial_connection_window_size(window_bytes.saturating_mul(WINDOWS))
+    };
+    connect_with(address, timeout, tls, window).await
+}
+
+/// As [`connect`]; a server that has sent nothing for `silent_for` while calls are under way is asked whether it is there, and the
+/// connection is broken when it does not say so within `echo_within`: a call that takes long is told from a server that is gone.
+///
+/// # Errors
+/// As of [`connect`].
+pub async fn connect_watched(
+    address: &str,
+    timeout: Duration,
+    tls: Option<&Tls>,
+    silent_for: Duration,
+    echo_within: Duration,
+) -> Result<Channel, ConnectError> {
+    let watched = |endpoint: Endpoint| endpoint.http2_keep_alive_interval(silent_for).keep_alive_timeout(echo_within);
+    connect_with(address, timeout, tls, watched).await
+}
+
+async fn connect_with(
+    address: &str,
+    timeout: Duration,
+    tls: Option<&Tls>,
+    shape: impl FnOnce(Endpoint) -> Endpoint,
+) -> Result<Channel, ConnectError> {
     // To tonic it is a plain connection, since the connector takes care of TLS; to the server the request says `https`.
     let secured = address.strip_prefix("https://");
     let plain = secured.map_or_else(|| address.to_owned(), |rest| format!("http://{rest}"));
-    let mut endpoint = endpoint(&plain, timeout)
-        .map_err(ConnectError::Unreachable)?
-        .initial_stream_window_size(window_bytes)
-        .initial_connection_window_size(window_bytes.saturating_mul(WINDOWS));
+    let mut endpoint = shape(endpoint(&plain, timeout).map_err(ConnectError::Unreachable)?);
     if secured.is_some() {
         endpoint = endpoint.origin(Uri::try_from(address).unwrap_or_default());
     }

@@ -24,6 +24,8 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::io;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -35,15 +37,20 @@ use parking_lot::Mutex;
 use proto::{flaredb as pb, placement};
 use tonic::transport::Channel;
 
-use super::{RESPONSE_BYTES_MAX, RawClient, Tls, connect};
+use super::{RESPONSE_BYTES_MAX, RawClient, Tls, connect_watched};
 use crate::server::BoxFuture;
 use crate::status::NOTHING_DONE;
 use crate::{Code, Status};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Tries before a request is given up, and the pause after a failed one.
-const TRIES: u32 = 10;
+/// Tries before a request is given up, and the pause after a failed one: longer than the placement driver takes to elect a leader.
+const TRIES: u32 = 30;
 const PAUSE: Duration = Duration::from_millis(100);
+/// No further try is begun after so long: what waits for a leader waits at a store that has the region, and not here.
+const TRY_FOR: Duration = Duration::from_secs(10);
+/// A store that calls are under way at and that sends nothing, not even that it is there, for so long is gone.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+const ECHO_WITHIN: Duration = Duration::from_secs(2);
 const REMEMBERED_MAX: usize = 100_000;
 /// The placement driver's word on a region without a leader counts for so long, and is waited for so long.
 const WORD_COUNTS: Duration = Duration::from_millis(500);
@@ -183,15 +190,20 @@ impl Router {
         error_of: impl Fn(&mut T) -> Option<pb::RegionError>,
     ) -> Result<T, Status> {
         self.forwarded.fetch_add(1, Ordering::Relaxed);
-        let mut failure = "it is not known where the key lies".to_owned();
+        let asked = self.pd.now();
+        let mut failure = Failed::Way("it is not known where the key lies".to_owned());
         for attempt in 0..TRIES {
             if attempt > 0 {
                 self.pd.sleep(PAUSE).await;
             }
+            if self.pd.now().since(asked) >= TRY_FOR {
+                break;
+            }
             let found = match self.find(key).await {
                 Ok(found) => found,
                 Err(status) => {
-                    failure = format!("the placement driver does not say where the key lies: {}", status.message());
+                    let why = format!("the placement driver does not say where the key lies: {}", status.message());
+                    failure.or_way(why);
                     continue;
                 }
             };
@@ -205,7 +217,7 @@ impl Router {
             let channel = match self.channel(&store.client_url).await {
                 Ok(channel) => channel,
                 Err(status) => {
-                    failure = format!("store {}: {}", store.id, status.message());
+                    failure.or_way(format!("store {}: {}", store.id, status.message()));
                     self.forget(key);
                     continue;
                 }
@@ -215,34 +227,33 @@ impl Router {
                 Ok(mut answer) => match error_of(&mut answer) {
                     None => return Ok(answer),
                     Some(error) => {
-                        failure = format!("store {} has another region there", store.id);
+                        failure = Failed::Word(format!("store {} has another region there", store.id));
                         self.correct(key, &found, error);
                     }
                 },
                 Err(status) => {
-                    let refused = Status {
-                        nothing_done: status.metadata().contains_key(NOTHING_DONE),
-                        ..Status::new(Code::from_number(status.code() as u32), status.message().to_owned())
-                    };
-                    if refused.code != Code::Unavailable {
-                        return Err(refused);
+                    // What has a source was not said by the store: its connection broke, or there was none to be had.
+                    let broken = status.source().is_some();
+                    let nothing_done = status.metadata().contains_key(NOTHING_DONE) || never_sent(&status);
+                    let code = Code::from_number(status.code() as u32);
+                    if !broken && code != Code::Unavailable {
+                        return Err(Status { nothing_done, ..Status::new(code, status.message().to_owned()) });
                     }
                     self.forget(key);
-                    failure = format!("store {}: {}", store.id, refused.message);
-                    if !refused.nothing_done {
+                    if broken {
                         self.channels.lock().remove(&store.client_url);
-                        // Without the store's word: a batch may be done in part, and a store that stops ends calls under way.
-                        if repeat == Repeat::Never {
-                            return Err(Status::new(
-                                Code::DeadlineExceeded,
-                                format!("{failure}; it may yet take effect"),
-                            ));
-                        }
                     }
+                    let why = format!("store {}: {}", store.id, words_of(&status));
+                    // Without the store's word: a batch may be done in part, and a store that stops ends calls under way.
+                    if !nothing_done && repeat == Repeat::Never {
+                        return Err(Status::new(Code::DeadlineExceeded, format!("{why}; it may yet take effect")));
+                    }
+                    if broken { failure.or_way(why) } else { failure = Failed::Word(why) }
                 }
             }
         }
-        Err(Status::unavailable(failure).with_nothing_done())
+        let (Failed::Way(why) | Failed::Word(why)) = failure;
+        Err(Status::unavailable(why).with_nothing_done())
     }
 
     /// Where the region that covers a key ends; `None`: nowhere.
@@ -339,11 +350,45 @@ impl Router {
         if let Some(channel) = self.channels.lock().get(url) {
             return Ok(channel.clone());
         }
-        let connected = connect(url, CONNECT_TIMEOUT, self.tls.as_ref()).await;
+        let connected = connect_watched(url, CONNECT_TIMEOUT, self.tls.as_ref(), SILENT_FOR, ECHO_WITHIN).await;
         let channel = connected.map_err(|why| tonic::Status::unavailable(format!("{url}: {why}")))?;
         self.channels.lock().insert(url.to_owned(), channel.clone());
         Ok(channel)
     }
+}
+
+/// What a call has failed with so far. What a store has said tells more than that another one was not to be reached.
+enum Failed {
+    Way(String),
+    Word(String),
+}
+
+impl Failed {
+    fn or_way(&mut self, why: String) {
+        if let Failed::Way(known) = self {
+            *known = why;
+        }
+    }
+}
+
+/// Whether there was no connection, so that nobody can have heard of the call.
+fn never_sent(status: &tonic::Status) -> bool {
+    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
+}
+
+/// The store's, or those of what lies deepest where the connection broke.
+fn words_of(status: &tonic::Status) -> String {
+    match causes(status).last() {
+        None => status.message().to_owned(),
+        Some(cause) => match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
+            _ => format!("the connection broke: {cause}"),
+        },
+    }
+}
+
+fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |cause| (**cause).source())
 }
 
 /// The key that decides who is asked.

@@ -56,6 +56,74 @@ async fn forwarded(cluster: &Cluster) -> f64 {
     sum
 }
 
+/// The store that leads the only region, once one other than `but` does, as the placement driver knows it.
+async fn leader_but(cluster: &mut Cluster, but: usize) -> usize {
+    let mut leader = but;
+    cluster
+        .until("another store leads", async |cluster| {
+            let led = led(cluster).await;
+            leader = led.first().map_or(but, |store| *store as usize - 1);
+            leader != but
+        })
+        .await;
+    leader
+}
+
+/// A client that has a connection to the leader already, which stands still, dies, or is gone when it is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_leader_that_goes_has_not_answered_others_do() {
+    let mut cluster = Cluster::start(1, 3).await;
+    cluster.set_policy(r#"{"schedulers": []}"#);
+    let pd = PlacementDriver::new(vec![cluster.pd[0].url()], None);
+    let router = Arc::new(Router::new(Arc::new(pd), None));
+    let read = |router: Arc<Router>| async move {
+        let request = pb::GetRequest { key: key(1).into(), ..Default::default() };
+        router.get(request).await.map(|answer| String::from_utf8(answer.value.unwrap_or_default().to_vec()).unwrap())
+    };
+    let write = |value: &'static str| {
+        let router = router.clone();
+        let request = pb::PutRequest { key: key(1).into(), value: value.into(), ..Default::default() };
+        async move { router.put(request).await }
+    };
+    put(&router, 1, "first").await;
+    assert_eq!(read(router.clone()).await.as_deref(), Ok("first"));
+
+    // It stands still: that is found out long before the request's time is up.
+    let still = leader_but(&mut cluster, usize::MAX).await;
+    cluster.stores[still].pause();
+    let asked = Instant::now();
+    assert_eq!(read(router.clone()).await.as_deref(), Ok("first"));
+    assert!(asked.elapsed() < Duration::from_secs(12), "a read took {:?}", asked.elapsed());
+    put(&router, 1, "second").await;
+    cluster.stores[still].resume();
+    let leader = leader_but(&mut cluster, still).await;
+    assert_eq!(read(router.clone()).await.as_deref(), Ok("second"));
+
+    // It dies while it is asked to read and to write.
+    cluster.stores[leader].pause();
+    let reading = tokio::spawn(read(router.clone()));
+    let writing = tokio::spawn(write("third"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.stores[leader].kill();
+    assert_eq!(reading.await.unwrap().as_deref().map(|value| ["second", "third"].contains(&value)), Ok(true));
+    let written = writing.await.unwrap();
+    assert!(
+        written
+            .is_err_and(|why| why.code == rpc::Code::DeadlineExceeded && why.message.contains("may yet take effect"))
+    );
+    cluster.stores[leader].spawn();
+    cluster.until("it is back", async |cluster| cluster.has_replicas(3).await).await;
+    put(&router, 1, "fourth").await;
+
+    // It is gone when it is asked: nobody has heard of the write, and it goes to another store.
+    let leader = cluster.leader().await;
+    assert_eq!(read(router.clone()).await.as_deref(), Ok("fourth"));
+    cluster.stores[leader].kill();
+    leader_but(&mut cluster, leader).await;
+    write("fifth").await.unwrap();
+    assert_eq!(read(router.clone()).await.as_deref(), Ok("fifth"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_ask_the_leaders_of_keys() {
     let mut cluster = Cluster::start(1, 4).await;
