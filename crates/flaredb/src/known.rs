@@ -1,8 +1,9 @@
-//! Where the other stores are, as the placement driver last said, kept in the data folder: a store that starts while no
-//! placement driver is to be reached goes on with that, and serves the regions that it has.
+//! Where the other stores and the placement driver's members are, as these last said, kept in the data folder: a store that starts
+//! while no placement driver is to be reached goes on with that, and serves the regions that it has; one whose configuration names
+//! a member that is gone finds the others.
 //!
 //! `DATA_DIR/stores`: the line `flaredb stores 1`, then a line for each store that is not gone for good, its id and where other
-//! stores reach it (nothing: nowhere). It is replaced as a whole, durably, when it changes. No file, or one that makes no sense:
+//! stores reach it (nothing: nowhere), then `pd` and a URL for each member of the placement driver. It is replaced as a whole, durably, when it changes. No file, or one that makes no sense:
 //! nothing is known, and the placement driver is waited for.
 
 use std::fs::{self, File};
@@ -24,47 +25,72 @@ const HEADER: &str = "flaredb stores 1";
 /// The file, and what is in it.
 pub struct Known {
     folder: PathBuf,
-    stores: Mutex<Vec<(u64, String)>>,
+    places: Mutex<Places>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Places {
+    /// By their ids.
+    stores: Vec<(u64, String)>,
+    members: Vec<String>,
 }
 
 impl Known {
     pub fn read(folder: &Path) -> Known {
         let text = fs::read_to_string(folder.join(FILE)).unwrap_or_default();
-        Known { folder: folder.to_owned(), stores: Mutex::new(parse(&text).unwrap_or_default()) }
+        Known { folder: folder.to_owned(), places: Mutex::new(parse(&text).unwrap_or_default()) }
     }
 
     /// Empty: nothing is known.
     pub fn stores(&self) -> Vec<pb::Store> {
         let store =
             |(id, peer_url): &(u64, String)| pb::Store { id: *id, peer_url: peer_url.clone(), ..Default::default() };
-        self.stores.lock().iter().map(store).collect()
+        self.places.lock().stores.iter().map(store).collect()
     }
 
-    /// Does nothing where all of it is known.
-    pub fn remember(&self, stores: &[pb::Store]) -> io::Result<()> {
-        let mut known = self.stores.lock();
+    /// URLs of the placement driver's members.
+    pub fn members(&self) -> Vec<String> {
+        self.places.lock().members.clone()
+    }
+
+    /// Does nothing where all of it is known. No stores, no members: nothing is said of them.
+    pub fn remember(&self, stores: &[pb::Store], members: &[String]) -> io::Result<()> {
+        let mut known = self.places.lock();
         let there = stores.iter().filter(|store| store.state() != pb::StoreState::Tombstone);
         let mut there: Vec<_> = there.map(|store| (store.id, store.peer_url.clone())).collect();
         there.sort();
-        if there.is_empty() || *known == there {
+        let mut now = known.clone();
+        if !there.is_empty() {
+            now.stores = there;
+        }
+        if !members.is_empty() {
+            now.members = members.iter().filter(|member| !member.contains(char::is_whitespace)).cloned().collect();
+        }
+        if *known == now {
             return Ok(());
         }
-        let lines: String = there.iter().map(|(id, address)| format!("{id} {address}\n")).collect();
+        let stores = now.stores.iter().map(|(id, address)| format!("{id} {address}\n"));
+        let lines: String = stores.chain(now.members.iter().map(|member| format!("pd {member}\n"))).collect();
         let mut file = File::create(self.folder.join(TEMPORARY))?;
         write!(file, "{HEADER}\n{lines}")?;
         file.sync_all()?;
         fs::rename(self.folder.join(TEMPORARY), self.folder.join(FILE))?;
         File::open(&self.folder)?.sync_all()?;
-        *known = there;
+        *known = now;
         Ok(())
     }
 }
 
-fn parse(text: &str) -> Option<Vec<(u64, String)>> {
+fn parse(text: &str) -> Option<Places> {
     let lines = text.strip_prefix(HEADER)?.strip_prefix('\n')?;
-    let store =
-        |line: &str| line.split_once(' ').and_then(|(id, address)| Some((id.parse().ok()?, address.to_owned())));
-    lines.lines().map(store).collect()
+    let mut places = Places::default();
+    for line in lines.lines() {
+        match line.split_once(' ')? {
+            ("pd", member) => places.members.push(member.to_owned()),
+            (id, address) => places.stores.push((id.parse().ok()?, address.to_owned())),
+        }
+    }
+    Some(places)
 }
 
 /// The placement driver, of whose word on the stores note is taken.
@@ -87,10 +113,12 @@ impl Remembering {
         self.spoke.load(Ordering::SeqCst)
     }
 
-    async fn note(&self, stores: &[pb::Store]) {
-        let (known, stores) = (self.known.clone(), stores.to_vec());
-        let noted =
-            tokio::task::spawn_blocking(move || known.remember(&stores)).await.map_err(io::Error::other).flatten();
+    async fn note(&self, stores: &[pb::Store], members: &[String]) {
+        let (known, stores, members) = (self.known.clone(), stores.to_vec(), members.to_vec());
+        let noted = tokio::task::spawn_blocking(move || known.remember(&stores, &members))
+            .await
+            .map_err(io::Error::other)
+            .flatten();
         let Err(why) = noted else { return self.failed.store(false, Ordering::Relaxed) };
         if !self.failed.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -111,7 +139,7 @@ impl Placement for Remembering {
         Box::pin(async move {
             let answer = self.pd.register(request).await;
             match &answer {
-                Ok(response) => self.note(&response.stores).await,
+                Ok(response) => self.note(&response.stores, &[]).await,
                 Err(status) if is_of_the_way(status) => {}
                 Err(_) => self.spoke.store(true, Ordering::SeqCst),
             }
@@ -122,7 +150,10 @@ impl Placement for Remembering {
     fn heartbeat(&self, request: pb::HeartbeatRequest) -> Asking<'_, pb::HeartbeatResponse> {
         Box::pin(async move {
             let response = self.pd.heartbeat(request).await?;
-            self.note(&response.stores).await;
+            if !response.members.is_empty() {
+                self.pd.learn(&response.members);
+            }
+            self.note(&response.stores, &response.members).await;
             Ok(response)
         })
     }
@@ -147,24 +178,25 @@ mod tests {
             store(1, "10.0.0.1:2380", pb::StoreState::Up),
             store(2, "10.0.0.2:2380", pb::StoreState::Tombstone),
         ];
-        known.remember(&told).unwrap();
+        known.remember(&told, &["http://10.0.0.9:2379".to_owned()]).unwrap();
+        assert_eq!(Known::read(folder.path()).members(), ["http://10.0.0.9:2379"]);
         let again = Known::read(folder.path()).stores();
         assert_eq!(again, [store(1, "10.0.0.1:2380", pb::StoreState::Up), store(3, "", pb::StoreState::Up)]);
         // Nobody forgets all stores; and what is the same is not written again.
-        known.remember(&[]).unwrap();
+        known.remember(&[], &[]).unwrap();
         fs::remove_file(folder.path().join(FILE)).unwrap();
-        known.remember(&told).unwrap();
+        known.remember(&told, &[]).unwrap();
         assert!(!folder.path().join(FILE).exists());
     }
 
     #[test]
     fn no_text_makes_the_parser_panic() {
-        let text = format!("{HEADER}\n1 10.0.0.1:2380\n3 \n");
-        assert_eq!(parse(&text).unwrap().len(), 2);
+        let text = format!("{HEADER}\n1 10.0.0.1:2380\n3 \npd http://10.0.0.9:2379\n");
+        assert_eq!(parse(&text).map(|places| (places.stores.len(), places.members.len())), Some((2, 1)));
         mutate(14, 50_000, &[text.into_bytes()], |bytes| {
             let text = String::from_utf8_lossy(bytes);
-            if let Some(stores) = parse(&text) {
-                assert!(stores.len() < text.lines().count());
+            if let Some(places) = parse(&text) {
+                assert!(places.stores.len() + places.members.len() < text.lines().count());
             }
         });
     }

@@ -51,6 +51,11 @@ impl PdClient {
         PdClient { members: Arc::new(PlacementDriver::new(addresses, tls)), heartbeats: Mutex::default() }
     }
 
+    /// Members of the placement driver beside those that the configuration names.
+    pub fn learn(&self, members: &[String]) {
+        self.members.learn(members);
+    }
+
     pub fn stats(&self) -> PdStats {
         let Heartbeats { answered, failed, last } = *self.heartbeats.lock();
         PdStats { answered, failed, age: last.map(|last| last.elapsed()) }

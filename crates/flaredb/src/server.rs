@@ -158,6 +158,7 @@ async fn serve(mut settings: Settings, reloader: Reloader) -> Result<(), StartEr
     let server = Server::new(door.clone(), config);
     let serving = answer(listeners, &server, &door, certificates.as_ref().and_then(Certificates::serving))?;
     let known = Arc::new(Known::read(&settings.node.data_dir));
+    pd.learn(&known.members());
     let placement = Arc::new(Remembering::new(pd.clone(), known.clone()));
     let mut registering = {
         let (node, placement) = (node.clone(), placement.clone());

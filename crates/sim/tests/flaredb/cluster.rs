@@ -103,9 +103,14 @@ impl Cluster {
 
     /// Another store, not started; id zero: whatever it is called. Its place in `stores`.
     pub fn add_store(&mut self, id: u64) -> usize {
+        self.add_store_that_knows(id, self.pd.len())
+    }
+
+    /// One whose configuration names so many members of the placement driver.
+    pub fn add_store_that_knows(&mut self, id: u64, members: usize) -> usize {
         let index = self.stores.len();
         let mut process = self.process("flaredb", &format!("store{}", index + 1), STORES_FROM + index as u8);
-        let pd: Vec<String> = self.pd.iter().map(|pd| format!("{}:{CLIENT_PORT}", pd.address)).collect();
+        let pd: Vec<String> = self.pd[..members].iter().map(|pd| format!("{}:{CLIENT_PORT}", pd.address)).collect();
         process.flags.extend([format!("--store-id={id}"), format!("--pd-addr={}", pd.join(","))]);
         process.flags.push("--tick-interval-ms=50".to_owned());
         self.stores.push(process);

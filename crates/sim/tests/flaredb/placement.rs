@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, Process};
+use crate::cluster::{Cluster, Process, put};
 
 /// The runbook's search for full disks.
 const FULL: &str = ".stores[] | select((.available / .capacity) < 0.1)";
@@ -105,4 +105,31 @@ async fn none_is_full(cluster: &mut Cluster, member: usize) {
     let pd = &cluster.pd[member];
     assert_eq!(asked(pd, "stores", FULL), "");
     assert_eq!(asked(pd, "store/3", "[.capacity, .available, .last_heartbeat_unix_seconds]"), "[1,1,null]\n");
+}
+
+/// A store whose configuration names one member of the placement driver learns of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_finds_the_members_that_it_was_not_told_of() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let third = cluster.add_store_that_knows(3, 1);
+    cluster.stores[third].spawn();
+    let places = cluster.data_dir(&cluster.stores[third]).join("stores");
+    let members =
+        || std::fs::read_to_string(&places).unwrap_or_default().lines().filter(|line| line.starts_with("pd ")).count();
+    cluster.until("it has heard of all members", async |_| members() == 3).await;
+
+    cluster.pd[0].kill();
+    let heard = async |cluster: &Cluster| -> u64 {
+        cluster.page("store/3").await.and_then(|store| store["last_heartbeat_unix_seconds"].as_u64()).unwrap_or(0)
+    };
+    cluster.until("the others lead", async |cluster| heard(cluster).await > 0).await;
+    let before = heard(&cluster).await;
+    cluster.until("the others hear of it", async |cluster| heard(cluster).await > before + 2).await;
+
+    // Also when it starts anew.
+    cluster.stores[third].stop().await;
+    cluster.stores[third].spawn();
+    let before = heard(&cluster).await;
+    cluster.until("it registers with one that it learnt of", async |cluster| heard(cluster).await > before + 2).await;
+    put(&mut cluster.raw(third).await, "k", "v").await.unwrap();
 }
