@@ -90,6 +90,12 @@ impl Failure {
             .advise("is the node overloaded or cut off from its peers? see `status`; --timeout waits longer")
     }
 
+    /// The server says that the time ran out, and of what.
+    pub fn timed_out_saying(endpoint: &str, words: &str) -> Failure {
+        let text = format!("{endpoint}: context deadline exceeded: {words}");
+        Failure::new(Kind::TimedOut, text).advise("read the key: a write may have happened")
+    }
+
     pub fn no_leader(endpoint: &str) -> Failure {
         Failure::new(Kind::NoLeader, format!("{endpoint}: no leader elected"))
             .advise("fewer than a majority of the members can reach one another: see `status` on each of them")

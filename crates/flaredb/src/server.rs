@@ -50,6 +50,16 @@ pub fn run(settings: Settings, reloader: Reloader) -> Result<(), StartError> {
         .map_err(|error| StartError::new(Cause::System, format_args!("cannot start threads: {error}")))?;
     runtime.block_on(async {
         let Some(own) = settings.standalone.clone() else { return serve(settings, reloader).await };
+        if let Some(whole) = settings.node.data_dir.parent().filter(|whole| whole.join("identity").exists()) {
+            return Err(StartError::new(
+                Cause::Folder,
+                format_args!(
+                    "data folder {} is a store's that knows a placement driver elsewhere: `standalone` would begin an empty \
+                     cluster below it; start it without, or name another folder",
+                    whole.display()
+                ),
+            ));
+        }
         let ports = own.node.client_urls.join(", ");
         tracing::info!(target: "flaredb_service", "Running a placement driver in this process, addr={ports}");
         // A signal ends both, and so does what ends one of them.

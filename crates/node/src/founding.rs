@@ -170,7 +170,11 @@ async fn enter(shell: &Arc<Shell>, untold: &mut u32) -> Result<(), String> {
     if !config.bootstrap {
         let advice = "; to found one with the backup in the data folder, start it with `bootstrap = true`";
         let advice = if shell.seed.exists { advice } else { "" };
-        return Err(format!("no initial member knows one: {}{advice}", missing.join("; ")));
+        let missing = match missing.is_empty() {
+            true => "`initial_members` names nobody but this one: name a member that is there".to_owned(),
+            false => missing.join("; "),
+        };
+        return Err(format!("no initial member knows one: {missing}{advice}"));
     }
     if all_answer && !shell.seed.is_ready() {
         shell.load_seed().await;

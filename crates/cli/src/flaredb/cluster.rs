@@ -56,7 +56,11 @@ pub async fn status(global: &Global, output: &mut Output) -> Result<bool, Failur
     let head = ["STORE", "STATE", "ADDRESS", "REGIONS", "LEADERS", "CAPACITY", "AVAILABLE", "LAST HEARD"];
     let rows: Vec<Vec<String>> = status.stores.iter().map(row).collect();
     let members = status.members.iter().map(|member| {
-        let role = if member.leader { "leader" } else { "follower" };
+        let role = match member {
+            pb::Member { leader: true, .. } => "leader",
+            pb::Member { learner: true, .. } => "learner",
+            _ => "follower",
+        };
         vec![member.id.to_string(), member.name.clone(), member.client_urls.join(","), role.to_owned()]
     });
     let members: Vec<Vec<String>> = members.collect();
@@ -112,7 +116,7 @@ fn as_json(status: &pb::ClusterStatusResponse) -> Value {
             "seconds_ago": refused.seconds_ago,
         })
     };
-    let member = |member: &pb::Member| json!({ "id": member.id, "name": member.name, "client_urls": member.client_urls, "leader": member.leader });
+    let member = |member: &pb::Member| json!({ "id": member.id, "name": member.name, "client_urls": member.client_urls, "leader": member.leader, "learner": member.learner });
     json!({
         "cluster_id": format!("{:016x}", status.cluster_id),
         "healthy": status.problems.is_empty(),

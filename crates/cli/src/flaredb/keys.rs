@@ -1,9 +1,10 @@
 //! Raw keys.
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cli::failure::{Failure, Kind};
+use cli::failure::Failure;
 use cli::format;
 use cli::output::{Format, Output};
 use proto::flaredb as pb;
@@ -43,17 +44,25 @@ macro_rules! ask {
         match &$way {
             Way::Endpoint(endpoint, client) => {
                 let answer = client.clone().$call($request).await;
-                answer.map(Response::into_inner).map_err(|status| Failure::of_status(endpoint, &status))
+                answer.map(Response::into_inner).map_err(|status| of_endpoint(endpoint, &status))
             }
             Way::Leaders(members, router) => router.$call($request).await.map_err(|status| of_router(members, status)),
         }
     };
 }
 
-/// What the router says names the store that it speaks of.
+/// What a server says itself names the store or the region that it speaks of.
+fn of_endpoint(endpoint: &str, status: &tonic::Status) -> Failure {
+    let said = status.source().is_none() && !status.message().starts_with("context deadline exceeded");
+    match status.code() {
+        tonic::Code::DeadlineExceeded if said => Failure::timed_out_saying(endpoint, status.message()),
+        _ => Failure::of_status(endpoint, status),
+    }
+}
+
 fn of_router(members: &str, status: rpc::Status) -> Failure {
     if status.code == rpc::Code::DeadlineExceeded {
-        return Failure::new(Kind::TimedOut, status.message).advise("read the key: a write may have happened");
+        return Failure::timed_out_saying(members, &status.message);
     }
     if status.message.contains("unknown method") {
         return unknown_there(members);

@@ -168,13 +168,25 @@ pub async fn members(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result
             let row = |member: &Value| {
                 let id = &member["member_id"];
                 let healthy = list(&health).iter().any(|one| one["member_id"] == *id && one["health"] == true);
-                let urls: Vec<String> = list(&member["client_urls"]).iter().map(plain).collect();
+                let urls = |kind: &str| list(&member[kind]).iter().map(plain).collect::<Vec<_>>().join(",");
+                // One that was never started is known by its Raft address alone.
+                let began = member["name"] != "";
+                let role = match () {
+                    () if page["leader"]["member_id"] == *id => "leader",
+                    () if member["learner"] == true => "learner",
+                    () => "follower",
+                };
+                let health = match (began, healthy) {
+                    (false, _) => "not started yet",
+                    (true, true) => "healthy",
+                    (true, false) => "silent",
+                };
                 vec![
                     plain(id),
-                    plain(&member["name"]),
-                    urls.join(","),
-                    if page["leader"]["member_id"] == *id { "leader" } else { "follower" }.to_owned(),
-                    if healthy { "healthy" } else { "silent" }.to_owned(),
+                    if began { plain(&member["name"]) } else { "-".to_owned() },
+                    if began { urls("client_urls") } else { urls("peer_urls") },
+                    role.to_owned(),
+                    health.to_owned(),
                 ]
             };
             let rows = list(&page["members"]).iter().map(row).collect();

@@ -96,7 +96,7 @@ impl Raw {
         // Later ones of a key win, as they would one after the other.
         request.mutations.sort_by(|a, b| a.key.cmp(&b.key));
         let all = request.mutations.len();
-        let mut rest = request.mutations;
+        let (mut rest, mut cut_anew) = (request.mutations, 0);
         while let Some(first) = rest.first() {
             let end = match self.store.region_at(&first.key) {
                 Some(region) => Some(region.state().end.clone()).filter(|end| !end.is_empty()),
@@ -111,9 +111,18 @@ impl Raw {
             };
             let later = rest.split_off(many);
             let done = all - later.len() - rest.len();
-            let part = self.batch_part(pb::BatchRequest { context: None, mutations: rest }).await;
-            part.map_err(|why| done_in_part(why, done, all))?;
-            rest = later;
+            let part = pb::BatchRequest { context: None, mutations: rest };
+            match self.batch_part(part.clone()).await {
+                Ok(_) => (rest, cut_anew) = (later, 0),
+                // The region was cut since.
+                Err(why) if why.code == rpc::Code::Aborted && why.nothing_done && cut_anew < TRIES => {
+                    cut_anew += 1;
+                    self.store.node.sleep(FROZEN_LOOK_EVERY).await;
+                    rest = part.mutations;
+                    rest.extend(later);
+                }
+                Err(why) => return Err(done_in_part(why, done, all)),
+            }
         }
         Ok(pb::BatchResponse::default())
     }
@@ -241,7 +250,14 @@ impl Raw {
                 ))
                 .into());
             }
-            let command = pb::Command { version: region.state().version, what: Some(what.clone()) };
+            let state = region.state();
+            if let pb::command::What::Write(write) = &what
+                && write.mutations.iter().any(|mutation| !state.covers(&mutation.key))
+            {
+                let why = format!("region {} has not all keys of the batch", region.id());
+                return Err(Status::new(rpc::Code::Aborted, why).with_nothing_done().into());
+            }
+            let command = pb::Command { version: state.version, what: Some(what.clone()) };
             if self.is_elsewhere(&region, key).await {
                 return Err(not_here());
             }

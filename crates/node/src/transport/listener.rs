@@ -298,8 +298,9 @@ impl Door {
         if foreign.len() < STRANGERS_MAX && foreign.insert((hello.cluster, hello.node)) {
             tracing::warn!(
                 target: "chainfire_network",
-                "Refused a node of another cluster, node={} addr={} cluster={} ours={}; if it is to join this one, empty its \
-                 data folder and add it with member-add code=CF4110",
+                "Refused a node of another cluster, node={} addr={} cluster={} ours={}; where one of the two clusters was \
+                 founded by mistake, stop what is in it, empty its data folder, add it to the other one, and start it with \
+                 `bootstrap = false` code=CF4110",
                 hello.node,
                 hello.address,
                 hello.cluster,

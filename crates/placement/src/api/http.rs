@@ -61,9 +61,15 @@ impl Api {
                 return response(StatusCode::OK, JSON, version.to_string());
             }
             "/health" | "/readyz" if is_get => {
-                let healthy = !self.handle.status().leader.is_none();
+                let healthy = !self.handle.status().leader.is_none() && !self.handle.is_left_out();
                 let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                return response(code, JSON, json!({ "health": healthy.to_string() }).to_string());
+                let mut health = json!({ "health": healthy.to_string() });
+                if !healthy {
+                    let removed = self.handle.is_left_out();
+                    let why = if removed { consensus::Refusal::Removed } else { consensus::Refusal::NoLeader };
+                    health["reason"] = why.to_string().into();
+                }
+                return response(code, JSON, health.to_string());
             }
             "/scrub" if is_get || request.method() == Method::POST => {
                 return response(StatusCode::OK, JSON, self.scrub.page(request.method() == Method::POST));

@@ -2,8 +2,9 @@
 //!
 //! A member that is added learns first, and votes by itself once it has caught up.
 
+use ::http::StatusCode;
 use base::NodeId;
-use consensus::{Member, MembershipChange};
+use consensus::{Member, MembershipChange, Refusal};
 use node::transport::bare_address;
 use serde_json::{Value, json};
 
@@ -22,16 +23,42 @@ pub async fn add(api: &Api, body: Value) -> Result<Value, PageError> {
     let urls = urls.filter(|urls| !urls.is_empty() && urls.len() <= consensus::membership::URLS_MAX);
     let urls = urls.ok_or_else(|| bad_request(HOW))?;
     let member = Member { node: NodeId(id), peer_urls: urls, promote_when_ready: true, ..Member::default() };
-    api.handle.change(MembershipChange::Add(member)).await.map_err(of_refusal)?;
-    Ok(json!({ "message": format!("member {id} is added; start it, and it votes once it has caught up") }))
+    api.handle.change(MembershipChange::Add(member)).await.map_err(refused)?;
+    Ok(json!({ "message": format!(
+        "member {id} is added; start it with an empty data folder and --node-id {id} --bootstrap false --initial-members {}; it \
+         votes once it has caught up",
+        initial_members(api)
+    ) }))
 }
 
 pub async fn remove(api: &Api, id: u64) -> Result<Value, PageError> {
     if !api.handle.membership().members.contains_key(&NodeId(id)) {
         return Err(not_found(format!("there is no member {id}")));
     }
-    api.handle.change(MembershipChange::Remove { node: NodeId(id) }).await.map_err(of_refusal)?;
+    api.handle.change(MembershipChange::Remove { node: NodeId(id) }).await.map_err(refused)?;
     Ok(json!({ "message": format!("member {id} is removed; stop it") }))
+}
+
+/// All members, as the flag of another one names them.
+fn initial_members(api: &Api) -> String {
+    let membership = api.handle.membership();
+    let members = membership.members.values();
+    let named = members
+        .filter_map(|member| member.peer_urls.first().map(|url| format!("{}={}", member.node, bare_address(url))));
+    named.collect::<Vec<_>>().join(",")
+}
+
+/// What cannot be done as things are is no failure of this member.
+fn refused(why: Refusal) -> PageError {
+    match why {
+        Refusal::DuplicateMember
+        | Refusal::ChangeInFlight
+        | Refusal::WouldLoseQuorum
+        | Refusal::TooManyLearners
+        | Refusal::LearnerNotReady => PageError::Http(StatusCode::CONFLICT, why.to_string()),
+        Refusal::UnknownMember => not_found(why.to_string()),
+        why => of_refusal(why).into(),
+    }
 }
 
 /// `HOST:PORT`, with or without a scheme.

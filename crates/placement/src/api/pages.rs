@@ -21,7 +21,7 @@ use crate::term::{Term, labels_of, unix_s_ago};
 use crate::view::{Health, Region};
 
 /// A new leader has not heard of the other members yet.
-const MEMBERS_ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const MEMBERS_ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 pub type Page = Result<Value, PageError>;
 
@@ -142,6 +142,7 @@ fn members_page(api: &Api) -> Value {
             "member_id": member.node.0,
             "peer_urls": member.peer_urls,
             "client_urls": member.client_urls,
+            "learner": !membership.voters.contains(&member.peer),
         })
     };
     let all: Vec<Value> = membership.members.values().map(member).collect();
@@ -160,15 +161,24 @@ fn health(api: &Api) -> Value {
     membership.members.values().map(one).collect()
 }
 
-/// Members that do not answer this one, which leads.
+/// Voting members that do not answer this one, which leads.
 fn silent_members(api: &Api) -> Vec<String> {
     let (status, membership) = (api.handle.status(), api.handle.membership());
     if api.handle.now().since(status.led_since) < MEMBERS_ANSWER_WITHIN {
         return Vec::new();
     }
     let heard = |peer| status.followers.iter().any(|(follower, _, heard)| *follower == peer && *heard);
-    let silent = membership.members.values().filter(|member| member.peer != status.peer && !heard(member.peer));
-    silent.map(|member| member.name.clone()).collect()
+    let voters = membership.members.values().filter(|member| membership.voters.contains(&member.peer));
+    let silent = voters.filter(|member| member.peer != status.peer && !heard(member.peer));
+    silent.map(name_of_member).collect()
+}
+
+/// One that was never started has none of its own.
+fn name_of_member(member: &consensus::Member) -> String {
+    match member.name.as_str() {
+        "" => format!("{} ({})", member.node, member.peer_urls.join(", ")),
+        name => name.to_owned(),
+    }
 }
 
 /// The policy; what it says of replicas is there as well under the names that tools look for.
@@ -410,13 +420,14 @@ impl Api {
         let (status, membership) = (self.handle.status(), self.handle.membership());
         let members = membership.members.values().map(|member| pb::Member {
             id: member.node.0,
-            name: member.name.clone(),
+            name: name_of_member(member),
             client_urls: member.client_urls.clone(),
             leader: member.node == status.leader_node,
+            learner: !membership.voters.contains(&member.peer),
         });
         let silent = silent_members(self);
         let mut stores = Vec::new();
-        for record in records.stores.values() {
+        for record in records.stores.values().filter(|store| store.state() != pb::StoreState::Tombstone) {
             let Some(store) = term.view.store(NodeId(record.id)) else { continue };
             let state = store.state_name(now, &term.policy);
             let silent_seconds = match store.health(now, &term.policy) {

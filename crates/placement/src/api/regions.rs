@@ -14,7 +14,7 @@ use crate::view::{Region, StoreState};
 
 /// One answer has so many at most, and looks at so many; it takes the time of heartbeats.
 const LIMIT_MAX: usize = 5000;
-const LOOKED_AT_MAX: usize = 200_000;
+const LOOKED_AT_MAX: usize = 2_000_000;
 /// Of `regions/key`, when nothing is said.
 const LIMIT: u64 = 16;
 
@@ -154,9 +154,14 @@ impl Part<'_> {
 
     /// Those that matter. `next` is the page behind, `path` with where it begins: also where few or none were found, as long as
     /// not all were looked at.
-    fn page(&self, term: &Term, path: &str, matters: impl Fn(&Region) -> bool) -> Value {
+    fn page<'a>(
+        &self,
+        regions: impl Iterator<Item = &'a Region>,
+        path: &str,
+        matters: impl Fn(&Region) -> bool,
+    ) -> Value {
         let (mut found, mut next) = (Vec::new(), None);
-        for (number, region) in term.view.regions_behind(self.key).enumerate() {
+        for (number, region) in regions.enumerate() {
             if found.len() == self.limit || number == self.looked_at_max {
                 let key: String = region.start.iter().map(|byte| format!("%{byte:02X}")).collect();
                 next = Some(format!("{path}?limit={}&key={key}", self.limit));
@@ -173,7 +178,7 @@ impl Part<'_> {
 pub fn all(api: &Api, query: &Query) -> Page {
     let part = Part::of(query)?;
     let term = api.leader()?.term()?;
-    let mut page = part.page(&term, "regions", |_| true);
+    let mut page = part.page(term.view.regions_behind(part.key), "regions", |_| true);
     page["total"] = term.view.region_count().into();
     Ok(page)
 }
@@ -190,9 +195,13 @@ pub fn from_key(api: &Api, query: &Query) -> Page {
 pub fn of_store(api: &Api, id: u64, query: &Query) -> Page {
     let part = Part::of(query)?;
     let term = api.leader()?.term()?;
-    let store = term.view.store(NodeId(id)).ok_or_else(|| not_found(format!("there is no store {id}")))?.id();
-    let mut page = part.page(&term, &format!("regions/store/{id}"), |region| region.peer(store).is_some());
-    page["total"] = term.view.store(store).map_or(0, |store| store.region_count()).into();
+    let store = term.view.store(NodeId(id)).ok_or_else(|| not_found(format!("there is no store {id}")))?;
+    let mut all: Vec<&Region> = store.regions().filter_map(|region| term.view.region(region)).collect();
+    all.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+    let total = all.len();
+    let behind = all.into_iter().filter(|region| region.end.is_empty() || part.key < &*region.end);
+    let mut page = part.page(behind, &format!("regions/store/{id}"), |_| true);
+    page["total"] = total.into();
     Ok(page)
 }
 
@@ -205,7 +214,8 @@ pub fn check(api: &Api, what: &str, query: &Query) -> Page {
     };
     let leader = api.leader()?;
     let (term, now) = (leader.term()?, leader.now());
-    Ok(part.page(&term, &format!("regions/check/{what}"), |region| matters(&term, region, now)))
+    let regions = term.view.regions_behind(part.key);
+    Ok(part.page(regions, &format!("regions/check/{what}"), |region| matters(&term, region, now)))
 }
 
 pub fn one(api: &Api, id: u64) -> Page {
@@ -272,7 +282,8 @@ mod tests {
         let shown_of = |text: &str, looked_at_max: usize, id: Option<u64>| {
             let query = of(text);
             let part = Part { looked_at_max, ..Part::of(&query).ok().unwrap() };
-            let value = part.page(&term, "regions", |region| id.is_none_or(|id| region.id.0 == id));
+            let value = part
+                .page(term.view.regions_behind(part.key), "regions", |region| id.is_none_or(|id| region.id.0 == id));
             let ids = value["regions"].as_array().unwrap().iter().map(|region| region["id"].as_u64().unwrap());
             (ids.collect::<Vec<_>>(), value["next"].as_str().map(ToOwned::to_owned))
         };

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use base::{GroupId, NodeId, Time};
 
-use super::pages::reason;
 use crate::machine::Records;
 use crate::model::hex;
 use crate::term::Term;
-use crate::view::{Health, Region};
+use crate::view::Region;
 
 /// The regions on both sides of a cut tell of it one after the other, and so do the leaders of a region.
 const LASTING: Duration = Duration::from_secs(10);
+/// A store tells of itself each second; one that has not for so long is named before it counts as disconnected.
+const TELLS_WITHIN: Duration = Duration::from_secs(5);
 /// Of one kind, so many are named.
 const NAMED_MAX: usize = 3;
 
@@ -41,12 +42,23 @@ fn stores(problems: &mut Vec<String>, term: &Term, records: &Records, now: Time)
     for id in records.stores.keys() {
         let Some(store) = term.view.store(NodeId(*id)) else { continue };
         let state = store.state_name(now, &term.policy);
-        if matches!(state, "Down" | "Disconnected") {
-            let silent = match store.health(now, &term.policy) {
-                Health::Disconnected(silent) | Health::Down(silent) if store.reported => silent.as_secs(),
-                _ => 0,
-            };
-            problems.push(format!("store {id} is {state}: {}", reason(state, silent)));
+        let silent = store.silent_for(now);
+        let unheard = match store.reported {
+            true => format!("not heard of for {} s", silent.as_secs()),
+            false => format!("not heard of since this member began to lead, {} s ago", silent.as_secs()),
+        };
+        match state {
+            "Disconnected" => problems.push(format!("store {id} is {state}: {unheard}")),
+            "Down" if store.region_count() > 0 => {
+                problems.push(format!("store {id} is {state}: {unheard}; its replicas are made anew on other stores"));
+            }
+            "Down" => problems.push(format!(
+                "store {id} is {state}: {unheard}; nothing is left on it: start it again, or have it removed with \
+                 `flaredb-client drain {id}`"
+            )),
+            "Tombstone" => {}
+            _ if !store.reported || silent >= TELLS_WITHIN => problems.push(format!("store {id}: {unheard}")),
+            _ => {}
         }
         if !matches!(state, "Up" | "Offline") {
             continue;
@@ -63,6 +75,12 @@ fn stores(problems: &mut Vec<String>, term: &Term, records: &Records, now: Time)
 }
 
 fn regions(problems: &mut Vec<String>, term: &Term, now: Time) {
+    let unheard = term.view.region_count() - term.view.heard_regions();
+    if unheard > 0 {
+        problems.push(format!(
+            "{unheard} regions were not heard of since this member of the placement driver began to lead"
+        ));
+    }
     let wanted = term.policy.max_replicas as usize;
     let missing = term.view.regions().filter(|region| region.voters().count() < wanted).count();
     if missing > 0 {

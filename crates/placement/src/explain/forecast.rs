@@ -70,6 +70,10 @@ pub struct PolicyForecast {
     /// Replicas to be made, and their bytes.
     pub replicas: u64,
     pub bytes: u64,
+    /// Replicas too many, whose data is deleted.
+    pub removed: u64,
+    /// So many of its stores a region can lose at once and go on.
+    pub spare: u32,
     /// Of so many regions looked at, some cannot have what they need.
     pub checked: u64,
     pub blocked: Vec<BlockedRegions>,
@@ -137,12 +141,15 @@ pub fn change_policy(view: &View, old: &Policy, new: &Policy, now: Time) -> Poli
         regions_before: BTreeMap::new(),
         replicas: 0,
         bytes: 0,
+        removed: 0,
+        spare: new.max_replicas.saturating_sub(1) / 2,
         checked: 0,
         blocked: Vec::new(),
         estimate: Estimate::default(),
     };
     let mut blocked = Gathered::default();
     for region in view.regions() {
+        forecast.removed += (region.voters().count() as u64).saturating_sub(new.max_replicas.into());
         if let Some(need) = replica::need(&before, region) {
             *forecast.regions_before.entry(need.cause.name()).or_default() += 1;
         }
@@ -286,6 +293,11 @@ impl fmt::Display for Estimate {
     }
 }
 
+/// What a duration leaves out.
+fn without(blocked: &[BlockedRegions]) -> &'static str {
+    if blocked.is_empty() { "" } else { ", without what is held up: that waits until it can be done" }
+}
+
 impl fmt::Display for RemovalForecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(refused) = &self.refused {
@@ -295,7 +307,7 @@ impl fmt::Display for RemovalForecast {
         let (replicas, leaders, bytes) = (self.replicas, self.leaders, gib(self.bytes));
         writeln!(f, "to move from store {}: {replicas} replicas of {bytes:.1} GiB, {leaders} lead", self.store)?;
         writeln!(f, "room: {:.1} GiB in {} stores", gib(self.room_bytes), self.targets)?;
-        writeln!(f, "duration: {}", self.estimate)?;
+        writeln!(f, "duration: {}{}", self.estimate, without(&self.blocked))?;
         self.blocked.iter().try_for_each(|kind| writeln!(f, "held up: {kind}"))
     }
 }
@@ -313,7 +325,14 @@ impl fmt::Display for PolicyForecast {
         }
         let gib = self.bytes as f64 / (1u64 << 30) as f64;
         writeln!(f, "to make: {} replicas of {gib:.1} GiB", self.replicas)?;
-        writeln!(f, "duration: {}", self.estimate)?;
+        if self.removed > 0 {
+            writeln!(f, "to delete: {} replicas", self.removed)?;
+        }
+        match self.spare {
+            0 => writeln!(f, "then: a region stands still when one of its stores is lost")?,
+            spare => writeln!(f, "then: a region goes on without {spare} of its stores")?,
+        }
+        writeln!(f, "duration: {}{}", self.estimate, without(&self.blocked))?;
         self.blocked.iter().try_for_each(|kind| writeln!(f, "held up: {kind} (of {} looked at)", self.checked))
     }
 }

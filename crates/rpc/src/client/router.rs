@@ -236,6 +236,10 @@ impl Router {
                     let broken = status.source().is_some();
                     let nothing_done = status.metadata().contains_key(NOTHING_DONE) || never_sent(&status);
                     let code = Code::from_number(status.code() as u32);
+                    if code == Code::Aborted {
+                        // The region is not what it was.
+                        self.forget(key);
+                    }
                     if !broken && code != Code::Unavailable {
                         return Err(Status { nothing_done, ..Status::new(code, status.message().to_owned()) });
                     }

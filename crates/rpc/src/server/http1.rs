@@ -5,16 +5,20 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::service::{Call, HttpBody, Service, http_body};
 use super::stop::Stop;
 use super::{ServerConfig, browser};
+
+/// A body has so long to come.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
 
 /// Serves a connection whose first bytes, `head`, are read already.
 pub(super) async fn serve<IO, S>(
@@ -58,16 +62,23 @@ async fn answer<S: Service>(
     if let Some(why) = browser::refusal(&head.headers, &config.names) {
         return Ok(refused(http::StatusCode::FORBIDDEN, &why));
     }
-    let body = match Limited::new(body, config.http_body_bytes_max).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => {
-            let status = if error.is::<http_body_util::LengthLimitError>() { 413 } else { 400 };
-            let why = match status {
-                413 => format!("the request's body is too large: {} bytes at most", config.http_body_bytes_max),
-                _ => format!("the request's body cannot be read: {error}"),
-            };
-            return Ok(refused(http::StatusCode::from_u16(status).expect("a known status"), &why));
+    let too_large = || {
+        let why = format!("the request's body is too large: {} bytes at most", config.http_body_bytes_max);
+        Ok(refused(http::StatusCode::PAYLOAD_TOO_LARGE, &why))
+    };
+    // What says how large it is need not be read first.
+    if body.size_hint().lower() > config.http_body_bytes_max as u64 {
+        return too_large();
+    }
+    let whole = Limited::new(body, config.http_body_bytes_max).collect();
+    let body = match tokio::time::timeout(BODY_WITHIN, whole).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return too_large(),
+        Ok(Err(error)) => {
+            let why = format!("the request's body cannot be read: {error}");
+            return Ok(refused(http::StatusCode::BAD_REQUEST, &why));
         }
+        Err(_) => return Ok(refused(http::StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time")),
     };
     let call = Call { peer, metadata: Default::default(), deadline: None };
     Ok(service.http(call, http::Request::from_parts(head, body)).await)
