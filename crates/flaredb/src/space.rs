@@ -40,8 +40,8 @@ pub const TABLES_IN_RESERVE: u64 = 8;
 const TABLE_BYTES_MIN: u64 = 1 << 20;
 const LOG_PART_OF_DISK: u64 = 8;
 const LOG_BYTES_MIN: u64 = 16 << 20;
-/// Every so many of these looks a single one is enough.
-const LONG_TURNS: u32 = 12;
+/// So many of these looks there are at most before a few are enough.
+const FEW_AFTER_MAX: u32 = 12;
 const DELETIONS_WORTH_A_TABLE: u64 = 100;
 /// What is written meanwhile, by the log for one.
 const SPARE_BYTES: u64 = 2 << 20;
@@ -51,12 +51,39 @@ const WORD_COUNTS: Duration = Duration::from_secs(10);
 const PUT_WAITS: Duration = Duration::from_secs(3);
 const PUT_LOOKS_EVERY: Duration = Duration::from_millis(50);
 
+/// Whether deletions in memory are worth a table. Many always are. A few may give as much room back, or next to none: they are at
+/// the first look, and where few come again and again after more and more looks.
+struct Worth {
+    looks: u32,
+    few_after: u32,
+}
+
+impl Default for Worth {
+    fn default() -> Worth {
+        Worth { looks: 0, few_after: 1 }
+    }
+}
+
+impl Worth {
+    fn look(&mut self, deletions: u64) -> bool {
+        self.looks += 1;
+        let many = deletions >= DELETIONS_WORTH_A_TABLE;
+        if !many && (deletions == 0 || self.looks < self.few_after) {
+            return false;
+        }
+        let few_after = if many { 1 } else { (self.few_after * 2).min(FEW_AFTER_MAX) };
+        *self = Worth { looks: 0, few_after };
+        true
+    }
+}
+
 /// What a store knows of full disks.
 #[derive(Default)]
 pub struct Space {
     full: AtomicBool,
     /// Since the disk became full, what was in memory then has not been written out.
     unwritten: AtomicBool,
+    worth: Mutex<Worth>,
     /// The placement driver's last word on all stores, and when that was.
     stores: Mutex<Option<(Instant, BTreeSet<NodeId>)>>,
     /// Regions that take nothing new here.
@@ -124,7 +151,7 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
     let ballast = Ballast::new(&folder);
     let mut room = Room::default();
     let mut handed: Option<Instant> = None;
-    let (mut looked, mut turns) = (Instant::now(), 0_u32);
+    let mut looked = Instant::now();
     let mut writing = tokio::spawn(std::future::ready(()));
     loop {
         if node.ends_if_damaged() {
@@ -157,12 +184,12 @@ pub async fn keep_room(store: Arc<Store>, node: Arc<ManyNode>, folder: PathBuf, 
         }
         if !was {
             store.space.unwritten.store(room.full, Ordering::Relaxed);
+            *store.space.worth.lock() = Worth::default();
         }
         let due = !was || looked.elapsed() >= WRITE_OUT_EVERY;
         if room.full && due && writing.is_finished() {
-            let for_long = turns % LONG_TURNS == 0;
-            (looked, turns) = (Instant::now(), turns + 1);
-            writing = tokio::spawn(store.clone().write_out(folder.clone(), for_long));
+            looked = Instant::now();
+            writing = tokio::spawn(store.clone().write_out(folder.clone()));
         }
         store.hold(room.critical);
         tokio::time::sleep(TICK).await;
@@ -212,16 +239,18 @@ impl Store {
         }
     }
 
-    /// Writes out what is in memory, once after the disk has become full, then when there are many deletions among it, or some for
-    /// long. Only where it fits: an engine that fails to write takes nothing any more until it has recovered.
-    async fn write_out(self: Arc<Self>, folder: PathBuf, for_long: bool) {
+    /// Writes out what is in memory, once after the disk has become full, then when there are deletions among it that are worth it
+    /// ([`Worth`]). Only where it fits: an engine that fails to write takes nothing any more until it has recovered.
+    async fn write_out(self: Arc<Self>, folder: PathBuf) {
         let store = self.clone();
         let written = self.chores.run(move || {
             let stats = store.engine.stats();
-            let wanted = store.space.unwritten.load(Ordering::Relaxed)
-                || stats.deletions_in_memory >= if for_long { 1 } else { DELETIONS_WORTH_A_TABLE };
             let free = node::disk::room(&folder).map_or(0, |(free, _)| free);
-            if wanted && stats.memtable_bytes + SPARE_BYTES <= free {
+            if stats.memtable_bytes + SPARE_BYTES > free {
+                return Ok(());
+            }
+            let worth_it = store.space.worth.lock().look(stats.deletions_in_memory);
+            if worth_it || store.space.unwritten.load(Ordering::Relaxed) {
                 store.engine.flush().map_err(MachineError::from)?;
                 store.space.unwritten.store(false, Ordering::Relaxed);
             }
@@ -277,6 +306,18 @@ mod tests {
             let full = full.iter().copied().map(NodeId).collect();
             assert_eq!(is_spared(&membership, NodeId(1), &full), expected, "{voters} voters, full: {full:?}");
         }
+    }
+
+    #[test]
+    fn a_few_deletions_are_written_out_soon_and_then_more_rarely() {
+        let mut worth = Worth::default();
+        let mut at = |deletions: &dyn Fn(u32) -> u64, looks: u32| {
+            (0..looks).filter(|look| worth.look(deletions(*look))).collect::<Vec<_>>()
+        };
+        assert_eq!(at(&|_| 0, 20), [0; 0]);
+        assert_eq!(at(&|_| 74, 30), [0, 2, 6, 14, 26]);
+        assert_eq!(at(&|look| if look == 1 { 100 } else { 0 }, 3), [1], "many are at once");
+        assert_eq!(at(&|_| 1, 3), [0, 2], "and a few soon after them");
     }
 
     #[test]

@@ -94,8 +94,12 @@ pub fn request(about: &About, identity: &Identity) -> pb::RegisterRequest {
     }
 }
 
-/// What to do where one of the two speaks TLS and the other does not.
+/// What to do where nobody at `pd_addr` understands the store, or one of the two speaks TLS and the other does not.
 fn advice(why: &str) -> &'static str {
+    if why.contains("unknown method Register") {
+        return "; a store answers there, perhaps this one itself: cluster.pd_addr in flaredb.toml names the placement driver, or \
+                use --standalone";
+    }
     let one_sided = [SPEAKS_TLS, SPEAKS_NO_TLS, "during the TLS handshake"];
     if one_sided.iter().any(|words| why.contains(words)) {
         return "; TLS mismatch: either PD and stores both use TLS, or none of them does ([tls] in flaredb.toml and \

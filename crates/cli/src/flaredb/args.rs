@@ -339,16 +339,12 @@ pub struct DrainArgs {
 
 #[derive(Subcommand, Debug)]
 pub enum Explain {
-    Region {
-        id: u64,
-    },
-    Store {
-        id: u64,
-    },
+    /// What a region is to have, what is next, what stands in the way, and every store as a candidate
+    Region { id: u64 },
+    /// What a store takes and why not, and what keeps it from emptying
+    Store { id: u64 },
     /// What removing a store would come to
-    Removal {
-        store: u64,
-    },
+    Removal { store: u64 },
 }
 
 #[derive(Subcommand, Debug)]

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cli::failure::Failure;
+use cli::failure::{Failure, Kind};
 use cli::format;
 use cli::output::{Format, Output};
 use proto::flaredb as pb;
@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use crate::args::Global;
 use crate::connect::{connect, reach_all};
-use crate::pd::unknown_there;
+use crate::pd::{no_leader, unknown_there};
 
 /// Who is asked for keys.
 enum Way {
@@ -56,8 +56,18 @@ fn of_endpoint(endpoint: &str, status: &tonic::Status) -> Failure {
     let said = status.source().is_none() && !status.message().starts_with("context deadline exceeded");
     match status.code() {
         tonic::Code::DeadlineExceeded if said => Failure::timed_out_saying(endpoint, status.message()),
-        _ => Failure::of_status(endpoint, status),
+        _ => unled(endpoint, status.message()).unwrap_or_else(|| Failure::of_status(endpoint, status)),
     }
+}
+
+/// Nobody leads the placement driver, or the region.
+fn unled(at: &str, words: &str) -> Option<Failure> {
+    if words.contains("the placement driver does not say") {
+        return no_leader(at, words);
+    }
+    let failure = || Failure::new(Kind::NoLeader, format!("{at}: {words}"));
+    let advice = "a majority of the region's stores has to answer: see `cluster-status` and `explain region`";
+    words.contains("no leader elected").then(|| failure().advise(advice))
 }
 
 fn of_router(members: &str, status: rpc::Status) -> Failure {
@@ -66,6 +76,9 @@ fn of_router(members: &str, status: rpc::Status) -> Failure {
     }
     if status.message.contains("unknown method") {
         return unknown_there(members);
+    }
+    if let Some(failure) = unled(members, &status.message) {
+        return failure;
     }
     let code = tonic::Code::from_i32(status.code.number() as i32);
     Failure::of_status(members, &tonic::Status::new(code, status.message))

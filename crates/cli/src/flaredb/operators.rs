@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use cli::endpoint;
 use cli::failure::Failure;
 use cli::output::{Format, Output};
 use serde_json::{Map, Value, json};
@@ -84,6 +85,9 @@ const EVICT_LEADER: &str = "evict-leader-scheduler";
 pub async fn schedulers(pages: &Pages<'_>, what: Schedulers, output: &mut Output) -> Result<(), Failure> {
     let page = match what {
         Schedulers::List => return all_schedulers(pages, output).await,
+        Schedulers::Add { name, store: Some(_) } if !name.starts_with("evict-leader") => {
+            return Err(Failure::usage(format!("{name} is not one per store: --store is for {EVICT_LEADER}")));
+        }
         Schedulers::Add { name, store } => {
             let mut body = json!({ "name": name });
             if let Some(store) = store {
@@ -194,6 +198,7 @@ pub async fn members(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result
         }
         Pd::Resign => pages.post("leader/resign", &Value::Null).await?,
         Pd::Add { node_id, peer_url } => {
+            let peer_url = endpoint::peer_url(&peer_url)?;
             pages.post("members", &json!({ "member_id": node_id, "peer_urls": [peer_url] })).await?
         }
         Pd::Remove { node_id } => pages.delete(&format!("members/id/{node_id}")).await?,

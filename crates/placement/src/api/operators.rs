@@ -57,7 +57,7 @@ pub fn of_region(api: &Api, region: u64) -> Page {
 }
 
 fn none_under_way(region: u64) -> PageError {
-    not_found(format!("no operator on region {region} is under way; see GET operators"))
+    not_found(format!("no operator on region {region} is under way; `operators` lists those that are"))
 }
 
 /// Operators that ended, the last one first. `from`: seconds since 1970.

@@ -89,7 +89,7 @@ pub async fn add(api: &Api, body: &Value) -> Page {
 
 pub async fn remove(api: &Api, name: &str) -> Page {
     let which = named(name)?;
-    let is_off = || not_found(format!("{name} is off already; see GET schedulers"));
+    let is_off = || not_found(format!("{name} is off already; `schedulers` lists those that are on"));
     change(api, |policy| {
         let was_on = match which {
             Named::Scheduler(scheduler) => {

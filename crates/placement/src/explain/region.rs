@@ -136,7 +136,7 @@ fn candidates(round: &Round<'_>, ask: &Ask<'_>, balances: bool) -> Vec<Candidate
             score_mib: verdict.ok().map(|fit| (fit.score / MIB as f64) as u64),
         }
     };
-    round.stores().iter().map(line).collect()
+    round.stores().iter().filter(|store| store.state != crate::view::StoreState::Tombstone).map(line).collect()
 }
 
 fn leaders(round: &Round<'_>, region: &Region) -> Vec<Candidate> {

@@ -84,7 +84,8 @@ pub fn explain(view: &View, policy: &Policy, store: NodeId, now: Time) -> Option
         store: store.0,
         state: here.state,
         health: match here.health {
-            Health::Connected => "connected".to_owned(),
+            Health::Connected if !here.store.reported => "not heard of yet".to_owned(),
+            Health::Connected => format!("connected, heard of {} s ago", here.store.silent_for(now).as_secs()),
             Health::Disconnected(span) => format!("disconnected, silent for {}", format_span(span)),
             Health::Down(span) => format!("down, silent for {}", format_span(span)),
         },

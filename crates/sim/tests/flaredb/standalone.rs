@@ -43,3 +43,15 @@ async fn a_store_on_its_own_comes_back_with_its_data_and_its_placement_driver() 
     let (healthy, said) = cluster.client(&cluster.pd[0], &["cluster-status"]);
     assert!(healthy && said.contains("store: "), "{said}");
 }
+
+/// What is in it would not be seen, and an empty cluster would begin below.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_folder_of_a_store_of_a_cluster_is_not_taken() {
+    let mut cluster = Cluster::start(1, 1).await;
+    cluster.stores[0].stop().await;
+    cluster.stores[0].flag("--standalone").spawn();
+    cluster.until("it ends", async |cluster| cluster.stores[0].has_ended()).await;
+    let said = cluster.stores[0].said();
+    assert!(said.contains("knows a placement driver elsewhere") && said.contains("code=CF7013"), "{said}");
+    assert!(!cluster.data_dir(&cluster.stores[0]).join("store").exists());
+}
