@@ -22,6 +22,7 @@ help: ## list the targets
 
 build: ## compile the programs into bin/
 	@scripts/need.sh build
+	@scripts/trim-cache.sh
 	@cargo build --release --locked --workspace --bins
 	@scripts/link-programs.sh
 
@@ -31,6 +32,7 @@ demo: build ## a three-node cluster with data in it that loses its leader before
 
 test: ## everything that must hold before a commit; ends with `N passed, N failed`
 	@scripts/need.sh build test
+	@scripts/trim-cache.sh
 	@scripts/test.sh
 
 torture: build ## faults with real processes, as often as promised; hours (ROWS="8 14" for some rows, COUNT=20 for fewer)

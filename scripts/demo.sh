@@ -231,6 +231,11 @@ start_flaredb() {
     bin/placement-driver --data-dir "$folder/$PD" --api-addr "$PD:$CLIENT_PORT" --raft-addr "$PD:$PEER_PORT" \
         $(certificates placement-driver-node-1) >> "$folder/$PD.log" 2>&1 &
     pids[$PD]=$!
+    # A disk that is 80 % full is given no replicas by default; this one has room for what a demo writes.
+    until "${client[@]}" policy set low-space-ratio=0.99 > /dev/null 2>&1; do
+        [ $SECONDS -lt $deadline ] || fail "the placement driver does not come up:" "$PD"
+        sleep 0.2
+    done
     for host in "${STORES[@]}"; do start_store "$host"; done
     until "${client[@]}" -o json cluster-status 2> /dev/null | jq -e '.healthy and .operators == 0 and (.stores | length) == 3' > /dev/null; do
         [ $SECONDS -lt $deadline ] || fail "FlareDB does not come up:" "$PD"

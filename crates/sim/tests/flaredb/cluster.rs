@@ -210,6 +210,20 @@ impl Cluster {
         }
     }
 
+    /// Asks a member of the placement driver for the cluster's verdict until it is good, and returns what it says then. A
+    /// leader of a moment ago has not heard of everything yet, and says so.
+    pub async fn until_well(&mut self, member: usize) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (healthy, said) = self.client(&self.pd[member], &["cluster-status"]);
+            if healthy {
+                return said;
+            }
+            assert!(Instant::now() < deadline, "{said}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// A page of the placement driver; `None`: it is not to be had now.
     pub async fn page(&self, path: &str) -> Option<Value> {
         for pd in self.pd.iter().filter(|pd| pd.child.is_some()) {

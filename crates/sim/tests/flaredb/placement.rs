@@ -17,9 +17,9 @@ fn asked(pd: &Process, path: &str, filter: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_runbooks_lines_work() {
-    let cluster = Cluster::start(3, 3).await;
-    let (healthy, said) = cluster.client(&cluster.pd[1], &["cluster-status"]);
-    assert!(healthy && said.contains("health: healthy"), "{said}");
+    let mut cluster = Cluster::start(3, 3).await;
+    let said = cluster.until_well(1).await;
+    assert!(said.contains("health: healthy"), "{said}");
     for store in 1..=3 {
         assert!(said.contains(&format!("store: {store} Up")), "{said}");
     }

@@ -50,8 +50,8 @@ async fn everything_is_under_tls() {
         assert_eq!(cluster.client(process, &["put", "asked", &process.name]), (true, "OK\n".to_owned()));
         assert_eq!(cluster.client(process, &["get", "asked"]), (true, format!("{}\n", process.name)));
     }
-    let (healthy, said) = cluster.client(&cluster.pd[0], &["cluster-status"]);
-    assert!(healthy && said.matches("https://").count() == 4, "{said}");
+    let said = cluster.until_well(0).await;
+    assert_eq!(said.matches("https://").count(), 4, "{said}");
     // The placement driver's pages: read, and changed by both methods.
     let (shown, said) = cluster.client(&cluster.pd[0], &["stores"]);
     assert!(shown && said.lines().count() == 3, "{said}");

@@ -37,11 +37,8 @@ async fn a_store_on_its_own_comes_back_with_its_data_and_its_placement_driver() 
         assert_eq!(read, Some(number.to_string()));
     }
     cluster.until("its placement driver knows it again", async |cluster| is_known(cluster).await).await;
-    // The region is known as soon as its leader has told of it, which it does after it takes puts.
-    let is_told = async |cluster: &mut Cluster| page(cluster, "regions").await["count"] == 1;
-    cluster.until("its placement driver knows its region", is_told).await;
-    let (healthy, said) = cluster.client(&cluster.pd[0], &["cluster-status"]);
-    assert!(healthy && said.contains("store: "), "{said}");
+    let said = cluster.until_well(0).await;
+    assert!(said.contains("regions: 1 ") && said.contains("store: "), "{said}");
 }
 
 /// What is in it would not be seen, and an empty cluster would begin below.
