@@ -11,7 +11,7 @@
 //! * nothing at or below the start is ever given out.
 //!
 //! What all groups of a host keep is bounded too: the host counts it ([`Totals`]), and has groups let go of what is synced
-//! ([`LogReader::shed`]).
+//! ([`LogReader::shed`]). A group that falls asleep lets go of it by itself: nobody lacks any of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -142,14 +142,13 @@ impl LogReader {
         state.cut_suffix(first.index);
         for entry in entries {
             assert_eq!(entry.index, state.last + 1, "the log has no gaps");
-            let bytes = entry.data.len();
-            state.appended_bytes += bytes as u64;
+            state.appended_bytes += entry.data.len() as u64;
             if state.sizes.back().is_none_or(|(_, at)| state.appended_bytes - at >= SIZE_MARK_BYTES) {
                 let mark = (entry.index, state.appended_bytes);
                 state.sizes.push_back(mark);
             }
             state.cache.push_back(entry.clone());
-            state.cache_bytes += bytes;
+            state.cache_bytes += weight(entry);
             state.last = entry.index;
             state.last_term = entry.term;
         }
@@ -162,6 +161,7 @@ impl LogReader {
         let mut state = self.state.lock();
         let before = state.cache_bytes;
         state.evict(0);
+        state.cache.shrink_to_fit();
         self.totals.cached(before, state.cache_bytes);
     }
 
@@ -299,7 +299,7 @@ impl State {
     fn cut_suffix(&mut self, from: u64) {
         while self.cache.back().is_some_and(|entry| entry.index >= from) {
             let entry = self.cache.pop_back().expect("just seen");
-            self.cache_bytes -= entry.data.len();
+            self.cache_bytes -= weight(&entry);
         }
         while self.sizes.back().is_some_and(|(index, _)| *index >= from) {
             self.sizes.pop_back();
@@ -310,7 +310,7 @@ impl State {
 
     fn pop_front(&mut self) {
         if let Some(entry) = self.cache.pop_front() {
-            self.cache_bytes -= entry.data.len();
+            self.cache_bytes -= weight(&entry);
         }
     }
 
@@ -319,6 +319,11 @@ impl State {
             self.pop_front();
         }
     }
+}
+
+/// What an entry takes in memory, in bytes.
+fn weight(entry: &LogEntry) -> usize {
+    size_of::<LogEntry>() + entry.data.len()
 }
 
 /// The raft crate's view of a [`LogReader`].

@@ -182,7 +182,7 @@ impl Group {
         let (term, commit) = (self.term(), self.committed());
         others.into_iter().for_each(|peer| self.send(peer, Body::Sleep { term, commit }, effects));
         self.reads.forget_rounds();
-        self.asleep = Some(Asleep { missing });
+        self.fall_asleep(Asleep { missing });
     }
 
     /// The leader sleeps, and this peer may.
@@ -190,8 +190,13 @@ impl Group {
         let vouched = self.node_of(from).is_some_and(|node| liveness.is_there(node));
         let agrees = from == self.leader() && term == self.term() && commit == self.committed();
         if self.config.sleep_after.is_some() && vouched && agrees && !self.is_leader() && self.is_at_rest() {
-            self.asleep = Some(Asleep::default());
+            self.fall_asleep(Asleep::default());
         }
+    }
+
+    fn fall_asleep(&mut self, asleep: Asleep) {
+        self.asleep = Some(asleep);
+        self.log.shed();
     }
 
     /// On a follower that is awake, at a tick: the leader has said nothing for a while.

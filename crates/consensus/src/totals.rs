@@ -53,6 +53,7 @@ fn change(total: &AtomicUsize, before: usize, after: usize) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use base::{ClusterId, GroupId, NodeId, PeerId, Time};
     use bytes::Bytes;
@@ -88,7 +89,11 @@ mod tests {
     }
 
     /// How many proposals were refused, all of them because there were too many.
-    fn carry_out(host: &mut Host, store: &MemLog, mut outputs: Vec<Output>) -> usize {
+    fn carry_out(host: &mut Host, store: &MemLog, outputs: Vec<Output>) -> usize {
+        carry_out_at(Time::ZERO, host, store, outputs)
+    }
+
+    fn carry_out_at(now: Time, host: &mut Host, store: &MemLog, mut outputs: Vec<Output>) -> usize {
         let mut refused = 0;
         while !outputs.is_empty() {
             let mut inputs = Vec::new();
@@ -111,14 +116,14 @@ mod tests {
             if inputs.is_empty() {
                 break;
             }
-            outputs = host.turn(Time::ZERO, inputs);
+            outputs = host.turn(now, inputs);
         }
         refused
     }
 
     fn propose(group: u64, seq: u64) -> Input {
         let command = Bytes::from(vec![7; COMMAND_BYTES]);
-        Input::Propose { group: GroupId(group), seq, command, deadline: Time::from_millis(1000) }
+        Input::Propose { group: GroupId(group), seq, command, deadline: Time::from_millis(60_000) }
     }
 
     #[test]
@@ -135,6 +140,28 @@ mod tests {
         let outputs = host.turn(Time::ZERO, destroyed);
         carry_out(&mut host, &store, outputs);
         assert_eq!((host.totals.cached_bytes(), host.totals.proposals()), (0, (0, 0)));
+    }
+
+    #[test]
+    fn groups_that_fall_asleep_keep_no_entries_in_memory() {
+        let after = Duration::from_millis(500);
+        let (mut host, store) = host(|config| config.sleep_after = Some(after));
+        for seq in 0..200 {
+            let outputs = host.turn(Time::ZERO, vec![propose(1 + seq % GROUPS, seq)]);
+            carry_out(&mut host, &store, outputs);
+        }
+        let mut now = Time::ZERO;
+        while now < Time::ZERO + 10 * after {
+            assert!(host.totals.cached_bytes() >= 200 * COMMAND_BYTES || now >= Time::ZERO + after);
+            now = host.next_turn().max(now + Duration::from_millis(1)).min(now + after);
+            let outputs = host.turn(now, Vec::new());
+            carry_out_at(now, &mut host, &store, outputs);
+        }
+        assert_eq!(host.totals.cached_bytes(), 0);
+        // Whatever is written to them then is kept as before.
+        let outputs = host.turn(now, vec![propose(1, 200)]);
+        carry_out_at(now, &mut host, &store, outputs);
+        assert!((COMMAND_BYTES..2 * COMMAND_BYTES).contains(&host.totals.cached_bytes()));
     }
 
     #[test]

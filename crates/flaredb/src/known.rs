@@ -3,8 +3,8 @@
 //! a member that is gone finds the others.
 //!
 //! `DATA_DIR/stores`: the line `flaredb stores 1`, then a line for each store that is not gone for good, its id and where other
-//! stores reach it (nothing: nowhere), then `pd` and a URL for each member of the placement driver. It is replaced as a whole, durably, when it changes. No file, or one that makes no sense:
-//! nothing is known, and the placement driver is waited for.
+//! stores reach it (nothing: nowhere), then `pd` and a URL for each member of the placement driver. It is replaced as a whole,
+//! durably, when it changes. No file, or one that makes no sense: nothing is known, and the placement driver is waited for.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use proto::placement as pb;
 use rpc::client::is_of_the_way;
+use tonic::Status;
 
 use crate::pd::{Asking, PdClient, Placement};
 
@@ -100,11 +101,14 @@ pub struct Remembering {
     /// It has refused this store, or put it off: it is there.
     spoke: AtomicBool,
     failed: AtomicBool,
+    put_off: Box<dyn Fn(&Status) + Send + Sync>,
 }
 
 impl Remembering {
-    pub fn new(pd: Arc<PdClient>, known: Arc<Known>) -> Remembering {
-        Remembering { pd, known, spoke: AtomicBool::new(false), failed: AtomicBool::new(false) }
+    /// `put_off` is told each time that the store was not taken in, and why.
+    pub fn new(pd: Arc<PdClient>, known: Arc<Known>, put_off: impl Fn(&Status) + Send + Sync + 'static) -> Remembering {
+        let (spoke, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Remembering { pd, known, spoke, failed, put_off: Box::new(put_off) }
     }
 
     /// Whether it said anything else than yes to this store when it asked to be taken in. Only silence lets a store begin
@@ -138,6 +142,9 @@ impl Placement for Remembering {
     fn register(&self, request: pb::RegisterRequest) -> Asking<'_, pb::RegisterResponse> {
         Box::pin(async move {
             let answer = self.pd.register(request).await;
+            if let Err(status) = &answer {
+                (self.put_off)(status);
+            }
             match &answer {
                 Ok(response) => self.note(&response.stores, &[]).await,
                 Err(status) if is_of_the_way(status) => {}

@@ -169,7 +169,15 @@ async fn serve(mut settings: Settings, reloader: Reloader) -> Result<(), StartEr
     let serving = answer(listeners, &server, &door, certificates.as_ref().and_then(Certificates::serving))?;
     let known = Arc::new(Known::read(&settings.node.data_dir));
     pd.learn(&known.members());
-    let placement = Arc::new(Remembering::new(pd.clone(), known.clone()));
+    let put_off = {
+        let (door, pd, service) = (Arc::downgrade(&door), pd.clone(), service.clone());
+        move |status: &tonic::Status| {
+            let Some(door) = door.upgrade().filter(|door| !door.is_open()) else { return };
+            door.waits(format!("{}: {}", crate::api::WAITS, status.message()));
+            service.status(&format!("Waiting for the placement driver at {}: {}", pd.addresses(), status.message()));
+        }
+    };
+    let placement = Arc::new(Remembering::new(pd.clone(), known.clone(), put_off));
     let mut registering = {
         let (node, placement) = (node.clone(), placement.clone());
         tokio::spawn(async move { supervisor::register(&*node, &*placement, &about).await })

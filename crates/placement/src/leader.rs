@@ -367,7 +367,7 @@ impl Leader {
                 replica.peer_id
             );
         }
-        let members = self.handle.membership().members.values().cloned().collect::<Vec<_>>();
+        let membership = self.handle.membership();
         Ok(pb::HeartbeatResponse {
             stores: records.stores.values().filter(|store| stands(store)).cloned().collect(),
             steps,
@@ -381,7 +381,7 @@ impl Leader {
                 time_ms: term.policy.load_split_time.as_millis() as u64,
             }),
             snapshot_bytes_per_sec: term.policy.snap_io_max_bytes_per_sec,
-            members: members.into_iter().flat_map(|member| member.client_urls).collect(),
+            members: membership.members.values().flat_map(|member| member.client_urls.iter().cloned()).collect(),
             full_stores: term.view.stores().filter(|store| store.report.full).map(|store| store.id().0).collect(),
         })
     }

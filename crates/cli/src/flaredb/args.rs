@@ -277,6 +277,8 @@ pub enum AddOperator {
         #[arg(required = true)]
         keys: Vec<String>,
     },
+    /// Make a region part of one beside it
+    Merge { region: u64, into: u64 },
 }
 
 #[derive(Subcommand, Debug)]
@@ -351,9 +353,9 @@ pub enum Explain {
 pub enum Pd {
     /// All members, and which of them leads
     Members,
-    /// Have another member lead
+    /// Have another member lead, and wait until one does
     Resign,
-    /// Have this member lead
+    /// Have this member lead, and wait until it does
     Transfer {
         /// Its name or its number
         member: String,

@@ -14,6 +14,7 @@ mod documents;
 mod drain;
 mod keys;
 mod manual;
+mod members;
 mod operators;
 mod pd;
 mod scrub;
@@ -84,7 +85,7 @@ async fn run(command: Command, global: &Global) -> Result<ExitCode, Failure> {
         }
         Command::Policy { what } => operators::policy(pages, what, output).await?,
         Command::Scrub { cluster } => done = scrub::run(pages, cluster, output).await?,
-        Command::Pd { what } => operators::members(pages, what, output).await?,
+        Command::Pd { what } => members::run(pages, what, output).await?,
         Command::Explain { what } => {
             let path = match what {
                 Explain::Region { id } => format!("explain/region/{id}"),

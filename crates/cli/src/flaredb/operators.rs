@@ -1,13 +1,12 @@
-//! Operators, schedulers, the policy, and the placement driver's own members.
+//! Operators, schedulers and the policy.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cli::endpoint;
 use cli::failure::Failure;
 use cli::output::{Format, Output};
 use serde_json::{Map, Value, json};
 
-use crate::args::{AddOperator, Operators, Pd, Policy, Schedulers};
+use crate::args::{AddOperator, Operators, Policy, Schedulers};
 use crate::pd::{Pages, escaped};
 use crate::show::{self, list, number, plain};
 
@@ -53,6 +52,9 @@ fn body_of(add: &AddOperator) -> Value {
         AddOperator::Split { region, keys } => {
             let hex = |key: &String| key.bytes().map(|byte| format!("{byte:02X}")).collect::<String>();
             json!({ "name": "split-region", "region_id": region, "keys": keys.iter().map(hex).collect::<Vec<_>>() })
+        }
+        AddOperator::Merge { region, into } => {
+            json!({ "name": "merge-region", "source_region_id": region, "target_region_id": into })
         }
     }
 }
@@ -163,46 +165,4 @@ pub async fn policy(pages: &Pages<'_>, what: Policy, output: &mut Output) -> Res
 fn all_settings(page: &Value, output: &mut Output) -> Result<(), Failure> {
     let rows = page.as_object().into_iter().flatten().map(|(name, value)| vec![name.clone(), plain(value)]).collect();
     show::rows(output, page, &["SETTING", "VALUE"], rows)
-}
-
-pub async fn members(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result<(), Failure> {
-    let page = match what {
-        Pd::Members => {
-            let (page, health) = (pages.get("members").await?, pages.get("health").await?);
-            let row = |member: &Value| {
-                let id = &member["member_id"];
-                let healthy = list(&health).iter().any(|one| one["member_id"] == *id && one["health"] == true);
-                let urls = |kind: &str| list(&member[kind]).iter().map(plain).collect::<Vec<_>>().join(",");
-                // One that was never started is known by its Raft address alone.
-                let began = member["name"] != "";
-                let role = match () {
-                    () if page["leader"]["member_id"] == *id => "leader",
-                    () if member["learner"] == true => "learner",
-                    () => "follower",
-                };
-                let health = match (began, healthy) {
-                    (false, _) => "not started yet",
-                    (true, true) => "healthy",
-                    (true, false) => "silent",
-                };
-                vec![
-                    plain(id),
-                    if began { plain(&member["name"]) } else { "-".to_owned() },
-                    if began { urls("client_urls") } else { urls("peer_urls") },
-                    role.to_owned(),
-                    health.to_owned(),
-                ]
-            };
-            let rows = list(&page["members"]).iter().map(row).collect();
-            return show::rows(output, &page, &["MEMBER", "NAME", "ADDRESS", "ROLE", "HEALTH"], rows);
-        }
-        Pd::Resign => pages.post("leader/resign", &Value::Null).await?,
-        Pd::Add { node_id, peer_url } => {
-            let peer_url = endpoint::peer_url(&peer_url)?;
-            pages.post("members", &json!({ "member_id": node_id, "peer_urls": [peer_url] })).await?
-        }
-        Pd::Remove { node_id } => pages.delete(&format!("members/id/{node_id}")).await?,
-        Pd::Transfer { member } => pages.post(&format!("leader/transfer/{}", escaped(&member)), &Value::Null).await?,
-    };
-    show::text(output, &page)
 }

@@ -26,7 +26,7 @@ use rpc::Status;
 use rpc::client::Tls;
 use rpc::server::{Answer, Method, Server, ServerStats};
 
-pub use door::Door;
+pub use door::{Door, WAITS};
 pub use raw::{Raw, VALUE_BYTES_MAX};
 pub use requests::Requests;
 pub use rpc::client::Router;

@@ -41,6 +41,7 @@ pub fn answer(api: &Api, request: &Request<Bytes>) -> Response<HttpBody> {
 
 /// Of a store that does not serve yet.
 pub fn closed(request: &Request<Bytes>, why: &str) -> Response<HttpBody> {
+    let why = quotable(why);
     let body = match request.uri().path() {
         "/livez" => return page(StatusCode::OK, "application/json", LIVES.to_owned()),
         "/health" | "/readyz" => format!(r#"{{"health":"false","reason":"{why}"}}"#),
@@ -54,13 +55,10 @@ fn health(store: &Store) -> Response<HttpBody> {
     let regions = store.regions();
     let leaderless = regions.iter().filter(|region| region.handle.status().leader.is_none()).count();
     let (status, reason) = match (store.refused(), leaderless) {
-        (Some(why), _) => {
-            let why = why.replace(['"', '\\'], "'");
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("the placement driver refuses this store, which may be stopped: {why}"),
-            )
-        }
+        (Some(why), _) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the placement driver refuses this store, which may be stopped: {}", quotable(&why)),
+        ),
         (None, 0) => (StatusCode::OK, String::new()),
         (None, some) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{some} of {} regions have no leader", regions.len()))
@@ -68,6 +66,11 @@ fn health(store: &Store) -> Response<HttpBody> {
     };
     let healthy = status == StatusCode::OK;
     page(status, "application/json", format!(r#"{{"health":"{healthy}","reason":"{reason}"}}"#))
+}
+
+/// Words that others chose, within a JSON string.
+fn quotable(words: &str) -> String {
+    words.replace(['"', '\\'], "'").replace(char::is_control, " ")
 }
 
 fn refused(status: StatusCode, why: &str) -> Response<HttpBody> {

@@ -7,6 +7,7 @@
 //!  {"name": "add-peer",        "region_id": 1, "store_id": 4}
 //!  {"name": "remove-peer",     "region_id": 1, "store_id": 2}
 //!  {"name": "split-region",    "region_id": 1, "keys": ["6B657935"]}                        hexadecimal, as regions show them
+//!  {"name": "merge-region",    "source_region_id": 1, "target_region_id": 2}
 //! ```
 
 use ::http::StatusCode;
@@ -23,7 +24,7 @@ use crate::plan::admin::{self, Refused, Wanted};
 use crate::term::{Ended, unix_s};
 use crate::view::InFlight;
 
-const NAMES: &str = "transfer-leader, transfer-peer, add-peer, remove-peer, split-region";
+const NAMES: &str = "transfer-leader, transfer-peer, add-peer, remove-peer, split-region, merge-region";
 
 fn flight_value(flight: &InFlight, now: base::Time) -> Value {
     let operator = &flight.operator;
@@ -92,9 +93,13 @@ pub async fn add(api: &Api, body: &Value) -> Page {
         let mut round = Round::new(&term.view, &term.policy, now, 0);
         admin::operator(&mut round, region, &wanted).map_err(|why| {
             let code = match why {
-                Refused::UnknownStore(_) | Refused::NoReplica { .. } => StatusCode::NOT_FOUND,
+                Refused::UnknownStore(_) | Refused::UnknownRegion(_) | Refused::NoReplica { .. } => {
+                    StatusCode::NOT_FOUND
+                }
                 Refused::Keys => StatusCode::BAD_REQUEST,
-                Refused::LeadsAlready(_) | Refused::Unfit { .. } | Refused::Blocked(_) => StatusCode::CONFLICT,
+                Refused::LeadsAlready(_) | Refused::Unfit { .. } | Refused::Apart { .. } | Refused::Blocked(_) => {
+                    StatusCode::CONFLICT
+                }
             };
             PageError::Http(code, why.to_string())
         })?
@@ -117,6 +122,10 @@ fn understand(body: &Value) -> Result<(u64, Wanted), PageError> {
         "add-peer" => Wanted::AddPeer { to: store("store_id")? },
         "remove-peer" => Wanted::RemovePeer { from: store("store_id")? },
         "split-region" => Wanted::Split { keys: keys(&body["keys"])? },
+        "merge-region" => {
+            let wanted = Wanted::Merge { into: GroupId(number("target_region_id")?) };
+            return Ok((number("source_region_id")?, wanted));
+        }
         other => return Err(bad_request(format!("`{}` is no operator: {NAMES}", other.escape_debug()))),
     };
     Ok((number("region_id")?, wanted))
@@ -159,6 +168,10 @@ mod tests {
         assert_eq!(understand(&split).ok(), Some((3, Wanted::Split { keys })));
         let moved = json!({"name": "move-peer", "region_id": 3, "from_store_id": 1, "to_store_id": 2});
         assert_eq!(understand(&moved).ok(), Some((3, Wanted::MovePeer { from: NodeId(1), to: NodeId(2) })));
+        let merge = json!({"name": "merge-region", "source_region_id": 3, "target_region_id": 4});
+        assert_eq!(understand(&merge).ok(), Some((3, Wanted::Merge { into: GroupId(4) })));
+        let halves = json!({"name": "merge-region", "target_region_id": 4});
+        assert!(refused(halves).contains("merge-region takes `source_region_id`, a number"));
         assert!(refused(json!([])).contains("`name` is one of transfer-leader"));
         assert!(
             refused(json!({"name": "shuffle", "region_id": 1})).contains("`shuffle` is no operator: transfer-leader")

@@ -85,6 +85,10 @@ fn regions(problems: &mut Vec<String>, term: &Term, now: Time) {
     let missing = term.view.regions().filter(|region| region.voters().count() < wanted).count();
     if missing > 0 {
         problems.push(format!("{missing} regions have fewer than {wanted} voting replicas"));
+        problems.extend(named(low_on_space(term, now)).map(|stores| {
+            let limit = term.policy.low_space_ratio;
+            format!("stores are given no replicas, since more of their disks is in use than low-space-ratio, {limit}: {stores}")
+        }));
     }
     let down: usize = term.view.regions().map(|region| region.down.len()).sum();
     if down > 0 {
@@ -99,6 +103,15 @@ fn regions(problems: &mut Vec<String>, term: &Term, now: Time) {
     if let Some(leaderless) = named(leaderless.iter().map(ToString::to_string)) {
         problems.push(format!("regions without a leader take no requests: {leaderless}"));
     }
+}
+
+/// Stores that would take replicas, had their disks more room.
+fn low_on_space(term: &Term, now: Time) -> impl Iterator<Item = String> {
+    term.view.stores().filter_map(move |store| {
+        let (used, is_up) = (store.report.used_ratio(), store.state_name(now, &term.policy) == "Up");
+        (is_up && store.reported && used >= term.policy.low_space_ratio)
+            .then(|| format!("store {} ({:.0} %)", store.id(), used * 100.0))
+    })
 }
 
 /// The key space from the first key to behind the last one: each is to be in one region.
@@ -188,6 +201,18 @@ mod tests {
         let (lasting, at_once) = check(pb::StoreStats::default(), vec![region(1, "", ""), region(2, "m", "")]);
         assert_eq!(at_once, [""; 0]);
         assert_eq!(lasting, ["regions report keys that another one has: region 2 those of region 1".to_owned()]);
+    }
+
+    #[test]
+    fn disks_that_are_rather_full_are_named_where_replicas_are_missing() {
+        let mut lacks = region(1, "", "");
+        lacks.region.as_mut().unwrap().peers[0].learner = true;
+        let full = pb::StoreStats { capacity_bytes: 1000, available_bytes: 170, ..pb::StoreStats::default() };
+        let (wrong, _) = check(full, vec![lacks.clone()]);
+        assert!(wrong[1].contains("low-space-ratio, 0.8: store 1 (83 %)"), "{wrong:?}");
+        let (wrong, _) = check(pb::StoreStats { available_bytes: 270, ..full }, vec![lacks]);
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert_eq!(check(full, vec![region(1, "", "")]).0, [""; 0], "it has all it is to have");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Operators that people ask for. They pass the same filters and the same safety as planned ones; what passes by itself
 //! (rates, a store that is busy) does not stop them, because people may have a reason to hurry.
 
-use base::{NodeId, PeerId};
+use base::{GroupId, NodeId, PeerId};
 
 use crate::model::{Cause, Key, Operator, Step};
 use crate::plan::filter::{self, Ask};
+use crate::plan::merge;
 use crate::plan::round::{Blocker, Round};
 use crate::view::{Region, SPLIT_KEYS_MAX};
 
@@ -16,6 +17,7 @@ pub enum Wanted {
     AddPeer { to: NodeId },
     RemovePeer { from: NodeId },
     Split { keys: Vec<Key> },
+    Merge { into: GroupId },
 }
 
 /// Why it is not done.
@@ -31,6 +33,10 @@ pub enum Refused {
     Unfit { store: NodeId, what: &'static str, why: String },
     #[error("keys to split at must ascend and lie within the region, behind its first key, {SPLIT_KEYS_MAX} at most")]
     Keys,
+    #[error("there is no region {0}")]
+    UnknownRegion(GroupId),
+    #[error("region {region} cannot become part of region {into}: {why}")]
+    Apart { region: GroupId, into: GroupId, why: String },
     #[error("{0}")]
     Blocked(String),
 }
@@ -83,6 +89,14 @@ pub fn operator(round: &mut Round<'_>, region: &Region, wanted: &Wanted) -> Resu
                 return Err(Refused::Keys);
             }
             vec![Step::Split { keys: keys.clone() }]
+        }
+        Wanted::Merge { into } => {
+            let into = round.view.region(*into).ok_or(Refused::UnknownRegion(*into))?;
+            if let Some(blocker) = round.blocker(into) {
+                return Err(blocker.into());
+            }
+            let apart = |why| Refused::Apart { region: region.id, into: into.id, why };
+            merge::steps(round, region, into).map_err(apart)?
         }
     };
     let reason = "asked for by people".to_owned();

@@ -68,6 +68,39 @@ fn carry_much(round: &Round<'_>, region: &Region, other: &Region) -> bool {
     )
 }
 
+/// The steps of a merge that people ask for; the error says what stands in the way. Neither region need be small, or at rest for
+/// long, but what becomes of them must not be cut again at once.
+pub fn steps(round: &Round<'_>, region: &Region, into: &Region) -> Result<Vec<Step>, String> {
+    let (before, behind) = round.view.neighbours(region);
+    let beside: Vec<String> = [before, behind].into_iter().flatten().map(|other| other.id.to_string()).collect();
+    if !beside.contains(&into.id.to_string()) {
+        return Err(format!("it does not lie beside that one, but beside {}", beside.join(" and ")));
+    }
+    for one in [region, into] {
+        let against = match () {
+            () if !round.is_sound(one) => "does not have all its replicas, each of them well",
+            () if one.unmeasured => "is not measured yet",
+            () if !one.split_keys.is_empty() => "is about to be split",
+            () => continue,
+        };
+        return Err(format!("region {} {against}", one.id));
+    }
+    if region.remembers {
+        return Err("a store may have something left of a region that it took in; try again in a minute".to_owned());
+    }
+    let (bytes, most) = (region.bytes + into.bytes, round.policy.split_bytes());
+    if bytes > most {
+        let (bytes, most) = (bytes / MIB, most / MIB);
+        return Err(format!(
+            "together they have {bytes} MiB and would be split again: region-split-size is {most} MiB"
+        ));
+    }
+    let mut steps = move_beside(round, region, into)
+        .ok_or_else(|| format!("its replicas cannot be moved to where those of region {} are", into.id))?;
+    steps.push(Step::Merge { into: into.id, into_epoch: into.epoch });
+    Ok(steps)
+}
+
 /// Steps that bring the region's replicas into the neighbour's stores, one at a time.
 fn move_beside(round: &Round<'_>, region: &Region, into: &Region) -> Option<Vec<Step>> {
     let missing: Vec<NodeId> =

@@ -182,12 +182,7 @@ impl StoreNow<'_> {
 
     /// Used share of the disk, with what is on its way and `more_bytes`. 1 when it has not reported.
     pub fn used_ratio(&self, more_bytes: i64) -> f64 {
-        let report = &self.store.report;
-        if report.capacity_bytes == 0 {
-            return 1.0;
-        }
-        let used = report.capacity_bytes.saturating_sub(report.available_bytes) as i64;
-        (used + self.arriving_bytes + more_bytes).max(0) as f64 / report.capacity_bytes as f64
+        self.store.report.used_ratio_with(self.arriving_bytes + more_bytes)
     }
 
     /// How full of regions it is, beside others, with so many bytes of weight and on the disk more. Bytes per weight while the

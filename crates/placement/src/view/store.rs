@@ -86,6 +86,22 @@ pub struct StoreReport {
     pub uptime: Duration,
 }
 
+impl StoreReport {
+    /// How much of its disk is in use, 0 to 1; of one that has not said, all.
+    pub fn used_ratio(&self) -> f64 {
+        self.used_ratio_with(0)
+    }
+
+    /// The same, with so many bytes more.
+    pub fn used_ratio_with(&self, more_bytes: i64) -> f64 {
+        if self.capacity_bytes == 0 {
+            return 1.0;
+        }
+        let used = self.capacity_bytes.saturating_sub(self.available_bytes) as i64;
+        (used + more_bytes).max(0) as f64 / self.capacity_bytes as f64
+    }
+}
+
 /// Per second: what it has read for clients, and written to the replicas on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreRates {

@@ -319,6 +319,39 @@ fn people_are_refused_what_would_be_unsafe() {
 }
 
 #[test]
+fn people_merge_what_lies_side_by_side() {
+    let mut small = Small::new("1:a 2:b 3:c 4:d");
+    let with = |bytes: u64| move |region: &mut placement::RegionReport| region.bytes = bytes * MIB;
+    small.region(1, "1* 2 3", with(300));
+    small.region(2, "1 2 4*", with(200));
+    small.region(3, "1* 2 3", with(900));
+    let asked = |small: &Small, region: u64, into: u64| {
+        let mut round = Round::new(&small.view, &small.policy, small.now, 0);
+        let region = small.view.region(GroupId(region)).unwrap();
+        let wanted = Wanted::Merge { into: GroupId(into) };
+        admin::operator(&mut round, region, &wanted).map_or_else(|why| why.to_string(), |operator| short(&operator))
+    };
+    assert_eq!(asked(&small, 1, 2), "admin 1: +4 ^4 -3 merge 2", "they need not be small, or have rested");
+    assert_eq!(asked(&small, 2, 1), "admin 2: +3 ^3 >2 -4 merge 1");
+    for (region, into, why) in [
+        (1, 3, "region 1 cannot become part of region 3: it does not lie beside that one, but beside 2"),
+        (2, 2, "beside 1 and 3"),
+        (2, 9, "there is no region 9"),
+        (2, 3, "together they have 1100 MiB and would be split again: region-split-size is 1024 MiB"),
+    ] {
+        let told = asked(&small, region, into);
+        assert!(told.contains(why), "{told}");
+    }
+    small.region(2, "1 2! 4*", with(200));
+    assert!(asked(&small, 1, 2).contains("region 2 does not have all its replicas"));
+    small.region(2, "1 2 4*", with(200));
+    small.region(1, "1* 2 3", |region| region.remembers = true);
+    assert!(asked(&small, 1, 2).contains("try again in a minute"));
+    small.region(1, "1* 2 3", |region| region.unmeasured = true);
+    assert!(asked(&small, 2, 1).contains("region 1 is not measured yet"));
+}
+
+#[test]
 fn small_regions_join_a_neighbour_when_they_are_at_rest() {
     let mut small = Small::new("1:a 2:b 3:c 4:d");
     let few =

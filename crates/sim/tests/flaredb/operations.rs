@@ -319,6 +319,42 @@ async fn what_is_wrong_is_told_with_what_would_be_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_merge_regions() {
+    let mut cluster = Cluster::start(1, 3).await;
+    split_at(&mut cluster, &["k5"]).await;
+    for key in ["k1", "k9"] {
+        put(&mut cluster.raw(0).await, key, "v").await.unwrap();
+    }
+    let page = cluster.page("regions").await.unwrap();
+    let [left, right] = [0, 1].map(|number| regions(&page)[number]["id"].to_string());
+    let asked = ["operators", "add", "merge", &right, &left];
+    // It is taken as soon as both are measured.
+    cluster
+        .until("the merge is begun", async |cluster| {
+            let (begun, said) = cluster.client(&cluster.pd[0], &asked);
+            assert!(begun && said.contains("begun") || said.contains("is not measured yet"), "{said}");
+            begun
+        })
+        .await;
+    cluster
+        .until("there is one region", async |cluster| {
+            let page = cluster.page("regions").await.unwrap_or_default();
+            regions(&page).len() == 1
+                && regions(&page)[0]["id"].to_string() == left
+                && leader_of(&regions(&page)[0]) > 0
+        })
+        .await;
+    for key in ["k1", "k9"] {
+        assert_eq!(get(&mut cluster.raw(1).await, key).await.unwrap().as_deref(), Some("v"), "{key}");
+    }
+    let records = cluster.page("operators/records").await.unwrap();
+    let merged = records.as_array().unwrap().iter().find(|record| record["region_id"].to_string() == right).unwrap();
+    assert_eq!((merged["cause"].as_str(), merged["outcome"].as_str()), (Some("admin"), Some("done")), "{merged}");
+    let (refused, why) = cluster.client(&cluster.pd[0], &["operators", "add", "merge", &left, &right]);
+    assert!(!refused && why.contains(&format!("there is no region {right}")), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn regions_are_found_by_key_by_store_and_by_what_is_the_matter() {
     let mut cluster = Cluster::start(1, 1).await;
     split_at(&mut cluster, &["b", "c"]).await;

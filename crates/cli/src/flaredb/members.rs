@@ -1,0 +1,81 @@
+//! The placement driver's own members.
+
+use std::time::{Duration, Instant};
+
+use cli::endpoint;
+use cli::failure::{Failure, Kind};
+use cli::output::Output;
+use serde_json::{Value, json};
+
+use crate::args::Pd;
+use crate::pd::{Pages, escaped};
+use crate::show::{self, list, plain};
+
+/// A member leads within a second or two of being asked to; an election takes as long.
+const LEADS_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub async fn run(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result<(), Failure> {
+    let page = match what {
+        Pd::Members => {
+            let (page, health) = (pages.get("members").await?, pages.get("health").await?);
+            let row = |member: &Value| {
+                let id = &member["member_id"];
+                let healthy = list(&health).iter().any(|one| one["member_id"] == *id && one["health"] == true);
+                let urls = |kind: &str| list(&member[kind]).iter().map(plain).collect::<Vec<_>>().join(",");
+                // One that was never started is known by its Raft address alone.
+                let began = member["name"] != "";
+                let role = match () {
+                    () if page["leader"]["member_id"] == *id => "leader",
+                    () if member["learner"] == true => "learner",
+                    () => "follower",
+                };
+                let health = match (began, healthy) {
+                    (false, _) => "not started yet",
+                    (true, true) => "healthy",
+                    (true, false) => "silent",
+                };
+                vec![
+                    plain(id),
+                    if began { plain(&member["name"]) } else { "-".to_owned() },
+                    if began { urls("client_urls") } else { urls("peer_urls") },
+                    role.to_owned(),
+                    health.to_owned(),
+                ]
+            };
+            let rows = list(&page["members"]).iter().map(row).collect();
+            return show::rows(output, &page, &["MEMBER", "NAME", "ADDRESS", "ROLE", "HEALTH"], rows);
+        }
+        Pd::Resign => hand_over(pages, "leader/resign").await?,
+        Pd::Add { node_id, peer_url } => {
+            let peer_url = endpoint::peer_url(&peer_url)?;
+            pages.post("members", &json!({ "member_id": node_id, "peer_urls": [peer_url] })).await?
+        }
+        Pd::Remove { node_id } => pages.delete(&format!("members/id/{node_id}")).await?,
+        Pd::Transfer { member } => hand_over(pages, &format!("leader/transfer/{}", escaped(&member))).await?,
+    };
+    show::text(output, &page)
+}
+
+/// Asks for another leader, and waits until there is one. What is answered where nothing has to change is passed on.
+async fn hand_over(pages: &Pages<'_>, path: &str) -> Result<Value, Failure> {
+    let before = pages.get("leader").await?;
+    let asked = pages.post(path, &Value::Null).await?;
+    if asked["message"].as_str().is_some_and(|message| message.contains("already")) {
+        return Ok(asked);
+    }
+    let began = Instant::now();
+    while began.elapsed() < LEADS_WITHIN {
+        tokio::time::sleep(LOOK_EVERY).await;
+        // In between nobody leads.
+        let Ok(leader) = pages.get("leader").await else { continue };
+        if leader["member_id"] != before["member_id"] {
+            let (name, id) = (plain(&leader["name"]), &leader["member_id"]);
+            return Ok(json!({ "message": format!("{name} leads now (member {id})"), "leader": leader }));
+        }
+    }
+    let text =
+        format!("{} leads still, {} s after it was asked to hand over", plain(&before["name"]), LEADS_WITHIN.as_secs());
+    Err(Failure::new(Kind::Refused, text)
+        .advise("`pd members` tells who answers; the placement driver's log says why, code=CF8005"))
+}
