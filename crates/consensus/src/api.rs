@@ -171,6 +171,9 @@ pub enum Refusal {
     TooLarge,
     #[error("no such group on this node")]
     NoGroup,
+    /// The leader went, or was not to be reached, after it was asked.
+    #[error("the leader did not answer: whether it was done is not known; look, and ask again if it was not")]
+    Unanswered,
     /// The node or its replica ended while the outcome was open.
     #[error("the node is stopping")]
     Stopping,
@@ -199,7 +202,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether what was asked for may yet take effect; if not, asking again is safe.
     pub fn outcome_unknown(self) -> bool {
-        matches!(self, Refusal::TimedOut | Refusal::Stopping)
+        matches!(self, Refusal::TimedOut | Refusal::Unanswered | Refusal::Stopping)
     }
 }
 

@@ -44,6 +44,7 @@ impl Group {
 
     pub fn hand_out_all(&mut self, effects: &mut Effects) {
         if let Some((first, last)) = self.waiting.range.take() {
+            self.proposals.handed_out(last);
             effects.out.push(Output::Committed { group: self.id, first, last });
         }
     }

@@ -379,7 +379,7 @@ impl Group {
         let index = entry.index;
         match EntryData::decode(entry.data.into()) {
             Some(EntryData::Commands(commands)) if commands.origin == self.peer => {
-                commands.seqs().for_each(|seq| self.proposals.committed(seq));
+                commands.seqs().for_each(|seq| self.proposals.committed(index, seq));
                 true
             }
             Some(EntryData::Membership(record)) => {
@@ -421,7 +421,7 @@ impl Group {
         if let Some((origin, seq)) = done
             && origin == self.peer
         {
-            self.proposals.committed(seq);
+            self.proposals.committed(index, seq);
         }
         self.moved = true;
         self.log.membership_committed(index, self.membership.encode().into(), done);

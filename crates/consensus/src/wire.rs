@@ -210,7 +210,7 @@ impl Message {
     }
 }
 
-const REFUSALS: [Refusal; 17] = [
+const REFUSALS: [Refusal; 18] = [
     Refusal::NoLeader,
     Refusal::TimedOut,
     Refusal::Busy,
@@ -228,6 +228,7 @@ const REFUSALS: [Refusal; 17] = [
     Refusal::BadTransferee,
     Refusal::Held,
     Refusal::Removed,
+    Refusal::Unanswered,
 ];
 
 pub fn refusal_code(why: Refusal) -> u8 {

@@ -212,7 +212,8 @@ impl GroupHandle {
         }
     }
 
-    /// Asks the leader's node, which may be this one, something that only a leader knows.
+    /// Asks the leader's node, which may be this one, something that only a leader knows. [`Refusal::Unanswered`]: what it was asked
+    /// to do may be done.
     pub fn call_leader(
         &self,
         method: u8,
@@ -231,10 +232,10 @@ impl GroupHandle {
             let mut events = shared.events.subscribe();
             tokio::select! {
                 answer = shared.transport.call(leader, method, body, shared.request_timeout) => {
-                    answer.map_err(|_| Refusal::NoLeader)?
+                    answer.map_err(|_| Refusal::Unanswered)?
                 }
                 // Whoever still waits for the old one would wait for a node that is gone, perhaps.
-                () = group.succeeded(leader, &mut events) => Err(Refusal::NoLeader),
+                () = group.succeeded(leader, &mut events) => Err(Refusal::Unanswered),
             }
         }
     }
@@ -257,7 +258,7 @@ impl GroupHandle {
             if node == shared.identity.load().node {
                 return shared.transport.call_here(method, body).await;
             }
-            shared.transport.call(node, method, body, timeout).await.map_err(|_| Refusal::NoLeader)?
+            shared.transport.call(node, method, body, timeout).await.map_err(|_| Refusal::Unanswered)?
         }
     }
 

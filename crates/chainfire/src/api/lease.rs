@@ -86,7 +86,9 @@ impl Api {
         loop {
             match self.handle.call_leader(method, body.clone()).await {
                 // An election, or a leader that has not counted its leases yet: clients are to notice neither.
-                Err(Refusal::NoLeader) if Instant::now() < deadline => tokio::time::sleep(LEADER_POLL).await,
+                Err(Refusal::NoLeader | Refusal::Unanswered) if Instant::now() < deadline => {
+                    tokio::time::sleep(LEADER_POLL).await
+                }
                 answer => return answer.map_err(refused),
             }
         }

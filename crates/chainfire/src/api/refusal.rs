@@ -15,7 +15,7 @@ pub fn refused(why: Refusal) -> Status {
 
 pub fn error_of(why: Refusal) -> ApiError {
     match why {
-        Refusal::NoLeader | Refusal::NoGroup => ApiError::NoLeader,
+        Refusal::NoLeader | Refusal::Unanswered | Refusal::NoGroup => ApiError::NoLeader,
         Refusal::Removed => ApiError::Removed,
         Refusal::TimedOut => ApiError::Timeout,
         Refusal::Busy => ApiError::TooManyRequests,

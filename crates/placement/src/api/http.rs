@@ -96,7 +96,8 @@ impl Api {
         } else if self.handle.is_leader() {
             self.http_here(asked).await
         } else {
-            match self.forward(HTTP, asked.encode()).await {
+            let changes = asked.method != Method::GET;
+            match self.forward(HTTP, asked.encode(), changes).await {
                 Ok((code, body)) => (code as u16, String::from_utf8_lossy(&body).into_owned()),
                 Err(status) => (status.code.http_status(), error_text(&status.message)),
             }

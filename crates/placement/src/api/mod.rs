@@ -86,7 +86,7 @@ impl Api {
         let mut request = BytesMut::with_capacity(2 + message.len());
         request.put_u16_le(number);
         request.put_slice(&message);
-        match self.forward(GRPC, request.freeze()).await? {
+        match self.forward(GRPC, request.freeze(), false).await? {
             (0, body) => Ok(body),
             (code, why) => Err(Status::new(Code::from_number(code), String::from_utf8_lossy(&why).into_owned())),
         }
@@ -110,12 +110,16 @@ impl Api {
         })
     }
 
-    /// Sends a request to the leader; its answer's code and body.
-    async fn forward(&self, kind: u8, request: Bytes) -> Result<(u32, Bytes), Status> {
+    /// Sends a request to the leader; its answer's code and body. `changes`: it must not be taken for undone if no answer comes.
+    async fn forward(&self, kind: u8, request: Bytes, changes: bool) -> Result<(u32, Bytes), Status> {
         let mut body = BytesMut::with_capacity(1 + request.len());
         body.put_u8(kind);
         body.put_slice(&request);
-        let mut answer = self.handle.call_leader(FORWARD, body.freeze()).await.map_err(of_refusal)?;
+        let asked = self.handle.call_leader(FORWARD, body.freeze()).await;
+        let mut answer = asked.map_err(|why| match why {
+            Refusal::Unanswered if !changes => of_refusal(Refusal::NoLeader),
+            why => of_refusal(why),
+        })?;
         let code = answer.try_get_u32_le().map_err(|_| Status::internal("the leader's answer makes no sense"))?;
         Ok((code, answer))
     }

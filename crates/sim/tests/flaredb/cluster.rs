@@ -359,6 +359,20 @@ impl Process {
         self.signal(libc::SIGCONT);
     }
 
+    /// What clients have sent it and it has not read, as Linux tells: of one that is paused, whether a request is under way.
+    pub fn unread_bytes(&self) -> u64 {
+        let local = format!("{:08X}:{CLIENT_PORT:04X}", u32::from_le_bytes(self.address.octets()));
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let unread = |line: &str| {
+            let mut fields = line.split_whitespace().skip(1);
+            let own = fields.next()? == local;
+            let (_, received) = fields.nth(2)?.split_once(':')?;
+            own.then(|| u64::from_str_radix(received, 16).ok())?
+        };
+        // A listener's are connections that it has not taken.
+        table.lines().filter(|line| !line.contains(" 0A ")).filter_map(unread).sum()
+    }
+
     /// SIGTERM, and waits for the end.
     pub async fn stop(&mut self) {
         self.signal(libc::SIGTERM);

@@ -101,9 +101,12 @@ async fn what_a_leader_that_goes_has_not_answered_others_do() {
 
     // It dies while it is asked to read and to write.
     cluster.stores[leader].pause();
+    let unread = cluster.stores[leader].unread_bytes();
     let reading = tokio::spawn(read(router.clone()));
+    cluster.until("the read is under way", async |cluster| cluster.stores[leader].unread_bytes() > unread).await;
+    let unread = cluster.stores[leader].unread_bytes();
     let writing = tokio::spawn(write("third"));
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.until("the write is under way", async |cluster| cluster.stores[leader].unread_bytes() > unread).await;
     cluster.stores[leader].kill();
     assert_eq!(reading.await.unwrap().as_deref().map(|value| ["second", "third"].contains(&value)), Ok(true));
     let written = writing.await.unwrap();
@@ -133,22 +136,31 @@ async fn clients_ask_the_leaders_of_keys() {
     for number in 0..100 {
         put(&router, number, "before").await;
     }
+    let batch = |value: &'static str| {
+        let mutation = |number: u32| pb::Mutation { key: key(number).into(), value: Some(value.into()) };
+        pb::BatchRequest { context: None, mutations: (0..100).rev().map(mutation).collect() }
+    };
+    for store in 0..4 {
+        cluster.raw(store).await.batch(batch("whole")).await.unwrap();
+    }
 
     // What the client knows of the region is wrong from here on.
     let region = cluster.page("regions").await.unwrap()["regions"][0]["id"].as_u64().unwrap();
     let keys: Vec<String> = [25, 50, 75].map(|number| key(number).bytes().map(|b| format!("{b:02X}")).collect()).into();
     cluster.post("operators", &json!({ "name": "split-region", "region_id": region, "keys": keys }));
     cluster.until("four regions", async |cluster| led(cluster).await.len() == 4).await;
+    // And what the stores that have no replica know of it: they cut a batch anew.
+    for (store, value) in ["by 1", "by 2", "by 3", "by 4"].into_iter().enumerate() {
+        cluster.raw(store).await.batch(batch(value)).await.unwrap();
+        assert_eq!(all(&router).await, (0..100).map(|number| (key(number), value.to_owned())).collect::<Vec<_>>());
+    }
+    let by_stores = forwarded(&cluster).await;
     for number in 0..100 {
         put(&router, number, "cut").await;
     }
     assert_eq!(all(&router).await, (0..100).map(|number| (key(number), "cut".to_owned())).collect::<Vec<_>>());
-    assert_eq!(forwarded(&cluster).await, 0.0, "each request went where its key is");
+    assert_eq!(forwarded(&cluster).await, by_stores, "each request went where its key is");
 
-    let batch = |value: &'static str| {
-        let mutation = |number: u32| pb::Mutation { key: key(number).into(), value: Some(value.into()) };
-        pb::BatchRequest { context: None, mutations: (0..100).rev().map(mutation).collect() }
-    };
     router.batch(batch("together")).await.unwrap();
     let swap = pb::CompareAndSwapRequest {
         key: key(60).into(),

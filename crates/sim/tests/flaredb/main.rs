@@ -13,6 +13,7 @@ mod leaders;
 mod lost;
 #[path = "../common/machine.rs"]
 mod machine;
+mod members;
 mod merges;
 mod moves;
 mod operations;

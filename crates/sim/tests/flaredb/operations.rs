@@ -321,13 +321,15 @@ async fn what_is_wrong_is_told_with_what_would_be_right() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn people_merge_regions() {
     let mut cluster = Cluster::start(1, 3).await;
+    // Nothing else is done to them.
+    policy(&cluster, json!({ "schedulers": [] })).await;
     split_at(&mut cluster, &["k5"]).await;
     for key in ["k1", "k9"] {
         put(&mut cluster.raw(0).await, key, "v").await.unwrap();
     }
     let page = cluster.page("regions").await.unwrap();
-    let [left, right] = [0, 1].map(|number| regions(&page)[number]["id"].to_string());
-    let asked = ["operators", "add", "merge", &right, &left];
+    let [left, right] = [0, 1].map(|number| regions(&page)[number]["id"].as_u64().unwrap());
+    let asked = ["operators", "add", "merge", &right.to_string(), &left.to_string()];
     // It is taken as soon as both are measured.
     cluster
         .until("the merge is begun", async |cluster| {
@@ -339,18 +341,17 @@ async fn people_merge_regions() {
     cluster
         .until("there is one region", async |cluster| {
             let page = cluster.page("regions").await.unwrap_or_default();
-            regions(&page).len() == 1
-                && regions(&page)[0]["id"].to_string() == left
-                && leader_of(&regions(&page)[0]) > 0
+            regions(&page).len() == 1 && regions(&page)[0]["id"] == left && leader_of(&regions(&page)[0]) > 0
         })
         .await;
     for key in ["k1", "k9"] {
         assert_eq!(get(&mut cluster.raw(1).await, key).await.unwrap().as_deref(), Some("v"), "{key}");
     }
     let records = cluster.page("operators/records").await.unwrap();
-    let merged = records.as_array().unwrap().iter().find(|record| record["region_id"].to_string() == right).unwrap();
+    let merged = records.as_array().unwrap().iter().find(|record| record["region_id"] == right).unwrap();
     assert_eq!((merged["cause"].as_str(), merged["outcome"].as_str()), (Some("admin"), Some("done")), "{merged}");
-    let (refused, why) = cluster.client(&cluster.pd[0], &["operators", "add", "merge", &left, &right]);
+    let (refused, why) =
+        cluster.client(&cluster.pd[0], &["operators", "add", "merge", &left.to_string(), &right.to_string()]);
     assert!(!refused && why.contains(&format!("there is no region {right}")), "{why}");
 }
 
