@@ -422,6 +422,7 @@ impl Group {
     pub fn applied(&mut self, index: u64, hashes: Vec<(u64, u64)>, effects: &mut Effects) {
         self.applied = self.applied.max(index);
         self.log.applied(index);
+        self.proposals.applied(index);
         self.hashed(hashes, effects);
     }
 

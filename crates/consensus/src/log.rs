@@ -11,7 +11,7 @@
 //! * nothing at or below the start is ever given out.
 //!
 //! What all groups of a host keep is bounded too: the host counts it ([`Totals`]), and has groups let go of what is synced
-//! ([`LogReader::shed`]). A group that falls asleep lets go of it by itself: nobody lacks any of it.
+//! ([`LogReader::shed`]). A group that falls asleep lets go of it by itself: whoever is there has it all.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -321,7 +321,7 @@ impl State {
     }
 }
 
-/// What an entry takes in memory, in bytes.
+/// What an entry takes in memory, in bytes, by and large.
 fn weight(entry: &LogEntry) -> usize {
     size_of::<LogEntry>() + entry.data.len()
 }

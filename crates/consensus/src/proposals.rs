@@ -4,10 +4,11 @@
 //! entry that holds it is committed. A leader appends only what was sent to it in its own term, and terms never
 //! fall along the log. So when an entry of a later term is committed first, what is in flight under an earlier
 //! term can no longer be: it goes back to waiting and is sent again, without the client noticing. What is still
-//! open at its deadline is refused; only what was in flight has an unknown outcome.
+//! not committed at its deadline is refused; only what was in flight has an unknown outcome.
 //!
-//! The state machine answers what is committed, and may have to wait with it until the disk holds what it rests on. A snapshot
-//! that is put in place meanwhile has it in it, and nothing is applied: until it is handed out it counts as open.
+//! The state machine answers what is committed as it applies it, and that may have to wait: until the disk holds what it rests on, or
+//! until another group is as far. A snapshot that is put in place meanwhile has it in it, so that it is never applied: it is refused
+//! then, its outcome unknown.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -35,8 +36,10 @@ pub(crate) struct Proposal {
 pub(crate) struct Proposals {
     waiting: VecDeque<Proposal>,
     in_flight: BTreeMap<u64, (u64, Proposal)>,
-    /// Committed, and not handed out yet: the entry's index, and what was in it.
+    /// Committed, and not applied yet: the entry's index, and what was in it.
     committed: VecDeque<(u64, u64)>,
+    /// The state machine has entries up to here, and will come to them if no snapshot does.
+    handed_out: u64,
     bytes: usize,
     totals: Arc<Totals>,
     /// No open deadline is earlier than this.
@@ -47,8 +50,16 @@ pub(crate) struct Proposals {
 
 impl Proposals {
     pub fn new(totals: Arc<Totals>) -> Proposals {
-        let (waiting, in_flight, committed) = Default::default();
-        Proposals { waiting, in_flight, committed, bytes: 0, totals, earliest: None, term: 0 }
+        Proposals {
+            waiting: VecDeque::new(),
+            in_flight: BTreeMap::new(),
+            committed: VecDeque::new(),
+            handed_out: 0,
+            bytes: 0,
+            totals,
+            earliest: None,
+            term: 0,
+        }
     }
 
     /// Proposals open in this group.
@@ -87,7 +98,7 @@ impl Proposals {
         self.in_flight.insert(proposal.seq, (term, proposal));
     }
 
-    /// The entry at `index`, with this one, is committed. Until it is [handed out](Proposals::handed_out) it may be lost sight of.
+    /// The entry at `index`, with this one, is committed. Until it is [applied](Proposals::applied) it may be lost sight of.
     pub fn committed(&mut self, index: u64, seq: u64) {
         if let Some((_, proposal)) = self.in_flight.remove(&seq) {
             self.ended(1, proposal.bytes());
@@ -95,15 +106,16 @@ impl Proposals {
         }
     }
 
-    /// Entries up to `last` go to the state machine, which answers what is in them.
+    /// Entries up to `last` go to the state machine.
     pub fn handed_out(&mut self, last: u64) {
+        self.handed_out = last;
+    }
+
+    /// The state machine has answered what is in entries up to `last`.
+    pub fn applied(&mut self, last: u64) {
         while self.committed.front().is_some_and(|(index, _)| *index <= last) {
             self.committed.pop_front();
         }
-    }
-
-    fn take_committed(&mut self) -> impl Iterator<Item = u64> + use<> {
-        std::mem::take(&mut self.committed).into_iter().map(|(_, seq)| seq)
     }
 
     /// An entry of `term` is committed: what is in flight under an earlier term never will be.
@@ -139,20 +151,23 @@ impl Proposals {
         ended
     }
 
-    /// A snapshot has taken the place of entries that were never seen, or never handed out: what is in flight may be among them.
-    /// Ends it, its outcome unknown.
+    /// A snapshot has taken the place of entries that were never seen, or never applied: what is in flight may be among them. Ends
+    /// it, its outcome unknown.
     pub fn lose_sight(&mut self) -> Vec<u64> {
         let in_flight = std::mem::take(&mut self.in_flight);
         self.ended(in_flight.len(), in_flight.values().map(|(_, proposal)| proposal.bytes()).sum());
-        self.take_committed().chain(in_flight.into_keys()).collect()
+        let committed = std::mem::take(&mut self.committed).into_iter().map(|(_, seq)| seq);
+        committed.chain(in_flight.into_keys()).collect()
     }
 
-    /// Ends everything: (never sent, outcome unknown).
+    /// Ends everything but what the state machine has, which answers it: (never sent, outcome unknown).
     pub fn drain(&mut self) -> (Vec<u64>, Vec<u64>) {
         self.ended(self.len(), self.bytes);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|proposal| proposal.seq);
         let unknown = std::mem::take(&mut self.in_flight).into_keys();
-        (waiting.collect(), self.take_committed().chain(unknown).collect())
+        let committed = std::mem::take(&mut self.committed).into_iter();
+        let committed = committed.filter(|(index, _)| *index > self.handed_out).map(|(_, seq)| seq);
+        (waiting.collect(), committed.chain(unknown).collect())
     }
 
     /// Ends what is past its deadline: (never sent, outcome unknown).
@@ -212,9 +227,7 @@ impl Proposal {
 mod tests {
     use super::*;
 
-    /// The disk stood still: entries are committed, may not be handed out yet, and a snapshot comes that has some of them in it.
-    #[test]
-    fn what_is_committed_is_open_until_it_is_handed_out() {
+    fn committed_up_to_3_of_4() -> Proposals {
         let mut proposals = Proposals::new(Arc::default());
         for seq in 1..=4 {
             let what = What::Command(Bytes::from_static(b"put"));
@@ -222,8 +235,21 @@ mod tests {
         }
         proposals.take_waiting().into_iter().for_each(|proposal| proposals.sent(1, proposal));
         (1..=3).for_each(|seq| proposals.committed(10 + seq, seq));
-        proposals.handed_out(11);
-        assert_eq!(proposals.lose_sight(), [2, 3, 4], "the first will be answered");
+        proposals.handed_out(12);
+        proposals.applied(11);
+        proposals
+    }
+
+    /// The disk stood still, or another group is behind: a snapshot comes that has in it what was to be applied.
+    #[test]
+    fn what_is_committed_is_open_until_it_is_applied() {
+        let mut proposals = committed_up_to_3_of_4();
+        assert_eq!(proposals.lose_sight(), [2, 3, 4], "the first was answered");
         assert_eq!((proposals.lose_sight(), proposals.drain()), (vec![], (vec![], vec![])), "once");
+    }
+
+    #[test]
+    fn what_the_state_machine_has_it_answers_though_the_group_is_closed() {
+        assert_eq!(committed_up_to_3_of_4().drain(), (vec![], vec![3, 4]));
     }
 }

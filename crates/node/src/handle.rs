@@ -231,9 +231,7 @@ impl GroupHandle {
             }
             let mut events = shared.events.subscribe();
             tokio::select! {
-                answer = shared.transport.call(leader, method, body, shared.request_timeout) => {
-                    answer.map_err(|_| Refusal::Unanswered)?
-                }
+                answer = shared.transport.call_or_refuse(leader, method, body, shared.request_timeout) => answer,
                 // Whoever still waits for the old one would wait for a node that is gone, perhaps.
                 () = group.succeeded(leader, &mut events) => Err(Refusal::Unanswered),
             }
@@ -258,7 +256,7 @@ impl GroupHandle {
             if node == shared.identity.load().node {
                 return shared.transport.call_here(method, body).await;
             }
-            shared.transport.call(node, method, body, timeout).await.map_err(|_| Refusal::Unanswered)?
+            shared.transport.call_or_refuse(node, method, body, timeout).await
         }
     }
 

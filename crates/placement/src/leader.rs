@@ -499,6 +499,7 @@ pub fn of_refusal(why: Refusal) -> Status {
     match why {
         Refusal::Busy => Status::resource_exhausted(why.to_string()),
         Refusal::TimedOut => Status::deadline_exceeded(),
+        Refusal::Unanswered => Status::new(Code::DeadlineExceeded, why.to_string()),
         _ => Status::unavailable(why.to_string()),
     }
 }

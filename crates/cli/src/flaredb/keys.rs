@@ -62,7 +62,7 @@ fn of_endpoint(endpoint: &str, status: &tonic::Status) -> Failure {
 
 /// Nobody leads the placement driver, or the region.
 fn unled(at: &str, words: &str) -> Option<Failure> {
-    if words.contains("the placement driver does not say") {
+    if ["the placement driver does not say", "waits for the placement driver"].iter().any(|said| words.contains(said)) {
         return no_leader(at, words);
     }
     let failure = || Failure::new(Kind::NoLeader, format!("{at}: {words}"));

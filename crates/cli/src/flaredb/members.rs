@@ -46,36 +46,44 @@ pub async fn run(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result<(),
             let rows = list(&page["members"]).iter().map(row).collect();
             return show::rows(output, &page, &["MEMBER", "NAME", "ADDRESS", "ROLE", "HEALTH"], rows);
         }
-        Pd::Resign => hand_over(pages, "leader/resign").await?,
+        Pd::Resign => hand_over(pages, "leader/resign", None).await?,
         Pd::Add { node_id, peer_url } => {
             let peer_url = endpoint::peer_url(&peer_url)?;
             pages.post("members", &json!({ "member_id": node_id, "peer_urls": [peer_url] })).await?
         }
         Pd::Remove { node_id } => pages.delete(&format!("members/id/{node_id}")).await?,
-        Pd::Transfer { member } => hand_over(pages, &format!("leader/transfer/{}", escaped(&member))).await?,
+        Pd::Transfer { member } => {
+            hand_over(pages, &format!("leader/transfer/{}", escaped(&member)), Some(&member)).await?
+        }
     };
     show::text(output, &page)
 }
 
-/// Asks for another leader, and waits until there is one. What is answered where nothing has to change is passed on.
-async fn hand_over(pages: &Pages<'_>, path: &str) -> Result<Value, Failure> {
+/// Asks for another leader, and waits until there is one: `to`, by name or number, or anybody else. What is answered where nothing
+/// has to change is passed on.
+async fn hand_over(pages: &Pages<'_>, path: &str, to: Option<&str>) -> Result<Value, Failure> {
     let before = pages.get("leader").await?;
     let asked = pages.post(path, &Value::Null).await?;
     if asked["message"].as_str().is_some_and(|message| message.contains("already")) {
         return Ok(asked);
     }
-    let began = Instant::now();
+    let is_wanted = |leader: &Value| match to {
+        Some(wanted) => leader["name"] == wanted || leader["member_id"].to_string() == wanted,
+        None => leader["member_id"].is_u64() && leader["member_id"] != before["member_id"],
+    };
+    let (began, mut last) = (Instant::now(), before.clone());
     while began.elapsed() < LEADS_WITHIN {
         tokio::time::sleep(LOOK_EVERY).await;
         // In between nobody leads.
         let Ok(leader) = pages.get("leader").await else { continue };
-        if leader["member_id"] != before["member_id"] {
-            let (name, id) = (plain(&leader["name"]), &leader["member_id"]);
-            return Ok(json!({ "message": format!("{name} leads now (member {id})"), "leader": leader }));
+        if is_wanted(&leader) {
+            let message = format!("{} leads now (member {})", plain(&leader["name"]), leader["member_id"]);
+            return Ok(json!({ "message": message, "leader": leader }));
         }
+        last = leader;
     }
-    let text =
-        format!("{} leads still, {} s after it was asked to hand over", plain(&before["name"]), LEADS_WITHIN.as_secs());
-    Err(Failure::new(Kind::Refused, text)
-        .advise("`pd members` tells who answers; the placement driver's log says why, code=CF8005"))
+    let leads = if last["member_id"].is_u64() { plain(&last["name"]) } else { "nobody".to_owned() };
+    let text = format!("{} s after it was asked to hand over, {leads} leads", LEADS_WITHIN.as_secs());
+    let advice = "`pd members` tells who answers; the log of the member that led says why not, code=CF8005";
+    Err(Failure::new(Kind::Refused, text).advise(advice))
 }

@@ -19,6 +19,22 @@ const CALL_BYTES_MAX: usize = 4 << 20;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const POOLED_MAX: usize = 4;
 
+/// Why no answer came, and whether the question went out: whoever has it may have done what it asks for.
+struct NoAnswer {
+    why: String,
+    asked: bool,
+}
+
+impl NoAnswer {
+    fn before_it_went_out(why: impl ToString) -> NoAnswer {
+        NoAnswer { why: why.to_string(), asked: false }
+    }
+
+    fn after_it_went_out(why: impl ToString) -> NoAnswer {
+        NoAnswer { why: why.to_string(), asked: true }
+    }
+}
+
 impl Transport {
     /// Asks another node, and is done within the time. The outer error says that no answer came.
     pub async fn call(
@@ -28,13 +44,34 @@ impl Transport {
         body: Bytes,
         timeout: Duration,
     ) -> Result<Result<Bytes, Refusal>, String> {
-        let addresses = self.address(node).ok_or_else(|| format!("no address of node {node} is known"))?;
-        let mut failure = String::new();
+        self.call_node(node, method, body, timeout).await.map_err(|none| none.why)
+    }
+
+    /// The same; no answer is a refusal, too.
+    pub async fn call_or_refuse(
+        &self,
+        node: NodeId,
+        method: u8,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, Refusal> {
+        let refusal = |none: NoAnswer| if none.asked { Refusal::Unanswered } else { Refusal::NoLeader };
+        self.call_node(node, method, body, timeout).await.map_err(refusal)?
+    }
+
+    async fn call_node(
+        &self,
+        node: NodeId,
+        method: u8,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Result<Bytes, Refusal>, NoAnswer> {
+        let mut failure = NoAnswer::before_it_went_out(format_args!("no address of node {node} is known"));
         let deadline = Instant::now() + timeout;
-        for address in addresses {
-            match self.call_address(address, method, body.clone(), time_left(deadline)).await {
+        for address in self.address(node).unwrap_or_default() {
+            match self.call_at(address, method, body.clone(), time_left(deadline)).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => failure = error,
+                Err(none) => failure = NoAnswer { asked: none.asked || failure.asked, ..none },
             }
         }
         Err(failure)
@@ -48,10 +85,20 @@ impl Transport {
         body: Bytes,
         timeout: Duration,
     ) -> Result<Result<Bytes, Refusal>, String> {
+        self.call_at(address, method, body, timeout).await.map_err(|none| none.why)
+    }
+
+    async fn call_at(
+        &self,
+        address: String,
+        method: u8,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Result<Bytes, Refusal>, NoAnswer> {
         let transport = self.clone();
         let deadline = Instant::now() + timeout;
         let asked = tokio::task::spawn_blocking(move || transport.ask(&address, method, &body, deadline));
-        asked.await.map_err(|error| error.to_string())?
+        asked.await.map_err(NoAnswer::after_it_went_out)?
     }
 
     /// Asks this node itself.
@@ -62,12 +109,18 @@ impl Transport {
         }
     }
 
-    fn ask(&self, address: &str, method: u8, body: &[u8], deadline: Instant) -> Result<Result<Bytes, Refusal>, String> {
+    fn ask(
+        &self,
+        address: &str,
+        method: u8,
+        body: &[u8],
+        deadline: Instant,
+    ) -> Result<Result<Bytes, Refusal>, NoAnswer> {
         let pooled = self.0.pool.lock().get_mut(address).and_then(Vec::pop);
         let fresh = pooled.is_none();
         let mut pipe = match pooled {
             Some(pipe) => pipe,
-            None => self.connect_to(address, Purpose::Call, deadline)?.0,
+            None => self.connect_to(address, Purpose::Call, deadline).map_err(NoAnswer::before_it_went_out)?.0,
         };
         match exchange(&mut pipe, method, body, deadline) {
             Ok(answer) => {
@@ -80,10 +133,11 @@ impl Transport {
             }
             // A kept connection may have been closed by the other side in the meantime. Methods may be repeated.
             Err(_) if !fresh => {
-                let (mut pipe, _) = self.connect_to(address, Purpose::Call, deadline)?;
-                exchange(&mut pipe, method, body, deadline).map_err(|error| error.to_string())
+                let fresh = self.connect_to(address, Purpose::Call, deadline);
+                let (mut pipe, _) = fresh.map_err(NoAnswer::after_it_went_out)?;
+                exchange(&mut pipe, method, body, deadline).map_err(NoAnswer::after_it_went_out)
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(NoAnswer::after_it_went_out(error)),
         }
     }
 

@@ -76,7 +76,7 @@ const PAGES: &[(&str, &str, &str)] = &[
     (
         "POST",
         "operators",
-        "{\"name\": \"transfer-leader\", \"region_id\": 1, \"to_store_id\": 2}; also transfer-peer, add-peer, remove-peer, split-region, merge-region",
+        "{\"name\": \"transfer-leader\", \"region_id\": 1, \"to_store_id\": 2}; also transfer-peer, add-peer, remove-peer, split-region; merge-region takes source_region_id and target_region_id",
     ),
     ("GET", "operators/records", "those that ended, the last one first; ?from=SECONDS since 1970"),
     ("GET", "operators/{region id}", "the one on a region"),

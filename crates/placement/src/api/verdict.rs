@@ -105,12 +105,12 @@ fn regions(problems: &mut Vec<String>, term: &Term, now: Time) {
     }
 }
 
-/// Stores that would take replicas, had their disks more room.
+/// Stores whose disks are too full to take replicas; those that take no puts either are named by themselves.
 fn low_on_space(term: &Term, now: Time) -> impl Iterator<Item = String> {
     term.view.stores().filter_map(move |store| {
         let (used, is_up) = (store.report.used_ratio(), store.state_name(now, &term.policy) == "Up");
-        (is_up && store.reported && used >= term.policy.low_space_ratio)
-            .then(|| format!("store {} ({:.0} %)", store.id(), used * 100.0))
+        let is_low = store.report.capacity_bytes > 0 && !store.report.full && used >= term.policy.low_space_ratio;
+        (is_up && store.reported && is_low).then(|| format!("store {} ({:.0} %)", store.id(), used * 100.0))
     })
 }
 

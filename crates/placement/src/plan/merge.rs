@@ -34,7 +34,7 @@ pub fn check(round: &mut Round<'_>, region: &Region) -> Result<Option<Operator>,
         return Err(blocker);
     }
     // Where it cannot follow its neighbour, the neighbour may yet come to it: it waits without complaint.
-    let Some(mut steps) = move_beside(round, region, into) else { return Ok(None) };
+    let Ok(mut steps) = move_beside(round, region, into, false) else { return Ok(None) };
     steps.push(Step::Merge { into: into.id, into_epoch: into.epoch });
     let reason = format!(
         "{} MiB and {} keys are few; its neighbour {} has {} MiB",
@@ -69,12 +69,14 @@ fn carry_much(round: &Round<'_>, region: &Region, other: &Region) -> bool {
 }
 
 /// The steps of a merge that people ask for; the error says what stands in the way. Neither region need be small, or at rest for
-/// long, but what becomes of them must not be cut again at once.
+/// long, but what becomes of them must not be too much for one.
 pub fn steps(round: &Round<'_>, region: &Region, into: &Region) -> Result<Vec<Step>, String> {
     let (before, behind) = round.view.neighbours(region);
-    let beside: Vec<String> = [before, behind].into_iter().flatten().map(|other| other.id.to_string()).collect();
-    if !beside.contains(&into.id.to_string()) {
-        return Err(format!("it does not lie beside that one, but beside {}", beside.join(" and ")));
+    let beside: Vec<&Region> = [before, behind].into_iter().flatten().collect();
+    if !beside.iter().any(|other| other.id == into.id) {
+        let beside = beside.iter().map(|other| other.id.to_string()).collect::<Vec<_>>().join(" and ");
+        let beside = if beside.is_empty() { "none".to_owned() } else { beside };
+        return Err(format!("it does not lie beside that one; regions beside it: {beside}"));
     }
     for one in [region, into] {
         let against = match () {
@@ -95,14 +97,19 @@ pub fn steps(round: &Round<'_>, region: &Region, into: &Region) -> Result<Vec<St
             "together they have {bytes} MiB and would be split again: region-split-size is {most} MiB"
         ));
     }
-    let mut steps = move_beside(round, region, into)
-        .ok_or_else(|| format!("its replicas cannot be moved to where those of region {} are", into.id))?;
+    if carry_much(round, region, into) {
+        return Err(
+            "together they would carry so much that they are split again: see load-split-requests-per-sec".to_owned()
+        );
+    }
+    let mut steps = move_beside(round, region, into, true)?;
     steps.push(Step::Merge { into: into.id, into_epoch: into.epoch });
     Ok(steps)
 }
 
-/// Steps that bring the region's replicas into the neighbour's stores, one at a time.
-fn move_beside(round: &Round<'_>, region: &Region, into: &Region) -> Option<Vec<Step>> {
+/// Steps that bring the region's replicas into the neighbour's stores, one at a time; the error says why that cannot be. `asked`:
+/// people want it, whom rates and busy stores do not stop.
+fn move_beside(round: &Round<'_>, region: &Region, into: &Region, asked: bool) -> Result<Vec<Step>, String> {
     let missing: Vec<NodeId> =
         into.voters().map(|peer| peer.store).filter(|store| region.peer(*store).is_none()).collect();
     let mut surplus: Vec<NodeId> =
@@ -112,17 +119,27 @@ fn move_beside(round: &Round<'_>, region: &Region, into: &Region) -> Option<Vec<
     let mut steps = Vec::new();
     for (arriving, leaving) in missing.into_iter().zip(surplus) {
         let ask = Ask { region, leaving: Some(leaving), isolation_min: 0 };
-        filter::judge_replica(round, &ask, round.store(arriving)?).ok()?;
-        round.may_leave(leaving).ok()?;
+        let store = round.store(arriving).ok_or_else(|| format!("there is no store {arriving}"))?;
+        let against = match asked {
+            true => filter::judge_place(round, &ask, store).or_else(|| filter::judge_store_for_long(round, store)),
+            false => filter::judge_replica(round, &ask, store).err(),
+        };
+        if let Some(why) = against {
+            return Err(format!("store {arriving} cannot take its replica: {why}"));
+        }
+        if !asked {
+            round.may_leave(leaving).map_err(|blocker| blocker.to_string())?;
+        }
         steps.extend([Step::AddLearner { store: arriving, peer: PeerId::NONE }, Step::Promote { store: arriving }]);
         if region.leader == Some(leaving) {
             let stays = |store: &NodeId| into.peer(*store).is_some();
             let to = round.select_leader(region, leaving).ok().map(|(to, _)| to).filter(stays).unwrap_or(arriving);
             steps.push(Step::TransferLeader { to });
         }
-        steps.push(Step::Remove { store: leaving, peer: region.peer(leaving)?.id });
+        let peer = region.peer(leaving).expect("it is one of its voters").id;
+        steps.push(Step::Remove { store: leaving, peer });
     }
-    Some(steps)
+    Ok(steps)
 }
 
 /// Why a small region is not merged, in words; `None` when it is not small or nothing holds it.

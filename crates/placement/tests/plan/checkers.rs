@@ -334,14 +334,20 @@ fn people_merge_what_lies_side_by_side() {
     assert_eq!(asked(&small, 1, 2), "admin 1: +4 ^4 -3 merge 2", "they need not be small, or have rested");
     assert_eq!(asked(&small, 2, 1), "admin 2: +3 ^3 >2 -4 merge 1");
     for (region, into, why) in [
-        (1, 3, "region 1 cannot become part of region 3: it does not lie beside that one, but beside 2"),
-        (2, 2, "beside 1 and 3"),
+        (1, 3, "region 1 cannot become part of region 3: it does not lie beside that one; regions beside it: 2"),
+        (2, 2, "regions beside it: 1 and 3"),
         (2, 9, "there is no region 9"),
         (2, 3, "together they have 1100 MiB and would be split again: region-split-size is 1024 MiB"),
     ] {
         let told = asked(&small, region, into);
         assert!(told.contains(why), "{told}");
     }
+    small.store(4, |report| report.slow = true);
+    assert_eq!(asked(&small, 1, 2), "admin 1: +4 ^4 -3 merge 2", "what passes does not stop them");
+    small.state(4, StoreState::Offline);
+    assert!(asked(&small, 1, 2).contains("region 2 does not have all its replicas"));
+    small.state(4, StoreState::Up);
+    small.store(4, |_| {});
     small.region(2, "1 2! 4*", with(200));
     assert!(asked(&small, 1, 2).contains("region 2 does not have all its replicas"));
     small.region(2, "1 2 4*", with(200));
