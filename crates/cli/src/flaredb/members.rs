@@ -68,7 +68,7 @@ async fn hand_over(pages: &Pages<'_>, path: &str, to: Option<&str>) -> Result<Va
         return Ok(asked);
     }
     let is_wanted = |leader: &Value| match to {
-        Some(wanted) => leader["name"] == wanted || leader["member_id"].to_string() == wanted,
+        Some(wanted) => leader["name"] == wanted || wanted.parse::<u64>().is_ok_and(|id| leader["member_id"] == id),
         None => leader["member_id"].is_u64() && leader["member_id"] != before["member_id"],
     };
     let (began, mut last) = (Instant::now(), before.clone());

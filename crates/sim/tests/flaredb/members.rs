@@ -1,5 +1,7 @@
 //! Members of the placement driver: they hand over to one another, and go.
 
+use std::net::Ipv4Addr;
+
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -42,7 +44,7 @@ async fn members_hand_over_and_one_that_was_removed_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_never_comes_is_refused() {
     let cluster = Cluster::start(1, 1).await;
-    for address in [cluster.pd[0].address, cluster.stores[0].address] {
+    let refused = |address: Ipv4Addr| async move {
         let mut connection = TcpStream::connect((address, CLIENT_PORT)).await.unwrap();
         let head = format!("POST /pd/api/v1/operators HTTP/1.1\r\nHost: {address}\r\nContent-Length: 9\r\n\r\n{{");
         connection.write_all(head.as_bytes()).await.unwrap();
@@ -52,5 +54,6 @@ async fn a_body_that_never_comes_is_refused() {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let body: Value = serde_json::from_str(body).unwrap();
         assert!(head.starts_with("HTTP/1.1 408") && body["error"].is_string(), "{answer}");
-    }
+    };
+    tokio::join!(refused(cluster.pd[0].address), refused(cluster.stores[0].address));
 }
