@@ -85,7 +85,8 @@ pub struct CreateGroup {
 pub enum Output {
     /// Make this durable with one write and one fsync, then answer [`Input::Persisted`]. In order.
     Persist { number: u64, batch: LogBatch },
-    /// Send to another peer. May be lost, delayed, repeated.
+    /// Send to another peer. May be lost or delayed. What is raft's own may be repeated as well, all else comes at most once: a
+    /// command that was forwarded twice would be in the log twice.
     Send { to: NodeId, message: Message },
     /// Entries up to `last` (from `first` on) are committed: read them with the group's
     /// [`crate::LogReader`], apply, answer [`Input::Applied`]. In order, without gaps.
