@@ -142,13 +142,14 @@ impl Placement for Remembering {
     fn register(&self, request: pb::RegisterRequest) -> Asking<'_, pb::RegisterResponse> {
         Box::pin(async move {
             let answer = self.pd.register(request).await;
-            if let Err(status) = &answer {
-                (self.put_off)(status);
-            }
             match &answer {
                 Ok(response) => self.note(&response.stores, &[]).await,
-                Err(status) if is_of_the_way(status) => {}
-                Err(_) => self.spoke.store(true, Ordering::SeqCst),
+                Err(status) => {
+                    (self.put_off)(status);
+                    if !is_of_the_way(status) {
+                        self.spoke.store(true, Ordering::SeqCst);
+                    }
+                }
             }
             answer
         })

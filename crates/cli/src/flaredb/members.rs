@@ -64,13 +64,13 @@ pub async fn run(pages: &Pages<'_>, what: Pd, output: &mut Output) -> Result<(),
 async fn hand_over(pages: &Pages<'_>, path: &str, to: Option<&str>) -> Result<Value, Failure> {
     let before = pages.get("leader").await?;
     let asked = pages.post(path, &Value::Null).await?;
-    if asked["message"].as_str().is_some_and(|message| message.contains("already")) {
-        return Ok(asked);
-    }
     let is_wanted = |leader: &Value| match to {
         Some(wanted) => leader["name"] == wanted || wanted.parse::<u64>().is_ok_and(|id| leader["member_id"] == id),
         None => leader["member_id"].is_u64() && leader["member_id"] != before["member_id"],
     };
+    if is_wanted(&before) {
+        return Ok(asked);
+    }
     let (began, mut last) = (Instant::now(), before.clone());
     while began.elapsed() < LEADS_WITHIN {
         tokio::time::sleep(LOOK_EVERY).await;

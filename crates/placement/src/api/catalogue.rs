@@ -149,7 +149,7 @@ mod tests {
              crates/placement/src/api/catalogue.rs and crates/placement/src/policy.rs instead. -->\n\n\
              Any member answers, under `/pd/api/v1/`. Answers are JSON, errors too: `{\"error\": \"why\"}`, with 400 for a body that \
              makes no sense, 404 for what does not exist, 405 for a method that a page does not take, 409 for what cannot be done \
-             now, 410 for a store that was removed, 413 for a body of more than 4 MiB, 503 while no leader is elected. Bodies are \
+             now, 410 for a store that was removed, 413 for a body of more than 4 MiB, 503 while no leader is elected, 504 where the leader did not answer and what was asked may be done. Bodies are \
              read as JSON whatever their header says. Keys in answers are hexadecimal, and so are those of split-region; in paths and \
              queries a key is text, in which any byte may be written as %XX.\n\n\
              | method | path | |\n|---|---|---|\n",

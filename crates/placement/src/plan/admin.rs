@@ -121,9 +121,9 @@ fn holds(region: &Region, store: NodeId) -> Result<(), Refused> {
 fn may_take(round: &Round<'_>, region: &Region, to: NodeId, leaving: Option<NodeId>) -> Result<(), Refused> {
     let store = known(round, to)?;
     let ask = Ask { region, leaving, isolation_min: 0 };
-    let against = filter::judge_place(round, &ask, store).or_else(|| filter::judge_store_for_long(round, store));
-    match against {
-        Some(why) => Err(Refused::Unfit { store: to, what: "take the replica", why: why.to_string() }),
-        None => Ok(()),
-    }
+    filter::judge_asked(round, &ask, store).map_err(|why| Refused::Unfit {
+        store: to,
+        what: "take the replica",
+        why: why.to_string(),
+    })
 }

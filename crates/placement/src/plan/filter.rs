@@ -146,6 +146,11 @@ pub fn judge_place(round: &Round<'_>, ask: &Ask<'_>, store: &StoreNow<'_>) -> Op
     REPLICA_FILTERS.iter().find_map(|filter| filter(round, ask, store))
 }
 
+/// The verdict on a store as a place that people ask for: what passes by itself does not count.
+pub fn judge_asked(round: &Round<'_>, ask: &Ask<'_>, store: &StoreNow<'_>) -> Result<(), Rejection> {
+    judge_place(round, ask, store).or_else(|| judge_store_for_long(round, store)).map_or(Ok(()), Err)
+}
+
 /// Every reason against the store alone.
 pub fn all_against_store(round: &Round<'_>, store: &StoreNow<'_>) -> Vec<Rejection> {
     STORE_FILTERS.iter().filter_map(|filter| filter(round, store)).collect()

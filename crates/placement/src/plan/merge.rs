@@ -120,14 +120,11 @@ fn move_beside(round: &Round<'_>, region: &Region, into: &Region, asked: bool) -
     for (arriving, leaving) in missing.into_iter().zip(surplus) {
         let ask = Ask { region, leaving: Some(leaving), isolation_min: 0 };
         let store = round.store(arriving).ok_or_else(|| format!("there is no store {arriving}"))?;
-        let against = match asked {
-            true => filter::judge_place(round, &ask, store).or_else(|| filter::judge_store_for_long(round, store)),
-            false => filter::judge_replica(round, &ask, store).err(),
-        };
-        if let Some(why) = against {
-            return Err(format!("store {arriving} cannot take its replica: {why}"));
-        }
-        if !asked {
+        let unfit = |why| format!("store {arriving} cannot take its replica: {why}");
+        if asked {
+            filter::judge_asked(round, &ask, store).map_err(unfit)?;
+        } else {
+            filter::judge_replica(round, &ask, store).map_err(unfit)?;
             round.may_leave(leaving).map_err(|blocker| blocker.to_string())?;
         }
         steps.extend([Step::AddLearner { store: arriving, peer: PeerId::NONE }, Step::Promote { store: arriving }]);
